@@ -1,0 +1,103 @@
+# recllm: raw logs -> tables -> event log -> LM text -> neighbours -> CRM (stage 1) -> LM prompts
+#         -> personalised LoRA (stage 2) -> preference alignment (stage 3) -> evaluation, table, report
+#
+# A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
+# CRM, SYSTEM, LM, SEED and EXPERIMENT: stages/plan.py resolves them, validates every stage's configuration before
+# anything runs, and writes the rules to artifacts/<dataset>/plan.mk, which Make then follows.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+.NOTPARALLEL:
+
+DATASET ?= demo
+CRM ?=
+SYSTEM ?=
+LM ?=
+SEED ?=
+EXPERIMENT ?=
+RAW ?=
+ARGS ?=
+ROOT := $(or $(RECLLM_ARTIFACTS),artifacts)
+
+# An environment of your own: make PYTHON=/path/to/python ...
+VENV := .venv/bin/python
+PYTHON ?= $(VENV)
+ifeq ($(PYTHON),$(VENV))
+READY := .venv/.installed
+else
+READY := own-environment
+endif
+
+# Shared cores: threads that wait must not spin; no progress bars of libraries; no telemetry.
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export PYTHON
+
+CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
+         EXPERIMENT="$(EXPERIMENT)" RAW="$(RAW)" $(ARGS)
+WORK := prepare stage1 stage2 stage3 evaluate report
+ASKED := $(filter $(WORK),$(MAKECMDGOALS))
+
+.PHONY: help env own-environment plan $(WORK) status table test test-all lint format types check clean
+
+help:  ## list every target
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo
+	@echo '  variables: DATASET=demo|ml-1m|ml-25m  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
+	@echo '             SEED="0 1 2"  EXPERIMENT=quick  RAW=folder-or-archive  ARGS="key=value ..."  PYTHON=...'
+
+prepare: plan  ## raw logs -> tables -> event log, splits, ids, candidates
+stage1: plan   ## train the conventional recommendation models on all data
+stage2: plan   ## tune the LM on the subsample, with and without the gate
+stage3: plan   ## align the LM to preferences, evaluate every system, print the table
+evaluate: plan ## evaluate every system and print the table
+report: plan   ## the same, and report.html (table and curves)
+$(WORK):
+	@$(MAKE) --no-print-directory -f $(ROOT)/$(DATASET)/plan.mk $@
+
+plan: | $(READY)
+	@$(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
+
+status: | $(READY)  ## what is done, stale or missing, and by which commit
+	@$(PYTHON) -m stages.plan status $(or $(ASKED),report) $(CHOICE)
+
+table: | $(READY)  ## merge artifacts/<dataset>/results.json into the tracked results/<dataset>/table.json
+	@$(PYTHON) -m stages.report table $(ROOT)/$(DATASET)
+
+env: $(READY)  ## make .venv with the versions of constraints.txt
+
+.venv/.installed: pyproject.toml constraints.txt
+	@python3 -c 'import sys; sys.exit(f"error: python3 is {sys.version.split()[0]}; wanted 3.11 or newer") if sys.version_info < (3, 11) else None'
+	@echo "installing into .venv (a minute or two)"
+	@python3 -m venv .venv
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+own-environment:
+	@$(PYTHON) -m stages.environment
+
+test: | $(READY)  ## fast tests, offline
+	@$(PYTHON) -m pytest
+
+test-all: | $(READY)  ## all tests, the slow ones too
+	@$(PYTHON) -m pytest -m "slow or not slow"
+
+lint: | $(READY)  ## ruff: errors and layout
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+
+format: | $(READY)  ## rewrite files in the house's layout
+	@$(PYTHON) -m ruff check --fix-only .
+	@$(PYTHON) -m ruff format .
+
+types: | $(READY)  ## mypy
+	@$(PYTHON) -m mypy
+
+check: lint types test  ## lint, types and fast tests
+
+clean:  ## remove artifacts/<DATASET>
+	rm -rf "$(ROOT)/$(DATASET)"

@@ -1,0 +1,65 @@
+"""What a conventional recommendation model (CRM) is built from: fields and settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Sizes of the id tables, as `prepare` counted them; sizes count ids 0 (padding) and 1 (unknown)."""
+
+    user_sizes: tuple[int, ...]
+    """Ids of each user field; field 0 is the user itself."""
+    item_sizes: tuple[int, ...]
+    """Ids of each item field; field 0 is the item itself."""
+    rating_levels: int
+    """Number of distinct ratings; rating codes are 1 to this, 0 means no rating."""
+    category: int
+    """Which of the item fields is the category (genre): the one that history events carry beside the item."""
+
+    def __post_init__(self) -> None:
+        """Refuses what no table could be made of."""
+        # Lists (from JSON or OmegaConf) are welcome, but equality and hashing want tuples.
+        object.__setattr__(self, "user_sizes", tuple(int(size) for size in self.user_sizes))
+        object.__setattr__(self, "item_sizes", tuple(int(size) for size in self.item_sizes))
+        if not self.user_sizes or not self.item_sizes or min(self.user_sizes + self.item_sizes) < 2:
+            raise ValueError(
+                f"got user_sizes={self.user_sizes}, item_sizes={self.item_sizes}; wanted a field each, "
+                "every size >= 2 (ids 0 and 1); run `make prepare` again"
+            )
+        if not 0 <= self.category < len(self.item_sizes):
+            raise ValueError(
+                f"got category={self.category}; wanted an index of the {len(self.item_sizes)} item fields; "
+                "run `make prepare` again"
+            )
+
+
+@dataclass(frozen=True)
+class CrmConfig:
+    """Settings of one CRM. Defaults were chosen on the validation split of MovieLens-1M."""
+
+    name: str = "din"
+    """Which model: din or sim."""
+    embedding_dim: int = 32
+    """Width of a field's embedding row (units)."""
+    event_dim: int = 16
+    """Width of a history event's rating embedding, and of its time interval's (units)."""
+    mlp: list[int] = field(default_factory=lambda: [256, 256, 256])
+    """Widths of the prediction MLP's hidden layers (units); the last one is the representation's d_c."""
+    attention_mlp: list[int] = field(default_factory=lambda: [64])
+    """Widths of the attention unit's hidden layers (units)."""
+    dropout: float = 0.2
+    """Dropout after each hidden layer of the prediction MLP (probability)."""
+    embedding_dropout: float = 0.1
+    """Dropout on the prediction MLP's input, which is all embeddings (probability)."""
+    interval: bool = True
+    """Whether events carry an embedding of the time between them and the sample (true or false)."""
+    l2: float = 0.3
+    """Weight of the squared norm of a sample's identifying embedding rows (user, item ...) in the loss."""
+    mask_users: float = 0.5
+    """Share of training samples whose user reads as 1 = unknown, as new users do (probability)."""
+    mask_items: float = 0.02
+    """Share of training samples whose target item reads as 1 = unknown, as new items do (probability)."""
+    embedding_std: float = 0.01
+    """Standard deviation of the embeddings' normal start (units of the embedding)."""

@@ -1,0 +1,205 @@
+"""Layers that the CRMs share: embeddings of fields and events, target attention, the prediction MLP."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recllm.crm.config import CrmConfig, Fields
+
+Batch = Mapping[str, Tensor]
+
+INTERVAL_BUCKETS = 32
+"""Buckets of the time from event to sample: 0 padding, else 1 + floor(log2(1 + seconds)), at most 31."""
+
+
+def _identifying(sizes: Sequence[int]) -> list[int]:
+    """Fields with at least half as many values as field 0: they name the user or item nearly as its id."""
+    return [index for index, size in enumerate(sizes) if 2 * size >= sizes[0]]
+
+
+class Embeddings(nn.Module):
+    """All embedding tables of a CRM: one a field, one for ratings, one for time intervals.
+
+    Row 0 of every table is padding: zero, and never trained. In training mode a share `config.mask_users` of
+    the samples reads 1 (unknown) in the user fields that identify the user (see `_identifying`: the id, and
+    near-ids such as a zip code); likewise a share `config.mask_items`, by a draw of its own, in those of the
+    target item. That is what trains row 1, which users and items without a training event read.
+
+    Args:
+        fields: table sizes.
+        config: embedding width, masking, dropout is not applied here.
+    """
+
+    def __init__(self, fields: Fields, config: CrmConfig) -> None:
+        """Draws the tables from N(0, embedding_std^2)."""
+        super().__init__()
+        dim = config.embedding_dim
+        self.category = fields.category
+        self.mask_users, self.mask_items = config.mask_users, config.mask_items
+        self.user_identity = _identifying(fields.user_sizes)
+        self.item_identity = _identifying(fields.item_sizes)
+        self.user = nn.ModuleList(nn.Embedding(size, dim, padding_idx=0) for size in fields.user_sizes)
+        self.item = nn.ModuleList(nn.Embedding(size, dim, padding_idx=0) for size in fields.item_sizes)
+        self.query_dim = 2 * dim
+        self.rating = nn.Embedding(fields.rating_levels + 1, config.event_dim, padding_idx=0)
+        self.interval = (
+            nn.Embedding(INTERVAL_BUCKETS, config.event_dim, padding_idx=0) if config.interval else None
+        )
+        self.event_dim = self.query_dim + config.event_dim * (2 if config.interval else 1)
+        self.sample_dim = dim * (len(fields.user_sizes) + len(fields.item_sizes))
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):
+                nn.init.normal_(table.weight, std=config.embedding_std)
+                with torch.no_grad():
+                    table.weight[0] = 0.0
+
+    def _masked(self, ids: Tensor, identity: list[int], share: float) -> Tensor:
+        if not self.training or share == 0.0:
+            return ids
+        unknown = torch.rand(len(ids), 1, device=ids.device) < share
+        hidden = torch.zeros(ids.shape[1], dtype=torch.bool, device=ids.device)
+        hidden[identity] = True
+        return ids.masked_fill(unknown & hidden & (ids != 0), 1)
+
+    def sample(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Embeds the user and the target item.
+
+        Args:
+            batch: `user` [B, F_u] and `item` [B, F_i], int64.
+
+        Returns:
+            All fields joined [B, (F_u + F_i) d], and the target as an attention query: item and category
+            joined [B, 2 d], float.
+        """
+        user_ids = self._masked(batch["user"], self.user_identity, self.mask_users)
+        item_ids = self._masked(batch["item"], self.item_identity, self.mask_items)
+        users = [table(user_ids[:, index]) for index, table in enumerate(self.user)]
+        items = [table(item_ids[:, index]) for index, table in enumerate(self.item)]
+        return torch.cat(users + items, dim=1), torch.cat([items[0], items[self.category]], dim=1)
+
+    def events(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+        """Embeds one list of history events: item, category, rating and interval joined.
+
+        Args:
+            batch: `<kind>_item` [B, T, F_i], `<kind>_rating` and `<kind>_interval` [B, T], int64;
+                `<kind>_mask` [B, T] bool, true where an event is.
+            kind: `recent` or `retrieved`.
+
+        Returns:
+            Events [B, T, event_dim], float, whose first 2 d columns are laid out as the query of `sample`;
+            zero where the mask is false, whatever ids stand there; and the mask.
+        """
+        items, mask = batch[f"{kind}_item"], batch[f"{kind}_mask"]
+        padding = ~mask
+        parts = [
+            self.item[column](items[..., column].masked_fill(padding, 0)) for column in (0, self.category)
+        ]
+        parts.append(self.rating(batch[f"{kind}_rating"].masked_fill(padding, 0)))
+        if self.interval is not None:
+            parts.append(self.interval(batch[f"{kind}_interval"].masked_fill(padding, 0)))
+        return torch.cat(parts, dim=-1), mask
+
+    def l2(self, batch: Batch) -> Tensor:
+        """Squared norm of the rows that identify the users and target items, mean over samples; scalar.
+
+        Only rows looked up in the batch are touched, so that a popular item is not held down more than once a
+        sample and a whole-table product is never computed.
+        """
+        rows = [self.user[index](batch["user"][:, index]) for index in self.user_identity]
+        rows += [self.item[index](batch["item"][:, index]) for index in self.item_identity]
+        return torch.stack([row.square().sum(1).mean() for row in rows]).sum()
+
+
+class TargetAttention(nn.Module):
+    """DIN's activation unit and weighted sum (Zhou et al. 2018, arXiv 1706.06978, eq. 3), padding masked.
+
+    For event e and query q the unit is an MLP over [e, q, e' - q, e' * q], where e' is the part of e that
+    describes an item as q does (rating and interval, which a target lacks, come after it). Its first layer is
+    linear in that vector, so with W = [W_e, W_q, W_d, W_p] it factors into
+
+        W [e, q, e' - q, e' * q] = (W_e + [W_d, 0]) e + W_p (e' * q) + (W_q - W_d) q
+
+    whose last term is computed once a sample: the [B, T, 4 d] tensor is never made. As in the paper the
+    weights are not normalized by a softmax, so that the sum keeps how strongly the history speaks.
+
+    Differences: element-wise product in the unit's input, as in the authors' code (the paper's figure has the
+    outer product); ReLU for Dice.
+
+    Args:
+        query_dim: width d_q of the query.
+        event_dim: width d_e >= d_q of an event.
+        hidden: widths of the unit's hidden layers, at least one.
+
+    Raises:
+        ValueError: no hidden layer.
+    """
+
+    def __init__(self, query_dim: int, event_dim: int, hidden: Sequence[int]) -> None:
+        """Draws the weights as `nn.Linear` does."""
+        super().__init__()
+        if not hidden:
+            raise ValueError("got attention_mlp=[]; wanted at least one width, e.g. attention_mlp=[64]")
+        self.parts = [event_dim, query_dim, query_dim, query_dim]
+        self.first = nn.Linear(sum(self.parts), hidden[0])
+        widths = [*hidden, 1]
+        self.rest = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
+
+    def scores(self, query: Tensor, events: Tensor, mask: Tensor) -> Tensor:
+        """Weights of the events, 0 where the mask is false.
+
+        Args:
+            query: [B, d_q].
+            events: [B, T, d_e].
+            mask: [B, T] bool.
+
+        Returns:
+            [B, T].
+        """
+        samples, length, event_dim = events.shape
+        width = query.shape[1]
+        of_event, of_query, of_difference, of_product = self.first.weight.t().split(self.parts)
+        of_event = of_event + functional.pad(of_difference, (0, 0, 0, event_dim - width))
+        product = events[..., :width] * query.unsqueeze(1)
+        hidden = events.reshape(-1, event_dim) @ of_event
+        hidden = torch.addmm(hidden, product.view(-1, width), of_product)
+        constant = torch.addmm(self.first.bias, query, of_query - of_difference)
+        hidden = hidden.view(samples, length, -1) + constant.unsqueeze(1)
+        for layer in self.rest:
+            hidden = layer(functional.relu_(hidden))  # in place: the largest tensor of the model
+        return hidden.squeeze(2).masked_fill(~mask, 0.0)
+
+    def forward(self, query: Tensor, events: Tensor, mask: Tensor) -> Tensor:
+        """Sum of the events by weight [B, d_e]; shapes as in `scores`. An empty history gives zeros."""
+        weights = self.scores(query, events, mask)
+        return torch.bmm(weights.unsqueeze(1), events).squeeze(1)
+
+
+class Tower(nn.Module):
+    """Prediction MLP: input dropout, hidden layers with ReLU and dropout, one logit.
+
+    Args:
+        dim: width of the input.
+        config: `mlp`, `dropout`, `embedding_dropout`.
+    """
+
+    def __init__(self, dim: int, config: CrmConfig) -> None:
+        """Draws the weights as `nn.Linear` does."""
+        super().__init__()
+        if not config.mlp:
+            raise ValueError("got mlp=[]; wanted at least one width, e.g. mlp=[256,256,256]")
+        layers: list[nn.Module] = [nn.Dropout(config.embedding_dropout)]
+        for width in config.mlp:
+            layers += [nn.Linear(dim, width), nn.ReLU(), nn.Dropout(config.dropout)]
+            dim = width
+        self.hidden = nn.Sequential(*layers)
+        self.logit = nn.Linear(dim, 1)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps inputs [B, dim] to (logit [B], representation [B, mlp[-1]] = last hidden layer)."""
+        representation = self.hidden(inputs)
+        return self.logit(representation).squeeze(1), representation

@@ -1,0 +1,181 @@
+"""Negatives and candidate lists: what a next item is ranked against.
+
+Everything here is a function of (seed, row), so that a list does not depend on the batch that asks for it.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from recllm.data import draws
+
+Rows = npt.NDArray[np.int64]
+Items = npt.NDArray[np.int32]
+
+KINDS = ("uniform", "popular")
+_ROUNDS = 16  # rejection rounds; what is open after them is drawn exactly, over the whole catalogue
+
+
+class Histories(Protocol):
+    """The arrays of an event log that this file reads (`recllm.data.log.EventLog` has them all)."""
+
+    user: npt.NDArray[np.int32]
+    item: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    item_count: npt.NDArray[np.int32]
+
+
+class Seen:
+    """Answers "was this item above this row?" from the first row of every (user, item) pair."""
+
+    def __init__(self, log: Histories, users: npt.NDArray[np.int32] | None = None) -> None:
+        """Sorts the pairs.
+
+        Args:
+            log: the event log.
+            users: dense users to cover; None covers all of them (8 + 8 bytes an event).
+        """
+        self._items = len(log.item_count)
+        rows = np.arange(len(log.user)) if users is None else _rows_of(log.offsets, np.unique(users))
+        keys = log.user[rows].astype(np.int64) * self._items + log.item[rows]
+        self._keys, first = np.unique(keys, return_index=True)  # return_index is the first, and rows ascend
+        self._first_row = rows[first]
+
+    def above(self, users: npt.NDArray[np.int32], items: Items, rows: Rows) -> npt.NDArray[np.bool_]:
+        """True where the user's log holds the item above the row.
+
+        Args:
+            users: dense users `[B, 1]`.
+            items: dense items `[B, n]`.
+            rows: rows of the log `[B, 1]`.
+
+        Returns:
+            bool `[B, n]`.
+        """
+        keys = users.astype(np.int64) * self._items + items
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return (self._keys[place] == keys) & (self._first_row[place] < rows)
+
+
+def negatives(
+    log: Histories,
+    rows: Rows,
+    kind: str,
+    n: int,
+    seed: int,
+    exclude_target: bool = True,
+    seen: Seen | None = None,
+) -> Items:
+    """Items that the user had not met before the row, drawn without replacement.
+
+    An item of any row above is out, also one of the same second and whatever `history.ties` says: it was met.
+    An item that the user meets later may be drawn, as nothing below the row may be known.
+
+    Args:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        kind: `uniform` over the items with a training event, or `popular`: in proportion to their training
+            events.
+        n: negatives a row.
+        seed: draws are functions of (seed, kind, row).
+        exclude_target: leave the row's own item out as well.
+        seen: the table of (user, item) pairs, to be built once where many batches are asked for; None builds
+            it.
+
+    Returns:
+        int32 `[R, n]`, distinct within a row.
+
+    Raises:
+        ValueError: `kind` is none of the two, or a user has met so much that fewer than n items are left.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"candidates of kind {kind!r}, wanted one of {', '.join(KINDS)}")
+    rows = np.asarray(rows, dtype=np.int64)
+    seen = Seen(log, log.user[rows]) if seen is None else seen
+    catalogue = np.flatnonzero(log.item_count).astype(np.int32)
+    weight = log.item_count[catalogue].astype(np.float64) if kind == "popular" else np.ones(len(catalogue))
+    cumulative = np.cumsum(weight) / weight.sum()
+    seed = draws.derive(seed, "negatives", kind)
+
+    chosen = np.zeros((len(rows), n), dtype=np.int32)
+    filled = np.zeros(len(rows), dtype=np.int64)
+    width = 2 * n  # draws a row and round; a draw is used in its own order, so the width changes no result
+    left = np.arange(len(rows))
+    for turn in range(_ROUNDS):
+        if not len(left):
+            return chosen
+        uniform = draws.uniform(seed, rows[left], width, start=turn * width)
+        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(catalogue) - 1)
+        items = catalogue[place]
+        free = ~seen.above(log.user[rows[left], None], items, rows[left, None])
+        if exclude_target:
+            free &= items != log.item[rows[left], None]
+        free &= ~(items[:, :, None] == chosen[left][:, None, :]).any(axis=2)
+        free &= ~_repeats(items)
+        slot = filled[left, None] + np.cumsum(free, axis=1) - 1
+        row, column = np.nonzero(free & (slot < n))
+        chosen[left[row], slot[row, column]] = items[row, column]
+        filled[left] = np.minimum(filled[left] + free.sum(axis=1), n)
+        left = left[filled[left] < n]
+
+    # A reader of nearly everything rejects nearly every draw. Drawing without replacement in proportion to
+    # weights is the same as taking the smallest -log(u) / weight (Efraimidis and Spirakis 2006), and the
+    # draws so far are kept.
+    for at in left:
+        row = rows[at : at + 1]
+        out = seen.above(log.user[row, None], catalogue[None, :], row[:, None])[0]
+        out |= np.isin(catalogue, chosen[at, : filled[at]])
+        if exclude_target:
+            out |= catalogue == log.item[row]
+        need = n - filled[at]
+        if len(catalogue) - out.sum() < need:
+            raise ValueError(
+                f"row {row[0]}: {len(catalogue) - out.sum() + filled[at]} items of the training catalogue "
+                f"are new to its user, wanted {n} negatives; mend with prepare.candidates=<fewer>"
+            )
+        bits = draws.hashes(draws.derive(seed, "exact"), row, catalogue) >> np.uint64(11)
+        arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / weight)
+        chosen[at, filled[at] :] = catalogue[np.argsort(arrival, kind="stable")[:need]]
+    return chosen
+
+
+def candidate_lists(log: Histories, rows: Rows, kind: str, n: int = 20, seed: int = 0) -> Items:
+    """The target of each row among n - 1 negatives, in an order that does not tell which one is the target.
+
+    The order sorts by a hash of (seed, row, item): it is a function of the row and the set of the candidates,
+    so another one of them as the target would stand in the same place.
+
+    Args:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        kind: `uniform` or `popular`, see `negatives`.
+        n: candidates a row, the target included.
+        seed: draws and order are functions of (seed, row).
+
+    Returns:
+        int32 `[R, n]`, distinct within a row.
+
+    Raises:
+        ValueError: as `negatives`.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    items = np.concatenate([log.item[rows, None], negatives(log, rows, kind, n - 1, seed)], axis=1)
+    order = np.argsort(draws.hashes(draws.derive(seed, "order"), rows[:, None], items), axis=1)
+    return np.take_along_axis(items, order, axis=1)
+
+
+def _rows_of(offsets: npt.NDArray[np.int64], users: npt.NDArray[np.int32]) -> Rows:
+    """All rows of these users, ascending: the concatenated ranges, without a loop."""
+    start, length = offsets[users], offsets[users + 1] - offsets[users]
+    shift = np.repeat(start - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
+    return np.arange(length.sum()) + shift
+
+
+def _repeats(items: Items) -> npt.NDArray[np.bool_]:
+    """True at every item `[B, n]` that stands further left in its row as well."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    repeated = np.zeros(items.shape, dtype=bool)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return repeated

@@ -1,0 +1,148 @@
+"""The event log: flat arrays on disk in which a sample is a row and its history is the rows above it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.columns import SPLITS, TRAIN
+
+Rows = NDArray[np.int64]
+
+ARRAYS = (
+    "user",
+    "item",
+    "rating",
+    "label",
+    "timestamp",
+    "split",
+    "offsets",
+    "user_fields",
+    "item_fields",
+    "item_count",
+    "item_likes",
+)
+
+
+class EventLog:
+    """All events sorted by (user, timestamp, external item id), memory-mapped and read-only.
+
+    Attributes:
+        user, item: int32 `[N]` dense ids (0 padding, 1 unknown, real ids from 2 on).
+        rating: int16 `[N]` code; 0 = not rated, code c reads `rating_levels[c - 1]`.
+        label: int8 `[N]`, 1 = liked.
+        timestamp: int64 `[N]` seconds.
+        split: int8 `[N]`, 0 train, 1 valid, 2 test, -1 unused.
+        offsets: int64 `[n_users + 1]`; user u owns the rows `offsets[u]:offsets[u + 1]`.
+        user_fields: int32 `[n_users, F_u]`, item_fields: int32 `[n_items, F_i]`: ids that a CRM reads, column 0
+            the user or item itself; a value without a training event reads 1.
+        item_count, item_likes: int32 `[n_items]` training events and liked training events of an item.
+        meta: field names and sizes, rating levels, counts (`meta.json`).
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    rating: NDArray[np.int16]
+    label: NDArray[np.int8]
+    timestamp: NDArray[np.int64]
+    split: NDArray[np.int8]
+    offsets: NDArray[np.int64]
+    user_fields: NDArray[np.int32]
+    item_fields: NDArray[np.int32]
+    item_count: NDArray[np.int32]
+    item_likes: NDArray[np.int32]
+
+    def __init__(self, folder: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        """Take arrays that are already open; users call `open`."""
+        self.folder = folder
+        self.meta = meta
+        for name in ARRAYS:
+            setattr(self, name, arrays[name])
+        self._history_end: Rows | None = arrays.get("history_end")
+
+    @classmethod
+    def open(cls, folder: str | Path) -> EventLog:
+        """Map the log that `stages/prepare.py` wrote.
+
+        Raises:
+            FileNotFoundError: where the folder holds no log.
+        """
+        folder = Path(folder)
+        if not (folder / "meta.json").exists():
+            raise FileNotFoundError(f"no event log in {folder}; wanted meta.json there; run `make prepare`")
+        names = (*ARRAYS, "history_end") if (folder / "history_end.npy").exists() else ARRAYS
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        return cls(folder, arrays, json.loads((folder / "meta.json").read_text()))
+
+    @property
+    def n_items(self) -> int:
+        """Dense item ids, the reserved ones included."""
+        return int(self.meta["n_items"])
+
+    @property
+    def n_users(self) -> int:
+        """Dense user ids, the reserved ones included."""
+        return int(self.meta["n_users"])
+
+    def history(self, rows: Rows) -> tuple[Rows, Rows]:
+        """First row (inclusive) and last row (exclusive) of each row's history, int64 `[B]` each."""
+        start = self.offsets[self.user[rows]]
+        end = np.asarray(rows, np.int64) if self._history_end is None else self._history_end[rows]
+        return start, end
+
+    def recent(self, rows: Rows, k: int) -> Rows:
+        """The last k rows of each history in time order, int64 `[B, k]`, padded with -1 on the left."""
+        start, end = self.history(rows)
+        positions = end[:, None] + np.arange(-k, 0)
+        return np.where(positions >= start[:, None], positions, -1)
+
+    def train_events(self) -> NDArray[np.bool_]:
+        """Rows `[N]` that may feed statistics: training samples and the unused rows of the same period.
+
+        The unused rows are the first few of each user; they count when they are not later than the last
+        training sample, so that nothing from the validation or test period leaks into a count or a vector.
+        """
+        split = np.asarray(self.split)
+        last = self.timestamp[split == TRAIN].max(initial=np.iinfo(np.int64).min)
+        return (split == TRAIN) | ((split < 0) & (np.asarray(self.timestamp) <= last))
+
+    def rows(self, split: str, name: str) -> Rows:
+        """The row set `name` of a split.
+
+        Args:
+            split: `train`, `valid` or `test`.
+            name: `all` (time order), `first<n>` (the n earliest), `uniform<n>` (n drawn with the stored
+                permutation, so that a smaller set lies in a larger one), or a fraction such as `0.1`
+                of the same permutation. A set larger than the split is the whole split.
+
+        Raises:
+            ValueError: for another split or name.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        if name == "all":
+            return np.load(self.folder / f"order_{split}.npy", mmap_mode="r")[:]
+        if match := re.fullmatch(r"first(\d+)", name):
+            return np.load(self.folder / f"order_{split}.npy", mmap_mode="r")[: int(match[1])]
+        permutation = np.load(self.folder / f"permutation_{split}.npy", mmap_mode="r")
+        if match := re.fullmatch(r"uniform(\d+)", name):
+            return permutation[: int(match[1])]
+        if re.fullmatch(r"0?\.\d+|1\.0+", name):
+            return permutation[: round(float(name) * len(permutation))]
+        raise ValueError(f"row set {name!r} is unknown; wanted all, first<n>, uniform<n> or a fraction such as 0.1")
+
+    def ranking(self, split: str, kind: str) -> tuple[Rows, NDArray[np.int32]]:
+        """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.
+
+        Args:
+            split: `valid` or `test`.
+            kind: `uniform20` or `popular20`: how the negatives were drawn.
+        """
+        rows = np.load(self.folder / f"ranking_{split}.npy")
+        return rows, np.load(self.folder / f"candidates_{split}_{kind}.npy")
+

@@ -1,0 +1,55 @@
+"""Puts a LoRA of either kind on a frozen LM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from recllm.config import AdapterConfig
+from recllm.reclora import RecLoraConfig
+
+
+def add_adapter(lm: Any, config: AdapterConfig, representation: Tensor | None, seed: int) -> PeftModel:
+    """A fresh adapter that starts at the LM's own output.
+
+    Args:
+        lm: the frozen LM.
+        config: kind, rank, gate.
+        representation: float32 `[n, d_c]` of the tuning rows; its mean and deviation standardise the gate's input.
+        seed: of the adapter's random start.
+    """
+    torch.manual_seed(seed)
+    if config.kind == "lora":
+        plain = LoraConfig(
+            r=config.r,
+            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=0.0,
+            target_modules=config.target_modules,
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(lm, plain)  # type: ignore[return-value]
+    assert representation is not None
+    gated = RecLoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        num_meta=config.num_meta,
+        mixture=config.mixture,
+        representation_dim=representation.shape[1],
+        gate=config.gate,
+        gate_hidden=config.gate_hidden,
+        gate_temperature=config.gate_temperature,
+        rescale=config.rescale,
+        target_modules=config.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    model = get_peft_model(lm, gated)
+    model.base_model.set_statistics(representation.mean(0), representation.std(0, correction=0))  # type: ignore[operator]
+    return model  # type: ignore[return-value]
+
+
+def load_adapter(lm: Any, folder: Any, trainable: bool = False) -> PeftModel:
+    """A saved adapter of either kind on the LM that it was made for; its type is in its `adapter_config.json`."""
+    return PeftModel.from_pretrained(lm, folder, is_trainable=trainable)

@@ -1,0 +1,129 @@
+"""Text on which an LM is trained before it is tuned: rows of pieces, packed into blocks of tokens.
+
+Every function gives piece ids [documents, P] out of the prompts' table; `pack` makes tokens of them.
+All of them read training rows only if the caller gives training rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from recllm.data.log import EventLog
+    from recllm.data.prompts import Pieces, Prompts
+
+Ints = NDArray[np.integer[Any]]
+Matrix = NDArray[np.int32]
+
+
+def cards(pieces: Pieces, items: Ints) -> Matrix:
+    """What the table says of dense items [n]: BOS, title, attributes, EOS."""
+    items = np.asarray(items)
+    return _columns(len(items), pieces.head, pieces.item[items], pieces.card[items], pieces.eos)
+
+
+def timelines(log: EventLog, pieces: Pieces, rows: Ints, length: int, ratings: bool = True) -> Matrix:
+    """Events of a user, one after another, as the history of a prompt shows them.
+
+    Args:
+        log: The event log.
+        pieces: The text pieces.
+        rows: Events to tell of, in any order; each is told once.
+        length: Most events of a document; a longer timeline goes on in the next one.
+        ratings: Whether titles carry their rating; if not, every title ends its line.
+
+    Returns:
+        [documents, 2 length + 4]: BOS, profile, sentence, title, rating, title, rating, ..., EOS.
+    """
+    rows = np.sort(np.asarray(rows, np.int64))
+    user = log.user[rows]
+    first = np.flatnonzero(np.diff(user, prepend=-1))
+    index = np.arange(len(rows))
+    place = index - np.repeat(first, np.diff(np.append(first, len(rows))))
+    document = np.cumsum(place % length == 0) - 1
+    count = int(document[-1]) + 1 if len(rows) else 0
+    shown = np.zeros((count, length, 2), np.int32)
+    shown[document, place % length, 0] = pieces.item[log.item[rows]]
+    shown[document, place % length, 1] = pieces.rating[log.rating[rows]] if ratings else pieces.newline
+    owner = user[place % length == 0]
+    return _columns(
+        count, pieces.head, pieces.profile[owner], pieces.intro, shown.reshape(count, 2 * length), pieces.eos
+    )
+
+
+def questions(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
+    """Yes/No prompts of labeled rows [n] with history [n, k], their answers, and EOS."""
+    pieces = prompts.pieces
+    matrix, _ = prompts.ctr_matrix(rows, history)
+    answer = np.where(prompts.log.label[np.asarray(rows)] > 0, pieces.yes, pieces.no)
+    return _columns(len(matrix), matrix, answer, pieces.eos)
+
+
+def rated(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
+    """The rows' events [n] behind a history [n, k] of choice: one more line, with its rating, and EOS.
+
+    With retrieved histories this is what a prompt looks like, and the rating is what it has to teach.
+    """
+    pieces = prompts.pieces
+    rows = np.asarray(rows, np.int64)
+    shown = prompts.events(np.concatenate([np.asarray(history, np.int64), rows[:, None]], 1))
+    profile = pieces.profile[prompts.log.user[rows]]
+    return _columns(len(rows), pieces.head, profile, pieces.intro, shown, pieces.eos)
+
+
+def next_titles(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
+    """Next-title prompts of rows [n] with history [n, k], the rows' titles, and EOS."""
+    pieces = prompts.pieces
+    matrix, _ = prompts.ranking_matrix(rows, history)
+    return _columns(len(matrix), matrix, pieces.item[prompts.log.item[np.asarray(rows)]], pieces.eos)
+
+
+def pack(
+    pieces: Pieces,
+    documents: Sequence[Matrix],
+    context: int,
+    rng: np.random.Generator,
+    label_weight: float = 4.0,
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Documents of all kinds, shuffled, one behind another in blocks; EOS and BOS stand between them.
+
+    A document that does not fit goes on in the next block. Unfilled places of the last block hold EOS with
+    weight 0.
+
+    Args:
+        pieces: The text pieces.
+        documents: Piece ids [n, P] each.
+        context: Tokens of a block.
+        rng: Draws the order of the documents.
+        label_weight: Loss weight of the tokens of ratings and answers; titles and EOS weigh 1, template and
+            profiles 0.
+
+    Returns:
+        Tokens i32 [blocks, context], and each token's weight as a target, f32 [blocks, context].
+    """
+    weigh = (0.0, 1.0, label_weight)
+    tokens = [pieces.assemble(matrix) for matrix in documents]
+    weights = np.concatenate([np.zeros(0, np.float32), *(pieces.weights(m, weigh) for m in documents)])
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in tokens)])
+    flat = np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in tokens)])
+    order = rng.permutation(len(lengths))
+    ends = np.cumsum(lengths)
+    length = lengths[order]
+    # Token number t of the shuffled stream lies where its document does, as far in.
+    source = np.repeat((ends - lengths)[order] - (np.cumsum(length) - length), length) + np.arange(len(flat))
+    blocks = -(-len(flat) // context)
+    fill = int(pieces.table[pieces.eos][0])
+    out = np.full(blocks * context, fill, np.int32)
+    weight = np.zeros(blocks * context, np.float32)
+    out[: len(flat)], weight[: len(flat)] = flat[source], weights[source]
+    return out.reshape(blocks, context), weight.reshape(blocks, context)
+
+
+def _columns(count: int, *parts: int | Ints) -> Matrix:
+    """Piece ids side by side: a number fills a column, [n] is a column, [n, P] are P columns."""
+    wide = [np.full((count, 1), part) if isinstance(part, int) else part for part in parts]
+    return np.concatenate([part if part.ndim == 2 else part[:, None] for part in wide], 1).astype(np.int32)

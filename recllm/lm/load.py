@@ -1,0 +1,129 @@
+"""Load a frozen causal language model and its tokenizer, from a hub id or a folder."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class LmConfig:
+    """Which language model, and how it is held in memory."""
+
+    name: str = "tiny"
+    """Name in folder names and tables."""
+    path: str | None = None
+    """Hub id or folder; None: the LM that `stages/lm.py` trains."""
+    revision: str | None = None
+    """Commit or tag on the hub; None: the newest."""
+    dtype: str = "float32"
+    """Type of the weights: auto (as stored), float32, bfloat16 or float16."""
+    quantization: str = "none"
+    """none, 4bit or 8bit; the last two need a GPU and bitsandbytes."""
+    prefix: str = ""
+    """Text before every prompt, for LMs that were tuned as chat."""
+    suffix: str = ""
+    """Text between every prompt and its answer, for the same."""
+    context: int | None = None
+    """Most tokens of prompt and answer; None: as many as the LM allows."""
+
+
+def load_lm(
+    config: LmConfig, path: str | Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The LM in eval mode with frozen weights, and its fast tokenizer.
+
+    Args:
+        config: Which one.
+        path: Folder that is loaded in place of `config.path`.
+
+    Raises:
+        ValueError: A key has a value that does not exist, or weights or tokenizer cannot be had.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtypes = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if config.dtype not in dtypes:
+        raise ValueError(f"lm.model.dtype is {config.dtype!r}, want one of {', '.join(dtypes)}")
+    quantization = _quantization(config)
+    source = str(path if path is not None else config.path or "")
+    if not source:
+        raise ValueError(
+            f"lm.model.path is empty and LM {config.name!r} is not trained yet: set it, or make LM=tiny"
+        )
+    # A hub id has one slash at most and does not start at a folder; anything else must be there.
+    local = path is not None or source.startswith((".", "/", "~")) or source.count("/") > 1
+    if local:
+        source = os.path.expanduser(source)
+        if not os.path.isdir(source):
+            raise ValueError(
+                f"lm.model.path is {source!r}, no such folder: give a folder with weights, or a hub id"
+            )
+    options: dict[str, Any] = (
+        {"revision": config.revision} if config.revision and not os.path.isdir(source) else {}
+    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtypes[config.dtype], attn_implementation="sdpa", **options, **quantization
+        )
+    except (OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"lm.model.path {source!r} (lm.model.revision {config.revision}) cannot be loaded: {reason}"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"lm.model.path {source!r} has no fast tokenizer: add a tokenizer.json, or choose another LM"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def context_length(config: LmConfig, model: PreTrainedModel) -> int:
+    """Most tokens of prompt and answer together.
+
+    Raises:
+        ValueError: `lm.model.context` is more than the LM's positions.
+    """
+    most = getattr(model.config, "max_position_embeddings", None)
+    if config.context is None:
+        if most is None:
+            raise ValueError(f"LM {config.name!r} states no longest input: set lm.model.context (tokens)")
+        return int(most)
+    if most is not None and config.context > most:
+        raise ValueError(
+            f"lm.model.context is {config.context}, LM {config.name!r} has {most} positions: lower it"
+        )
+    return config.context
+
+
+def _quantization(config: LmConfig) -> dict[str, Any]:
+    if config.quantization == "none":
+        return {}
+    if config.quantization not in ("4bit", "8bit"):
+        raise ValueError(f"lm.model.quantization is {config.quantization!r}, want none, 4bit or 8bit")
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"lm.model.quantization is {config.quantization!r}, which needs a GPU: set it to none"
+        )
+    from transformers import BitsAndBytesConfig
+
+    if config.quantization == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    four = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": four}

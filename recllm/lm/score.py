@@ -1,0 +1,106 @@
+"""What an LM thinks of answers and titles. The LM head touches no position that is not scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1 << 26
+"""Most float32 logits that are normalised at a time (256 MiB)."""
+
+
+def answer_logits(model: nn.Module, batch: Mapping[str, Any], representation: Tensor | None = None) -> Tensor:
+    """Logits over the vocabulary behind each prompt.
+
+    Args:
+        model: A causal LM of transformers, or a PEFT model around one.
+        batch: `recllm.data.collate.pad_left` of B prompts.
+        representation: [B, d_c], passed on to the model; None: not passed.
+
+    Returns:
+        [B, V] in the model's dtype.
+    """
+    extra = {} if representation is None else {"representation": representation}
+    keys = ("input_ids", "attention_mask", "position_ids")
+    output = model(**{key: batch[key] for key in keys}, logits_to_keep=1, use_cache=False, **extra)
+    logits: Tensor = output.logits[:, -1]
+    return logits
+
+
+def answer_loss(logits: Tensor, labels: Tensor, yes_id: int, no_id: int) -> Tensor:
+    """Cross-entropy of the answer's token over the full vocabulary, mean over the batch.
+
+    Args:
+        logits: [B, V].
+        labels: [B], 1 where the answer is yes.
+        yes_id: Token of yes.
+        no_id: Token of no.
+    """
+    target = torch.where(labels > 0.5, yes_id, no_id)
+    return F.cross_entropy(_wide(logits), target)
+
+
+def answer_score(logits: Tensor, yes_id: int, no_id: int) -> Tensor:
+    """Probability of yes, softmax over the two answers' logits only: [B, V] -> [B], float32 or wider."""
+    return torch.sigmoid(_wide(logits[:, yes_id]) - _wide(logits[:, no_id]))
+
+
+def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tensor | None = None) -> Tensor:
+    """Log-probability of every completion behind its prompt, summed over its tokens (EOS among them).
+
+    Args:
+        model: A causal LM of transformers, or a PEFT model around one.
+        batch: `recllm.data.collate.shared_prefix` of B prompts with C completions each.
+        representation: [B, d_c], passed on to the model; None: not passed.
+
+    Returns:
+        [B, C], float32 or wider.
+    """
+    extra = {} if representation is None else {"representation": representation}
+    rows, positions = batch["predict_row"], batch["predict_position"]
+
+    def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # `logits_to_keep` picks the same positions in all rows; these differ by row. The head runs inside the
+        # model's own forward, so that adapters, sharding and autocast treat it as they always do.
+        return (args[0][rows, positions], *args[1:])
+
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+    hook = head.register_forward_pre_hook(gather)
+    try:
+        keys = ("input_ids", "attention_mask", "position_ids")
+        logits = model(**{key: batch[key] for key in keys}, logits_to_keep=0, use_cache=False, **extra).logits
+    finally:
+        hook.remove()
+    logps = _token_logps(logits, batch["target"])
+    count, per_prompt = len(batch["input_ids"]), batch["per_prompt"]
+    owner = rows * per_prompt + batch["candidate"]
+    return logps.new_zeros(count * per_prompt).index_add(0, owner, logps).view(count, per_prompt)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32: a softmax over a vocabulary needs it."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _logps(logits: Tensor, target: Tensor) -> Tensor:
+    return -F.cross_entropy(_wide(logits), target, reduction="none")
+
+
+def _token_logps(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probability of each target, [M] from logits [M, V]; only a chunk at a time is copied to float32."""
+    size = max(1, CHUNK // logits.shape[-1])
+    if len(target) <= size:
+        return _logps(logits, target)
+    parts = []
+    for part, wanted in zip(logits.split(size), target.split(size), strict=True):
+        parts.append(
+            checkpoint(_logps, part, wanted, use_reentrant=False)
+            if part.requires_grad
+            else _logps(part, wanted)
+        )
+    return torch.cat(parts)

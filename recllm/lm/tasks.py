@@ -1,0 +1,117 @@
+"""The two questions that an LM is asked, as functions from row indices to batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recllm.data.collate import pad_left, shared_prefix
+from recllm.data.log import EventLog, Rows
+from recllm.data.prompts import Prompts
+
+Batch = dict[str, Any]
+
+
+class Answers:
+    """ "Will the user like this?": one prompt a row, answered Yes or No.
+
+    Args:
+        prompts: builds the text.
+        rows: int64 `[n]` rows of the log.
+        history: int64 `[n, k]` events that each prompt shows, in time order.
+        representation: float32 `[n, d_c]` for the gate, or None for an LM without one.
+    """
+
+    def __init__(self, prompts: Prompts, rows: Rows, history: Rows, representation: Tensor | None) -> None:
+        """See the class."""
+        self.prompts, self.rows, self.history, self.representation = prompts, rows, history, representation
+        self.label = torch.from_numpy(prompts.log.label[rows].astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, indices: Rows) -> Batch:
+        """`prompt` (left padded), `label` `[B]`, `representation` `[B, d_c]` or None, `cut`: shortened prompts."""
+        ragged = self.prompts.ctr(self.rows[indices], self.history[indices])
+        representation = None if self.representation is None else self.representation[indices]
+        assert ragged.cut is not None
+        return {
+            "prompt": pad_left(ragged),
+            "label": self.label[indices],
+            "representation": representation,
+            "cut": int(ragged.cut.sum()),
+        }
+
+
+class Titles:
+    """ "Which title comes next?": one prompt a row with all its candidates behind it.
+
+    The prompt, the gate's input and the candidates' order do not depend on which candidate is the chosen one.
+
+    Args:
+        prompts: builds the text.
+        log: the event log.
+        rows: int64 `[n]` liked rows of the log; the row's own item is the chosen one.
+        history: int64 `[n, k]` most recent events.
+        candidates: int32 `[n, C]` dense items, the chosen one among them.
+        representation: float32 `[n, d_c]`, the mean over all candidates, or None for an LM without a gate.
+        listed: whether the prompt lists the candidates.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        log: EventLog,
+        rows: Rows,
+        history: Rows,
+        candidates: NDArray[np.int32],
+        representation: Tensor | None,
+        listed: bool = False,
+    ) -> None:
+        """See the class.
+
+        Raises:
+            ValueError: where a row's chosen item is not exactly once among its candidates.
+        """
+        self.prompts, self.rows, self.history, self.candidates = prompts, rows, history, candidates
+        self.representation, self.listed = representation, listed
+        chosen = candidates == log.item[rows][:, None]
+        if len(rows) and (bad := np.flatnonzero(chosen.sum(1) != 1)).size:
+            raise ValueError(
+                f"row {rows[bad[0]]} has its own item {chosen[bad[0]].sum()} times among its candidates; wanted once; "
+                "run `make prepare` again"
+            )
+        self.chosen = chosen.argmax(1) if len(rows) else np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __call__(self, indices: Rows, columns: NDArray[np.int64] | None = None) -> Batch:
+        """Batch of the rows.
+
+        Args:
+            indices: int64 `[B]`.
+            columns: int64 `[B, c]` candidates to score, by their place; all of them by default.
+
+        Returns:
+            `prompt` (shared prefix), `chosen` `[B]` place of the chosen one among the scored, `index` `[B]`,
+            `representation`.
+        """
+        listed = self.candidates[indices]
+        items = listed if columns is None else np.take_along_axis(listed, columns, 1)
+        prompts = self.prompts.ranking(
+            self.rows[indices], self.history[indices], listed if self.listed else None
+        )
+        place = self.chosen[indices]
+        if columns is not None:
+            place = (columns == place[:, None]).argmax(1)
+        return {
+            "prompt": shared_prefix(prompts, self.prompts.completions(items.ravel()), items.shape[1]),
+            "chosen": torch.from_numpy(place),
+            "index": torch.from_numpy(np.asarray(indices)),
+            "representation": None if self.representation is None else self.representation[indices],
+        }

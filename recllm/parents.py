@@ -1,0 +1,187 @@
+"""Opens what parent stages left on disk, in the way that every later stage needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from recllm import paths
+from recllm.config import Config
+from recllm.crm import DIN, SIM, load
+from recllm.crm.features import FeatureCache
+from recllm.data.batches import CrmInputs, chronological
+from recllm.data.candidates import candidate_lists
+from recllm.data.log import EventLog, Rows
+from recllm.data.prompts import Pieces, Prompts, fill
+from recllm.lm.load import context_length, load_lm
+from recllm.lm.tasks import Answers, Titles
+from recllm.manifest import Manifest
+from recllm.retrieval.neighbours import Neighbours
+from recllm.run import Run
+
+LISTS = ("uniform20", "popular20")
+NEIGHBOURS = "neighbours.npy"
+VECTORS = "vectors.npy"
+
+
+def event_log(run: Run) -> EventLog:
+    """The event log."""
+    return EventLog.open(run.parent("log"))
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Nearest earlier events: stored for the rows' own items, searched for other targets."""
+
+    stored: NDArray[np.int32]
+    searcher: Neighbours
+
+    @classmethod
+    def open(cls, run: Run, log: EventLog) -> Retrieval:
+        """Map the parent's neighbours and vectors."""
+        folder = run.parent("neighbours")
+        vectors = np.load(folder / VECTORS)
+        return cls(np.load(folder / NEIGHBOURS, mmap_mode="r"), Neighbours(log, vectors))
+
+    def nearest(self, rows: Rows, k: int) -> Rows:
+        """The k events of each row's history nearest to its own item, `[B, k]`, in time order, -1 on the left."""
+        if self.stored.shape[1] < k:
+            raise ValueError(
+                f"{self.stored.shape[1]} neighbours are stored, {k} wanted; run make with ARGS=retrieval.k={k}"
+            )
+        return chronological(self.stored[rows, :k])
+
+
+@dataclass(frozen=True)
+class Crm:
+    """A trained CRM, its inputs, and its cached representations."""
+
+    model: DIN | SIM
+    cache: FeatureCache
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, run: Run, log: EventLog, retrieval: Retrieval, role: str = "stage1") -> Crm:
+        """Load the export of the parent with this role; the cache lies in the CRM's own folder."""
+        folder, manifest = run.parent(role), run.manifest(role)
+        model = load(folder / paths.EXPORT)
+        shown = manifest.metrics["inputs"]
+        inputs = CrmInputs(log, shown["recent"], shown["retrieved"], retrieval.stored, retrieval.searcher)
+        return cls(model, FeatureCache(folder / paths.FEATURES, model, inputs, manifest.identity), manifest)
+
+    def representations(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> torch.Tensor:
+        """float32 `[n, d_c]` for pairs, or the mean over targets `[n, C]` of each row."""
+        if targets is None or targets.ndim == 1:
+            return torch.from_numpy(np.array(self.cache.get(rows, targets)[1]))
+        flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[1]
+        return torch.from_numpy(np.array(flat).reshape(*targets.shape, -1).mean(1))
+
+    def logits(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+        """float32 `[n]` for pairs, `[n, C]` for targets `[n, C]`."""
+        if targets is None or targets.ndim == 1:
+            return np.array(self.cache.get(rows, targets)[0])
+        flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[0]
+        return np.array(flat).reshape(targets.shape)
+
+
+@dataclass(frozen=True)
+class Lm:
+    """A frozen causal LM and everything that turns rows of the log into its input."""
+
+    model: Any
+    tokenizer: Any
+    prompts: Prompts
+    log: EventLog
+    config: Config
+    retrieval: Retrieval | None
+
+    @classmethod
+    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None) -> Lm:
+        """Load the LM of the parent `lm`, or by hub id or path."""
+        config = run.config.lm.model
+        trained = run.parent("lm") / paths.EXPORT if config.path is None else None
+        model, tokenizer = load_lm(config, trained)
+        pieces = build_pieces(run.config, log, tokenizer)
+        prompts = Prompts(log, pieces, context_length(config, model))
+        return cls(model, tokenizer, prompts, log, run.config, retrieval)
+
+    def shown(self, rows: Rows, retrieved: bool) -> Rows:
+        """Short histories `[B, k]` of Yes/No prompts: the nearest to the target, or the most recent events."""
+        k = self.config.prompt.history
+        if retrieved:
+            assert self.retrieval is not None
+            return self.retrieval.nearest(rows, k)
+        return self.log.recent(rows, k)
+
+    def answers(self, rows: Rows, crm: Crm | None, retrieved: bool) -> Answers:
+        """The Yes/No task on rows; a gate reads the CRM's representation of each row's own target."""
+        shown = self.shown(rows, retrieved)
+        return Answers(self.prompts, rows, shown, crm.representations(rows) if crm else None)
+
+    def titles(self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None) -> Titles:
+        """The next-title task on liked rows, after the most recent events, which tell nothing of the target.
+
+        A gate reads the mean over all candidates of the CRM's representation.
+        """
+        recent = self.log.recent(rows, self.config.prompt.history)
+        representation = crm.representations(rows, candidates) if crm else None
+        return Titles(self.prompts, self.log, rows, recent, candidates, representation, self.config.prompt.list_candidates)
+
+    def valid_titles(self, count: int, crm: Crm | None) -> Titles:
+        """The next-title task on stored validation rows, each once with every kind of candidate list."""
+        parts = [self.log.ranking("valid", kind) for kind in LISTS]
+        rows = np.concatenate([rows[:count] for rows, _ in parts])
+        return self.titles(rows, np.concatenate([lists[:count] for _, lists in parts]), crm)
+
+
+def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str]]:
+    """Title and card of every dense item id, profile of every dense user id; empty for the reserved ids."""
+    items = pl.read_parquet(log.folder / "items.parquet")
+    users = pl.read_parquet(log.folder / "users.parquet")
+    titles = [title or "" for title in items["title"].to_list()]
+    return titles, fill(config.dataset.card, items), fill(config.wording.profile, users)
+
+
+def build_pieces(config: Config, log: EventLog, tokenizer: Any) -> Pieces:
+    """Tokenise every text of the data set once."""
+    titles, cards, profiles = texts(config, log)
+    model = config.lm.model
+    levels = log.meta["rating_levels"]
+    return Pieces.build(
+        tokenizer, config.wording, titles, levels, profiles, prefix=model.prefix, suffix=model.suffix, cards=cards
+    )
+
+
+def subsample(config: Config, log: EventLog) -> Rows:
+    """Training rows of stage 2, int64 `[n]`: a prefix of the stored permutation, so that smaller ones lie in larger."""
+    return log.rows("train", config.subsample)
+
+
+def aligned_rows(config: Config, log: EventLog, count: int) -> Rows:
+    """Liked training rows for stage 3: those that follow the subsample in the same permutation.
+
+    Where the rest of the training split is too small, rows of the subsample fill up from its start.
+    """
+    permutation = log.rows("train", "1.0")
+    used = len(subsample(config, log))
+    rest = np.concatenate([permutation[used:], permutation[:used]])
+    return rest[log.label[rest] == 1][:count]
+
+
+def mixed_lists(log: EventLog, rows: Rows, seed: int) -> NDArray[np.int32]:
+    """Candidate lists `[n, 20]` of training rows: uniform for every second row, by popularity for the others."""
+    lists = np.empty((len(rows), 20), np.int32)
+    for place, kind in enumerate(("uniform", "popular")):
+        lists[place::2] = candidate_lists(log, rows[place::2], kind, 20, seed)
+    return lists
+
+
+def export_folder(run: Run) -> Path:
+    """Where a stage puts what others load."""
+    return run.folder / paths.EXPORT

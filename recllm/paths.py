@@ -1,0 +1,34 @@
+"""Every folder and file name on disk, once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"
+CHECKPOINTS = "checkpoints"
+LAST = "last.ckpt"
+LOGS = "logs"
+EXPORT = "export"
+ADAPTER = "adapter"
+RANKING_ADAPTER = "adapter-ranking"
+FEATURES = "features"
+RESULTS = "results.json"
+REPORT = "report.html"
+
+
+def artifacts() -> Path:
+    """The root of everything that is written: `artifacts/`, or where RECLLM_ARTIFACTS points."""
+    return Path(os.environ.get("RECLLM_ARTIFACTS") or "artifacts")
+
+
+def repository() -> Path:
+    """The folder that holds `conf/`, `data/` and `stages/`."""
+    return Path(__file__).resolve().parent.parent
+
+
+def recipe_folder(dataset: str) -> str:
+    """Name of a data set's folder in `data/`: hyphens become underscores, nothing else changes."""
+    return dataset.replace("-", "_")

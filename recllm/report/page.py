@@ -1,0 +1,154 @@
+"""Gathers what a data set's artifacts hold and fills the page."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from recllm import results
+from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
+from recllm.report.curves import draw, read_series
+
+STAGES = {
+    "log": "prepare",
+    "lm": "lm",
+    "neighbours": "retrieve",
+    "stage1": "stage1",
+    "stage2": "stage2",
+    "stage3": "stage3",
+}
+"""Folder of a data set's artifacts -> the make target that fills it."""
+
+TASKS = {"ctr": "Will this user like this item (CTR)", "ranking": "Which item comes next (ranking)"}
+
+
+def write_report(folder: Path, out: Path) -> list[str]:
+    """Write the report of a data set: one HTML file that needs nothing else, no network either.
+
+    Parts that are missing (no results yet, a stage without a finished run, a log that cannot be read) are
+    listed on top of the page. They are no errors: a report may be asked for at any time.
+
+    Args:
+        folder: `artifacts/<dataset>`.
+        out: the file to write; replaced atomically.
+
+    Returns:
+        What is missing, one line each, as the page lists it.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} does not exist, want a data set's artifacts; run `make stage1` first"
+        )
+    missing: list[str] = []
+    rows = results.read(folder / RESULTS)
+    if not rows:
+        missing.append(f"No results: {RESULTS} is missing or empty; `make evaluate` writes it.")
+    manifests = _manifests(folder, missing)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("page.html.j2").render(
+        dataset=folder.resolve().name,
+        missing=missing,
+        facts=_facts(rows, manifests),
+        results=[(TASKS[task], results.views(rows, task)) for task in TASKS],
+        # Before the page is rendered this adds to `missing`, which the page lists first.
+        curves=_curves(folder, missing),
+        stages=[_stage(name, manifest) for name, manifest in manifests.items()],
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(out)
+    return missing
+
+
+def _manifests(folder: Path, missing: list[str]) -> dict[str, dict[str, Any]]:
+    """Manifests by folder in pipeline order; stages without one, and unfinished runs, go to `missing`."""
+    found: dict[str, dict[str, Any]] = {}
+    for top, target in STAGES.items():
+        paths = sorted((folder / top).rglob(MANIFEST))
+        for path in paths:
+            try:
+                found[path.parent.relative_to(folder).as_posix()] = json.loads(path.read_text())
+            except ValueError:
+                missing.append(f"{path.relative_to(folder)} is not readable JSON.")
+        if not paths:
+            missing.append(f"No finished {target}: no {MANIFEST} in {top}/; `make {target}` writes it.")
+        begun = {p.parent for name in (CHECKPOINTS, LOGS) for p in (folder / top).rglob(name) if p.is_dir()}
+        for run in sorted(begun - {path.parent for path in paths}):
+            missing.append(f"{run.relative_to(folder).as_posix()} was begun and is not finished.")
+    return found
+
+
+def _facts(
+    rows: list[results.ResultRow], manifests: dict[str, dict[str, Any]]
+) -> list[tuple[str, list[str]]]:
+    """What, by whom, on what: name and distinct values."""
+    everything = [*manifests.values(), *(vars(row) for row in rows)]
+
+    def distinct(key: str) -> list[str]:
+        return sorted({str(entry[key]) for entry in everything if entry.get(key)})
+
+    versions = {
+        f"{name} {number}" for manifest in manifests.values() for name, number in _dict(manifest, "versions")
+    }
+    samples = [f"{name} {value}" for name, value in _dict(manifests.get("log", {}), "metrics")]
+    dates = sorted(str(entry[key]) for entry in everything for key in ("finished", "date") if entry.get(key))
+    return [
+        ("samples", [", ".join(samples)] if samples else []),
+        ("language models", sorted({row.lm for row in rows if row.lm})),
+        ("commits", distinct("commit")),
+        ("hardware", distinct("hardware")),
+        ("commands", distinct("command")),
+        ("dates", dates if len(dates) < 2 else [f"{dates[0]} to {dates[-1]}"]),
+        ("versions", [", ".join(sorted(versions))] if versions else []),
+    ]
+
+
+def _dict(manifest: dict[str, Any], key: str) -> list[tuple[str, Any]]:
+    value = manifest.get(key)
+    return (
+        [(name, inner) for name, inner in value.items() if inner is not None]
+        if isinstance(value, dict)
+        else []
+    )
+
+
+def _curves(folder: Path, missing: list[str]) -> list[tuple[str, str]]:
+    """Images by run; the name is the folder that holds `logs/`."""
+    images = []
+    for path in sorted(path for top in STAGES for path in (folder / top).rglob("metrics.csv")):
+        name = path.parent.relative_to(folder).as_posix().replace(f"/{LOGS}", "")
+        series = read_series(path)
+        if series:
+            images.append((name, draw(series)))
+        else:
+            missing.append(f"{path.relative_to(folder).as_posix()} holds no curve.")
+    return images
+
+
+def _stage(name: str, manifest: dict[str, Any]) -> dict[str, str]:
+    seconds = manifest.get("seconds")
+    size = sum(int(output.get("bytes", 0)) for output in manifest.get("outputs", []))
+    shown = [
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in _dict(manifest, "metrics")
+        if isinstance(value, int | float | str)
+    ]
+    return {
+        "folder": name,
+        "seed": str(manifest.get("seed", "")),
+        "finished": str(manifest.get("finished", "")),
+        "seconds": f"{seconds:,.0f}" if isinstance(seconds, int | float) else "",
+        "commit": str(manifest.get("commit", "")),
+        "size": f"{size / 1e6:,.1f} MB",
+        "metrics": ", ".join(shown),
+    }

@@ -1,0 +1,214 @@
+"""The LM: trains `LM=tiny` on text of the training split in two phases; checks any other LM that is named.
+
+Phase `text` (before neighbours exist): item cards, timelines of training events, questions with answers of the
+subsample. Phase `prompts`: prompts as the LM will be asked, with retrieved histories: for all training samples
+the retrieved events and then the rated target, for the subsample also the question with its answer.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recllm import parents
+from recllm.config import FitConfig
+from recllm.data.loader import Loaders, Stream, plan_steps
+from recllm.data.log import EventLog, Rows
+from recllm.data.prompts import Prompts
+from recllm.lm import documents
+from recllm.lm.load import context_length, load_lm
+from recllm.lm.tiny import build_model, train_tokenizer
+from recllm.run import Run, main, say
+from recllm.training import fit, optimizer
+
+Blocks = tuple[NDArray[np.int32], NDArray[np.float32]]
+
+
+class PretrainModule(lightning.LightningModule):
+    """Next-token cross-entropy, weighted by token, over packed blocks."""
+
+    def __init__(self, model: Any, settings: FitConfig, steps: int, mean_weight: float) -> None:
+        """Train all of `model`; `mean_weight` is the mean token weight of the text."""
+        super().__init__()
+        self.model, self.settings, self.steps, self.mean_weight = model.requires_grad_(True), settings, steps, mean_weight
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean weighted loss in nats; the head runs only where a token has weight.
+
+        The divisor is the text's mean weight, not the batch's, so that processes with unequal shares add up.
+        """
+        ids, weights = batch["ids"], batch["weights"][:, 1:]
+        scored = weights > 0
+        hidden = self.model.get_decoder()(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[scored]
+        logits = self.model.get_output_embeddings()(hidden)
+        losses = F.cross_entropy(logits.float(), ids[:, 1:][scored], reduction="none")
+        return (losses * weights[scored]).sum() / (weights.numel() * self.mean_weight)
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
+        """One optimizer step."""
+        self.model.train()
+        return {"loss": self.loss(batch)}
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        """Negative loss on held-out blocks of training text (higher is better, as all monitors)."""
+        self.log("valid/score", -self.loss(batch), sync_dist=True, batch_size=len(batch["ids"]))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and linear decay."""
+        return optimizer(self, self.settings, self.steps)
+
+
+def first_phase(run: Run, log: EventLog, prompts: Prompts) -> list[documents.Matrix]:
+    """Cards, timelines of all training events, and questions of the subsample with recent histories."""
+    config = run.config
+    k = config.prompt.history
+    items = np.flatnonzero(log.item_count).astype(np.int32)
+    train = np.flatnonzero(log.train_events())
+    story = [documents.cards(prompts.pieces, items), documents.timelines(log, prompts.pieces, train, 2 * k)]
+    rows = parents.subsample(config, log)
+    asked = documents.questions(prompts, rows, log.recent(rows, k))
+    share = config.lm.training.question_share
+    return [*story, *_repeated(prompts, asked, story, share)]
+
+
+def second_phase(run: Run, log: EventLog, prompts: Prompts, retrieval: parents.Retrieval) -> list[documents.Matrix]:
+    """Retrieved histories before rated targets (all training samples) and before answers (the subsample)."""
+    config, training = run.config, run.config.lm.training
+    k = config.prompt.history
+    rows = log.rows("train", "1.0")
+    chosen = rows[: _documents_for(training.prompt_tokens, k)]
+    told = documents.rated(prompts, chosen, retrieval.nearest(chosen, k))
+    asked_rows = parents.subsample(config, log)
+    asked = documents.questions(prompts, asked_rows, retrieval.nearest(asked_rows, k))
+    liked = asked_rows[log.label[asked_rows] == 1]
+    titles = documents.next_titles(prompts, liked, log.recent(liked, k))
+    body = [told, asked, titles]
+    train = np.flatnonzero(log.train_events())
+    timelines = documents.timelines(log, prompts.pieces, train, 2 * k)
+    keep = math.ceil(len(timelines) * min(1.0, _share(prompts, body, [timelines], training.timeline_share)))
+    order = np.random.default_rng([config.lm.seed, 2]).permutation(len(timelines))[:keep]
+    return [*body, timelines[order]]
+
+
+def _documents_for(tokens: int, history: int) -> int:
+    """About as many prompts as fill that many tokens (four tokens an event), so that none is built in vain."""
+    return max(1, tokens // (4 * history))
+
+
+def _tokens(prompts: Prompts, matrices: list[documents.Matrix]) -> int:
+    return int(sum(prompts.pieces.lengths[matrix].sum() for matrix in matrices))
+
+
+def _share(prompts: Prompts, body: list[documents.Matrix], other: list[documents.Matrix], share: float) -> float:
+    """How often `other` must stand beside `body` to make up a share of all tokens."""
+    return share / (1 - share) * _tokens(prompts, body) / max(1, _tokens(prompts, other))
+
+
+def _repeated(
+    prompts: Prompts, asked: documents.Matrix, story: list[documents.Matrix], share: float
+) -> list[documents.Matrix]:
+    """Questions, repeated or thinned so that they make up `share` of the text's tokens."""
+    times = _share(prompts, story, [asked], share)
+    whole = [asked] * int(times)
+    return [*whole, asked[: round((times - int(times)) * len(asked))]]
+
+
+def pack(run: Run, prompts: Prompts, text: list[documents.Matrix], phase: int) -> Blocks:
+    """Packed blocks, in an order drawn by the LM's seed."""
+    training = run.config.lm.training
+    rng = np.random.default_rng([run.config.lm.seed, phase])
+    return documents.pack(prompts.pieces, text, training.block, rng, training.label_weight)
+
+
+def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> dict[str, Any]:
+    """Train on packed blocks; the last hundredth of them is held out for the curve."""
+    training = run.config.lm.training
+    ids, weights = blocks
+    held = max(2, len(ids) // 100)
+    count = len(ids) - held
+    settings = FitConfig(
+        epochs=tokens / (count * training.block),
+        batch_size=max(1, training.batch_tokens // training.block),
+        lr=lr,
+        weight_decay=0.01,
+        validations=4,
+        patience=4,
+        precision=training.precision,
+    )
+    steps, interval = plan_steps(count, settings.batch_size, settings.epochs, settings.validations)
+    stream = Stream(count, settings.batch_size, run.config.lm.seed)
+
+    def batch(indices: Rows) -> dict[str, Tensor]:
+        return {
+            "ids": torch.from_numpy(ids[indices].astype(np.int64)),
+            "weights": torch.from_numpy(weights[indices]),
+        }
+
+    loaders = Loaders(
+        train=lambda step, rank, world: batch(stream.indices(step, rank, world)),
+        steps=steps,
+        valid=[(lambda indices: batch(indices + count), held)],
+        valid_batch=16,
+    )
+    module = PretrainModule(model, settings, steps, float(weights[:, 1:].mean()))
+    trainer = fit(run, module, loaders, settings, interval, ["valid/score"])
+    return {"steps": steps, "tokens": steps * settings.batch_size * training.block, "blocks": len(ids)} | {
+        name: float(value) for name, value in trainer.callback_metrics.items() if name == "valid/score"
+    }
+
+
+def work(run: Run) -> None:
+    """Train a phase of `tiny`, or check an LM that is loaded by path or hub id."""
+    config = run.config.lm
+    log = parents.event_log(run)
+    if config.model.path is not None:
+        model, tokenizer = load_lm(config.model)
+        parents.build_pieces(run.config, log, tokenizer)
+        facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
+        run.finish([], {**facts, "context": context_length(config.model, model), **_size(model)})
+        return
+    export = parents.export_folder(run)
+    counts = {"answers_as_text": len(parents.subsample(run.config, log)), "ratings_as_text": int(log.train_events().sum())}
+    if "lm" in run.parents:
+        model, tokenizer = load_lm(config.model, run.parent("lm") / "export")
+        prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
+        text = second_phase(run, log, prompts, parents.Retrieval.open(run, log))
+        tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
+    else:
+        tokenizer = _tokenizer(run, log)
+        torch.manual_seed(config.seed)
+        model = build_model(config.tiny, tokenizer)
+        prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
+        text = first_phase(run, log, prompts)
+        tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
+    blocks = pack(run, prompts, text, phase)
+    say(f"  {len(blocks[0]) * config.training.block:,} tokens of text, {tokens:,} to train on, {_size(model)['weights']:,} weights")
+    figures = pretrain(run, model, blocks, tokens, lr)
+    model.save_pretrained(export)
+    tokenizer.save_pretrained(export)
+    run.finish([export], {**figures, **counts, **_size(model), "vocabulary": len(tokenizer)})
+
+
+def _tokenizer(run: Run, log: EventLog) -> Any:
+    titles, cards, profiles = parents.texts(run.config, log)
+    names = [run.config.wording.item.format(title=title) if title else "" for title in titles]
+    seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
+    pieces = [*names, *cards, *profiles]
+    counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]
+    return train_tokenizer(run.config.lm.tiny, run.config.wording, log.meta["rating_levels"], pieces, counts)
+
+
+def _size(model: Any) -> dict[str, int]:
+    return {"weights": sum(value.numel() for value in model.parameters())}
+
+
+if __name__ == "__main__":
+    sys.exit(main(work, sys.argv[1:]))

@@ -1,0 +1,46 @@
+"""The results: `results.json` and `report.html` of a data set, and the tracked table that runs add up to.
+
+    python -m stages.report show ROOT EVALUATION...    merge the evaluations, print the table, write the report
+    python -m stages.report table ROOT                 merge results.json into results/<dataset>/table.json
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recllm.paths import REPORT, RESULTS, repository
+from recllm.report import write_report
+from recllm.results import merge, print_table, read, write
+
+TABLE = "table.json"
+
+
+def show(root: Path, evaluations: Sequence[str]) -> None:
+    """Merge what the evaluations computed, show it, and keep it."""
+    rows = []
+    for evaluation in evaluations:
+        rows = merge(rows, read(root / evaluation / "rows.json"))
+    print_table(rows)
+    write(root / RESULTS, rows)
+    write_report(root, root / REPORT)
+    print(f"{root / RESULTS}, {root / REPORT}")
+
+
+def table(root: Path) -> None:
+    """Add a data set's results to its tracked table."""
+    target = repository() / "results" / root.name / TABLE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    new = read(root / RESULTS)
+    if not new:
+        raise SystemExit(f"error: {root / RESULTS} holds no results; run `make evaluate DATASET={root.name}` first")
+    write(target, merge(read(target), new))
+    print(f"{len(new)} rows merged into {target}")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "table":
+        table(Path(sys.argv[2]))
+    else:
+        show(Path(sys.argv[2]), sys.argv[3:])

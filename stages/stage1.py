@@ -1,0 +1,144 @@
+"""Stage 1: train a conventional recommendation model (CRM) on all training samples, select it on validation AUC."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
+from torchmetrics.retrieval import RetrievalHitRate
+
+from recllm import parents
+from recllm.config import Stage1Config
+from recllm.crm import DIN, SIM, Fields, build, export
+from recllm.data.batches import CrmInputs
+from recllm.data.candidates import Seen, negatives
+from recllm.data.loader import Loaders, Stream, plan_steps
+from recllm.data.log import EventLog, Rows
+from recllm.run import Run, main, say
+from recllm.training import best, best_scores, fit, optimizer
+
+Batch = dict[str, Tensor]
+
+
+class CrmModule(lightning.LightningModule):
+    """Binary cross-entropy on logits; or, for a ranker, softmax of the liked item among sampled negatives."""
+
+    def __init__(self, model: DIN | SIM, config: Stage1Config, steps: int) -> None:
+        """Train `model`."""
+        super().__init__()
+        self.model, self.config, self.steps = model, config, steps
+        self.auc = BinaryAUROC()
+        self.hits = RetrievalHitRate(top_k=1)
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """One optimizer step: mean loss over the batch, and the embeddings' regulariser."""
+        logit, _ = self.model(batch)
+        if self.config.objective == "ctr":
+            loss = F.binary_cross_entropy_with_logits(logit, batch["label"])
+        else:
+            scores = logit.view(-1, 1 + self.config.negatives)
+            loss = F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
+        return {"loss": loss + self.model.l2(batch), "data": loss.detach()}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """Scores of every row once; the metric is computed over all processes' rows."""
+        logit, _ = self.model(batch)
+        if self.config.objective == "ctr":
+            self.auc.update(logit, batch["label"].long())
+            self.log("valid/auc", self.auc)
+        else:
+            self.hits.update(logit, batch["target"], indexes=batch["query"])
+            self.log("valid/hr@1", self.hits)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and linear decay."""
+        return optimizer(self, self.config.fit, self.steps)
+
+
+def fields(log: EventLog) -> Fields:
+    """Table sizes as `prepare` counted them."""
+    sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
+    return Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
+
+
+def ctr_loaders(run: Run, inputs: CrmInputs, steps: int) -> Loaders:
+    """Batches of training samples in seeded order, and all validation rows of the row set."""
+    config, log = run.config.stage1, inputs.log
+    train, valid = log.rows("train", "all"), log.rows("valid", config.fit.valid_rows)
+    stream = Stream(len(train), config.fit.batch_size, run.config.seed)
+    return Loaders(
+        train=lambda step, rank, world: inputs(train[stream.indices(step, rank, world)]),
+        steps=steps,
+        valid=[(lambda indices: inputs(valid[indices]), len(valid))],
+        valid_batch=4096,
+    )
+
+
+def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loaders:
+    """Batches of liked rows with sampled negatives, drawn anew each pass; validation on the stored popular lists."""
+    config, log = run.config.stage1, inputs.log
+    size = max(1, config.fit.batch_size // (1 + config.negatives))
+    stream, seen = Stream(len(liked), size, run.config.seed), Seen(log)
+    popular = config.negatives - config.negatives // 2
+
+    def train(step: int, rank: int, world: int) -> Batch:
+        rows = liked[stream.indices(step, rank, world)]
+        seed = run.config.seed * 1_000 + step * size // len(liked)
+        drawn = [
+            negatives(log, rows, "uniform", config.negatives // 2, seed, seen=seen),
+            negatives(log, rows, "popular", popular, seed, seen=seen),
+        ]
+        targets = np.concatenate([log.item[rows][:, None], *drawn], 1)
+        return inputs(np.repeat(rows, targets.shape[1]), targets.ravel())
+
+    rows, candidates = log.ranking("valid", "popular20")
+    rows, candidates = rows[:1000], candidates[:1000]
+
+    def valid(indices: Rows) -> Batch:
+        chosen = candidates[indices]
+        batch = inputs(np.repeat(rows[indices], chosen.shape[1]), chosen.ravel())
+        batch["target"] = torch.from_numpy((chosen == log.item[rows[indices]][:, None]).ravel())
+        batch["query"] = torch.from_numpy(np.repeat(indices, chosen.shape[1]))
+        return batch
+
+    return Loaders(train=train, steps=steps, valid=[(valid, len(rows))], valid_batch=200)
+
+
+def work(run: Run) -> None:
+    """Train, export the best checkpoint, and say what it reached."""
+    config = run.config.stage1
+    log = parents.event_log(run)
+    retrieval = parents.Retrieval.open(run, log)
+    inputs = CrmInputs(log, config.recent, config.retrieved, retrieval.stored, retrieval.searcher)
+    torch.manual_seed(run.config.seed)
+    model = build(fields(log), config.crm)
+    if config.objective == "ctr":
+        count, monitor, size = len(log.rows("train", "all")), "valid/auc", config.fit.batch_size
+        steps, interval = plan_steps(count, size, config.fit.epochs, config.fit.validations)
+        loaders = ctr_loaders(run, inputs, steps)
+    else:
+        liked = log.rows("train", "1.0")
+        liked = liked[log.label[liked] == 1]
+        count, monitor, size = len(liked), "valid/hr@1", max(1, config.fit.batch_size // (1 + config.negatives))
+        steps, interval = plan_steps(count, size, config.fit.epochs, config.fit.validations)
+        loaders = rank_loaders(run, inputs, liked, steps)
+    say(f"  {count:,} rows, {steps:,} steps of {size}, validated every {interval}")
+    trainer = fit(run, CrmModule(model, config, steps), loaders, config.fit, interval, [monitor])
+    if not trainer.is_global_zero:
+        return
+    state = torch.load(best(run, monitor), weights_only=True)["state_dict"]
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    shown = {"recent": config.recent, "retrieved": config.retrieved}
+    export(model, parents.export_folder(run), {"inputs": shown, "config": dataclasses.asdict(config)})
+    run.finish([parents.export_folder(run)], {"steps": steps, "inputs": shown, **best_scores(run, monitor)})
+
+
+if __name__ == "__main__":
+    sys.exit(main(work, sys.argv[1:]))

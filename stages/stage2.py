@@ -1,0 +1,159 @@
+"""Stage 2: tune the frozen LM with a LoRA, plain or personalised by the frozen CRM, on the subsample.
+
+Two tasks in every batch: Yes/No on the row's own item, and (a share of the rows) the title of the next liked item.
+Checkpoints are selected on validation AUC of the Yes/No score (`adapter/`), and, for stage 3, on validation HR@1 of
+the titles (`adapter-ranking/`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
+
+from recllm import parents
+from recllm.config import Stage2Config
+from recllm.data.loader import Loaders, Stream, plan_steps
+from recllm.lm.adapters import add_adapter
+from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
+from recllm.lm.tasks import Answers, Batch, Titles
+from recllm.metrics import auc
+from recllm.paths import ADAPTER, RANKING_ADAPTER
+from recllm.run import Run, main, say
+from recllm.training import AdapterModule, best_scores, fit, optimizer
+
+VALID_TITLES = 500
+
+
+class TuneModule(AdapterModule):
+    """Cross-entropy of the answer over the vocabulary, plus the weighted negative log-likelihood of titles."""
+
+    def __init__(self, model: Any, answers: tuple[int, int], config: Stage2Config, steps: int) -> None:
+        """Train the adapter of `model`; `answers` are the token ids of yes and no."""
+        super().__init__(model)
+        self.answers, self.config, self.steps = answers, config, steps
+        self.auc = BinaryAUROC()
+
+    def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
+        """One optimizer step; both parts are means over rows."""
+        self.model.train()
+        asked = batch["answers"]
+        logits = answer_logits(self.model, asked["prompt"], asked["representation"])
+        parts = {"answer": answer_loss(logits, asked["label"], *self.answers)}
+        loss = parts["answer"]
+        if "titles" in batch:
+            told = batch["titles"]
+            parts["title"] = -title_logps(self.model, told["prompt"], told["representation"]).mean()
+            loss = loss + self.config.title_weight * parts["title"]
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+
+    def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
+        """Loader 0: Yes/No scores; loader 1: log-probabilities of candidates."""
+        if dataloader_idx == 0:
+            logits = answer_logits(self.model, batch["prompt"], batch["representation"])
+            self.auc.update(answer_score(logits, *self.answers), batch["label"].long())
+            self.log("valid/auc", self.auc, add_dataloader_idx=False)
+        else:
+            self.score_titles(batch)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and linear decay, no weight decay."""
+        return optimizer(self, self.config.fit, self.steps)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The tasks of this stage."""
+
+    train: Answers
+    train_titles: Titles
+    valid: Answers
+    valid_titles: Titles
+
+
+def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None) -> Data:
+    """Rows of the subsample and of the validation split, with all representations that they need."""
+    rows = parents.subsample(run.config, lm.log)
+    liked = rows[lm.log.label[rows] == 1]
+    retrieved = run.config.prompt.retrieved
+    return Data(
+        train=lm.answers(rows, crm, retrieved),
+        train_titles=lm.titles(liked, parents.mixed_lists(lm.log, liked, run.config.seed), crm),
+        valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
+        valid_titles=lm.valid_titles(VALID_TITLES, crm),
+    )
+
+
+def loaders(run: Run, data: Data, steps: int) -> Loaders:
+    """Batches of both tasks: `batch_size` rows, of which `title_share` ask for a title."""
+    config = run.config.stage2
+    told = round(config.title_share * config.fit.batch_size)
+    asked = Stream(len(data.train), config.fit.batch_size - told, run.config.seed)
+    told_stream = Stream(len(data.train_titles), told, run.config.seed + 1) if told else None
+
+    def train(step: int, rank: int, world: int) -> dict[str, Batch]:
+        batch = {"answers": data.train(asked.indices(step, rank, world))}
+        if told_stream is not None:
+            chosen = told_stream.indices(step, rank, world)
+            batch["titles"] = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
+        return batch
+
+    valid = [(data.valid, len(data.valid)), (data.valid_titles, len(data.valid_titles))]
+    return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)  # type: ignore[arg-type]
+
+
+def work(run: Run) -> None:
+    """Train, keep the best adapter of each selection."""
+    config = run.config.stage2
+    log = parents.event_log(run)
+    retrieval = parents.Retrieval.open(run, log)
+    lm = parents.Lm.open(run, log, retrieval)
+    gate = parents.Crm.open(run, log, retrieval)
+    crm = gate if config.adapter.kind == "reclora" else None
+    data = open_data(run, lm, crm)
+    model = add_adapter(lm.model, config.adapter, data.train.representation, run.config.seed)
+    told = round(config.title_share * config.fit.batch_size)
+    rows_a_step = config.fit.batch_size - told
+    steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    say(f"  {len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, {trained:,} weights train")
+    pieces = lm.prompts.pieces
+    module = TuneModule(model, (pieces.yes_id, pieces.no_id), config, steps)
+    trainer = fit(run, module, loaders(run, data, steps), config.fit, interval, ["valid/auc", "valid/hr@1"], first=True)
+    if not trainer.is_global_zero:
+        return
+    for monitor, folder in (("valid/hr@1", RANKING_ADAPTER), ("valid/auc", ADAPTER)):
+        module.load_best(run, monitor)
+        model.save_pretrained(run.folder / folder)
+    cut = sum(data.train(np.arange(i, min(i + 4096, len(data.train))))["cut"] for i in range(0, len(data.train), 4096))
+    metrics = {
+        "steps": steps,
+        "rows": len(data.train),
+        "trainable": trained,
+        "cut_prompts": cut,
+        "ranking": best_scores(run, "valid/hr@1"),
+        "crm_auc_on_these_rows": auc(gate.logits(data.train.rows), log.label[data.train.rows]),
+        "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
+        **best_scores(run, "valid/auc"),
+    }
+    if crm is not None:
+        metrics["gate"] = _gate(model, data.valid)
+    run.finish([run.folder / ADAPTER, run.folder / RANKING_ADAPTER], metrics)
+
+
+def _gate(model: Any, valid: Answers) -> dict[str, float]:
+    """How far alpha is from uniform on validation rows: its mean entropy over log N_m, and its spread between rows."""
+    with torch.no_grad():
+        alpha = model.base_model.alpha(valid.representation)
+    entropy = -(alpha * alpha.clamp_min(1e-12).log()).sum(-1).mean() / math.log(alpha.shape[-1])
+    return {"entropy": float(entropy), "largest": float(alpha.amax(-1).mean()), "spread": float(alpha.std(0).mean())}
+
+
+if __name__ == "__main__":
+    sys.exit(main(work, sys.argv[1:]))

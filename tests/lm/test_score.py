@@ -1,0 +1,168 @@
+"""Scores are the same however a batch is laid out, and touch the head only where they must."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from recllm.data.collate import Ragged, pad_left, shared_prefix
+from recllm.lm import score
+
+VOCABULARY, EOS = 50, 2
+PROMPTS = [[1, 7, 8, 9, 10], [1, 11], [1, 12, 13]]
+# Titles that are prefixes of one another, an equal pair, an empty title.
+TITLES = [
+    [[20, EOS], [20, 21, EOS], [20, 21, 22, EOS]],
+    [[30, EOS], [30, EOS], [EOS]],
+    [[40, 41, EOS], [41, EOS], [40, EOS]],
+]
+
+
+def model_of(name: str, dtype: torch.dtype):
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": VOCABULARY}
+    if name == "gpt2":
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=VOCABULARY, n_positions=64,
+                            initializer_range=0.3)  # fmt: skip
+        model = GPT2LMHeadModel(config)
+    elif name == "qwen2":
+        model = Qwen2ForCausalLM(
+            Qwen2Config(intermediate_size=24, num_key_value_heads=1, initializer_range=0.3, **small)
+        )
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(intermediate_size=24, num_key_value_heads=1, initializer_range=0.3, **small)
+        )
+    model.set_attn_implementation("sdpa")
+    return model.to(dtype).eval()
+
+
+def separate(model) -> torch.Tensor:
+    """Sum of log-probabilities of each title, one sequence at a time over full logits."""
+    rows = []
+    for prompt, titles in zip(PROMPTS, TITLES, strict=True):
+        for title in titles:
+            logits = model(input_ids=torch.tensor([prompt + title])).logits[0, len(prompt) - 1 : -1]
+            rows.append(logits.log_softmax(-1).gather(1, torch.tensor(title)[:, None]).sum())
+    return torch.stack(rows).view(len(PROMPTS), -1)
+
+
+def packed():
+    return shared_prefix(Ragged.of(PROMPTS), Ragged.of([title for titles in TITLES for title in titles]), 3)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_packed_titles_equal_separate_sequences_with_gradients(name, dtype, tolerance):
+    model = model_of(name, dtype)
+    weight = torch.linspace(-1, 1, 9, dtype=dtype).view(3, 3)
+    parameters = list(model.parameters())
+    # The RMS norm of transformers computes in float32 whatever the weights are, and its gradient with it.
+    exact = tolerance if name == "gpt2" else max(tolerance, 1e-6)
+    one, other = separate(model), score.title_logps(model, packed())
+    torch.testing.assert_close(other, one, rtol=tolerance, atol=tolerance)
+    assert other[1, 0].item() == pytest.approx(other[1, 1].item())
+    grads = torch.autograd.grad((one * weight).sum(), parameters, allow_unused=True)
+    packed_grads = torch.autograd.grad((other * weight).sum(), parameters, allow_unused=True)
+    for expected, got in zip(grads, packed_grads, strict=True):
+        if expected is not None:
+            assert (got - expected).norm() / expected.norm().clamp(min=1) < exact
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
+def test_left_padding_equals_none_and_one_batch_size_another(name):
+    model = model_of(name, torch.float64)
+    together = score.answer_logits(model, pad_left(Ragged.of(PROMPTS)))
+    for row, prompt in enumerate(PROMPTS):
+        alone = score.answer_logits(model, pad_left(Ragged.of([prompt])))[0]
+        full = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+        torch.testing.assert_close(together[row], full, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(alone, full, rtol=1e-9, atol=1e-9)
+    # Right padding, read at the last real token.
+    width = max(map(len, PROMPTS))
+    ids = torch.tensor([prompt + [0] * (width - len(prompt)) for prompt in PROMPTS])
+    last = torch.tensor([len(prompt) - 1 for prompt in PROMPTS])
+    right = model(input_ids=ids, attention_mask=(torch.arange(width) <= last[:, None]).long()).logits
+    torch.testing.assert_close(together, right[torch.arange(3), last], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("modules", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
+def test_adapters_take_part_and_the_head_sees_scored_positions_only(modules):
+    peft = pytest.importorskip("peft")
+    model = model_of("llama", torch.float64)
+    before = score.title_logps(model, packed())
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=2, target_modules=modules, init_lora_weights=False)
+    )
+    adapted = adapted.double().eval()
+    seen = []
+    head = adapted.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
+    after = score.title_logps(adapted, packed())
+    handle.remove()
+    assert seen == [(sum(len(title) for titles in TITLES for title in titles), 16)]
+    torch.testing.assert_close(after, separate(adapted), rtol=1e-9, atol=1e-9)
+    assert (after - before).abs().max() > 1e-3
+    # The gathering hook is gone.
+    assert adapted(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, VOCABULARY)
+
+
+def test_chunks_do_not_change_values_or_gradients(monkeypatch):
+    model = model_of("llama", torch.float64)
+    weight = model.model.embed_tokens.weight
+    whole = score.title_logps(model, packed())
+    (gradient,) = torch.autograd.grad(whole.sum(), weight)
+    monkeypatch.setattr(score, "CHUNK", 5 * VOCABULARY)
+    parts = score.title_logps(model, packed())
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(parts.sum(), weight)[0], gradient, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(score.title_logps(model, packed()), whole, rtol=1e-12, atol=0)
+
+
+def test_autocast_normalizes_in_float32():
+    model = model_of("llama", torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        logps = score.title_logps(model, packed())
+        logits = score.answer_logits(model, pad_left(Ragged.of(PROMPTS)))
+    assert logps.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16
+    assert score.answer_score(logits, 3, 4).dtype == torch.float32
+    assert (logps - score.title_logps(model, packed())).abs().max() < 0.3
+
+
+def test_representation_is_passed_on_only_when_given():
+    class Spy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.kwargs = model_of("llama", torch.float32), []
+
+        def get_output_embeddings(self):
+            return self.inner.get_output_embeddings()
+
+        def forward(self, representation=None, **kwargs):
+            self.kwargs.append(representation)
+            return self.inner(**kwargs)
+
+    spy, given = Spy(), torch.zeros(3, 4)
+    score.answer_logits(spy, pad_left(Ragged.of(PROMPTS)))
+    score.answer_logits(spy, pad_left(Ragged.of(PROMPTS)), given)
+    score.title_logps(spy, packed(), given)
+    assert [value is given for value in spy.kwargs] == [False, True, True]
+
+
+def test_answer_loss_and_score_by_hand():
+    # Row 0, yes: -log(e^1 / (e^0 + e^1 + e^2)) = 1.407606; row 1, no: -log(e^2 / (e^2 + 2 e^0)) = 0.239466.
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 2.0]])
+    loss = score.answer_loss(logits, torch.tensor([1, 0]), yes_id=1, no_id=2)
+    assert loss.item() == pytest.approx((1.407606 + 0.239545) / 2, abs=1e-4)
+    # sigmoid(1 - 2) and sigmoid(0 - 2)
+    assert score.answer_score(logits, 1, 2).tolist() == pytest.approx([0.268941, 0.119203], abs=1e-6)
+    assert np.isfinite(score.answer_loss(logits.bfloat16(), torch.tensor([1.0, 0.0]), 1, 2).item())

@@ -1,0 +1,86 @@
+import importlib.util
+import sys
+import zipfile
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from recllm.data.splits import PrepareConfig, build_log
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-1m"
+SPEC = importlib.util.spec_from_file_location("ml_1m_recipe", REPOSITORY / "data" / "ml_1m" / "recipe.py")
+recipe = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = recipe
+SPEC.loader.exec_module(recipe)
+
+FILES = {
+    "ratings.dat": "1::10::5::100\n1::20::3::101\n2::10::4::90\n",
+    "movies.dat": "10::Invented, The (1999)::Drama|War\n20::Café of Nobody (1950)::Comedy\n",
+    "users.dat": "1::F::1::10::48067\n2::M::56::0::02115-1234\n",
+}
+UNCHECKED = recipe.RecipeConfig(check_counts=False)
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text, encoding="latin-1")
+    return folder
+
+
+def test_invented_files_in_the_raw_layout(raw, tmp_path):
+    assert recipe.make(tmp_path / "tables", raw, UNCHECKED) == {"ratings": 3, "users": 2, "movies": 2}
+    events, items, users = (
+        pl.read_parquet(tmp_path / "tables" / f"{n}.parquet") for n in ("events", "items", "users")
+    )
+    assert events.sort("user", "item").rows() == [
+        (1, 10, 5.0, 1, 100),
+        (1, 20, 3.0, 0, 101),
+        (2, 10, 4.0, 1, 90),
+    ]
+    assert items.rows() == [
+        (10, "The Invented (1999)", "Drama", 1999, "Drama, War"),
+        (20, "Café of Nobody (1950)", "Comedy", 1950, "Comedy"),
+    ]
+    assert users.rows() == [
+        (1, "woman", "under 18", "a school student", "48067"),
+        (2, "man", "56 or more", "of another occupation", "02115-1234"),
+    ]
+
+
+def test_a_zip_gives_the_same_tables(raw, tmp_path):
+    archive = tmp_path / "any.zip"
+    with zipfile.ZipFile(archive, "w") as content:
+        for name in FILES:
+            content.write(raw / name, f"ml-1m/{name}")
+    recipe.make(tmp_path / "one" / "tables", raw, UNCHECKED)
+    recipe.make(tmp_path / "two" / "tables", archive, UNCHECKED)
+    for name in ("events", "items", "users"):
+        one, two = (pl.read_parquet(tmp_path / run / "tables" / f"{name}.parquet") for run in ("one", "two"))
+        assert one.equals(two)
+
+
+def test_other_counts_and_missing_files_are_refused(raw, tmp_path):
+    with pytest.raises(ValueError, match=r"'ratings': 3.*wanted .*1000209"):
+        recipe.make(tmp_path / "tables", raw)
+    (raw / "users.dat").unlink()
+    with pytest.raises(ValueError, match=r"has no users.dat"):
+        recipe.make(tmp_path / "tables", raw)
+    with pytest.raises(ValueError, match=r"has no ratings\.dat"):
+        recipe.make(tmp_path / "tables", tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="MovieLens-1M is not at ../shared/datasets/ml-1m")
+def test_counts_of_the_paper(tmp_path):
+    assert recipe.make(tmp_path / "tables", SHARED) == {"ratings": 1_000_209, "users": 6_040, "movies": 3_883}
+    fields = ["gender", "age", "occupation", "zip"]
+    metrics = build_log(tmp_path / "tables", tmp_path / "log", PrepareConfig(user_fields=fields))
+    split = [metrics[name] for name in ("samples", "train", "valid", "test")]
+    assert split == [970_009, 776_007, 97_000, 97_002]
+    assert (metrics["users"], metrics["items"]) == (6_040, 3_706)
+    assert metrics["cold_user_share_test"] == pytest.approx(0.198, abs=0.0005)
+    assert metrics["shared_second_share"] == pytest.approx(0.439, abs=0.0005)

@@ -1,0 +1,111 @@
+"""The gate against hand arithmetic, and its place in the rank space."""
+
+import math
+
+import pytest
+import torch
+
+from recllm.reclora import Gate, RecLoraConfig
+from recllm.reclora.gate import OpenGates, RankWeights
+
+
+def small_gate(num_gates=1, **arguments):
+    torch.manual_seed(0)
+    config = RecLoraConfig(**({"num_meta": 2, "representation_dim": 2, "gate_hidden": 6} | arguments))
+    return Gate(num_gates, config).double()
+
+
+def test_alpha_starts_uniform_whatever_the_representation():
+    alpha = Gate(3, RecLoraConfig(num_meta=4, representation_dim=5))(torch.randn(2, 1, 5) * 100)
+    assert alpha.shape == (3, 2, 1, 4)
+    torch.testing.assert_close(alpha, torch.full_like(alpha, 0.25), rtol=0, atol=0)
+
+
+def test_alpha_by_hand():
+    gate = small_gate(gate_hidden=2, gate_temperature=2.0)
+    with torch.no_grad():
+        gate.weight_1.copy_(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
+        gate.bias_1.copy_(torch.tensor([[0.0, 1.0]]))
+        gate.norm_weight.fill_(3.0)
+        gate.norm_bias.fill_(1.0)
+        gate.weight_2.copy_(torch.tensor([[[1.0, 0.5], [0.0, 2.0]]]))
+        gate.bias_2.copy_(torch.tensor([[0.0, 1.0]]))
+    # x = (5, 1): W_1 x + b_1 = (5, 2): mean 3.5, variance 2.25. LN: (1.5, -1.5) / sqrt(2.25 + 1e-5).
+    # times 3 plus 1: (+, -), ReLU: (h, 0). beta = (h, 1). alpha_0 = 1 / (1 + exp((1 - h) / 2)).
+    h = 3 * 1.5 / math.sqrt(2.25 + 1e-5) + 1
+    expected = 1 / (1 + math.exp((1 - h) / 2))
+    alpha = gate(torch.tensor([[[5.0, 1.0]]], dtype=torch.float64))
+    torch.testing.assert_close(alpha[0, 0, 0], torch.tensor([expected, 1 - expected], dtype=torch.float64))
+
+
+def test_statistics_standardize_the_input_and_a_dead_column_is_only_centred():
+    gate, plain = small_gate(), small_gate()
+    with torch.no_grad():
+        gate.weight_2.normal_()
+    plain.load_state_dict(gate.state_dict())
+    gate.set_statistics(torch.tensor([1.0, 7.0]), torch.tensor([2.0, 0.0]))
+    raw = torch.tensor([[[5.0, 7.5]]], dtype=torch.float64)
+    by_hand = torch.tensor([[[2.0, 0.5]]], dtype=torch.float64)  # (5 - 1) / 2, (7.5 - 7) / 1
+    torch.testing.assert_close(gate(raw), plain(by_hand))
+    assert not torch.allclose(gate(raw), plain(raw))
+
+
+def test_stacked_gates_equal_single_ones():
+    stacked = small_gate(num_gates=3)
+    with torch.no_grad():
+        stacked.weight_2.normal_()
+    x = torch.randn(4, 2, 2, dtype=torch.float64)
+    alphas = stacked(x)
+    assert not torch.allclose(alphas[0], alphas[1])
+    for index in range(3):
+        single = small_gate()
+        for name, parameter in single.named_parameters():
+            parameter.data.copy_(dict(stacked.named_parameters())[name][index : index + 1])
+        torch.testing.assert_close(single(x)[0], alphas[index], rtol=0, atol=1e-12)
+
+
+def test_alpha_keeps_its_precision_under_autocast():
+    gate = Gate(1, RecLoraConfig(num_meta=4, representation_dim=8))
+    with torch.no_grad():
+        gate.weight_2.normal_()
+    x = torch.randn(3, 1, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        alpha = gate(x)
+    assert alpha.dtype == torch.float32
+    torch.testing.assert_close(alpha, gate(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (torch.zeros(3), torch.ones(2), r"mean has shape \[3\], wanted \[2\]"),
+        (torch.zeros(2), torch.tensor([1.0, -1.0]), "negative"),
+        (torch.tensor([0.0, float("nan")]), torch.ones(2), "not finite"),
+    ],
+)
+def test_wrong_statistics_are_refused(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        small_gate().set_statistics(mean, std)
+
+
+def test_rank_weights_of_packed_rows_are_each_tokens_own():
+    weights = torch.arange(12.0).view(1, 2, 3, 2)  # two rows of three segments
+    segments = torch.tensor([[0, 0, 2, 1], [1, 2, 2, 0]])
+    picked = RankWeights({"default": weights}, segments).of("default", 0, torch.zeros(2, 4, 5))
+    expected = [[[0, 1], [0, 1], [4, 5], [2, 3]], [[8, 9], [10, 11], [10, 11], [6, 7]]]
+    assert picked.tolist() == expected
+
+
+def test_open_gates_give_back_what_was_open_after_an_error():
+    gates, outer = OpenGates(), RankWeights({}, None)
+    gates.current = outer
+    inner = RankWeights({}, None)
+
+    def fails_within():
+        with gates.opened(inner):
+            assert gates.current is inner
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails_within()
+    assert gates.current is outer
