@@ -98,9 +98,9 @@ class FitConfig:
 class LmTrainingConfig:
     """How `LM=tiny` is trained on text of the training split."""
 
-    text_tokens: int = 4_000_000
+    text_tokens: int = 4_500_000
     """Tokens of the first phase (item cards, timelines, questions with answers)."""
-    prompt_tokens: int = 3_000_000
+    prompt_tokens: int = 6_000_000
     """Tokens of the second phase (prompts with retrieved histories)."""
     batch_tokens: int = 3_584
     """Tokens of one optimizer step."""
@@ -116,7 +116,7 @@ class LmTrainingConfig:
     """Peak learning rate of the first phase."""
     prompt_lr: float = 2e-3
     """Peak learning rate of the second phase."""
-    precision: str = "bf16-mixed"
+    precision: str = "32-true"
     """Lightning's precision for pretraining."""
 
 

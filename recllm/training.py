@@ -278,6 +278,8 @@ def fit(
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        # Validation before the first step and in training share metric states, which inference tensors forbid.
+        inference_mode=False,
         default_root_dir=run.folder,
     )
     torch.manual_seed(run.config.seed or 0)

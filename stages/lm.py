@@ -26,8 +26,8 @@ from recllm.data.prompts import Prompts
 from recllm.lm import documents
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.tiny import build_model, train_tokenizer
-from recllm.run import Run, main, say
-from recllm.training import fit, optimizer
+from recllm.run import Run, is_first_process, main, say
+from recllm.training import best, best_scores, fit, optimizer
 
 Blocks = tuple[NDArray[np.int32], NDArray[np.float32]]
 
@@ -159,10 +159,10 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
         valid_batch=16,
     )
     module = PretrainModule(model, settings, steps, float(weights[:, 1:].mean()))
-    trainer = fit(run, module, loaders, settings, interval, ["valid/score"])
-    return {"steps": steps, "tokens": steps * settings.batch_size * training.block, "blocks": len(ids)} | {
-        name: float(value) for name, value in trainer.callback_metrics.items() if name == "valid/score"
-    }
+    fit(run, module, loaders, settings, interval, ["valid/score"])
+    module.load_state_dict(torch.load(best(run, "valid/score"), weights_only=True)["state_dict"])
+    tokens_seen = steps * settings.batch_size * training.block
+    return {"tokens": tokens_seen, "blocks": len(ids), **best_scores(run, "valid/score")}
 
 
 def work(run: Run) -> None:
@@ -192,6 +192,8 @@ def work(run: Run) -> None:
     blocks = pack(run, prompts, text, phase)
     say(f"  {len(blocks[0]) * config.training.block:,} tokens of text, {tokens:,} to train on, {_size(model)['weights']:,} weights")
     figures = pretrain(run, model, blocks, tokens, lr)
+    if not is_first_process():
+        return
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
     run.finish([export], {**figures, **counts, **_size(model), "vocabulary": len(tokenizer)})

@@ -48,6 +48,9 @@ def load_lm(
         ValueError: A key has a value that does not exist, or weights or tokenizer cannot be had.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a stage prints a few lines, a bar for every file would hide them
 
     dtypes = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if config.dtype not in dtypes:
