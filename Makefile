@@ -19,9 +19,10 @@ SEED ?=
 EXPERIMENT ?=
 RAW ?=
 ARGS ?=
-ROOT := $(or $(RECLLM_ARTIFACTS),artifacts)
+HERE := $(or $(RECLLM_ARTIFACTS),artifacts)/$(or $(strip $(DATASET)),demo)
 
-# An environment of your own: make PYTHON=/path/to/python ...
+# An environment of your own: make PYTHON=/path/to/python ...; BASE_PYTHON is what .venv is made from.
+BASE_PYTHON ?= python3
 VENV := .venv/bin/python
 PYTHON ?= $(VENV)
 ifeq ($(PYTHON),$(VENV))
@@ -35,6 +36,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export PYTHON
+
+# What was typed, for the tables; paths of this machine (RAW, PYTHON) stay out.
+TYPED = $(if $(filter-out file undefined,$(origin $1)),$1='$($1)')
+export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
+  $(foreach v,DATASET CRM SYSTEM LM SEED EXPERIMENT ARGS,$(call TYPED,$v)))
 
 CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
          EXPERIMENT="$(EXPERIMENT)" RAW="$(RAW)" $(ARGS)
@@ -56,7 +62,7 @@ stage3: plan   ## align the LM to preferences, evaluate every system, print the 
 evaluate: plan ## evaluate every system and print the table
 report: plan   ## the same, and report.html (table and curves)
 $(WORK):
-	@$(MAKE) --no-print-directory -f $(ROOT)/$(DATASET)/plan.mk $@
+	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk $@
 
 plan: | $(READY)
 	@$(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
@@ -65,15 +71,16 @@ status: | $(READY)  ## what is done, stale or missing, and by which commit
 	@$(PYTHON) -m stages.plan status $(or $(ASKED),report) $(CHOICE)
 
 table: | $(READY)  ## merge artifacts/<dataset>/results.json into the tracked results/<dataset>/table.json
-	@$(PYTHON) -m stages.report table $(ROOT)/$(DATASET)
+	@$(PYTHON) -m stages.report table $(HERE)
 
 env: $(READY)  ## make .venv with the versions of constraints.txt
+	@:
 
 .venv/.installed: pyproject.toml constraints.txt
-	@python3 -c 'import sys; sys.exit(f"error: python3 is {sys.version.split()[0]}; wanted 3.11 or newer") if sys.version_info < (3, 11) else None'
-	@echo "installing into .venv (a minute or two)"
-	@python3 -m venv .venv
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BASE_PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: %s is Python %s; wanted 3.11 \
+	or newer: make env BASE_PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
+	@echo "installing into .venv (minutes)"
+	@$(BASE_PYTHON) -m venv .venv
 	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -100,4 +107,4 @@ types: | $(READY)  ## mypy
 check: lint types test  ## lint, types and fast tests
 
 clean:  ## remove artifacts/<DATASET>
-	rm -rf "$(ROOT)/$(DATASET)"
+	rm -rf "$(HERE)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,12 @@ def _check(ok: bool, key: str, got: object, wanted: str) -> None:
         raise ConfigError(f"{key}={got} is not usable; wanted {wanted}")
 
 
+def _check_rows(key: str, got: str) -> None:
+    """Refuse a row set's name that `EventLog.rows` does not know."""
+    known = re.fullmatch(r"all|first\d+|uniform\d+|0?\.\d+|1\.0+", got)
+    _check(known is not None, key, got, "all, first<n>, uniform<n> or a fraction such as 0.1")
+
+
 @dataclass(frozen=True)
 class DatasetConfig:
     """Which data, and how an item is described to an LM."""
@@ -41,7 +48,7 @@ class DatasetConfig:
     name: str = "demo"
     """Name of the data set; its recipe is `data/<name>` with hyphens as underscores."""
     card: str = ""
-    """What the LM reads of an item behind its title (vectors, pretraining): a format string over the item's columns."""
+    """What the LM reads of an item (vectors, pretraining): a format string over the items table's columns."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class PromptConfig:
     history: int = 10
     """Short history: events in a prompt."""
     retrieved: bool = True
-    """Whether a Yes/No prompt shows the events nearest to the target (true) or the most recent ones (false)."""
+    """Whether a Yes/No prompt shows the events nearest to the target (true) or the most recent (false)."""
     list_candidates: bool = False
     """Whether a next-title prompt lists the candidates; a tiny LM does not learn to read the list."""
 
@@ -83,7 +90,7 @@ class FitConfig:
     precision: str = "32-true"
     """Lightning's precision: 32-true, bf16-mixed, bf16-true, 16-mixed."""
     valid_rows: str = "uniform2000"
-    """Row set of the validation split that selects the checkpoint: all, first<n>, uniform<n> or a fraction."""
+    """Row set of the validation split that selects the checkpoint: all, first<n>, uniform<n>, a fraction."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -92,6 +99,9 @@ class FitConfig:
         _check(self.lr > 0, "lr", self.lr, "more than 0")
         _check(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
         _check(self.validations >= 1, "validations", self.validations, "at least 1")
+        precisions = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+        _check(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
+        _check_rows("valid_rows", self.valid_rows)
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,8 @@ class Stage1Config:
         """Check ranges."""
         _check(self.objective in ("ctr", "rank"), "stage1.objective", self.objective, "ctr or rank")
         _check(self.recent >= 1, "stage1.recent", self.recent, "at least 1 event")
+        _check(self.retrieved >= 0, "stage1.retrieved", self.retrieved, "0 or more events")
+        _check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
 
 
 @dataclass(frozen=True)
@@ -181,6 +193,11 @@ class AdapterConfig:
         """Check ranges."""
         _check(self.kind in ("lora", "reclora"), "stage2.adapter.kind", self.kind, "lora or reclora")
         _check(self.r >= 1, "stage2.adapter.r", self.r, "at least 1")
+        _check(self.num_meta >= 1, "stage2.adapter.num_meta", self.num_meta, "at least 1")
+        _check(self.mixture in ("product",), "stage2.adapter.mixture", self.mixture, "product")
+        _check(self.gate in ("shared", "module"), "stage2.adapter.gate", self.gate, "shared or module")
+        temperature = self.gate_temperature
+        _check(temperature > 0, "stage2.adapter.gate_temperature", temperature, "more than 0")
 
 
 @dataclass(frozen=True)
@@ -206,7 +223,7 @@ class Stage3Config:
     start: str = "reclora"
     """System of stage 2 to start from; it is also the frozen reference."""
     loss: str = "softmax-dpo"
-    """`softmax-dpo` (K = 1 is DPO) or `sft`: the chosen title's likelihood for the same steps, as a control."""
+    """`softmax-dpo` (K = 1 is DPO), or as a control `sft`: the chosen title's likelihood, as many steps."""
     beta: float = 1.0
     """Weight of the log-ratio to the reference in a reward."""
     negatives: int = 3
@@ -220,6 +237,7 @@ class Stage3Config:
         _check(self.loss in ("softmax-dpo", "sft"), "stage3.loss", self.loss, "softmax-dpo or sft")
         _check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
         _check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
+        _check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
 
 
 @dataclass(frozen=True)
@@ -238,6 +256,11 @@ class EvaluateConfig:
     """Draws of the paired bootstrap clustered by user."""
     batch_size: int = 256
     """Rows of one forward pass of the LM."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_rows("evaluate.ctr_rows", self.ctr_rows)
+        _check_rows("evaluate.blend_rows", self.blend_rows)
 
 
 @dataclass(frozen=True)
@@ -259,6 +282,12 @@ class TrainerConfig:
     tensorboard: bool = False
     """Whether curves are written for TensorBoard beside logs/metrics.csv."""
 
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        every = self.checkpoint_every
+        _check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -271,7 +300,7 @@ class Config:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     lm: LmStageConfig = field(default_factory=LmStageConfig)
     subsample: str = "0.1"
-    """Training samples that stage 2 and the LM's question text see: a fraction or `uniform<n>`; nested by seed."""
+    """Training samples that stage 2 and the LM's question text see: a fraction or `uniform<n>`; nested."""
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
     stage3: Stage3Config = field(default_factory=Stage3Config)
@@ -279,6 +308,11 @@ class Config:
     seed: int = 0
     """Seed of stages 1 to 3 (`SEED=`); the split and the LM have their own."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.subsample is not None:  # None where it does not reach a stage
+            _check_rows("subsample", self.subsample)
 
 
 EXECUTION = "trainer"
@@ -296,12 +330,21 @@ def keys(value: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 SCHEMA = dataclasses.asdict(Config())
 KEYS = keys(SCHEMA)
+LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS)]
 
 
 def _nearest(key: str) -> str:
-    same_parent = [known for known in KEYS if known.rpartition(".")[0] == key.rpartition(".")[0]]
-    close = difflib.get_close_matches(key, same_parent, 1, 0.5) or difflib.get_close_matches(key, KEYS, 1, 0.3)
-    return close[0] if close else ", ".join(SCHEMA)
+    """The key that was probably meant: most of all its last part must be like, and the section the same."""
+    if key in KEYS:  # a section; what can be set are the keys in it
+        return next(leaf for leaf in LEAVES if leaf.startswith(f"{key}."))
+    section, _, last = key.partition(".")[0], *key.rpartition(".")[1:]
+    same = [leaf for leaf in LEAVES if leaf.startswith(f"{section}.")]
+
+    def likeness(known: str) -> tuple[float, float]:
+        parts = difflib.SequenceMatcher(None, last, known.rpartition(".")[2]).ratio()
+        return round(parts, 1), difflib.SequenceMatcher(None, key, known).ratio()
+
+    return max(same if "." in key and same else KEYS, key=likeness)
 
 
 def check_keys(value: Mapping[str, Any], source: str) -> None:

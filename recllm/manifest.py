@@ -58,7 +58,9 @@ def hardware() -> str:
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        models = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
+        ]
         name = models[0] if models else name
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{os.cpu_count()} cores {name}{gpu}"
@@ -119,7 +121,9 @@ class Manifest:
         """
         path = folder / MANIFEST
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing, so that stage is not finished; run its make target first")
+            raise FileNotFoundError(
+                f"{path} is missing, so that stage is not finished; run its make target first"
+            )
         return cls(**json.loads(path.read_text()))
 
     def missing_output(self, folder: Path) -> str | None:
@@ -133,7 +137,9 @@ class Manifest:
 
 def describe_outputs(folder: Path, paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Path (relative to `folder`), size in bytes and SHA-256 of each file; folders are walked."""
-    files = sorted(file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+    files = sorted(
+        file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()
+    )
     described = []
     for file in files:
         with file.open("rb") as stream:

@@ -50,10 +50,10 @@ class Retrieval:
         return cls(np.load(folder / NEIGHBOURS, mmap_mode="r"), Neighbours(log, vectors))
 
     def nearest(self, rows: Rows, k: int) -> Rows:
-        """The k events of each row's history nearest to its own item, `[B, k]`, in time order, -1 on the left."""
+        """The k earlier events nearest to each row's own item, `[B, k]`, in time order, -1 on the left."""
         if self.stored.shape[1] < k:
             raise ValueError(
-                f"{self.stored.shape[1]} neighbours are stored, {k} wanted; run make with ARGS=retrieval.k={k}"
+                f"{self.stored.shape[1]} neighbours are stored, {k} wanted; add ARGS=retrieval.k={k}"
             )
         return chronological(self.stored[rows, :k])
 
@@ -112,7 +112,7 @@ class Lm:
         return cls(model, tokenizer, prompts, log, run.config, retrieval)
 
     def shown(self, rows: Rows, retrieved: bool) -> Rows:
-        """Short histories `[B, k]` of Yes/No prompts: the nearest to the target, or the most recent events."""
+        """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""
         k = self.config.prompt.history
         if retrieved:
             assert self.retrieval is not None
@@ -131,7 +131,15 @@ class Lm:
         """
         recent = self.log.recent(rows, self.config.prompt.history)
         representation = crm.representations(rows, candidates) if crm else None
-        return Titles(self.prompts, self.log, rows, recent, candidates, representation, self.config.prompt.list_candidates)
+        return Titles(
+            self.prompts,
+            self.log,
+            rows,
+            recent,
+            candidates,
+            representation,
+            self.config.prompt.list_candidates,
+        )
 
     def valid_titles(self, count: int, crm: Crm | None) -> Titles:
         """The next-title task on stored validation rows, each once with every kind of candidate list."""
@@ -154,12 +162,19 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any) -> Pieces:
     model = config.lm.model
     levels = log.meta["rating_levels"]
     return Pieces.build(
-        tokenizer, config.wording, titles, levels, profiles, prefix=model.prefix, suffix=model.suffix, cards=cards
+        tokenizer,
+        config.wording,
+        titles,
+        levels,
+        profiles,
+        prefix=model.prefix,
+        suffix=model.suffix,
+        cards=cards,
     )
 
 
 def subsample(config: Config, log: EventLog) -> Rows:
-    """Training rows of stage 2, int64 `[n]`: a prefix of the stored permutation, so that smaller ones lie in larger."""
+    """Training rows of stage 2, int64 `[n]`: a prefix of the stored permutation, so smaller lie in larger."""
     return log.rows("train", config.subsample)
 
 
@@ -175,7 +190,7 @@ def aligned_rows(config: Config, log: EventLog, count: int) -> Rows:
 
 
 def mixed_lists(log: EventLog, rows: Rows, seed: int) -> NDArray[np.int32]:
-    """Candidate lists `[n, 20]` of training rows: uniform for every second row, by popularity for the others."""
+    """Candidate lists `[n, 20]` of training rows: uniform for every second row, else by popularity."""
     lists = np.empty((len(rows), 20), np.int32)
     for place, kind in enumerate(("uniform", "popular")):
         lists[place::2] = candidate_lists(log, rows[place::2], kind, 20, seed)

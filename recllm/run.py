@@ -53,14 +53,16 @@ def config_digest(content: dict[str, Any]) -> str:
 
 
 def load_sections(content: dict[str, Any], execution: Iterable[str] = ()) -> Config:
-    """The frozen configuration; sections that do not reach the stage are None, so that none is read by mistake."""
+    """The frozen configuration; sections that do not reach the stage are None: none is read by mistake."""
     merged = OmegaConf.merge(OmegaConf.structured(Config), content["config"])
     for key, value in parse_overrides(execution).items():
         if not key.startswith(f"{EXECUTION}."):
             raise ConfigError(f"{key} is no execution key; give it to make as ARGS={key}={value}")
         merged = override(merged, key, value)
     config = freeze(merged)
-    unread = {f.name: None for f in dataclasses.fields(Config) if f.name not in (*content["config"], EXECUTION)}
+    unread: dict[str, Any] = {
+        f.name: None for f in dataclasses.fields(Config) if f.name not in (*content["config"], EXECUTION)
+    }
     return dataclasses.replace(config, **unread)
 
 
@@ -152,7 +154,7 @@ class Run:
         if not same or manifest.missing_output(self.folder) is not None:
             return False
         if is_first_process():
-            # Make compares times: a finished stage whose parents were remade to the same content is up to date.
+            # Make compares times: a stage whose parents were remade to the same content is up to date.
             (self.folder / paths.MANIFEST).touch()
         return True
 
@@ -161,7 +163,9 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StageError(f"another process is at work in {self.folder}; wait for it, or stop it") from error
+            raise StageError(
+                f"another process is at work in {self.folder}; wait for it, or stop it"
+            ) from error
         # From here on a manifest would speak of files that are about to change.
         (self.folder / paths.MANIFEST).unlink(missing_ok=True)
         self._seconds_before = self._clock_before()

@@ -80,13 +80,21 @@ class Curves(Callback):
             self._flush(trainer)
 
     def _flush(self, trainer: lightning.Trainer, **scores: float) -> None:
-        losses = {f"train/{name}": float(value) / self._count for name, value in self._sums.items() if self._count}
-        self.rows.append({"step": trainer.global_step, **losses, **scores})
+        losses = {
+            f"train/{name}": float(value) / self._count for name, value in self._sums.items() if self._count
+        }
+        if not self.rows or self.rows[-1]["step"] != trainer.global_step:
+            self.rows.append({"step": trainer.global_step})
+        self.rows[-1] |= {**losses, **scores}
         self._sums, self._count = {}, 0
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Add the scores, print them, write the file."""
-        scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("valid/")}
+        scores = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("valid/")
+        }
         self._flush(trainer, **scores)
         losses = {name: value for name, value in self.rows[-1].items() if name.startswith("train/loss")}
         text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **scores}.items())
@@ -109,8 +117,11 @@ class Last(Checkpoint):
         self.path = run.folder / paths.CHECKPOINTS / paths.LAST
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
+        # Lightning writes in /tmp and moves; on another file system that is a copy, of which a kill leaves a part.
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
+            partial.replace(self.path)
             self.run.tick()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
@@ -126,7 +137,7 @@ class Last(Checkpoint):
 
 
 class Stop(EarlyStopping):
-    """Early stopping that a resumed run remembers, also when it was killed right after the last validation."""
+    """Early stopping that a resumed run remembers, also if it was killed right after the last validation."""
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Stop at once where the interrupted run had already decided to."""
@@ -157,7 +168,7 @@ class AdapterModule(lightning.LightningModule):
         self.on_load_checkpoint({"state_dict": state})
         self.load_state_dict(state, strict=False)
 
-    @property
+    @property  # type: ignore[misc]
     def strict_loading(self) -> bool:
         """False: a checkpoint lacks the frozen weights; `on_load_checkpoint` checks the others."""
         return False
@@ -174,7 +185,7 @@ class AdapterModule(lightning.LightningModule):
         """Refuse a checkpoint that does not hold exactly what trains."""
         if differing := self._trainable() ^ set(checkpoint["state_dict"]):
             raise StageError(
-                f"the checkpoint differs from this model in {min(differing)}; remove the stage's checkpoints/ "
+                f"the checkpoint differs from this model in {min(differing)}; remove the stage's checkpoints "
                 "and run make again"
             )
 
@@ -235,7 +246,7 @@ def fit(
         torch.set_num_threads(config.threads)
     if settings.batch_size % config.devices:
         raise StageError(
-            f"batch_size={settings.batch_size} cannot be dealt to {config.devices} devices; wanted a multiple of it"
+            f"batch_size={settings.batch_size} cannot be dealt to {config.devices} devices; wanted a multiple"
         )
     folder = run.folder / paths.CHECKPOINTS
     last = _resumable(run, folder)
@@ -278,7 +289,7 @@ def fit(
         enable_progress_bar=config.progress,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        # Validation before the first step and in training share metric states, which inference tensors forbid.
+        # Validation before the first step and in training share metric states: no inference tensors.
         inference_mode=False,
         default_root_dir=run.folder,
     )
@@ -300,7 +311,11 @@ def best_scores(run: Run, monitor: str) -> dict[str, float]:
     with (run.folder / paths.LOGS / "metrics.csv").open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get(monitor)]
     row = max(rows, key=lambda row: float(row[monitor]))
-    return {name: float(value) for name, value in row.items() if value and (name == "step" or name.startswith("valid/"))}
+    return {
+        name: float(value)
+        for name, value in row.items()
+        if value and (name == "step" or name.startswith("valid/"))
+    }
 
 
 def _resumable(run: Run, folder: Path) -> Path | None:
@@ -324,5 +339,11 @@ def quiet() -> None:
     """Leave out Lightning's hints that do not concern these loaders."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*treespec.*", ".*litlogger.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*",
+        ".*treespec.*",
+        ".*litlogger.*",
+        ".*in eval mode at the start.*",
+    ):
         warnings.filterwarnings("ignore", text)

@@ -1,7 +1,8 @@
 """Evaluation: every system on the test split, on the same rows, against every baseline, with intervals.
 
-Each system's scores are kept in `scores/` under the identity of what made them, so that an interrupted or extended
-evaluation computes only what is missing. Validation rows serve the stacking control; nothing is selected here.
+Each system's scores are kept in `scores/` under the identity of what made them, so that an interrupted or
+extended evaluation computes only what is missing. Validation rows serve the stacking control; nothing is
+selected here.
 """
 
 from __future__ import annotations
@@ -89,10 +90,12 @@ class Evaluation:
                 lm, model, crm, _ = self._open(role, adapter, stack)
                 return title_scores(model, self._task(lm, crm, kind))
 
-        return self.kept.get(f"{kind}-{role}", [self._identity(role), self._ranking(kind)[0].tolist()], compute)
+        return self.kept.get(
+            f"{kind}-{role}", [self._identity(role), self._ranking(kind)[0].tolist()], compute
+        )
 
     def lm_valid_ratio(self, role: str, kind: str, adapter: str) -> Scores:
-        """Per row 1 where the greedily generated title is a candidate, and 1 where it is the target: `[n, 2]`."""
+        """Per row 1 where the greedy title is a candidate, and 1 where it is the target: `[n, 2]`."""
 
         def compute() -> Scores:
             with ExitStack() as stack:
@@ -113,10 +116,16 @@ class Evaluation:
 
     def _identity(self, role: str) -> list[str]:
         roles = ("lm", "neighbours", "log", *({role} - {"lm"}))
-        return [role, *(self.run.manifest(name).identity for name in roles), digest(self.run.content["config"]["prompt"])]
+        return [
+            role,
+            *(self.run.manifest(name).identity for name in roles),
+            digest(self.run.content["config"]["prompt"]),
+        ]
 
-    def _open(self, role: str, adapter: str, stack: ExitStack) -> tuple[parents.Lm, Any, parents.Crm | None, bool]:
-        """The LM with the system's adapter, its gate's CRM, and whether its Yes/No prompts are retrieved ones."""
+    def _open(
+        self, role: str, adapter: str, stack: ExitStack
+    ) -> tuple[parents.Lm, Any, parents.Crm | None, bool]:
+        """The LM with the system's adapter, its gate's CRM, and whether its Yes/No prompts are retrieved."""
         lm = parents.Lm.open(self.run, self.log, self.retrieval)
         stack.enter_context(torch.inference_mode())
         if role == "lm":
@@ -158,7 +167,9 @@ class Evaluation:
                 base = metrics.auc(scored["popularity"], labels)
                 figures["relative_improvement"] = metrics.relative_improvement(figures["auc"], base)
                 is_lm = system not in ("popularity", *self.crms)
-                self._add(system, "ctr", name, len(rows), figures, other, difference, crm_auc if is_lm else None)
+                self._add(
+                    system, "ctr", name, len(rows), figures, other, difference, crm_auc if is_lm else None
+                )
 
     def _blend(self, rows: Rows, crm: Scores, lora: Scores) -> Any:
         """Logistic regression on the gate CRM's logit and plain LoRA's, fitted on validation rows."""
@@ -195,7 +206,7 @@ class Evaluation:
                 if self.config.generate_rows:
                     generated[system] = self.lm_valid_ratio(role, kind, adapter)
                 pairs[system] = "sft" if family == "aligned" else "lm"
-            start_rows, end = log.history(rows)
+            _, end = log.history(rows)
             strata = metrics.gap_strata(log.timestamp[rows] - log.timestamp[end - 1])
             values = {system: metrics.ranking_values(scores, target) for system, scores in scored.items()}
             for system, of_rows in values.items():
@@ -232,13 +243,17 @@ class Evaluation:
         is_lm = system == "lm" or (role is not None and not role.startswith("crm:"))
         row = ResultRow(
             system=system,
-            stage=self.run.manifest(role).stage if role else ("none" if counted else "lm" if is_lm else "stage1"),
+            stage=self.run.manifest(role).stage
+            if role
+            else ("none" if counted else "lm" if is_lm else "stage1"),
             task=task,
             row_set=row_set,
             rows=count,
             metrics=figures,
             candidates=kind,
-            k=self.run.manifest(role).metrics["k"] if aligned and system != "sft-continued" else None,
+            k=self.run.manifest(role).metrics["k"]
+            if role and aligned and system != "sft-continued"
+            else None,
             lm=self.run.config.lm.model.name if is_lm else None,
             delta=difference.delta if difference else None,
             interval95=list(difference.interval95) if difference else None,
@@ -254,7 +269,7 @@ class Evaluation:
 
 
 def answer_scores(model: Any, task: Answers, size: int) -> Scores:
-    """Logit of Yes against No `[n]` for every row of a task; rows of like length go through the LM together."""
+    """Logit of Yes against No `[n]` for every row of a task; rows of like length share a batch."""
     pieces = task.prompts.pieces
     lengths = task.prompts.ctr(task.rows, task.history).lengths
     order, out = np.argsort(lengths, kind="stable"), np.empty(len(task), np.float32)

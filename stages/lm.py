@@ -1,8 +1,8 @@
 """The LM: trains `LM=tiny` on text of the training split in two phases; checks any other LM that is named.
 
-Phase `text` (before neighbours exist): item cards, timelines of training events, questions with answers of the
-subsample. Phase `prompts`: prompts as the LM will be asked, with retrieved histories: for all training samples
-the retrieved events and then the rated target, for the subsample also the question with its answer.
+Phase `text` (before neighbours exist): item cards, timelines of training events, questions with answers of
+the subsample. Phase `prompts`: prompts as the LM will be asked, with retrieved histories: for all training
+samples the retrieved events and then the rated target, for the subsample also the question with its answer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ class PretrainModule(lightning.LightningModule):
     def __init__(self, model: Any, settings: FitConfig, steps: int, mean_weight: float) -> None:
         """Train all of `model`; `mean_weight` is the mean token weight of the text."""
         super().__init__()
-        self.model, self.settings, self.steps, self.mean_weight = model.requires_grad_(True), settings, steps, mean_weight
+        self.model, self.settings, self.steps, self.mean_weight = (
+            model.requires_grad_(True),
+            settings,
+            steps,
+            mean_weight,
+        )
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean weighted loss in nats; the head runs only where a token has weight.
@@ -79,7 +84,9 @@ def first_phase(run: Run, log: EventLog, prompts: Prompts) -> list[documents.Mat
     return [*story, *_repeated(prompts, asked, story, share)]
 
 
-def second_phase(run: Run, log: EventLog, prompts: Prompts, retrieval: parents.Retrieval) -> list[documents.Matrix]:
+def second_phase(
+    run: Run, log: EventLog, prompts: Prompts, retrieval: parents.Retrieval
+) -> list[documents.Matrix]:
     """Retrieved histories before rated targets (all training samples) and before answers (the subsample)."""
     config, training = run.config, run.config.lm.training
     k = config.prompt.history
@@ -99,7 +106,7 @@ def second_phase(run: Run, log: EventLog, prompts: Prompts, retrieval: parents.R
 
 
 def _documents_for(tokens: int, history: int) -> int:
-    """About as many prompts as fill that many tokens (four tokens an event), so that none is built in vain."""
+    """About as many prompts as fill that many tokens (four tokens an event); none is built in vain."""
     return max(1, tokens // (4 * history))
 
 
@@ -107,7 +114,9 @@ def _tokens(prompts: Prompts, matrices: list[documents.Matrix]) -> int:
     return int(sum(prompts.pieces.lengths[matrix].sum() for matrix in matrices))
 
 
-def _share(prompts: Prompts, body: list[documents.Matrix], other: list[documents.Matrix], share: float) -> float:
+def _share(
+    prompts: Prompts, body: list[documents.Matrix], other: list[documents.Matrix], share: float
+) -> float:
     """How often `other` must stand beside `body` to make up a share of all tokens."""
     return share / (1 - share) * _tokens(prompts, body) / max(1, _tokens(prompts, other))
 
@@ -176,7 +185,10 @@ def work(run: Run) -> None:
         run.finish([], {**facts, "context": context_length(config.model, model), **_size(model)})
         return
     export = parents.export_folder(run)
-    counts = {"answers_as_text": len(parents.subsample(run.config, log)), "ratings_as_text": int(log.train_events().sum())}
+    counts = {
+        "answers_as_text": len(parents.subsample(run.config, log)),
+        "ratings_as_text": int(log.train_events().sum()),
+    }
     if "lm" in run.parents:
         model, tokenizer = load_lm(config.model, run.parent("lm") / "export")
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
@@ -190,7 +202,10 @@ def work(run: Run) -> None:
         text = first_phase(run, log, prompts)
         tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
     blocks = pack(run, prompts, text, phase)
-    say(f"  {len(blocks[0]) * config.training.block:,} tokens of text, {tokens:,} to train on, {_size(model)['weights']:,} weights")
+    say(
+        f"  {len(blocks[0]) * config.training.block:,} tokens of text, "
+        f"{tokens:,} to train on, {_size(model)['weights']:,} weights"
+    )
     figures = pretrain(run, model, blocks, tokens, lr)
     if not is_first_process():
         return

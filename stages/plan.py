@@ -2,8 +2,8 @@
 
     python -m stages.plan write GOAL... DATASET=demo CRM="din sim" SYSTEM="lora reclora" ... key=value ...
 
-`write` validates the configuration of every stage before anything runs, writes `config.yaml` where it changed,
-and the rules to `artifacts/<dataset>/plan.mk`; `status` shows what is done, stale or missing.
+`write` validates the configuration of every stage before anything runs, writes `config.yaml` where it
+changed, and the rules to `artifacts/<dataset>/plan.mk`; `status` shows what is done, stale or missing.
 
         tables -> log -> lm text -> neighbours -> lm prompts -> stage2 -> stage3
                                        |                          ^         |
@@ -45,7 +45,6 @@ READS = {
     "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
     "report": (),
 }
-
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ class Node:
             "config": self.config,
         }
 
+
 def parse(arguments: Sequence[str]) -> Request:
     """Read goals, `VARIABLE=...` and `key=value` words.
 
@@ -117,7 +117,9 @@ def parse(arguments: Sequence[str]) -> Request:
     stage3 = [name for name in systems if (conf / "stage3" / f"{name}.yaml").exists()]
     for name in systems:
         if name not in stage2 + stage3:
-            known = ", ".join(sorted(file.stem for room in ("stage2", "stage3") for file in (conf / room).glob("*.yaml")))
+            known = ", ".join(
+                sorted(file.stem for room in ("stage2", "stage3") for file in (conf / room).glob("*.yaml"))
+            )
             raise ConfigError(f"SYSTEM={name} is not known; wanted some of {known}")
     crms = tuple(values["CRM"].split() or ("din", GATE))
     for crm in crms:
@@ -127,7 +129,9 @@ def parse(arguments: Sequence[str]) -> Request:
     lm = values["LM"] or "tiny"
     if not (conf / "lm" / f"{lm}.yaml").exists() and not Path(lm).exists() and "/" not in lm:
         known = ", ".join(sorted(file.stem for file in (conf / "lm").glob("*.yaml")))
-        raise ConfigError(f"LM={lm} is not known; wanted one of {known}, a local path, or a hub id such as org/name")
+        raise ConfigError(
+            f"LM={lm} is not known; wanted one of {known}, a local path, or a hub id such as org/name"
+        )
     seeds = values["SEED"].split() or ["0"]
     if bad := [seed for seed in seeds if not seed.isdigit()]:
         raise ConfigError(f"SEED={bad[0]} is no whole number; e.g. SEED='0 1 2'")
@@ -181,7 +185,7 @@ class Plan:
 
     @property
     def lm_name(self) -> str:
-        """Folder name of the LM: its file in conf/lm, or the end of its path and a digest of the whole of it."""
+        """Folder name of the LM: its file in conf/lm, or the end of its path and a digest of the whole."""
         lm = self.request.lm
         if (self.conf / "lm" / f"{lm}.yaml").exists():
             return lm
@@ -233,7 +237,9 @@ class Plan:
         lm_tag = (f"lm:{self.lm_name}",) if self.lm_name != "tiny" else ()
         text = self._node("lm-text", f"lm/{self.lm_name}", "stages.lm", {"log": log}, tags=lm_tag)
         vectors = merge(self._layers(), request.overrides).retrieval.vectors
-        neighbours = self._node("neighbours", f"neighbours/{vectors}", "stages.retrieve", {"log": log, "lm": text})
+        neighbours = self._node(
+            "neighbours", f"neighbours/{vectors}", "stages.retrieve", {"log": log, "lm": text}
+        )
         trained = text.config["lm"]["model"]["path"] is None
         lm = text
         if trained:
@@ -256,7 +262,9 @@ class Plan:
         for system in self._with_starts():
             file = f"stage2/{system}.yaml"
             parents = {**data, "lm": lm, "stage1": gate}
-            tuned[system] = self._node("stage2", f"stage2/{system}", "stages.stage2", parents, (file,), seed, gate_tag)
+            tuned[system] = self._node(
+                "stage2", f"stage2/{system}", "stages.stage2", parents, (file,), seed, gate_tag
+            )
         aligned = {}
         for system in [name for name in request.systems if (self.conf / "stage3" / f"{name}.yaml").exists()]:
             file = f"stage3/{system}.yaml"
@@ -328,8 +336,14 @@ class Plan:
         trainer = {key: value for key, value in self.request.overrides.items() if key.startswith(EXECUTION)}
         base = dataclasses.asdict(merge(self._layers(), trainer))[EXECUTION]
         default = dataclasses.asdict(Config())[EXECUTION]
-        execution = " ".join(f"{EXECUTION}.{key}={value}" for key, value in base.items() if value != default[key])
-        lines = ["# Written by stages/plan.py; read by the Makefile.", ".NOTPARALLEL:", f"EXECUTION := {execution}"]
+        execution = " ".join(
+            f"{EXECUTION}.{key}={value}" for key, value in base.items() if value != default[key]
+        )
+        lines = [
+            "# Written by stages/plan.py; read by the Makefile.",
+            ".NOTPARALLEL:",
+            f"EXECUTION := {execution}",
+        ]
         for goal in self.request.goals:
             targets = [str(self._manifest(node)) for node in self.goals[goal]]
             if goal in ENDS_WITH_TABLE:
@@ -375,7 +389,9 @@ class Plan:
 def _suffix(tags: frozenset[str], skip: tuple[str, ...] = ()) -> str:
     """`+din+quick+s2`: CRM, LM, experiment and seed where they are not the default."""
     order = ("crm", "lm", "experiment", "seed")
-    values = sorted((order.index(tag.partition(":")[0]), tag.partition(":")[2]) for tag in tags if tag not in skip)
+    values = sorted(
+        (order.index(tag.partition(":")[0]), tag.partition(":")[2]) for tag in tags if tag not in skip
+    )
     return "".join(f"+s{value}" if kind == 3 else f"+{value}" for kind, value in values)
 
 
@@ -386,7 +402,9 @@ def show(plan: Plan) -> None:
 
     table = Table("stage", "state", "commit", "finished", "seconds", box=None)
     for node, state, manifest in plan.states():
-        details = (manifest.commit, manifest.finished, f"{manifest.seconds:.0f}") if manifest else ("", "", "")
+        details = (
+            (manifest.commit, manifest.finished, f"{manifest.seconds:.0f}") if manifest else ("", "", "")
+        )
         table.add_row(node.folder, state, *details)
     Console().print(table)
 

@@ -1,7 +1,7 @@
 """The results: `results.json` and `report.html` of a data set, and the tracked table that runs add up to.
 
-    python -m stages.report show ROOT EVALUATION...    merge the evaluations, print the table, write the report
-    python -m stages.report table ROOT                 merge results.json into results/<dataset>/table.json
+python -m stages.report show ROOT EVALUATION...    merge the evaluations, print the table, write the report
+python -m stages.report table ROOT                 merge results.json into results/<dataset>/table.json
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from recllm.paths import REPORT, RESULTS, repository
 from recllm.report import write_report
-from recllm.results import merge, print_table, read, write
+from recllm.results import ResultRow, merge, print_table, read, write
 
 TABLE = "table.json"
 
 
 def show(root: Path, evaluations: Sequence[str]) -> None:
     """Merge what the evaluations computed, show it, and keep it."""
-    rows = []
+    rows: list[ResultRow] = []
     for evaluation in evaluations:
         rows = merge(rows, read(root / evaluation / "rows.json"))
     print_table(rows)
@@ -34,7 +34,9 @@ def table(root: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     new = read(root / RESULTS)
     if not new:
-        raise SystemExit(f"error: {root / RESULTS} holds no results; run `make evaluate DATASET={root.name}` first")
+        raise SystemExit(
+            f"error: {root / RESULTS} holds no results; run `make evaluate DATASET={root.name}` first"
+        )
     write(target, merge(read(target), new))
     print(f"{len(new)} rows merged into {target}")
 

@@ -1,4 +1,4 @@
-"""Retrieval: item texts -> LM -> PCA, joined with training co-occurrence -> the nearest earlier events of every sample."""
+"""Retrieval: item texts -> LM -> PCA, joined with training co-occurrence -> nearest earlier events."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def work(run: Run) -> None:
         model, tokenizer = load_lm(lm, run.parent("lm") / EXPORT if lm.path is None else None)
         pieces = parents.build_pieces(run.config, log, tokenizer)
         tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
-        text = lm_vectors(embed_items(model, tokens.tokens, tokens.offsets, config.embed_batch), config.pca_dim)
+        text = lm_vectors(
+            embed_items(model, tokens.tokens, tokens.offsets, config.embed_batch), config.pca_dim
+        )
     if config.vectors in ("cooccurrence", "both"):
         cooccurrence = cooccurrence_vectors(log, config.svd_dim, config.seed)
     vectors = item_vectors(config.vectors, text, cooccurrence, config.content_weight)

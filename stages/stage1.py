@@ -1,4 +1,4 @@
-"""Stage 1: train a conventional recommendation model (CRM) on all training samples, select it on validation AUC."""
+"""Stage 1: train a conventional recommendation model (CRM) on all training samples; validation selects."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def ctr_loaders(run: Run, inputs: CrmInputs, steps: int) -> Loaders:
 
 
 def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loaders:
-    """Batches of liked rows with sampled negatives, drawn anew each pass; validation on the stored popular lists."""
+    """Batches of liked rows with sampled negatives, drawn anew each pass; validation on popular lists."""
     config, log = run.config.stage1, inputs.log
     size = max(1, config.fit.batch_size // (1 + config.negatives))
     stream, seen = Stream(len(liked), size, run.config.seed), Seen(log)
@@ -126,7 +126,11 @@ def work(run: Run) -> None:
     else:
         liked = log.rows("train", "1.0")
         liked = liked[log.label[liked] == 1]
-        count, monitor, size = len(liked), "valid/hr@1", max(1, config.fit.batch_size // (1 + config.negatives))
+        count, monitor, size = (
+            len(liked),
+            "valid/hr@1",
+            max(1, config.fit.batch_size // (1 + config.negatives)),
+        )
         steps, interval = plan_steps(count, size, config.fit.epochs, config.fit.validations)
         loaders = rank_loaders(run, inputs, liked, steps)
     say(f"  {count:,} rows, {steps:,} steps of {size}, validated every {interval}")

@@ -1,7 +1,7 @@
 """Stage 2: tune the frozen LM with a LoRA, plain or personalised by the frozen CRM, on the subsample.
 
-Two tasks in every batch: Yes/No on the row's own item, and (a share of the rows) the title of the next liked item.
-Checkpoints are selected on validation AUC of the Yes/No score (`adapter/`), and, for stage 3, on validation HR@1 of
+Two tasks in every batch: Yes/No on the row's own item, and (a share of the rows) the title of the next liked
+item. Checkpoints are selected on validation AUC of the Yes/No score (`adapter/`) and, for stage 3, on HR@1 of
 the titles (`adapter-ranking/`).
 """
 
@@ -32,7 +32,7 @@ VALID_TITLES = 500
 
 
 class TuneModule(AdapterModule):
-    """Cross-entropy of the answer over the vocabulary, plus the weighted negative log-likelihood of titles."""
+    """Cross-entropy of the answer over the vocabulary, plus weighted negative log-likelihood of titles."""
 
     def __init__(self, model: Any, answers: tuple[int, int], config: Stage2Config, steps: int) -> None:
         """Train the adapter of `model`; `answers` are the token ids of yes and no."""
@@ -122,16 +122,24 @@ def work(run: Run) -> None:
     rows_a_step = config.fit.batch_size - told
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
-    say(f"  {len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, {trained:,} weights train")
+    say(
+        f"  {len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, "
+        f"{trained:,} weights train"
+    )
     pieces = lm.prompts.pieces
     module = TuneModule(model, (pieces.yes_id, pieces.no_id), config, steps)
-    trainer = fit(run, module, loaders(run, data, steps), config.fit, interval, ["valid/auc", "valid/hr@1"], first=True)
+    trainer = fit(
+        run, module, loaders(run, data, steps), config.fit, interval, ["valid/auc", "valid/hr@1"], first=True
+    )
     if not trainer.is_global_zero:
         return
     for monitor, folder in (("valid/hr@1", RANKING_ADAPTER), ("valid/auc", ADAPTER)):
         module.load_best(run, monitor)
-        model.save_pretrained(run.folder / folder)
-    cut = sum(data.train(np.arange(i, min(i + 4096, len(data.train))))["cut"] for i in range(0, len(data.train), 4096))
+        model.save_pretrained(str(run.folder / folder))
+    cut = sum(
+        data.train(np.arange(i, min(i + 4096, len(data.train))))["cut"]
+        for i in range(0, len(data.train), 4096)
+    )
     metrics = {
         "steps": steps,
         "rows": len(data.train),
@@ -148,11 +156,15 @@ def work(run: Run) -> None:
 
 
 def _gate(model: Any, valid: Answers) -> dict[str, float]:
-    """How far alpha is from uniform on validation rows: its mean entropy over log N_m, and its spread between rows."""
+    """How far alpha is from uniform on validation rows: mean entropy over log N_m, spread between rows."""
     with torch.no_grad():
         alpha = model.base_model.alpha(valid.representation)
     entropy = -(alpha * alpha.clamp_min(1e-12).log()).sum(-1).mean() / math.log(alpha.shape[-1])
-    return {"entropy": float(entropy), "largest": float(alpha.amax(-1).mean()), "spread": float(alpha.std(0).mean())}
+    return {
+        "entropy": float(entropy),
+        "largest": float(alpha.amax(-1).mean()),
+        "spread": float(alpha.std(0).mean()),
+    }
 
 
 if __name__ == "__main__":

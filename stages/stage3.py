@@ -1,8 +1,8 @@
 """Stage 3: align a stage-2 adapter to preferences with Softmax-DPO over several rejected titles.
 
-The reference is stage 2's adapter with its gate, frozen; its log-probabilities of all candidates are computed once,
-so that the rejected titles are drawn anew in every pass at no cost. Selected on validation HR@1, with no update as a
-candidate: where nothing is better, stage 2's adapter is what comes out, and the manifest says so.
+The reference is stage 2's adapter with its gate, frozen; its log-probabilities of all candidates are computed
+once, so that the rejected titles are drawn anew in every pass at no cost. Selected on validation HR@1, with
+no update as a candidate: where nothing is better, stage 2's adapter comes out, and the manifest says so.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REFERENCE = "reference.npy"
 
 
 class AlignModule(AdapterModule):
-    """Softmax-DPO against cached reference log-probabilities; or the chosen title's likelihood, as a control."""
+    """Softmax-DPO against cached reference log-probabilities; as a control, the chosen title's likelihood."""
 
     def __init__(self, model: Any, config: Stage3Config, steps: int) -> None:
         """Train the adapter of `model`, the policy."""
@@ -82,7 +82,7 @@ def reference(run: Run, model: Any, task: Titles) -> Tensor:
 
 
 def rejected(task: Titles, indices: Rows, count: int, seed: int) -> NDArray[np.int64]:
-    """Places `[B, 1 + count]` of the chosen candidate and of `count` rejected ones, a function of seed and row."""
+    """Places `[B, 1 + count]` of the chosen candidate and `count` rejected ones, by seed and row."""
     order = draws.uniform(seed, task.rows[indices], task.candidates.shape[1])
     # The chosen one comes first, whatever it drew; the others follow in drawn order.
     np.put_along_axis(order, task.chosen[indices][:, None], -1.0, 1)
@@ -124,7 +124,9 @@ def work(run: Run) -> None:
     steps, interval = plan_steps(len(rows), config.fit.batch_size, config.fit.epochs, config.fit.validations)
     say(f"  {len(rows):,} rows ({fresh:,} not seen by stage 2), {steps:,} steps of {config.fit.batch_size}")
     module = AlignModule(model, config, steps)
-    trainer = fit(run, module, loaders(run, task, logps, valid, steps), config.fit, interval, ["valid/hr@1"], first=True)
+    trainer = fit(
+        run, module, loaders(run, task, logps, valid, steps), config.fit, interval, ["valid/hr@1"], first=True
+    )
     if not trainer.is_global_zero:
         return
     scores = best_scores(run, "valid/hr@1")
@@ -134,7 +136,7 @@ def work(run: Run) -> None:
     else:
         say("  no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
         model = load_adapter(model.unload(), start)
-    model.save_pretrained(run.folder / ADAPTER)
+    model.save_pretrained(str(run.folder / ADAPTER))
     figures = {"steps": steps, "rows": len(rows), "rows_not_in_stage2": fresh, "gained": gained}
     run.finish([run.folder / ADAPTER], {**figures, "k": config.negatives, **scores})
 

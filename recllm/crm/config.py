@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+NAMES = ("din", "sim")
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -63,3 +65,8 @@ class CrmConfig:
     """Share of training samples whose target item reads as 1 = unknown, as new items do (probability)."""
     embedding_std: float = 0.01
     """Standard deviation of the embeddings' normal start (units of the embedding)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a model that does not exist before anything is trained for it."""
+        if self.name not in NAMES:
+            raise ValueError(f"stage1.crm.name is {self.name!r}; wanted one of {', '.join(NAMES)}")

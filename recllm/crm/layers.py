@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
+from recllm.data.batches import INTERVAL_BUCKETS
 
 Batch = Mapping[str, Tensor]
 
-INTERVAL_BUCKETS = 32
-"""Buckets of the time from event to sample: 0 padding, else 1 + floor(log2(1 + seconds)), at most 31."""
+RANK_BUCKETS = 16
+"""Buckets of a retrieved event's rank by similarity: 0 padding, else 1 + floor(log2(rank))."""
 
 
 def _identifying(sizes: Sequence[int]) -> list[int]:
@@ -33,9 +34,10 @@ class Embeddings(nn.Module):
     Args:
         fields: table sizes.
         config: embedding width, masking, dropout is not applied here.
+        retrieved: whether retrieved events are embedded too, with their rank by similarity.
     """
 
-    def __init__(self, fields: Fields, config: CrmConfig) -> None:
+    def __init__(self, fields: Fields, config: CrmConfig, retrieved: bool = False) -> None:
         """Draws the tables from N(0, embedding_std^2)."""
         super().__init__()
         dim = config.embedding_dim
@@ -50,7 +52,9 @@ class Embeddings(nn.Module):
         self.interval = (
             nn.Embedding(INTERVAL_BUCKETS, config.event_dim, padding_idx=0) if config.interval else None
         )
+        self.rank = nn.Embedding(RANK_BUCKETS, config.event_dim, padding_idx=0) if retrieved else None
         self.event_dim = self.query_dim + config.event_dim * (2 if config.interval else 1)
+        self.retrieved_dim = self.event_dim + config.event_dim
         self.sample_dim = dim * (len(fields.user_sizes) + len(fields.item_sizes))
         for table in self.modules():
             if isinstance(table, nn.Embedding):
@@ -83,15 +87,15 @@ class Embeddings(nn.Module):
         return torch.cat(users + items, dim=1), torch.cat([items[0], items[self.category]], dim=1)
 
     def events(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
-        """Embeds one list of history events: item, category, rating and interval joined.
+        """Embeds one list of history events: item, category, rating, interval (and rank) joined.
 
         Args:
             batch: `<kind>_item` [B, T, F_i], `<kind>_rating` and `<kind>_interval` [B, T], int64;
-                `<kind>_mask` [B, T] bool, true where an event is.
+                `<kind>_mask` [B, T] bool, true where an event is; `retrieved_rank` [B, T] int64.
             kind: `recent` or `retrieved`.
 
         Returns:
-            Events [B, T, event_dim], float, whose first 2 d columns are laid out as the query of `sample`;
+            Events [B, T, event_dim] (retrieved ones [B, T, retrieved_dim]), float, whose first 2 d columns are laid out as the query of `sample`;
             zero where the mask is false, whatever ids stand there; and the mask.
         """
         items, mask = batch[f"{kind}_item"], batch[f"{kind}_mask"]
@@ -102,6 +106,10 @@ class Embeddings(nn.Module):
         parts.append(self.rating(batch[f"{kind}_rating"].masked_fill(padding, 0)))
         if self.interval is not None:
             parts.append(self.interval(batch[f"{kind}_interval"].masked_fill(padding, 0)))
+        if kind == "retrieved" and self.rank is not None:
+            rank = batch["retrieved_rank"].masked_fill(padding, 0)
+            bucket = torch.floor(torch.log2(rank.clamp_min(1))).long() + 1
+            parts.append(self.rank(bucket.masked_fill(padding, 0)))
         return torch.cat(parts, dim=-1), mask
 
     def l2(self, batch: Batch) -> Tensor:

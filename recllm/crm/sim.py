@@ -13,7 +13,7 @@ class SIM(nn.Module):
     """Search in the whole history first, then attend to what was found and to what is recent.
 
         S*     = top-k events of the user's history by relevance to the target     general search unit
-        z_t    = [e_t, interval_t]                                                 exact search unit
+        z_t    = [e_t, interval_t, rank_t]                                         exact search unit
         U_long = sum_{t in S*} a(z_t, v_A) z_t
         U_rec  = sum_{t recent} a'(z_t, v_A) z_t                                   short-term part
         logit  = MLP([user fields, item fields, U_long, U_rec])
@@ -23,7 +23,8 @@ class SIM(nn.Module):
 
     Differences from the paper: retrieval by fixed item vectors instead of hard (category) or jointly trained
     soft search; the exact search unit is DIN's activation unit without softmax, not multi-head softmax
-    attention; the short-term part is DIN, not DIEN; no auxiliary loss for the search unit, which
+    attention; retrieved events carry their rank by similarity, so that the nearest can count most;
+    the short-term part is DIN, not DIEN; no auxiliary loss for the search unit, which
     has no weights.
 
     Args:
@@ -35,11 +36,12 @@ class SIM(nn.Module):
         """Builds tables, two attention units and the MLP."""
         super().__init__()
         self.fields, self.config = fields, config
-        self.embeddings = Embeddings(fields, config)
+        self.embeddings = Embeddings(fields, config, retrieved=True)
         query_dim, dim = self.embeddings.query_dim, self.embeddings.event_dim
-        self.attention_retrieved = TargetAttention(query_dim, dim, config.attention_mlp)
+        retrieved_dim = self.embeddings.retrieved_dim
+        self.attention_retrieved = TargetAttention(query_dim, retrieved_dim, config.attention_mlp)
         self.attention_recent = TargetAttention(query_dim, dim, config.attention_mlp)
-        self.tower = Tower(self.embeddings.sample_dim + 2 * dim, config)
+        self.tower = Tower(self.embeddings.sample_dim + dim + retrieved_dim, config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scores a batch of `recllm.data.batches.CrmInputs`: logit [B], representation [B, d_c], float.

@@ -1,1 +1,1 @@
-"""Tables, histories, splits, prompts and batches: everything between an interaction log and a model's input."""
+"""Tables, histories, splits, prompts, batches: everything between an interaction log and a model's input."""

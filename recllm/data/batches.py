@@ -48,7 +48,9 @@ class CrmInputs:
     ) -> None:
         """See the class."""
         if retrieved and stored is None and searcher is None:
-            raise ValueError(f"retrieved={retrieved} events wanted, but no neighbours are given; run `make stage1`")
+            raise ValueError(
+                f"retrieved={retrieved} events wanted, but no neighbours are given; run `make stage1`"
+            )
         if stored is not None and stored.shape[1] < retrieved:
             raise ValueError(
                 f"{stored.shape[1]} neighbours are stored, {retrieved} wanted; "
@@ -58,12 +60,12 @@ class CrmInputs:
         self.stored, self.searcher = stored, searcher
 
     def neighbours(self, rows: Rows, targets: NDArray[np.int32] | None) -> Rows:
-        """Retrieved positions `[B, retrieved]` in time order, padded with -1 on the left."""
+        """Retrieved positions `[B, retrieved]`, best first, padded with -1 at the end."""
         if targets is None and self.stored is not None:
-            return chronological(self.stored[rows, : self.retrieved])
+            return np.asarray(self.stored[rows, : self.retrieved], np.int64)
         if self.searcher is None:
             raise ValueError("neighbours of other targets are wanted, but CrmInputs was given no searcher")
-        return chronological(self.searcher.search(rows, targets, self.retrieved))
+        return np.asarray(self.searcher.search(rows, targets, self.retrieved), np.int64)
 
     def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> dict[str, Tensor]:
         """Gather a batch.
@@ -76,7 +78,8 @@ class CrmInputs:
             `user` int64 `[B, F_u]`, `item` int64 `[B, F_i]`, `label` float32 `[B]` (of the rows' own item),
             and per history `recent` (and `retrieved`): `_item` int64 `[B, T, F_i]`, `_rating` int64 `[B, T]`,
             `_interval` int64 `[B, T]` (1 + floor(log2(1 + seconds before the sample)), 0 at padding),
-            `_mask` bool `[B, T]` (true where there is an event).
+            `_mask` bool `[B, T]` (true where there is an event). `retrieved_rank` int64 `[B, K]`: 1 for the event
+            nearest to the target, 2 for the next ..., 0 at padding.
         """
         log = self.log
         items = log.item[rows] if targets is None else targets
@@ -87,7 +90,11 @@ class CrmInputs:
         }
         self._history(batch, "recent", rows, log.recent(rows, self.recent))
         if self.retrieved:
-            self._history(batch, "retrieved", rows, self.neighbours(rows, targets))
+            found = self.neighbours(rows, targets)
+            in_time = np.argsort(found, axis=1, kind="stable")
+            positions = np.take_along_axis(found, in_time, 1)
+            self._history(batch, "retrieved", rows, positions)
+            batch["retrieved_rank"] = torch.from_numpy(np.where(positions >= 0, 1 + in_time, 0))
         return batch
 
     def _history(self, batch: dict[str, Tensor], name: str, rows: Rows, positions: Rows) -> None:

@@ -1,7 +1,7 @@
 """Loaders in which a batch is a function of the step, so that resuming is starting at another step.
 
-Training is one run over `steps` batches, however many passes over the rows that is. The order of the rows is a
-function of (seed, pass); the batch of a step is a slice of that order, and a process takes its share of the slice.
+Training is one run over `steps` batches, however many passes over the rows that is. The order of the rows is
+a function of (seed, pass); the batch of a step is a slice of that order, and a process takes its share of it.
 So nothing has to be replayed after a kill, and two processes see, step for step, what one would see.
 """
 

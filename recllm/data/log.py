@@ -39,7 +39,7 @@ class EventLog:
         timestamp: int64 `[N]` seconds.
         split: int8 `[N]`, 0 train, 1 valid, 2 test, -1 unused.
         offsets: int64 `[n_users + 1]`; user u owns the rows `offsets[u]:offsets[u + 1]`.
-        user_fields: int32 `[n_users, F_u]`, item_fields: int32 `[n_items, F_i]`: ids that a CRM reads, column 0
+        user_fields: int32 `[n_users, F_u]`, item_fields: int32 `[n_items, F_i]`: CRM ids, column 0
             the user or item itself; a value without a training event reads 1.
         item_count, item_likes: int32 `[n_items]` training events and liked training events of an item.
         meta: field names and sizes, rating levels, counts (`meta.json`).
@@ -134,7 +134,9 @@ class EventLog:
             return permutation[: int(match[1])]
         if re.fullmatch(r"0?\.\d+|1\.0+", name):
             return permutation[: round(float(name) * len(permutation))]
-        raise ValueError(f"row set {name!r} is unknown; wanted all, first<n>, uniform<n> or a fraction such as 0.1")
+        raise ValueError(
+            f"row set {name!r} is unknown; wanted all, first<n>, uniform<n> or a fraction such as 0.1"
+        )
 
     def ranking(self, split: str, kind: str) -> tuple[Rows, NDArray[np.int32]]:
         """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.
@@ -145,4 +147,3 @@ class EventLog:
         """
         rows = np.load(self.folder / f"ranking_{split}.npy")
         return rows, np.load(self.folder / f"candidates_{split}_{kind}.npy")
-

@@ -18,7 +18,7 @@ def add_adapter(lm: Any, config: AdapterConfig, representation: Tensor | None, s
     Args:
         lm: the frozen LM.
         config: kind, rank, gate.
-        representation: float32 `[n, d_c]` of the tuning rows; its mean and deviation standardise the gate's input.
+        representation: float32 `[n, d_c]` of the tuning rows; it standardizes the gate's input.
         seed: of the adapter's random start.
     """
     torch.manual_seed(seed)
@@ -30,11 +30,11 @@ def add_adapter(lm: Any, config: AdapterConfig, representation: Tensor | None, s
             target_modules=config.target_modules,
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(lm, plain)  # type: ignore[return-value]
+        return get_peft_model(lm, plain)
     assert representation is not None
     gated = RecLoraConfig(
         r=config.r,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
         num_meta=config.num_meta,
         mixture=config.mixture,
         representation_dim=representation.shape[1],
@@ -47,9 +47,9 @@ def add_adapter(lm: Any, config: AdapterConfig, representation: Tensor | None, s
     )
     model = get_peft_model(lm, gated)
     model.base_model.set_statistics(representation.mean(0), representation.std(0, correction=0))  # type: ignore[operator]
-    return model  # type: ignore[return-value]
+    return model
 
 
 def load_adapter(lm: Any, folder: Any, trainable: bool = False) -> PeftModel:
-    """A saved adapter of either kind on the LM that it was made for; its type is in its `adapter_config.json`."""
+    """A saved adapter of either kind on the LM that it was made for; `adapter_config.json` has its type."""
     return PeftModel.from_pretrained(lm, folder, is_trainable=trainable)

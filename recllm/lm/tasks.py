@@ -17,7 +17,7 @@ Batch = dict[str, Any]
 
 
 class Answers:
-    """ "Will the user like this?": one prompt a row, answered Yes or No.
+    """The question whether the user will like an item: one prompt a row, answered Yes or No.
 
     Args:
         prompts: builds the text.
@@ -35,7 +35,7 @@ class Answers:
         return len(self.rows)
 
     def __call__(self, indices: Rows) -> Batch:
-        """`prompt` (left padded), `label` `[B]`, `representation` `[B, d_c]` or None, `cut`: shortened prompts."""
+        """`prompt` (left padded), `label` `[B]`, `representation` `[B, d_c]` or None, `cut` (prompts)."""
         ragged = self.prompts.ctr(self.rows[indices], self.history[indices])
         representation = None if self.representation is None else self.representation[indices]
         assert ragged.cut is not None
@@ -48,7 +48,7 @@ class Answers:
 
 
 class Titles:
-    """ "Which title comes next?": one prompt a row with all its candidates behind it.
+    """The question which title comes next: one prompt a row with all its candidates behind it.
 
     The prompt, the gate's input and the candidates' order do not depend on which candidate is the chosen one.
 
@@ -82,7 +82,7 @@ class Titles:
         chosen = candidates == log.item[rows][:, None]
         if len(rows) and (bad := np.flatnonzero(chosen.sum(1) != 1)).size:
             raise ValueError(
-                f"row {rows[bad[0]]} has its own item {chosen[bad[0]].sum()} times among its candidates; wanted once; "
+                f"row {rows[bad[0]]} has its own item {chosen[bad[0]].sum()} times as a candidate, not once; "
                 "run `make prepare` again"
             )
         self.chosen = chosen.argmax(1) if len(rows) else np.zeros(0, np.int64)

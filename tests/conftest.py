@@ -1,0 +1,89 @@
+"""What several test files share: a quiet offline process, a small event log, a tiny LM, a stage's folder."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+# Before torch and transformers are imported: threads that wait must not spin, and nothing goes online.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("RECLLM_TRACEBACK", None)
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from recllm.config import load_yaml, merge
+from recllm.data.log import EventLog
+from recllm.data.splits import build_log
+
+REPOSITORY = Path(__file__).parents[1]
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo_config():
+    """The demo's configuration, with an LM that is built in a second."""
+    names = ("base.yaml", "dataset/demo.yaml", "lm/tiny.yaml")
+    small = {"lm.tiny.hidden": 32, "lm.tiny.layers": 2, "lm.tiny.heads": 2, "lm.tiny.intermediate": 64}
+    sizes = {"lm.tiny.vocabulary": 1024, "prepare.ranking_valid_rows": 40, "prepare.ranking_test_rows": 40}
+    layers = [(name, load_yaml(REPOSITORY / "conf" / name)) for name in names]
+    return merge(layers, {**small, **sizes, "subsample": "0.2"})
+
+
+@pytest.fixture(scope="session")
+def demo_log(tmp_path_factory, demo_config):
+    """The event log of 40 users of the demo, some 4,000 events."""
+    name = "demo_recipe_of_conftest"
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "data" / "demo" / "recipe.py")
+    recipe = importlib.util.module_from_spec(spec)
+    sys.modules[name] = recipe
+    spec.loader.exec_module(recipe)
+    folder = tmp_path_factory.mktemp("demo")
+    recipe.make(folder / "tables", config=recipe.RecipeConfig(users=40))
+    build_log(folder / "tables", folder / "log", demo_config.prepare)
+    return EventLog.open(folder / "log")
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(demo_log, demo_config):
+    """An untrained tiny LM for the demo: `model`, `tokenizer`, `pieces`, `prompts`."""
+    from recllm import parents
+    from recllm.data.prompts import Prompts
+    from recllm.lm.tiny import build_model, train_tokenizer
+
+    titles, cards, profiles = parents.texts(demo_config, demo_log)
+    texts = [*titles, *cards, *profiles]
+    levels = demo_log.meta["rating_levels"]
+    tokenizer = train_tokenizer(demo_config.lm.tiny, demo_config.wording, levels, texts, [1] * len(texts))
+    torch.manual_seed(0)
+    model = build_model(demo_config.lm.tiny, tokenizer).requires_grad_(False).eval()
+    pieces = parents.build_pieces(demo_config, demo_log, tokenizer)
+    prompts = Prompts(demo_log, pieces, demo_config.lm.tiny.context)
+    return SimpleNamespace(model=model, tokenizer=tokenizer, pieces=pieces, prompts=prompts)
+
+
+@pytest.fixture
+def make_stage(tmp_path, monkeypatch):
+    """`make_stage("stage1/sim", {"seed": 1}, {"log": "log"})` -> the stage's folder, with its `config.yaml`."""
+    monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path))
+
+    def make(name, config=None, parents=None):
+        folder = tmp_path / "demo" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "stage": name.partition("/")[0],
+            "dataset": "demo",
+            "choice": name.partition("/")[2] or name,
+            "parents": parents or {},
+            "overrides": {},
+            "config": {"seed": 0} if config is None else config,
+        }
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+        return folder
+
+    return make

@@ -1,0 +1,156 @@
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from recllm.data.batches import INTERVAL_BUCKETS, CrmInputs, chronological
+from recllm.data.prompts import Prompts
+from recllm.retrieval.neighbours import Neighbours
+
+
+def hand_log():
+    """One user, four events at seconds 0, 0, 3, 1000; items 2..5 with a category each."""
+    log = SimpleNamespace(
+        user=np.full(4, 2, np.int32),
+        item=np.array([2, 3, 4, 5], np.int32),
+        rating=np.array([1, 0, 2, 2], np.int16),
+        label=np.array([0, 1, 1, 0], np.int8),
+        timestamp=np.array([0, 0, 3, 1000]),
+        user_fields=np.array([[0, 0], [1, 1], [2, 7]], np.int32),
+        item_fields=np.array([[0, 0], [1, 1], [2, 8], [3, 9], [4, 8], [1, 9]], np.int32),
+    )
+
+    def recent(rows, k):
+        positions = rows[:, None] + np.arange(-k, 0)
+        return np.where(positions >= 0, positions, -1)
+
+    log.recent = recent
+    return log
+
+
+def test_a_batch_by_hand():
+    batch = CrmInputs(hand_log(), recent=3)(np.array([3, 1]))
+    assert batch["user"].tolist() == [[2, 7], [2, 7]]
+    assert batch["item"].tolist() == [[1, 9], [3, 9]]  # item 5 has no training event: its id reads 1
+    assert batch["label"].tolist() == [0.0, 1.0]
+    assert batch["recent_item"].tolist() == [[[2, 8], [3, 9], [4, 8]], [[0, 0], [0, 0], [2, 8]]]
+    assert batch["recent_rating"].tolist() == [[1, 0, 2], [0, 0, 1]]
+    assert batch["recent_mask"].tolist() == [[True, True, True], [False, False, True]]
+    # 1 + floor(log2(1 + seconds)): 1000 s -> log2(1001) = 9.97 -> 10; 997 s -> log2(998) = 9.96 -> 10; 0 s -> 1
+    assert batch["recent_interval"].tolist() == [[10, 10, 10], [0, 0, 1]]
+    dtypes = {name: value.dtype for name, value in batch.items()}
+    assert dtypes.pop("label") == torch.float32
+    assert dtypes.pop("recent_mask") == torch.bool
+    assert set(dtypes.values()) == {torch.int64}
+    assert "retrieved_item" not in batch
+
+
+def test_intervals_end_in_the_last_bucket():
+    log = hand_log()
+    log.timestamp = np.array([0, 2**40, 2**40 + 1, 2**40 + 2])
+    interval = CrmInputs(log, recent=2)(np.array([2]))["recent_interval"]
+    assert interval.tolist() == [[INTERVAL_BUCKETS - 1, 2]]
+
+
+def test_another_target_changes_the_item_and_what_is_retrieved_only():
+    log = hand_log()
+    asked = {}
+
+    class Searcher:
+        def search(self, rows, targets, k):
+            asked.update(rows=rows, targets=targets, k=k)
+            return np.array([[2, 0]])
+
+    stored = np.array([[-1, -1, -1]] * 3 + [[1, 0, 2]], np.int32)
+    inputs = CrmInputs(log, recent=2, retrieved=2, stored=stored, searcher=Searcher())
+    own, other = inputs(np.array([3])), inputs(np.array([3]), np.array([4], np.int32))
+    assert own["item"].tolist() == [[1, 9]]
+    assert other["item"].tolist() == [[4, 8]]
+    assert own["retrieved_item"][0, :, 0].tolist() == [2, 3]  # rows 1 and 0 of the store, in time order
+    assert other["retrieved_item"][0, :, 0].tolist() == [2, 4]
+    assert (asked["targets"].tolist(), asked["k"]) == ([4], 2)
+    for name in ("user", "label", "recent_item", "recent_rating", "recent_interval", "recent_mask"):
+        assert torch.equal(own[name], other[name]), name
+
+
+def test_retrieved_padding_comes_to_stand_on_the_left():
+    assert chronological(np.array([[5, 9, -1], [-1, -1, -1]])).tolist() == [[-1, 5, 9], [-1, -1, -1]]
+    stored = np.array([[-1, -1, -1]] * 2 + [[1, 0, -1]] * 2, np.int32)
+    batch = CrmInputs(hand_log(), recent=1, retrieved=3, stored=stored)(np.array([2]))
+    assert batch["retrieved_mask"].tolist() == [[False, True, True]]
+    assert batch["retrieved_item"].tolist() == [[[0, 0], [2, 8], [3, 9]]]
+    assert batch["retrieved_rating"].tolist() == [[0, 1, 0]]
+    assert batch["retrieved_interval"].tolist() == [[0, 3, 3]]  # 3 s: 1 + log2(4)
+
+
+def test_what_is_missing_is_refused_with_the_command_that_mends_it():
+    log = hand_log()
+    with pytest.raises(ValueError, match="make stage1"):
+        CrmInputs(log, recent=1, retrieved=2)
+    with pytest.raises(ValueError, match=r"1 neighbours are stored, 2 wanted.*retrieval.k=2"):
+        CrmInputs(log, recent=1, retrieved=2, stored=np.zeros((4, 1), np.int32))
+    with pytest.raises(ValueError, match="no searcher"):
+        inputs = CrmInputs(log, recent=1, retrieved=1, stored=np.zeros((4, 1), np.int32))
+        inputs(np.array([3]), np.array([2], np.int32))
+
+
+def altered(log, row):
+    """The log with other items, ratings and labels below the row, and another rating and label at it.
+
+    The log's own order is by time, so later rows may also move in time; id tables and counts stay what they are.
+    """
+    rng = np.random.default_rng(row)
+    changed = copy.copy(log)
+    end = log.offsets[log.user[row] + 1]
+    later = slice(row + 1, end)
+    for name, high in (("item", log.n_items), ("rating", 6), ("label", 2), ("timestamp", 0)):
+        values = np.array(getattr(log, name))
+        if name == "timestamp":
+            values[later] += 1_000_000
+        else:
+            values[later] = rng.integers(2 if name == "item" else 0, high, end - row - 1)
+        if name == "rating":
+            values[row] = 1 + values[row] % 5
+        if name == "label":
+            values[row] = 1 - values[row]
+        setattr(changed, name, values)
+    return changed
+
+
+def sample_rows(log, count=12):
+    """Samples with something below them."""
+    rows = np.flatnonzero((log.split >= 0) & (np.arange(len(log.user)) + 8 < log.offsets[log.user + 1]))
+    return rows[:: len(rows) // count][:count]
+
+
+def test_nothing_at_or_below_a_sample_reaches_its_features(demo_log, tiny_lm):
+    """The leakage rule: ids, vectors and splits held fixed, a sample's own opinion and its future are altered."""
+    vectors = np.random.default_rng(0).normal(size=(demo_log.n_items, 16)).astype(np.float32)
+    targets = np.array([3], np.int32)
+    for row in sample_rows(demo_log):
+        seen = []
+        rows = np.array([row])
+        for log in (demo_log, altered(demo_log, row)):
+            searcher = Neighbours(log, vectors)
+            inputs = CrmInputs(log, recent=20, retrieved=10, searcher=searcher)
+            own, other = inputs(rows), inputs(rows, targets)
+            assert own.pop("label") in (0, 1)
+            assert other.pop("label") in (0, 1)
+            shown = chronological(searcher.search(rows, k=10))
+            prompts = Prompts(log, tiny_lm.pieces, 512)
+            texts = [prompts.ctr(rows, shown).tokens, prompts.ranking(rows, log.recent(rows, 10)).tokens]
+            parts = [own[name] for name in sorted(own)] + [other[name] for name in sorted(other)]
+            seen.append([*(part.numpy() for part in parts), searcher.search(rows, targets, 10), *texts])
+        for before, after in zip(*seen, strict=True):
+            np.testing.assert_array_equal(before, after)
+
+
+def test_the_alteration_does_reach_what_it_may_reach(demo_log):
+    """The test above can fail: the row right below sees the altered opinion, the label is altered."""
+    row = sample_rows(demo_log)[0]
+    before, after = (CrmInputs(log, recent=5) for log in (demo_log, altered(demo_log, row)))
+    rows = np.array([row + 1])
+    assert not torch.equal(before(rows)["recent_rating"], after(rows)["recent_rating"])
+    assert before(np.array([row]))["label"] != after(np.array([row]))["label"]

@@ -1,0 +1,170 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from recllm import parents
+from recllm.data.collate import pad_left
+from recllm.lm.tasks import Answers, Titles
+
+
+class Representations:
+    """Stands for `parents.Crm`: the representation of a pair is a function of the pair and nothing else."""
+
+    def representations(self, rows, targets):
+        pairs = np.stack([np.broadcast_to(rows[:, None], targets.shape), targets], 2).reshape(-1, 2)
+        flat = [np.random.default_rng(pair).normal(size=5) for pair in pairs]
+        return torch.tensor(np.array(flat).reshape(*targets.shape, 5).mean(1), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def ranking(demo_log):
+    """Six rows of six users: none is part of another's history."""
+    rows, candidates = demo_log.ranking("valid", "uniform20")
+    _, first = np.unique(demo_log.user[rows], return_index=True)
+    return rows[first[:6]], candidates[first[:6]]
+
+
+def titles_of(log, config, tiny_lm, rows, candidates, listed):
+    """The next-title task exactly as the stages build it."""
+    prompts = copy.copy(tiny_lm.prompts)
+    prompts.log = log
+    config = copy.copy(config)
+    object.__setattr__(config, "prompt", copy.copy(config.prompt))
+    object.__setattr__(config.prompt, "list_candidates", listed)
+    lm = parents.Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, None)
+    return lm.titles(rows, candidates, Representations())
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_making_another_candidate_the_chosen_one_changes_nothing_but_the_choice(
+    demo_log, demo_config, tiny_lm, ranking, listed
+):
+    """Prompt, gate input and order of the candidates do not tell which candidate is the chosen one."""
+    rows, candidates = ranking
+    before = titles_of(demo_log, demo_config, tiny_lm, rows, candidates, listed)
+    other_place = (before.chosen + 1 + np.arange(len(rows))) % candidates.shape[1]
+    changed = copy.copy(demo_log)
+    changed.item = np.array(demo_log.item)
+    changed.item[rows] = candidates[np.arange(len(rows)), other_place]
+    after = titles_of(changed, demo_config, tiny_lm, rows, candidates, listed)
+
+    assert (before.chosen != after.chosen).all()
+    np.testing.assert_array_equal(after.chosen, other_place)
+    one, two = before(np.arange(len(rows))), after(np.arange(len(rows)))
+    assert torch.equal(one["representation"], two["representation"])
+    assert one["prompt"].keys() == two["prompt"].keys()
+    for name, value in one["prompt"].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(two["prompt"][name])), name
+    assert not torch.equal(one["chosen"], two["chosen"])
+
+
+@pytest.mark.parametrize("kind", ["uniform", "popular"])
+def test_the_order_of_the_candidates_is_a_function_of_their_set(demo_log, kind):
+    """A list made anew around another chosen one of the same set has the same order."""
+    from recllm.data import candidates as module
+
+    rows, lists = demo_log.ranking("valid", f"{kind}20")
+    rows, lists = rows[:5], lists[:5]
+    shifted = np.roll(lists, 3, axis=1)
+    changed = copy.copy(demo_log)
+    changed.item = np.array(demo_log.item)
+    changed.item[rows] = shifted[:, 0]
+    original = module.negatives
+    try:
+        module.negatives = lambda *_, **__: shifted[:, 1:]
+        np.testing.assert_array_equal(module.candidate_lists(changed, rows, kind), lists)
+    finally:
+        module.negatives = original
+
+
+def test_the_list_is_in_the_prompt_where_it_is_wanted_only(demo_log, demo_config, tiny_lm, ranking):
+    rows, candidates = ranking
+    lengths = {}
+    for listed in (False, True):
+        task = titles_of(demo_log, demo_config, tiny_lm, rows, candidates, listed)
+        prompts = task.prompts.ranking(rows, task.history, candidates if listed else None)
+        batch = task(np.arange(len(rows)))
+        for place, tokens in enumerate(prompts[i] for i in range(len(rows))):
+            assert batch["prompt"]["input_ids"][place, : len(tokens)].tolist() == tokens.tolist()
+        lengths[listed] = prompts.lengths
+    pieces = tiny_lm.pieces
+    spelled = (pieces.lengths[pieces.item[candidates]] + pieces.lengths[pieces.newline]).sum(1)
+    expected = lengths[False] + spelled + pieces.lengths[pieces.choose]
+    np.testing.assert_array_equal(lengths[True], expected)
+
+
+def test_columns_select_candidates_and_the_chosen_place_follows(demo_log, tiny_lm, ranking):
+    rows, candidates = ranking
+    recent = demo_log.recent(rows, 4)
+    task = Titles(tiny_lm.prompts, demo_log, rows, recent, candidates, None)
+    indices = np.array([4, 1])
+    others = (task.chosen[indices][:, None] + np.array([3, 7])) % 20
+    columns = np.stack([others[:, 0], task.chosen[indices], others[:, 1]], 1)
+    batch = task(indices, columns)
+    assert batch["chosen"].tolist() == [1, 1]
+    assert batch["index"].tolist() == [4, 1]
+    assert batch["representation"] is None
+    assert batch["prompt"]["per_prompt"] == 3
+    wanted = np.take_along_axis(candidates[indices], columns, 1)
+    pieces = tiny_lm.pieces
+    titles = [[*pieces.table[pieces.item[item]], *pieces.table[pieces.eos]] for item in wanted.ravel()]
+    prompt = batch["prompt"]
+    owner = prompt["predict_row"] * 3 + prompt["candidate"]
+    assert [prompt["target"][owner == place].tolist() for place in range(6)] == titles
+    # Scored alone or among all of them, a candidate has the same log-probability.
+    from recllm.lm.score import title_logps
+
+    whole = title_logps(tiny_lm.model, task(indices)["prompt"])
+    part = title_logps(tiny_lm.model, prompt)
+    torch.testing.assert_close(part, whole.gather(1, torch.from_numpy(columns)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("harm", ["without", "twice"])
+def test_a_list_that_does_not_hold_the_chosen_one_once_is_refused(demo_log, tiny_lm, ranking, harm):
+    rows, candidates = ranking
+    broken = candidates.copy()
+    place = int(np.flatnonzero(broken[2] == demo_log.item[rows[2]])[0])
+    if harm == "without":
+        broken[2, place] = 1
+    else:
+        broken[2, place - 1] = demo_log.item[rows[2]]
+    wanted = rf"row {rows[2]} has its own item {0 if harm == 'without' else 2} times"
+    with pytest.raises(ValueError, match=wanted):
+        Titles(tiny_lm.prompts, demo_log, rows, demo_log.recent(rows, 4), broken, None)
+
+
+def test_no_rows_are_an_empty_task(demo_log, tiny_lm):
+    empty = np.zeros(0, np.int64)
+    task = Titles(tiny_lm.prompts, demo_log, empty, empty.reshape(0, 4), np.zeros((0, 20), np.int32), None)
+    assert len(task) == 0
+
+
+def test_answers_ask_for_the_rows_own_item(demo_log, tiny_lm):
+    rows = demo_log.rows("valid", "uniform5")
+    representation = torch.arange(10.0).view(5, 2)
+    task = Answers(tiny_lm.prompts, rows, demo_log.recent(rows, 6), representation)
+    indices = np.array([3, 0])
+    batch = task(indices)
+    assert len(task) == 5
+    assert batch["label"].tolist() == demo_log.label[rows[indices]].tolist()
+    assert batch["representation"].tolist() == [[6.0, 7.0], [0.0, 1.0]]
+    assert batch["cut"] == 0
+    pieces = tiny_lm.pieces
+    for place, row in enumerate(rows[indices]):
+        tail = [*pieces.table[pieces.question], *pieces.table[pieces.item[demo_log.item[row]]]]
+        tail += [*pieces.table[pieces.ask], *pieces.table[pieces.answer]]
+        assert batch["prompt"]["input_ids"][place, -len(tail) :].tolist() == tail  # left padded
+    alone = pad_left(tiny_lm.prompts.ctr(rows[[3]], task.history[[3]]))["input_ids"]
+    assert batch["prompt"]["input_ids"][0, -alone.shape[1] :].tolist() == alone[0].tolist()
+
+
+def test_cut_prompts_are_counted(demo_log, tiny_lm):
+    from recllm.data.prompts import Prompts
+
+    rows = demo_log.rows("valid", "uniform5")
+    short = Prompts(demo_log, tiny_lm.pieces, 48)
+    task = Answers(short, rows, demo_log.recent(rows, 10), None)
+    lengths = tiny_lm.prompts.ctr(rows, task.history).lengths
+    assert task(np.arange(5))["cut"] == (lengths > 48).sum() > 0

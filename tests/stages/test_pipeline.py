@@ -1,0 +1,143 @@
+"""The whole pipeline on the demo by `make`, with tiny sizes: done once, it is done; killed anywhere, it goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+STORIES = REPOSITORY.parent / "shared" / "models" / "stories260k"
+SIZES = """
+    lm.tiny.hidden=32 lm.tiny.layers=2 lm.tiny.heads=2 lm.tiny.intermediate=64 lm.tiny.vocabulary=1024
+    lm.training.text_tokens=30000 lm.training.prompt_tokens=30000 retrieval.pca_dim=16 retrieval.svd_dim=16
+    stage1.fit.epochs=0.3 stage1.fit.validations=2 stage1.fit.valid_rows=uniform300
+    stage2.fit.epochs=1 stage2.fit.validations=2 stage2.fit.valid_rows=uniform100 subsample=0.02
+    stage3.rows=160 stage3.fit.batch_size=8 stage3.fit.validations=2
+    prepare.ranking_valid_rows=30 prepare.ranking_test_rows=30
+    evaluate.ctr_rows=uniform300 evaluate.ranking_rows=30 evaluate.generate_rows=5 evaluate.bootstrap=50
+    evaluate.blend_rows=uniform100 trainer.threads=1 trainer.accelerator=cpu trainer.checkpoint_every=1
+"""
+ARGS = "ARGS=" + " ".join(SIZES.split())
+
+
+def command(artifacts, *words):
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "RECLLM"))}
+    environment = {**inherited, "RECLLM_ARTIFACTS": str(artifacts), "OMP_NUM_THREADS": "1", "LOCAL_RANK": "0"}
+    del environment["LOCAL_RANK"]
+    environment["HF_HUB_OFFLINE"] = "1"
+    line = ["make", f"PYTHON={sys.executable}", *words, ARGS]
+    options = {"cwd": REPOSITORY, "env": environment, "text": True, "stderr": subprocess.STDOUT}
+    return line, options
+
+
+def make(artifacts, *words):
+    line, options = command(artifacts, *words)
+    done = subprocess.run(line, stdout=subprocess.PIPE, timeout=1500, **options)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout
+
+
+def metrics(artifacts):
+    root = artifacts / "demo"
+    return {str(p.parent.relative_to(root)): json.loads(p.read_text()) for p in root.rglob("metrics.json")}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Artifacts of an uninterrupted run of the plain command."""
+    artifacts = tmp_path_factory.mktemp("whole")
+    make(artifacts, "stage1", "stage2", "stage3")
+    return artifacts
+
+
+def test_every_stage_is_finished_and_the_table_holds_every_system(finished):
+    root = finished / "demo"
+    made = {str(path.parent.relative_to(root)) for path in root.rglob("manifest.json")}
+    assert made == {
+        "tables", "log", "lm/tiny/text", "lm/tiny/prompts", "neighbours/both",
+        "stage1/din", "stage1/sim", "stage1/ranker", "stage2/lora", "stage2/reclora",
+        "stage3/sft-continued", "stage3/dpo", "stage3/s-dpo", "evaluate/all",
+    }  # fmt: skip
+    rows = json.loads((root / "results.json").read_text())
+    rows = rows["rows"] if isinstance(rows, dict) else rows
+    systems = {task: {row["system"] for row in rows if row["task"] == task} for task in ("ctr", "ranking")}
+    assert systems["ctr"] >= {"popularity", "din", "sim", "lm", "lora", "reclora", "blend"}
+    counted = {"popularity", "cooccurrence", "cooccurrence-directed"}
+    assert systems["ranking"] >= counted | {"sim", "crm-ranker", "lm", "sft", "sft-continued", "dpo", "s-dpo"}
+    assert {row["candidates"] for row in rows if row["task"] == "ranking"} == {"uniform20", "popular20"}
+    assert (root / "report.html").stat().st_size > 1000
+
+
+def test_the_same_command_again_does_nothing(finished):
+    root = finished / "demo"
+    before = {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+    out = make(finished, "stage1", "stage2", "stage3")
+    assert "starts" not in out
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")} == before
+
+
+def test_execution_keys_remake_nothing(finished):
+    root = finished / "demo"
+    before = {path: path.read_text() for path in root.rglob("manifest.json")}
+    line, options = command(finished, "stage1", "stage2")
+    line[-1] += " trainer.checkpoint_every=7"
+    out = subprocess.run(line, stdout=subprocess.PIPE, timeout=600, **options).stdout
+    assert "starts" not in out
+    assert {path: path.read_text() for path in root.rglob("manifest.json")} == before
+
+
+@pytest.mark.parametrize(
+    "folder", ["lm/tiny/text", "stage1/sim", "stage1/ranker", "stage2/reclora", "stage3/s-dpo"]
+)
+def test_killed_in_training_it_resumes_and_ends_the_same(finished, tmp_path, folder):
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(finished, artifacts)
+    stage = artifacts / "demo" / folder
+    shutil.rmtree(stage)
+    goal = "stage1" if folder.startswith("lm") else folder.partition("/")[0].replace("ranker", "")
+    goal = "stage3" if folder == "stage1/ranker" else goal
+    line, options = command(artifacts, goal)
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, start_new_session=True, **options)
+    try:
+        deadline = time.monotonic() + 300
+        while not (stage / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, "the stage ended without a checkpoint"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert not (stage / "manifest.json").exists()
+    out = make(artifacts, goal)
+    assert f"[{folder}] resumes at step " in out
+    assert metrics(artifacts)[folder] == metrics(finished)[folder]
+    name = "logs/metrics.csv"
+    assert (stage / name).read_text() == (finished / "demo" / folder / name).read_text()
+    # The same outputs: what stands on this stage need not be done again.
+    one, two = (json.loads((root / "demo" / folder / "manifest.json").read_text()) for root in (artifacts, finished))
+    assert one["outputs"] == two["outputs"]
+
+
+def test_another_lm_by_path_goes_through_all_stages(finished, tmp_path):
+    if not STORIES.is_dir():
+        pytest.skip(f"{STORIES} is not there")
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    shutil.copytree(finished / "demo", artifacts / "demo", ignore=shutil.ignore_patterns("stage*", "evaluate"))
+    make(artifacts, "stage3", f"LM={STORIES}", "CRM=sim", "SYSTEM=reclora s-dpo")
+    done = metrics(artifacts)
+    tuned = [folder for folder in done if folder.startswith("stage2/reclora+stories260k-")]
+    aligned = [folder for folder in done if folder.startswith("stage3/s-dpo+stories260k-")]
+    assert len(tuned) == len(aligned) == 1
+    assert 0 < done[tuned[0]]["valid/auc"] < 1
+    rows = json.loads((artifacts / "demo" / "results.json").read_text())
+    rows = rows["rows"] if isinstance(rows, dict) else rows
+    assert {row["lm"] for row in rows if row["system"] == "s-dpo"} == {tuned[0].partition("+")[2]}

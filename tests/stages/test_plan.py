@@ -1,0 +1,273 @@
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from recllm.config import ConfigError
+from recllm.manifest import Manifest, describe_outputs
+from recllm.run import config_digest, read_config
+from stages import plan
+from stages.plan import Plan, parse
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path / "artifacts"))
+    monkeypatch.chdir(REPOSITORY)
+    return tmp_path / "artifacts" / "demo"
+
+
+def needed(*words):
+    return {node.folder: node for node in Plan(parse(words)).needed()}
+
+
+def of_stage(nodes, stage):
+    return {folder for folder in nodes if folder.startswith(f"{stage}/")}
+
+
+def finish(plan):
+    """Pretend that everything the plan needs was done, parents first."""
+    for node in plan.needed():
+        folder = plan.root / node.folder
+        (folder / "out").write_text(node.folder)
+        Manifest(
+            stage=node.stage,
+            dataset=node.dataset,
+            choice=node.content["choice"],
+            parents={p.folder: Manifest.read(plan.root / p.folder).identity for p in node.parents.values()},
+            config_sha256=config_digest(read_config(folder)),
+            outputs=describe_outputs(folder, [folder / "out"]),
+            metrics={},
+            seed=0,
+            started="",
+            finished="",
+            seconds=0.0,
+            commit="abc",
+            hardware="",
+        ).write(folder)
+
+
+def states(*words):
+    return {node.folder: state for node, state, _ in Plan(parse(words)).states()}
+
+
+def test_the_plain_command(root):
+    nodes = needed("stage3")
+    assert set(nodes) == {
+        "tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts",
+        "stage1/din", "stage1/sim", "stage1/ranker", "stage2/lora", "stage2/reclora",
+        "stage3/sft-continued", "stage3/dpo", "stage3/s-dpo", "evaluate/all",
+    }  # fmt: skip
+    assert nodes["stage2/reclora"].parents["stage1"].folder == "stage1/sim"
+    assert nodes["stage3/s-dpo"].parents["stage2"].folder == "stage2/reclora"
+    assert list(nodes)[0] == "tables"
+    assert nodes["stage2/reclora"].config["stage2"]["adapter"]["kind"] == "reclora"
+    assert nodes["stage2/lora"].config["stage2"]["adapter"]["kind"] == "lora"
+
+
+def test_a_goal_needs_its_ancestors_only(root):
+    assert set(needed("prepare")) == {"tables", "log"}
+    stage1 = needed("stage1", "CRM=din")
+    assert set(stage1) == {"tables", "log", "lm/tiny/text", "neighbours/both", "stage1/din"}
+
+
+def test_a_folder_says_everything_that_is_not_the_default(root):
+    nodes = needed("stage3", "SYSTEM=reclora s-dpo", "CRM=din", "EXPERIMENT=quick", "SEED=2")
+    assert of_stage(nodes, "stage2") == {"stage2/reclora+din+quick+s2"}
+    assert of_stage(nodes, "stage3") == {"stage3/s-dpo+din+quick+s2"}
+    # The experiment changes the subsample, which the LM's text reads, and so all that stands on it.
+    assert "lm/tiny+quick/text" in nodes
+    assert "neighbours/both+quick" in nodes
+    assert of_stage(nodes, "stage1") >= {"stage1/din+quick+s2"}
+    assert {"log", "tables"} <= set(nodes)
+
+
+def test_the_seed_reaches_stages_1_to_3_and_not_the_data(root):
+    nodes = needed("stage3", "SEED=0 3")
+    assert of_stage(nodes, "stage2") == {"stage2/lora", "stage2/reclora", "stage2/lora+s3", "stage2/reclora+s3"}
+    assert "stage1/sim+s3" in nodes
+    assert nodes["stage2/lora+s3"].parents["stage1"].folder == "stage1/sim+s3"
+    assert nodes["stage2/lora+s3"].config["seed"] == 3
+    assert [folder for folder in nodes if folder.startswith(("log", "lm/", "neighbours"))] == [
+        "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts",
+    ]  # fmt: skip
+
+
+def test_lists_of_crms_and_systems(root):
+    nodes = needed("stage2", "CRM=sim din", "SYSTEM=reclora lora")
+    assert of_stage(nodes, "stage1") == {"stage1/din"}  # stage 2 needs the gate, the CRM named last
+    assert of_stage(nodes, "stage2") == {"stage2/reclora+din", "stage2/lora+din"}
+    assert of_stage(needed("stage1", "CRM=sim din"), "stage1") == {"stage1/sim", "stage1/din"}
+
+
+def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path):
+    one, two = tmp_path / "one" / "model", tmp_path / "two" / "model"
+    one.mkdir(parents=True)
+    two.mkdir(parents=True)
+    folders = []
+    for path in (one, two):
+        nodes = needed("stage2", f"LM={path}", "SYSTEM=lora")
+        lms = of_stage(nodes, "lm")
+        assert len(lms) == 1
+        (lm,) = lms
+        assert re.fullmatch(r"lm/model-[0-9a-f]{4}/text", lm)
+        name = lm.split("/")[1]
+        assert f"stage2/lora+{name}" in nodes
+        assert f"neighbours/both+{name}" in nodes
+        assert nodes[lm].config["lm"]["model"]["path"] == str(path)
+        folders.append(lm)
+    assert folders[0] != folders[1]
+    hub = needed("stage2", "LM=org/name-7b", "SYSTEM=lora")
+    assert any(folder.startswith("lm/name-7b-") for folder in hub)
+
+
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [
+        ("DATASET=ml-2m", "ml-1m"),
+        ("CRM=dinn", "din"),
+        ("SYSTEM=reclorra", "reclora"),
+        ("LM=tinny", "tiny"),
+        ("EXPERIMENT=slow", "quick"),
+        ("SEED=one", "SEED='0 1 2'"),
+        ("RAW=/no/such/place", "RAW"),
+        ("stage2.lrr=1", "stage2.fit.lr"),
+        ("stage2.fit.lr=fast", "stage2.fit.lr"),
+        ("stage3.fit.epochs=0", "epochs"),  # of a stage that is not even asked for
+        ("stage3.start=s-dpo", "reclora"),
+        ("stage9", "key=value"),
+    ],
+)
+def test_what_is_unknown_is_refused_before_anything_is_written(root, capsys, word, known):
+    assert plan.main(["write", "stage1", "stage2", word]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert known in lines[0]
+    assert not root.parent.exists()
+
+
+def configs(root):
+    return {str(path.parent.relative_to(root)): path.read_text() for path in root.rglob("config.yaml")}
+
+
+def test_an_override_reaches_the_stages_that_read_it_and_no_others(root):
+    assert plan.main(["write", "stage2"]) == 0
+    before = configs(root)
+    assert plan.main(["write", "stage2", "stage2.fit.lr=0.123"]) == 0
+    after = configs(root)
+    assert {folder for folder in after if before[folder] != after[folder]} == {"stage2/lora", "stage2/reclora"}
+    assert "0.123" in after["stage2/lora"]
+    assert plan.main(["write", "stage2", "prompt.history=7"]) == 0
+    changed = {folder for folder in before if before[folder] != configs(root)[folder]}
+    assert changed == {"stage2/lora", "stage2/reclora", "lm/tiny/text", "lm/tiny/prompts"}
+
+
+def test_precedence_of_files(root):
+    assert needed("stage1")["stage1/sim"].config["stage1"]["fit"]["batch_size"] == 256  # demo over base's 1024
+    assert needed("stage1")["stage1/sim"].config["stage1"]["recent"] == 30  # stage1/sim over base's 60
+    changed = needed("stage1", "stage1.recent=9", "stage1.fit.batch_size=8")["stage1/sim"].config["stage1"]
+    assert (changed["recent"], changed["fit"]["batch_size"]) == (9, 8)
+    assert needed("stage2", "EXPERIMENT=quick")["stage2/lora+quick"].config["subsample"] == "uniform20000"
+
+
+def test_execution_keys_and_raw_reach_no_configuration(root, tmp_path):
+    assert plan.main(["write", "stage3"]) == 0
+    before = configs(root)
+    digests = {folder: config_digest(read_config(root / folder)) for folder in before}
+    keys = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.threads=1", f"RAW={tmp_path}"]
+    assert plan.main(["write", "stage3", *keys]) == 0
+    assert configs(root) == before
+    assert not any("trainer" in text or str(tmp_path) in text for text in before.values())
+    assert {folder: config_digest(read_config(root / folder)) for folder in before} == digests
+    rules = (root / "plan.mk").read_text()
+    assert "EXECUTION := trainer.devices=2 trainer.strategy=ddp trainer.threads=1\n" in rules
+    assert [line for line in rules.splitlines() if "raw=" in line] == [
+        f"\t@$(PYTHON) -m data.demo.recipe {root / 'tables'} $(EXECUTION) raw={tmp_path}"
+    ]
+
+
+def test_a_finished_parents_override_holds_until_its_own_stage_is_asked_for(root):
+    assert plan.main(["write", "stage1", "stage1.recent=9"]) == 0
+    finish(Plan(parse(["stage1", "stage1.recent=9"])))
+    assert plan.main(["write", "stage2"]) == 0
+    assert read_config(root / "stage1/sim")["config"]["stage1"]["recent"] == 9
+    assert states("stage2")["stage1/sim"] == "done"
+    # A key of its own on the command line wins, the others hold.
+    held = needed("stage2", "stage1.fit.lr=0.5")["stage1/sim"].config["stage1"]
+    assert (held["recent"], held["fit"]["lr"]) == (9, 0.5)
+    # Asked for itself, it is what the command says.
+    assert plan.main(["write", "stage1"]) == 0
+    assert read_config(root / "stage1/sim")["config"]["stage1"]["recent"] == 30
+
+
+def test_an_unfinished_parents_override_does_not_hold(root):
+    assert plan.main(["write", "stage1", "stage1.recent=9"]) == 0
+    assert needed("stage2")["stage1/sim"].config["stage1"]["recent"] == 30
+
+
+@pytest.mark.parametrize("goal", ["stage2", "stage3"])
+def test_rules_run_parents_first(root, goal):
+    assert plan.main(["write", goal]) == 0
+    nodes = Plan(parse([goal])).needed()
+    command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", goal]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    order = [line.split()[3] for line in lines if line.startswith("python -m") and "stages.report" not in line]
+    assert sorted(order) == sorted(str(root / node.folder) for node in nodes)  # each once
+    for node in nodes:
+        for parent in node.parents.values():
+            assert order.index(str(root / parent.folder)) < order.index(str(root / node.folder))
+
+
+def test_a_second_make_has_nothing_to_do_and_a_changed_key_only_what_it_reaches(root):
+    assert plan.main(["write", "stage2"]) == 0
+    finish(Plan(parse(["stage2"])))
+
+    def to_do(*words):
+        assert plan.main(["write", "stage2", *words]) == 0
+        command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", "stage2"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        return [str(Path(line.split()[3]).relative_to(root)) for line in lines if line.startswith("python -m")]
+
+    assert to_do() == []
+    assert to_do("trainer.devices=2") == []
+    assert to_do("stage2.fit.lr=0.5") == ["stage2/lora", "stage2/reclora"]
+
+
+def test_states(root):
+    assert set(states("stage2").values()) == {"missing"}
+    assert plan.main(["write", "stage2"]) == 0
+    finish(Plan(parse(["stage2"])))
+    assert set(states("stage2").values()) == {"done"}
+    # A changed key makes the stages that it reaches stale, and all below them.
+    changed = states("stage2", "retrieval.k=31")
+    stale = {folder for folder, state in changed.items() if state == "stale"}
+    assert stale == {"neighbours/both", "lm/tiny/prompts", "stage1/sim", "stage2/lora", "stage2/reclora"}
+    # A manifest gone and a checkpoint left: the stage was interrupted, its children's parent is not what it was.
+    (root / "stage1/sim/manifest.json").unlink()
+    (root / "stage1/sim/checkpoints").mkdir()
+    (root / "stage1/sim/checkpoints/last.ckpt").write_bytes(b"")
+    got = states("stage2")
+    assert got["stage1/sim"] == "interrupted"
+    assert got["stage2/lora"] == "stale"
+    assert got["log"] == "done"
+
+
+def test_status_prints_every_folder_and_writes_nothing(root, capsys):
+    assert plan.main(["status", "stage2"]) == 0
+    text = capsys.readouterr().out
+    for folder in needed("stage2"):
+        assert folder in text
+    assert not root.parent.exists()
+
+
+def test_the_makefile_turns_its_variables_into_these_words(root):
+    words = ["make", "-n", "stage2", "PYTHON=python", "CRM=sim din", "SEED=0 1", "ARGS=stage2.fit.lr=1"]
+    environment = {**os.environ, "MAKEFLAGS": ""}
+    out = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=REPOSITORY).stdout
+    line = next(line for line in out.splitlines() if "stages.plan write" in line)
+    for word in ("stage2", 'CRM="sim din"', 'SEED="0 1"', "stage2.fit.lr=1", 'DATASET="demo"'):
+        assert word in line
