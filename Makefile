@@ -35,6 +35,8 @@ endif
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
+# peft still reads a property that transformers 5 has renamed.
+export PYTHONWARNINGS ?= ignore::FutureWarning:transformers.modeling_utils
 export PYTHON
 
 # What was typed, for the tables; paths of this machine (RAW, PYTHON) stay out.

@@ -19,10 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recllm.crm.config import CrmConfig
-from recllm.data.prompts import Wording
 from recllm.data.splits import PrepareConfig
-from recllm.lm.load import LmConfig
-from recllm.lm.tiny import TinyConfig
+from recllm.data.wording import Wording
+from recllm.lm.config import LmConfig, TinyConfig
 from recllm.retrieval.config import RetrievalConfig
 
 
@@ -154,6 +153,8 @@ class Stage1Config:
     """`ctr`: binary cross-entropy on the label; `rank`: softmax of a liked item against sampled negatives."""
     negatives: int = 7
     """Sampled negatives of a liked item, objective `rank` only; half uniform, half by popularity."""
+    rank_rows: int = 100_000
+    """Liked rows drawn in all, objective `rank` only (`fit.epochs` is not read there)."""
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
@@ -334,17 +335,16 @@ LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other i
 
 
 def _nearest(key: str) -> str:
-    """The key that was probably meant: most of all its last part must be like, and the section the same."""
-    if key in KEYS:  # a section; what can be set are the keys in it
-        return next(leaf for leaf in LEAVES if leaf.startswith(f"{key}."))
-    section, _, last = key.partition(".")[0], *key.rpartition(".")[1:]
-    same = [leaf for leaf in LEAVES if leaf.startswith(f"{section}.")]
+    """The key that was probably meant: of the same stage, with the most similar last part."""
+    head, _, last = key.rpartition(".")
+    top = head.partition(".")[0]
+    within = [known for known in KEYS if known.partition(".")[0] == top] or KEYS
 
-    def likeness(known: str) -> tuple[float, float]:
-        parts = difflib.SequenceMatcher(None, last, known.rpartition(".")[2]).ratio()
-        return round(parts, 1), difflib.SequenceMatcher(None, key, known).ratio()
+    def likeness(known: str) -> float:
+        return difflib.SequenceMatcher(None, known.rpartition(".")[2], last).ratio()
 
-    return max(same if "." in key and same else KEYS, key=likeness)
+    best = max(within, key=lambda known: (likeness(known), difflib.SequenceMatcher(None, known, key).ratio()))
+    return best if likeness(best) >= 0.5 else f"none; sections are {', '.join(SCHEMA)}"
 
 
 def check_keys(value: Mapping[str, Any], source: str) -> None:

@@ -117,7 +117,7 @@ class Last(Checkpoint):
         self.path = run.folder / paths.CHECKPOINTS / paths.LAST
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        # Lightning writes in /tmp and moves; on another file system that is a copy, of which a kill leaves a part.
+        # Lightning writes elsewhere and moves; between file systems that is a copy: a kill leaves a part.
         partial = self.path.with_name(f"{self.path.name}.partial")
         trainer.save_checkpoint(partial)
         if trainer.is_global_zero:
@@ -208,6 +208,12 @@ def optimizer(module: torch.nn.Module, fit: FitConfig, steps: int) -> dict[str, 
         adam, lambda step: min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
     )
     return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def device_of(trainer: TrainerConfig) -> torch.device:
+    """Where work outside of training runs: the GPU where training would use one, else the CPU."""
+    gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:

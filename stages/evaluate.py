@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from recllm import metrics, parents
@@ -24,14 +22,14 @@ from recllm.counting import Cooccurrence, popularity_ctr, popularity_rank
 from recllm.data.log import Rows
 from recllm.lm.adapters import load_adapter
 from recllm.lm.generate import valid_ratio
-from recllm.lm.score import answer_logits, title_logps
-from recllm.lm.tasks import Answers, Titles
+from recllm.lm.infer import Scores, answer_scores, title_scores
+from recllm.lm.tasks import Titles
 from recllm.manifest import commit, digest, hardware, now
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.results import ResultRow, of_seed, write
 from recllm.run import Run, main, read_config, say
+from recllm.training import device_of
 
-Scores = NDArray[np.float32]
 ROWS = "rows.json"
 
 
@@ -76,9 +74,8 @@ class Evaluation:
         """Yes/No logits `[n]` of an LM system; role `lm` is the LM untuned."""
 
         def compute() -> Scores:
-            with ExitStack() as stack:
-                lm, model, crm, retrieved = self._open(role, ADAPTER, stack)
-                return answer_scores(model, lm.answers(rows, crm, retrieved), self.config.batch_size)
+            lm, model, crm, retrieved = self._open(role, ADAPTER)
+            return answer_scores(model, lm.answers(rows, crm, retrieved), self.config.batch_size)
 
         return self.kept.get(f"ctr-{role}", [self._identity(role), rows.tolist()], compute)
 
@@ -86,9 +83,8 @@ class Evaluation:
         """Log-probabilities `[n, C]` of the stored candidates."""
 
         def compute() -> Scores:
-            with ExitStack() as stack:
-                lm, model, crm, _ = self._open(role, adapter, stack)
-                return title_scores(model, self._task(lm, crm, kind))
+            lm, model, crm, _ = self._open(role, adapter)
+            return title_scores(model, self._task(lm, crm, kind))
 
         return self.kept.get(
             f"{kind}-{role}", [self._identity(role), self._ranking(kind)[0].tolist()], compute
@@ -98,10 +94,8 @@ class Evaluation:
         """Per row 1 where the greedy title is a candidate, and 1 where it is the target: `[n, 2]`."""
 
         def compute() -> Scores:
-            with ExitStack() as stack:
-                lm, model, crm, _ = self._open(role, adapter, stack)
-                task = self._task(lm, crm, kind, self.config.generate_rows)
-                return valid_ratio(model, lm.tokenizer, task)
+            lm, model, crm, _ = self._open(role, adapter)
+            return valid_ratio(model, lm.tokenizer, self._task(lm, crm, kind, self.config.generate_rows))
 
         identity = [self._identity(role), self.config.generate_rows, adapter]
         return self.kept.get(f"generated-{kind}-{role}", identity, compute)
@@ -122,16 +116,14 @@ class Evaluation:
             digest(self.run.content["config"]["prompt"]),
         ]
 
-    def _open(
-        self, role: str, adapter: str, stack: ExitStack
-    ) -> tuple[parents.Lm, Any, parents.Crm | None, bool]:
+    def _open(self, role: str, adapter: str) -> tuple[parents.Lm, Any, parents.Crm | None, bool]:
         """The LM with the system's adapter, its gate's CRM, and whether its Yes/No prompts are retrieved."""
         lm = parents.Lm.open(self.run, self.log, self.retrieval)
-        stack.enter_context(torch.inference_mode())
+        device = device_of(self.run.config.trainer)
         if role == "lm":
-            return lm, lm.model, None, self.run.config.prompt.retrieved
+            return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
         folder = self.run.parent(role)
-        model = load_adapter(lm.model, folder / adapter).eval()
+        model = load_adapter(lm.model, folder / adapter).eval().to(device)
         gated = model.peft_config["default"].peft_type == "RECLORA"
         retrieved = read_config(folder)["config"]["prompt"]["retrieved"]
         return lm, model, self.crms[self.gate] if gated else None, retrieved
@@ -266,28 +258,6 @@ class Evaluation:
             command=os.environ.get("RECLLM_COMMAND", "make evaluate"),
         )
         self.rows.append(of_seed(row, self.run.config.seed))
-
-
-def answer_scores(model: Any, task: Answers, size: int) -> Scores:
-    """Logit of Yes against No `[n]` for every row of a task; rows of like length share a batch."""
-    pieces = task.prompts.pieces
-    lengths = task.prompts.ctr(task.rows, task.history).lengths
-    order, out = np.argsort(lengths, kind="stable"), np.empty(len(task), np.float32)
-    for start in range(0, len(order), size):
-        chosen = order[start : start + size]
-        batch = task(chosen)
-        logits = answer_logits(model, batch["prompt"], batch["representation"]).float()
-        out[chosen] = (logits[:, pieces.yes_id] - logits[:, pieces.no_id]).numpy()
-    return out
-
-
-def title_scores(model: Any, task: Titles, size: int = 64) -> Scores:
-    """Log-probabilities `[n, C]` of all candidates of every row of a task."""
-    parts = []
-    for start in range(0, len(task), size):
-        batch = task(np.arange(start, min(start + size, len(task))))
-        parts.append(title_logps(model, batch["prompt"], batch["representation"]).float().numpy())
-    return np.concatenate(parts)
 
 
 def work(run: Run) -> None:

@@ -14,6 +14,7 @@ changed, and the rules to `artifacts/<dataset>/plan.mk`; `status` shows what is 
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def parse(arguments: Sequence[str]) -> Request:
     if values["EXPERIMENT"]:
         _choice("EXPERIMENT", values["EXPERIMENT"], conf / "experiment")
     lm = values["LM"] or "tiny"
-    if not (conf / "lm" / f"{lm}.yaml").exists() and not Path(lm).exists() and "/" not in lm:
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lm)
+    if not (conf / "lm" / f"{lm}.yaml").exists() and not Path(lm).exists() and not hub_id:
         known = ", ".join(sorted(file.stem for file in (conf / "lm").glob("*.yaml")))
         raise ConfigError(
             f"LM={lm} is not known; wanted one of {known}, a local path, or a hub id such as org/name"

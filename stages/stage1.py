@@ -131,7 +131,7 @@ def work(run: Run) -> None:
             "valid/hr@1",
             max(1, config.fit.batch_size // (1 + config.negatives)),
         )
-        steps, interval = plan_steps(count, size, config.fit.epochs, config.fit.validations)
+        steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
         loaders = rank_loaders(run, inputs, liked, steps)
     say(f"  {count:,} rows, {steps:,} steps of {size}, validated every {interval}")
     trainer = fit(run, CrmModule(model, config, steps), loaders, config.fit, interval, [monitor])

@@ -7,8 +7,8 @@ no update as a candidate: where nothing is better, stage 2's adapter comes out, 
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,16 @@ from recllm.data import draws
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import Rows
 from recllm.lm.adapters import load_adapter
+from recllm.lm.infer import title_scores
 from recllm.lm.score import title_logps
 from recllm.lm.tasks import Batch, Titles
 from recllm.losses import preference_statistics, softmax_dpo
-from recllm.paths import ADAPTER, RANKING_ADAPTER
+from recllm.manifest import digest
+from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
 from recllm.run import Run, main, say
-from recllm.training import AdapterModule, best_scores, fit, optimizer
+from recllm.training import AdapterModule, best_scores, device_of, fit, optimizer
 
 VALID_TITLES = 500
-REFERENCE = "reference.npy"
 
 
 class AlignModule(AdapterModule):
@@ -62,21 +63,19 @@ class AlignModule(AdapterModule):
 
 
 def reference(run: Run, model: Any, task: Titles) -> Tensor:
-    """Log-probabilities `[n, C]` of all candidates under the frozen reference, computed once and kept.
+    """Log-probabilities `[n, C]` of all candidates under the frozen reference, computed once.
 
-    The file's name holds what it depends on: the stage's configuration and its parents.
+    They lie with the stage-2 adapter that they are of, so that every K and loss shares them; the file's name
+    holds what they depend on: adapter, LM, rows, candidates and the form of the prompts.
     """
-    path = run.folder / f"{run.fingerprint}-{REFERENCE}"
+    made_of = [run.manifest(role).identity for role in ("stage2", "lm", "stage1", "log")]
+    form = [run.content["config"][section] for section in ("prompt", "wording")]
+    name = digest([made_of, form, task.rows.tolist(), task.candidates.tolist()])[:32]
+    path = run.parent("stage2") / FEATURES / f"reference-{name}.npy"
     if not path.exists():
-        for old in run.folder.glob(f"*-{REFERENCE}"):
-            old.unlink()
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(task), 64):
-                batch = task(np.arange(start, min(start + 64, len(task))))
-                parts.append(title_logps(model, batch["prompt"], batch["representation"]).float().numpy())
-        temporary = Path(f"{path}.tmp.npy")
-        np.save(temporary, np.concatenate(parts))
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, title_scores(model.to(device_of(run.config.trainer)), task))
         temporary.replace(path)
     return torch.from_numpy(np.load(path))
 

@@ -69,7 +69,7 @@ def tiny_lm(demo_log, demo_config):
 
 @pytest.fixture
 def make_stage(tmp_path, monkeypatch):
-    """`make_stage("stage1/sim", {"seed": 1}, {"log": "log"})` -> the stage's folder, with its `config.yaml`."""
+    """`make_stage("stage1/sim", {"seed": 1}, {"log": "log"})` -> the stage's folder, with `config.yaml`."""
     monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path))
 
     def make(name, config=None, parents=None):

@@ -75,7 +75,9 @@ def test_outputs_are_described_by_content(tmp_path):
 
 def test_identity_follows_outputs_and_configuration_not_time(tmp_path):
     made = finished(tmp_path / "a", "x")
-    later = finished(tmp_path / "b", "x", started="2030", finished="2031", seconds=9.0, commit="def", hardware="g")
+    later = finished(
+        tmp_path / "b", "x", started="2030", finished="2031", seconds=9.0, commit="def", hardware="g"
+    )
     assert later.identity == made.identity
     assert dataclasses.replace(made, outputs=made.outputs[::-1]).identity == made.identity
     assert finished(tmp_path / "c", "x", text="Weights").identity != made.identity

@@ -20,6 +20,8 @@ from recllm.training import AdapterModule, best, best_scores, fit, optimizer
 
 STEPS, INTERVAL, ROWS = 24, 6, 50
 FIT = FitConfig(batch_size=8, lr=0.05, patience=100, validations=4)
+CONFIG = {"seed": 0}
+LAST = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
 TRAINER = {"accelerator": "cpu", "checkpoint_every": 2}
 
 
@@ -116,7 +118,7 @@ def ended(run, module):
     found = {
         "weights": {name: value.clone() for name, value in module.state_dict().items()},
         "curve": (run.folder / "logs" / "metrics.csv").read_text(),
-        "last": {name: last[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "global_step")},
+        "last": {name: last[name] for name in LAST},
         "files": sorted(path.name for path in folder.iterdir()),
     }
     for monitor in ("valid/auc", "valid/hr@1"):
@@ -137,7 +139,7 @@ def uninterrupted(tmp_path_factory):
             patch.setenv("RECLLM_ARTIFACTS", str(root))
             folder = root / "demo" / "stage1" / "sim"
             folder.mkdir(parents=True)
-            content = {"stage": "stage1", "dataset": "demo", "choice": "sim", "parents": {}, "config": {"seed": 0}}
+            content = {"stage": "stage1", "dataset": "demo", "choice": "sim", "parents": {}, "config": CONFIG}
             (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
             module = Small()
             results[first] = ended(train(folder, module, first), module)
@@ -401,7 +403,8 @@ def test_the_learning_rate_rises_and_falls_linearly():
         schedule.step()
     # Two steps of rise: 1/2, 2/2; then (10 - step) / 8.
     np.testing.assert_allclose(rates, [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8])
-    assert [(group["weight_decay"], len(group["params"])) for group in adam.param_groups] == [(0.5, 1), (0.0, 1)]
+    decays = [(group["weight_decay"], len(group["params"])) for group in adam.param_groups]
+    assert decays == [(0.5, 1), (0.0, 1)]
 
 
 def test_a_batch_that_cannot_be_dealt_to_the_devices_is_refused(make_stage):

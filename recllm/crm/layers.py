@@ -95,7 +95,8 @@ class Embeddings(nn.Module):
             kind: `recent` or `retrieved`.
 
         Returns:
-            Events [B, T, event_dim] (retrieved ones [B, T, retrieved_dim]), float, whose first 2 d columns are laid out as the query of `sample`;
+            Events [B, T, event_dim] (retrieved ones [B, T, retrieved_dim]), float, whose first 2 d columns
+            are laid out as the query of `sample`;
             zero where the mask is false, whatever ids stand there; and the mask.
         """
         items, mask = batch[f"{kind}_item"], batch[f"{kind}_mask"]

@@ -78,8 +78,8 @@ class CrmInputs:
             `user` int64 `[B, F_u]`, `item` int64 `[B, F_i]`, `label` float32 `[B]` (of the rows' own item),
             and per history `recent` (and `retrieved`): `_item` int64 `[B, T, F_i]`, `_rating` int64 `[B, T]`,
             `_interval` int64 `[B, T]` (1 + floor(log2(1 + seconds before the sample)), 0 at padding),
-            `_mask` bool `[B, T]` (true where there is an event). `retrieved_rank` int64 `[B, K]`: 1 for the event
-            nearest to the target, 2 for the next ..., 0 at padding.
+            `_mask` bool `[B, T]` (true where there is an event). `retrieved_rank` int64 `[B, K]`: 1 for the
+            event nearest to the target, 2 for the next ..., 0 at padding.
         """
         log = self.log
         items = log.item[rows] if targets is None else targets

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 
 from recllm.data.collate import pad_left
@@ -36,8 +37,13 @@ def valid_ratio(model: Any, tokenizer: Any, task: Titles, size: int = 64) -> NDA
     for start in range(0, len(task), size):
         chosen = np.arange(start, min(start + size, len(task)))
         listed = task.candidates[chosen] if task.listed else None
-        batch = pad_left(prompts.ranking(task.rows[chosen], task.history[chosen], listed))
-        extra = {} if task.representation is None else {"representation": task.representation[chosen]}
+        device = next(model.parameters()).device
+        batch = move_data_to_device(
+            pad_left(prompts.ranking(task.rows[chosen], task.history[chosen], listed)), device
+        )
+        extra = (
+            {} if task.representation is None else {"representation": task.representation[chosen].to(device)}
+        )
         made = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],

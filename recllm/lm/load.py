@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recllm.lm.config import LmConfig
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class LmConfig:
-    """Which language model, and how it is held in memory."""
-
-    name: str = "tiny"
-    """Name in folder names and tables."""
-    path: str | None = None
-    """Hub id or folder; None: the LM that `stages/lm.py` trains."""
-    revision: str | None = None
-    """Commit or tag on the hub; None: the newest."""
-    dtype: str = "float32"
-    """Type of the weights: auto (as stored), float32, bfloat16 or float16."""
-    quantization: str = "none"
-    """none, 4bit or 8bit; the last two need a GPU and bitsandbytes."""
-    prefix: str = ""
-    """Text before every prompt, for LMs that were tuned as chat."""
-    suffix: str = ""
-    """Text between every prompt and its answer, for the same."""
-    context: int | None = None
-    """Most tokens of prompt and answer; None: as many as the LM allows."""
 
 
 def load_lm(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -12,30 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from recllm.data.pieces import Wording
+from recllm.data.wording import Wording
+from recllm.lm.config import TinyConfig
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    """Size of the tiny LM."""
-
-    hidden: int = 128
-    """Width of the hidden states."""
-    layers: int = 4
-    """Number of layers."""
-    heads: int = 4
-    """Attention heads of a layer."""
-    intermediate: int = 344
-    """Width inside the MLPs."""
-    vocabulary: int = 6144
-    """Most tokens, those of the template among them; small data use fewer."""
-    context: int = 512
-    """Longest input (tokens)."""
 
 
 def train_tokenizer(

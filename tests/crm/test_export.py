@@ -35,6 +35,7 @@ def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
         batch[f"{kind}_item"] = torch.randint(1, 5, (2, 3, 2))
         batch[f"{kind}_rating"] = torch.randint(1, 6, (2, 3))
         batch[f"{kind}_interval"] = torch.randint(1, 32, (2, 3))
+        batch[f"{kind}_rank"] = torch.tensor([[2, 1, 3], [1, 3, 2]])
         batch[f"{kind}_mask"] = torch.tensor([[False, True, True], [True, True, True]])
     model.eval()
     for one, other in zip(model(batch), loaded(batch), strict=True):

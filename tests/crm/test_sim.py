@@ -23,6 +23,7 @@ def random_batch(size: int, recent: int, retrieved: int) -> dict[str, Tensor]:
         batch[f"{kind}_rating"] = torch.randint(1, 6, (size, length))
         batch[f"{kind}_interval"] = torch.randint(1, 32, (size, length))
         batch[f"{kind}_mask"] = torch.rand(size, length) < 0.7
+    batch["retrieved_rank"] = torch.rand(size, retrieved).argsort(1) + 1
     return batch
 
 
@@ -34,14 +35,18 @@ def test_shapes() -> None:
     assert representation.shape == (7, 16)
 
 
-@pytest.mark.parametrize("kind", ["recent", "retrieved"])
-@pytest.mark.parametrize("what", ["item", "rating", "interval"])
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(kind, what) for kind in ("recent", "retrieved") for what in ("item", "rating", "interval")]
+    + [("retrieved", "rank")],
+)
 def test_padding_is_inert_and_events_are_not(kind: str, what: str) -> None:
     torch.manual_seed(0)
     model = build(FIELDS, SMALL).eval()
     batch = random_batch(32, 6, 4)
     key, mask = f"{kind}_{what}", batch[f"{kind}_mask"]
-    other = torch.where(batch[key] == 3, 4, 3)
+    # Ranks 1 to 4 fall into the buckets below that of rank 8.
+    other = torch.full_like(batch[key], 8) if what == "rank" else torch.where(batch[key] == 3, 4, 3)
     where = mask[..., None] if what == "item" else mask
     logit, representation = model(batch)
     in_padding = model({**batch, key: torch.where(where, batch[key], other)})

@@ -38,7 +38,7 @@ def test_a_batch_by_hand():
     assert batch["recent_item"].tolist() == [[[2, 8], [3, 9], [4, 8]], [[0, 0], [0, 0], [2, 8]]]
     assert batch["recent_rating"].tolist() == [[1, 0, 2], [0, 0, 1]]
     assert batch["recent_mask"].tolist() == [[True, True, True], [False, False, True]]
-    # 1 + floor(log2(1 + seconds)): 1000 s -> log2(1001) = 9.97 -> 10; 997 s -> log2(998) = 9.96 -> 10; 0 s -> 1
+    # 1 + floor(log2(1 + seconds)): 1000 s: log2(1001) = 9.97, so 10; 997 s: log2(998) = 9.96, so 10; 0 s: 1
     assert batch["recent_interval"].tolist() == [[10, 10, 10], [0, 0, 1]]
     dtypes = {name: value.dtype for name, value in batch.items()}
     assert dtypes.pop("label") == torch.float32
@@ -91,15 +91,15 @@ def test_what_is_missing_is_refused_with_the_command_that_mends_it():
         CrmInputs(log, recent=1, retrieved=2)
     with pytest.raises(ValueError, match=r"1 neighbours are stored, 2 wanted.*retrieval.k=2"):
         CrmInputs(log, recent=1, retrieved=2, stored=np.zeros((4, 1), np.int32))
+    inputs = CrmInputs(log, recent=1, retrieved=1, stored=np.zeros((4, 1), np.int32))
     with pytest.raises(ValueError, match="no searcher"):
-        inputs = CrmInputs(log, recent=1, retrieved=1, stored=np.zeros((4, 1), np.int32))
         inputs(np.array([3]), np.array([2], np.int32))
 
 
 def altered(log, row):
-    """The log with other items, ratings and labels below the row, and another rating and label at it.
+    """The log with other events below the row, and another rating and label at it.
 
-    The log's own order is by time, so later rows may also move in time; id tables and counts stay what they are.
+    The log's order is by time, so the rows below move on in time; id tables and counts stay what they are.
     """
     rng = np.random.default_rng(row)
     changed = copy.copy(log)
@@ -126,7 +126,7 @@ def sample_rows(log, count=12):
 
 
 def test_nothing_at_or_below_a_sample_reaches_its_features(demo_log, tiny_lm):
-    """The leakage rule: ids, vectors and splits held fixed, a sample's own opinion and its future are altered."""
+    """The leakage rule: a sample's own opinion and its future are altered, ids and vectors held fixed."""
     vectors = np.random.default_rng(0).normal(size=(demo_log.n_items, 16)).astype(np.float32)
     targets = np.array([3], np.int32)
     for row in sample_rows(demo_log):

@@ -47,9 +47,7 @@ def test_no_rows_are_refused():
         Stream(0, 4, 0)
 
 
-@given(
-    count=st.integers(1, 5000), batch=sizes, epochs=st.floats(0.01, 5), validations=st.integers(1, 20)
-)
+@given(count=st.integers(1, 5000), batch=sizes, epochs=st.floats(0.01, 5), validations=st.integers(1, 20))
 def test_the_last_step_is_a_validation(count, batch, epochs, validations):
     steps, interval = plan_steps(count, batch, epochs, validations)
     assert steps >= 1

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -11,7 +13,13 @@ def build(folder, ties="rows"):
     """User a: x0..x9 at seconds 0..9; user b: y0..y5 at seconds 1, 1, 2, 8, 8, 20. Rows 0-9 and 10-15."""
     rows = [("a", f"x{i}", 4.0, i % 2, i) for i in range(10)]
     rows += [("b", f"y{i}", 2.0, 1, second) for i, second in enumerate([1, 1, 2, 8, 8, 20])]
-    schema = {"user": pl.String, "item": pl.String, "rating": pl.Float32, "label": pl.Int8, "timestamp": pl.Int64}
+    schema = {
+        "user": pl.String,
+        "item": pl.String,
+        "rating": pl.Float32,
+        "label": pl.Int8,
+        "timestamp": pl.Int64,
+    }
     events = pl.DataFrame(rows, schema=schema, orient="row")
     items = pl.DataFrame({"item": [row[1] for row in rows], "title": [row[1] for row in rows]})
     items = items.with_columns(genre=pl.col("item").str.slice(0, 1))
@@ -40,8 +48,8 @@ def test_strict_histories_end_before_the_second(tmp_path):
 
 def test_training_events_are_early_ones_and_the_training_split(tmp_path):
     log = build(tmp_path)
-    # 12 samples (rows 2-9 and 12-15); by (second, user): 2 12 3 4 5 6 7 8 13 14 9 15: nine train, one validates,
-    # two test. The last training second is 8, so that all four early rows count.
+    # 12 samples (rows 2-9 and 12-15); by time: 2 12 3 4 5 6 7 8 13 14 9 15: nine train, one validates, two
+    # test. The last training second is 8, so that all four early rows count.
     assert log.rows("train", "all").tolist() == [2, 12, 3, 4, 5, 6, 7, 8, 13]
     assert log.rows("valid", "all").tolist() == [14]
     assert log.rows("test", "all").tolist() == [9, 15]
@@ -57,7 +65,7 @@ def test_row_sets_nest_and_stay_within_their_split(demo_log, split):
     np.testing.assert_array_equal(demo_log.rows(split, "first20"), whole[:20])
     sizes = ["uniform1", "uniform10", "0.1", "0.25", ".5", "uniform1000000"]
     sets = sorted((demo_log.rows(split, name).tolist() for name in sizes), key=len)
-    for small, large in zip(sets, sets[1:], strict=False):
+    for small, large in itertools.pairwise(sets):
         assert large[: len(small)] == small
     assert len(demo_log.rows(split, "0.25")) == round(0.25 * len(whole))
     assert len(sets[-1]) == len(whole)

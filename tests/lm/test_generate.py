@@ -17,7 +17,9 @@ class Says:
     def generate(self, input_ids, attention_mask, max_new_tokens, **extra):
         said = [self.texts.pop(0) for _ in input_ids]
         width = max(map(len, said))
-        self.asked.append(SimpleNamespace(ids=input_ids, mask=attention_mask, most=max_new_tokens, extra=extra))
+        self.asked.append(
+            SimpleNamespace(ids=input_ids, mask=attention_mask, most=max_new_tokens, extra=extra)
+        )
         made = torch.tensor([[*tokens, *[self.pad] * (width - len(tokens))] for tokens in said])
         return torch.cat([input_ids, made], 1)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from recllm.config import ConfigError
 from recllm.manifest import Manifest, describe_outputs
 from recllm.run import config_digest, read_config
 from stages import plan
@@ -64,7 +63,7 @@ def test_the_plain_command(root):
     }  # fmt: skip
     assert nodes["stage2/reclora"].parents["stage1"].folder == "stage1/sim"
     assert nodes["stage3/s-dpo"].parents["stage2"].folder == "stage2/reclora"
-    assert list(nodes)[0] == "tables"
+    assert next(iter(nodes)) == "tables"
     assert nodes["stage2/reclora"].config["stage2"]["adapter"]["kind"] == "reclora"
     assert nodes["stage2/lora"].config["stage2"]["adapter"]["kind"] == "lora"
 
@@ -88,7 +87,12 @@ def test_a_folder_says_everything_that_is_not_the_default(root):
 
 def test_the_seed_reaches_stages_1_to_3_and_not_the_data(root):
     nodes = needed("stage3", "SEED=0 3")
-    assert of_stage(nodes, "stage2") == {"stage2/lora", "stage2/reclora", "stage2/lora+s3", "stage2/reclora+s3"}
+    assert of_stage(nodes, "stage2") == {
+        "stage2/lora",
+        "stage2/reclora",
+        "stage2/lora+s3",
+        "stage2/reclora+s3",
+    }
     assert "stage1/sim+s3" in nodes
     assert nodes["stage2/lora+s3"].parents["stage1"].folder == "stage1/sim+s3"
     assert nodes["stage2/lora+s3"].config["seed"] == 3
@@ -159,7 +163,10 @@ def test_an_override_reaches_the_stages_that_read_it_and_no_others(root):
     before = configs(root)
     assert plan.main(["write", "stage2", "stage2.fit.lr=0.123"]) == 0
     after = configs(root)
-    assert {folder for folder in after if before[folder] != after[folder]} == {"stage2/lora", "stage2/reclora"}
+    assert {folder for folder in after if before[folder] != after[folder]} == {
+        "stage2/lora",
+        "stage2/reclora",
+    }
     assert "0.123" in after["stage2/lora"]
     assert plan.main(["write", "stage2", "prompt.history=7"]) == 0
     changed = {folder for folder in before if before[folder] != configs(root)[folder]}
@@ -167,7 +174,9 @@ def test_an_override_reaches_the_stages_that_read_it_and_no_others(root):
 
 
 def test_precedence_of_files(root):
-    assert needed("stage1")["stage1/sim"].config["stage1"]["fit"]["batch_size"] == 256  # demo over base's 1024
+    assert (
+        needed("stage1")["stage1/sim"].config["stage1"]["fit"]["batch_size"] == 256
+    )  # demo over base's 1024
     assert needed("stage1")["stage1/sim"].config["stage1"]["recent"] == 30  # stage1/sim over base's 60
     changed = needed("stage1", "stage1.recent=9", "stage1.fit.batch_size=8")["stage1/sim"].config["stage1"]
     assert (changed["recent"], changed["fit"]["batch_size"]) == (9, 8)
@@ -215,7 +224,9 @@ def test_rules_run_parents_first(root, goal):
     nodes = Plan(parse([goal])).needed()
     command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", goal]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    order = [line.split()[3] for line in lines if line.startswith("python -m") and "stages.report" not in line]
+    order = [
+        line.split()[3] for line in lines if line.startswith("python -m") and "stages.report" not in line
+    ]
     assert sorted(order) == sorted(str(root / node.folder) for node in nodes)  # each once
     for node in nodes:
         for parent in node.parents.values():
@@ -230,7 +241,9 @@ def test_a_second_make_has_nothing_to_do_and_a_changed_key_only_what_it_reaches(
         assert plan.main(["write", "stage2", *words]) == 0
         command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", "stage2"]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-        return [str(Path(line.split()[3]).relative_to(root)) for line in lines if line.startswith("python -m")]
+        return [
+            str(Path(line.split()[3]).relative_to(root)) for line in lines if line.startswith("python -m")
+        ]
 
     assert to_do() == []
     assert to_do("trainer.devices=2") == []
@@ -246,7 +259,7 @@ def test_states(root):
     changed = states("stage2", "retrieval.k=31")
     stale = {folder for folder, state in changed.items() if state == "stale"}
     assert stale == {"neighbours/both", "lm/tiny/prompts", "stage1/sim", "stage2/lora", "stage2/reclora"}
-    # A manifest gone and a checkpoint left: the stage was interrupted, its children's parent is not what it was.
+    # A manifest gone and a checkpoint left: the stage was interrupted, its children are stale.
     (root / "stage1/sim/manifest.json").unlink()
     (root / "stage1/sim/checkpoints").mkdir()
     (root / "stage1/sim/checkpoints/last.ckpt").write_bytes(b"")

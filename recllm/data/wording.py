@@ -1,0 +1,40 @@
+"""The words of a dataset's prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wording:
+    r"""The words of a dataset's prompts. Sentences end in "\n", so that every title starts a line."""
+
+    profile: str = ""
+    r"""Format string over the user's columns, for example "The user is a {gender}.\n"; empty: no profile."""
+    intro: str = "The user watched these films in this order, and rated them:\n"
+    """Sentence before the history."""
+    item: str = "{title}"
+    """Format string of a film's name, filled with its title."""
+    rating: str = " ({rating} stars)\n"
+    """Format string behind a film of the history, filled with the text of its rating level."""
+    question: str = "Will the user like this film?\n"
+    """Sentence before the film that is asked about."""
+    ask: str = "\nAnswer yes or no:"
+    """What follows that film; the answer comes next."""
+    yes: str = " Yes"
+    """Answer for a liked film, with its leading space."""
+    no: str = " No"
+    """Answer for any other film, with its leading space."""
+    next: str = "The next film that the user will like:\n"
+    """Sentence before the title that is to be completed."""
+    choose: str = "It is one of these films:\n"
+    """Sentence before a list of candidates."""
+
+    def names(self, titles: Iterable[str | None]) -> list[str]:
+        """Texts of items with these titles; empty where there is no title."""
+        return [self.item.format(title=title) if title else "" for title in titles]
+
+    def ratings(self, levels: Sequence[str]) -> list[str]:
+        """Texts of the rating codes: code 0 (no rating) is a line break, code c is level c - 1."""
+        return ["\n", *(self.rating.format(rating=level) for level in levels)]

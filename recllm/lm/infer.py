@@ -1,0 +1,52 @@
+"""Scores of whole tasks without gradients, on the device where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recllm.lm.score import answer_logits, title_logps
+from recllm.lm.tasks import Answers, Batch, Titles
+
+Scores = NDArray[np.float32]
+
+
+@torch.inference_mode()
+def answer_scores(model: Any, task: Answers, size: int = 256) -> Scores:
+    """Logit of Yes against No `[n]` of every row; rows of like length go through the LM together."""
+    pieces = task.prompts.pieces
+    lengths = task.prompts.ctr(task.rows, task.history).lengths
+
+    def score(batch: Batch) -> Tensor:
+        logits = answer_logits(model, batch["prompt"], batch["representation"]).float()
+        return logits[:, pieces.yes_id] - logits[:, pieces.no_id]
+
+    return _scores(model, task, lengths, size, score)
+
+
+@torch.inference_mode()
+def title_scores(model: Any, task: Titles, size: int = 64) -> Scores:
+    """Log-probabilities `[n, C]` of all candidates of every row, summed over their tokens."""
+    lengths = task.prompts.pieces.lengths[task.prompts.pieces.item[task.candidates]].sum(1)
+    return _scores(model, task, lengths, size, lambda b: title_logps(model, b["prompt"], b["representation"]))
+
+
+def _scores(
+    model: Any, task: Answers | Titles, lengths: NDArray[Any], size: int, score: Callable[[Batch], Tensor]
+) -> Scores:
+    device = next(model.parameters()).device
+    order = np.argsort(lengths, kind="stable")
+    parts = [
+        score(move_data_to_device(task(order[start : start + size]), device)).float().cpu().numpy()
+        for start in range(0, len(order), size)
+    ]
+    scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    out = np.empty_like(scores)
+    out[order] = scores
+    return out

@@ -1,0 +1,100 @@
+"""One process and two, at the same global batch: the same training, every validation row once, one writer."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+# 20 steps of each stage, validated after each; no dropout; 301 validation rows cannot be dealt to two evenly.
+SIZES = """
+    lm.tiny.hidden=32 lm.tiny.layers=2 lm.tiny.heads=2 lm.tiny.intermediate=64 lm.tiny.vocabulary=1024
+    lm.training.text_tokens=20000 lm.training.prompt_tokens=20000 retrieval.pca_dim=16 retrieval.svd_dim=16
+    prepare.ranking_valid_rows=31 prepare.ranking_test_rows=31
+    stage1.fit.epochs=0.13 stage1.fit.batch_size=256 stage1.fit.validations=20 stage1.fit.patience=100
+    stage1.fit.valid_rows=uniform301 stage1.crm.dropout=0 stage1.crm.embedding_dropout=0
+    stage1.crm.mask_users=0 stage1.crm.mask_items=0
+    subsample=uniform480 stage2.fit.epochs=2 stage2.fit.batch_size=64 stage2.title_share=0.25
+    stage2.fit.validations=20 stage2.fit.patience=100 stage2.fit.valid_rows=uniform301
+    stage3.rows=160 stage3.fit.batch_size=8 stage3.fit.validations=20 stage3.fit.patience=100
+    trainer.accelerator=cpu trainer.threads=1
+"""
+
+
+def environment(artifacts):
+    hidden = ("MAKE", "RECLLM", "LOCAL_RANK", "NODE_RANK")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    return {**inherited, "RECLLM_ARTIFACTS": str(artifacts), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """Stages 1 to 3, each by one process."""
+    artifacts = tmp_path_factory.mktemp("single")
+    words = ["SYSTEM=reclora s-dpo", "CRM=sim", "ARGS=" + " ".join(SIZES.split())]
+    plan = [sys.executable, "-m", "stages.plan", "write", "stage3", *words[:2], *SIZES.split()]
+    options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
+    planned = subprocess.run(plan, **options)
+    assert planned.returncode == 0, planned.stderr
+    target = artifacts / "demo" / "stage3" / "s-dpo" / "manifest.json"
+    make = ["make", "-f", str(artifacts / "demo" / "plan.mk"), f"PYTHON={sys.executable}", str(target)]
+    done = subprocess.run(make, **options, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return artifacts
+
+
+def curve(folder):
+    """The validation scores by step."""
+    with (folder / "logs" / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    names = [name for name in rows[0] if name.startswith("valid/")]
+    scored = [row for row in rows if row[names[0]]]
+    return [int(row["step"]) for row in scored], torch.tensor(
+        [[float(row[n]) for n in names] for row in scored]
+    )
+
+
+@pytest.mark.parametrize("folder", ["lm/tiny/text", "stage1/sim", "stage2/reclora", "stage3/s-dpo"])
+def test_two_processes_train_as_one(single, tmp_path, folder):
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(single, artifacts)
+    stage, before = artifacts / "demo" / folder, single / "demo" / folder
+    for path in stage.iterdir():
+        if path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    module = f"stages.{folder.partition('/')[0]}"
+    keys = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.threads=1"]
+    line = [sys.executable, "-m", module, str(stage), *keys]
+    done = subprocess.run(
+        line, cwd=REPOSITORY, env=environment(artifacts), text=True, capture_output=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    # One process speaks and writes.
+    assert done.stdout.count(f"[{folder}] starts") == 1
+    assert done.stdout.count(f"[{folder}] done") == 1
+    assert not list(stage.rglob("*.tmp*")) + list(stage.rglob("*.partial"))
+    one, two = (json.loads((f / "manifest.json").read_text()) for f in (before, stage))
+    assert [output["path"] for output in one["outputs"]] == [output["path"] for output in two["outputs"]]
+    # Scores after every step: a row counted twice, or a gradient that is no mean over the batch, would show.
+    steps, wanted = curve(before)
+    assert curve(stage)[0] == steps
+    assert len(steps) >= 4
+    torch.testing.assert_close(curve(stage)[1], wanted, rtol=1e-4, atol=1e-4)
+    # And the weights at the end.
+    weights = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (before, stage)]
+    assert weights[0]["global_step"] == weights[1]["global_step"]
+    for name, value in weights[0]["state_dict"].items():
+        torch.testing.assert_close(weights[1]["state_dict"][name], value, rtol=1e-4, atol=1e-4, msg=name)
+    for path in before.glob("adapter/*.safetensors"):
+        for name, value in load_file(path).items():
+            got = load_file(stage / "adapter" / path.name)[name]
+            torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-4, msg=name)
