@@ -336,6 +336,8 @@ LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other i
 
 def _nearest(key: str) -> str:
     """The key that was probably meant: of the same stage, with the most similar last part."""
+    if key in KEYS:  # a section; what can be set are the keys in it
+        return next(leaf for leaf in LEAVES if leaf.startswith(f"{key}."))
     head, _, last = key.rpartition(".")
     top = head.partition(".")[0]
     within = [known for known in KEYS if known.partition(".")[0] == top] or KEYS
@@ -422,20 +424,32 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[st
             merged = OmegaConf.merge(merged, dict(layer))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key or source} ({source}): {_first_line(error)}") from error
-    for key, value in overrides.items():
-        merged = override(merged, key, value)
+    try:
+        merged = OmegaConf.merge(merged, _nest(overrides))
+    except OmegaConfBaseException:
+        for key, value in overrides.items():  # slow, but one of them is named
+            merged = override(merged, key, value)
     return freeze(merged)
 
 
 def override(merged: Any, key: str, value: Any) -> Any:
     """Merge one dotted key; a value of the wrong type is an error that names it."""
-    nested: Any = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
     try:
-        return OmegaConf.merge(merged, nested)
+        return OmegaConf.merge(merged, _nest({key: value}))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}={value}: {_first_line(error)}") from error
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys -> nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return nested
 
 
 def freeze(merged: Any) -> Config:

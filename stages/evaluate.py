@@ -31,6 +31,7 @@ from recllm.run import Run, main, read_config, say
 from recllm.training import device_of
 
 ROWS = "rows.json"
+SEEN_BY_LM = ("answers_as_text", "ratings_as_text")
 
 
 class Kept:
@@ -233,6 +234,8 @@ class Evaluation:
         aligned = role is not None and role.startswith("aligned:")
         counted = system in ("popularity", "cooccurrence", "cooccurrence-directed", "blend")
         is_lm = system == "lm" or (role is not None and not role.startswith("crm:"))
+        if is_lm:
+            figures |= {key: float(self.run.manifest("lm").metrics.get(key, 0)) for key in SEEN_BY_LM}
         row = ResultRow(
             system=system,
             stage=self.run.manifest(role).stage

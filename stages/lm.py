@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from recllm import parents
 from recllm.config import FitConfig
@@ -44,6 +45,7 @@ class PretrainModule(lightning.LightningModule):
             steps,
             mean_weight,
         )
+        self.score = MeanMetric()
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean weighted loss in nats; the head runs only where a token has weight.
@@ -64,7 +66,9 @@ class PretrainModule(lightning.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         """Negative loss on held-out blocks of training text (higher is better, as all monitors)."""
-        self.log("valid/score", -self.loss(batch), sync_dist=True, batch_size=len(batch["ids"]))
+        # A metric, as Lightning's own mean over processes rounds the number of rows a process has down.
+        self.score.update(-self.loss(batch), len(batch["ids"]))
+        self.log("valid/score", self.score)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay."""

@@ -23,9 +23,17 @@ def show(root: Path, evaluations: Sequence[str]) -> None:
     for evaluation in evaluations:
         rows = merge(rows, read(root / evaluation / "rows.json"))
     print_table(rows)
+    for text in sorted({_labels_seen(row) for row in rows if row.lm}):
+        print(text)
     write(root / RESULTS, rows)
     write_report(root, root / REPORT)
     print(f"{root / RESULTS}, {root / REPORT}")
+
+
+def _labels_seen(row: ResultRow) -> str:
+    """How much of the training split's opinions the LM read as text before it was tuned."""
+    answers, ratings = (int(row.metrics.get(f"{kind}_as_text") or 0) for kind in ("answers", "ratings"))
+    return f"LM {row.lm}: pretrained on text with {ratings:,} ratings and {answers:,} answers of the training split."
 
 
 def table(root: Path) -> None:

@@ -100,7 +100,10 @@ def _facts(
     versions = {
         f"{name} {number}" for manifest in manifests.values() for name, number in _dict(manifest, "versions")
     }
-    samples = [f"{name} {value}" for name, value in _dict(manifests.get("log", {}), "metrics")]
+    counts = _dict(manifests.get("log", {}), "metrics")
+    samples = [
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in counts
+    ]
     dates = sorted(str(entry[key]) for entry in everything for key in ("finished", "date") if entry.get(key))
     return [
         ("samples", [", ".join(samples)] if samples else []),
