@@ -33,7 +33,7 @@ def show(root: Path, evaluations: Sequence[str]) -> None:
 def _labels_seen(row: ResultRow) -> str:
     """How much of the training split's opinions the LM read as text before it was tuned."""
     answers, ratings = (int(row.metrics.get(f"{kind}_as_text") or 0) for kind in ("answers", "ratings"))
-    return f"LM {row.lm}: pretrained on text with {ratings:,} ratings and {answers:,} answers of the training split."
+    return f"LM {row.lm}: pretrained on {ratings:,} ratings and {answers:,} answers of training rows."
 
 
 def table(root: Path) -> None:

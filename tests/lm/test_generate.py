@@ -8,11 +8,13 @@ from recllm.lm.generate import normalize, valid_ratio
 from recllm.lm.tasks import Titles
 
 
-class Says:
+class Says(torch.nn.Module):
     """Generates given token sequences, right padded, behind whatever it is asked."""
 
     def __init__(self, texts, pad):
+        super().__init__()
         self.texts, self.pad, self.asked = list(texts), pad, []
+        self.weight = torch.nn.Parameter(torch.zeros(1))  # tells the device
 
     def generate(self, input_ids, attention_mask, max_new_tokens, **extra):
         said = [self.texts.pop(0) for _ in input_ids]
