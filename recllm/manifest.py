@@ -104,7 +104,7 @@ class Manifest:
 
     @property
     def identity(self) -> str:
-        """What a child remembers of this stage: its configuration, its parents and its outputs' content."""
+        """What a child remembers of this stage: its configuration and its outputs' content, no times."""
         content = sorted((output["path"], output["sha256"]) for output in self.outputs)
         return digest([self.config_sha256, content])
 

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 
 from recllm import paths
-from recllm.config import Config
 from recllm.crm import DIN, SIM, load
 from recllm.crm.features import FeatureCache
 from recllm.data.batches import CrmInputs, chronological
@@ -24,6 +23,7 @@ from recllm.lm.tasks import Answers, Titles
 from recllm.manifest import Manifest
 from recllm.retrieval.neighbours import Neighbours
 from recllm.run import Run
+from recllm.schema import Config
 
 LISTS = ("uniform20", "popular20")
 NEIGHBOURS = "neighbours.npy"

@@ -14,8 +14,9 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from recllm import paths
-from recllm.config import EXECUTION, Config, ConfigError, freeze, override, parse_overrides
+from recllm.config import freeze, override, parse_overrides
 from recllm.manifest import Manifest, check_parents, describe_outputs, digest, now, write_json
+from recllm.schema import EXECUTION, Config, ConfigError
 
 
 class StageError(RuntimeError):

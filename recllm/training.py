@@ -18,11 +18,11 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torchmetrics import MeanMetric
 
 from recllm import paths
-from recllm.config import FitConfig, TrainerConfig
 from recllm.data.loader import Loaders
 from recllm.lm.score import title_logps
 from recllm.metrics import ranking_values
 from recllm.run import Run, StageError, is_first_process, say
+from recllm.schema import FitConfig, TrainerConfig
 
 
 class StepSeed(Callback):
@@ -312,10 +312,17 @@ def best(run: Run, monitor: str) -> Path:
     return run.folder / paths.CHECKPOINTS / f"best-{monitor.rpartition('/')[2].replace('@', '')}.ckpt"
 
 
-def best_scores(run: Run, monitor: str) -> dict[str, float]:
-    """The row of the curve at which `monitor` was best: step and all validation scores there."""
+def best_scores(run: Run, monitor: str, untrained: bool = False) -> dict[str, float]:
+    """The row of the curve at which `monitor` was best: step and all validation scores there.
+
+    Args:
+        run: the stage.
+        monitor: name of the score.
+        untrained: whether step 0, of which there is no checkpoint, may be the best.
+    """
     with (run.folder / paths.LOGS / "metrics.csv").open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get(monitor)]
+    rows = [row for row in rows if untrained or int(row["step"])]
     row = max(rows, key=lambda row: float(row[monitor]))
     return {
         name: float(value)

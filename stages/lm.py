@@ -20,7 +20,6 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from recllm import parents
-from recllm.config import FitConfig
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Prompts
@@ -28,6 +27,7 @@ from recllm.lm import documents
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.tiny import build_model, train_tokenizer
 from recllm.run import Run, is_first_process, main, say
+from recllm.schema import FitConfig
 from recllm.training import best, best_scores, fit, optimizer
 
 Blocks = tuple[NDArray[np.int32], NDArray[np.float32]]

@@ -1,400 +1,76 @@
-"""The DAG: which folders the asked-for systems need, their configuration, and the rules that Make follows.
+"""The plan: what Make follows.
 
     python -m stages.plan write GOAL... DATASET=demo CRM="din sim" SYSTEM="lora reclora" ... key=value ...
 
 `write` validates the configuration of every stage before anything runs, writes `config.yaml` where it
 changed, and the rules to `artifacts/<dataset>/plan.mk`; `status` shows what is done, stale or missing.
-
-        tables -> log -> lm text -> neighbours -> lm prompts -> stage2 -> stage3
-                                       |                          ^         |
-                                       +------> stage1 -----------+         v
-                                                   +----------------> evaluate -> report
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
 from recllm import paths
-from recllm.config import EXECUTION, Config, ConfigError, load_yaml, merge, parse_overrides
-from recllm.manifest import Manifest, digest
-from recllm.run import config_digest, read_config
+from recllm.config import merge
+from recllm.dag import ENDS_WITH_TABLE, Plan, parse
+from recllm.schema import EXECUTION, Config, ConfigError
 
-VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW")
-GOALS = ("prepare", "stage1", "stage2", "stage3", "evaluate", "report")
-GATE = "sim"
 SHOWN = "shown.txt"
-ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
-ALIGNED = ("sft-continued", "dpo", "s-dpo")
-READS = {
-    "tables": ("dataset",),
-    "log": ("dataset", "prepare"),
-    "lm-text": ("dataset", "wording", "prompt", "lm", "subsample"),
-    "neighbours": ("dataset", "wording", "lm", "retrieval"),
-    "lm-prompts": ("dataset", "wording", "prompt", "lm", "subsample"),
-    "stage1": ("stage1", "seed"),
-    "stage2": ("dataset", "wording", "prompt", "lm", "subsample", "stage2", "seed"),
-    "stage3": ("dataset", "wording", "prompt", "lm", "subsample", "stage3", "seed"),
-    "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
-    "report": (),
-}
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the user asked make for."""
-
-    goals: tuple[str, ...]
-    dataset: str
-    crms: tuple[str, ...]
-    systems: tuple[str, ...]
-    lm: str
-    seeds: tuple[int, ...]
-    experiment: str
-    raw: str
-    overrides: dict[str, Any]
-
-    @property
-    def gate(self) -> str:
-        """The CRM whose representation gates stage 2: the last one named."""
-        return self.crms[-1]
+def write(plan: Plan) -> Path:
+    """Write changed `config.yaml` files and the rules; returns the rules' path."""
+    for node in plan.needed():
+        path = plan.root / node.folder / paths.CONFIG
+        text = OmegaConf.to_yaml(OmegaConf.create(node.content))
+        if not path.exists() or path.read_text() != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    shown = plan.root / SHOWN
+    names = "\n".join(node.folder for node in plan.goals["evaluate"]) + "\n"
+    if not shown.exists() or shown.read_text() != names:
+        shown.write_text(names)
+    path = plan.root / "plan.mk"
+    path.write_text(rules(plan))
+    return path
 
 
-@dataclass(frozen=True)
-class Node:
-    """One folder of `artifacts/<dataset>` and how it is made."""
-
-    stage: str
-    dataset: str
-    folder: str
-    command: str
-    parents: dict[str, Node]
-    config: dict[str, Any]
-    overrides: dict[str, Any]
-    tags: frozenset[str]
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """What `config.yaml` holds."""
-        return {
-            "stage": self.stage,
-            "dataset": self.dataset,
-            "choice": self.folder.partition("/")[2] or self.folder,
-            "parents": {role: parent.folder for role, parent in self.parents.items()},
-            "overrides": self.overrides,
-            "config": self.config,
-        }
-
-
-def parse(arguments: Sequence[str]) -> Request:
-    """Read goals, `VARIABLE=...` and `key=value` words.
-
-    Raises:
-        ConfigError: a name that has no file, an unknown key, a seed that is no number.
-    """
-    values = dict.fromkeys(VARIABLES, "")
-    goals, keys = [], []
-    for word in arguments:
-        name, equals, value = word.partition("=")
-        if word in GOALS:
-            goals.append(word)
-        elif equals and name in VARIABLES:
-            values[name] = value.strip()
-        else:
-            keys.append(word)
-    conf = paths.repository() / "conf"
-    dataset = values["DATASET"] or "demo"
-    _choice("DATASET", dataset, conf / "dataset")
-    systems = values["SYSTEM"].split()
-    stage2 = [name for name in systems if (conf / "stage2" / f"{name}.yaml").exists()]
-    stage3 = [name for name in systems if (conf / "stage3" / f"{name}.yaml").exists()]
-    for name in systems:
-        if name not in stage2 + stage3:
-            known = ", ".join(
-                sorted(file.stem for room in ("stage2", "stage3") for file in (conf / room).glob("*.yaml"))
-            )
-            raise ConfigError(f"SYSTEM={name} is not known; wanted some of {known}")
-    crms = tuple(values["CRM"].split() or ("din", GATE))
-    for crm in crms:
-        _choice("CRM", crm, conf / "stage1")
-    if values["EXPERIMENT"]:
-        _choice("EXPERIMENT", values["EXPERIMENT"], conf / "experiment")
-    lm = values["LM"] or "tiny"
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lm)
-    if not (conf / "lm" / f"{lm}.yaml").exists() and not Path(lm).exists() and not hub_id:
-        known = ", ".join(sorted(file.stem for file in (conf / "lm").glob("*.yaml")))
-        raise ConfigError(
-            f"LM={lm} is not known; wanted one of {known}, a local path, or a hub id such as org/name"
-        )
-    seeds = values["SEED"].split() or ["0"]
-    if bad := [seed for seed in seeds if not seed.isdigit()]:
-        raise ConfigError(f"SEED={bad[0]} is no whole number; e.g. SEED='0 1 2'")
-    if values["RAW"] and not Path(values["RAW"]).exists():
-        raise ConfigError(f"RAW={values['RAW']} does not exist; wanted the folder or archive of the raw data")
-    return Request(
-        goals=tuple(goals) or ("report",),
-        dataset=dataset,
-        crms=crms,
-        systems=(*(stage2 or ("lora", "reclora")), *(stage3 or ALIGNED)),
-        lm=lm,
-        seeds=tuple(int(seed) for seed in seeds),
-        experiment=values["EXPERIMENT"],
-        raw=values["RAW"],
-        overrides=parse_overrides(keys),
-    )
-
-
-def _choice(variable: str, name: str, folder: Path) -> None:
-    if not (folder / f"{name}.yaml").exists():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ConfigError(f"{variable}={name} is not known; wanted one of {known}")
-
-
-class Plan:
-    """All nodes that a request needs, parents before children."""
-
-    def __init__(self, request: Request) -> None:
-        """Resolve and validate everything; nothing is written yet."""
-        self.request = request
-        self.root = paths.artifacts() / request.dataset
-        self.nodes: dict[str, Node] = {}
-        self.goals: dict[str, list[Node]] = {goal: [] for goal in GOALS}
-        self.conf = paths.repository() / "conf"
-        self.experiment = (
-            load_yaml(self.conf / "experiment" / f"{request.experiment}.yaml") if request.experiment else {}
-        )
-        self._build()
-
-    def _layers(self, *files: str) -> list[tuple[str, dict[str, Any]]]:
-        request = self.request
-        names = ["base.yaml", f"dataset/{request.dataset}.yaml"]
-        layers = [(f"conf/{name}", load_yaml(self.conf / name)) for name in names]
-        lm_file = self.conf / "lm" / f"{request.lm}.yaml"
-        if lm_file.exists():
-            layers.append((f"conf/lm/{request.lm}.yaml", load_yaml(lm_file)))
-        else:
-            layers.append((f"LM={request.lm}", {"lm": {"model": {"name": self.lm_name, "path": request.lm}}}))
-        layers += [(f"conf/{name}", load_yaml(self.conf / name)) for name in files]
-        return [*layers, (f"conf/experiment/{request.experiment}.yaml", self.experiment)]
-
-    @property
-    def lm_name(self) -> str:
-        """Folder name of the LM: its file in conf/lm, or the end of its path and a digest of the whole."""
-        lm = self.request.lm
-        if (self.conf / "lm" / f"{lm}.yaml").exists():
-            return lm
-        whole = str(Path(lm).resolve()) if Path(lm).exists() else lm
-        return f"{Path(lm).name}-{digest(whole)[:4]}"
-
-    def _node(
-        self,
-        stage: str,
-        name: str,
-        command: str,
-        parents: dict[str, Node],
-        files: tuple[str, ...] = (),
-        seed: int = 0,
-        tags: tuple[str, ...] = (),
-    ) -> Node:
-        """Resolve one folder; the same folder asked for twice is the same node."""
-        request, reads = self.request, READS[stage]
-        inherited = {tag for parent in parents.values() for tag in parent.tags}
-        own = {f"experiment:{request.experiment}"} if set(self.experiment) & set(reads) else set()
-        own |= {f"seed:{seed}"} if "seed" in reads and seed else set()
-        all_tags = frozenset(inherited | own | set(tags))
-        folder = name + _suffix(all_tags, skip=tags if stage in ("lm-text", "lm-prompts") else ())
-        if stage in ("lm-text", "lm-prompts"):
-            folder += "/" + stage.removeprefix("lm-")
-        if folder in self.nodes:
-            return self.nodes[folder]
-        overrides = {key: value for key, value in request.overrides.items() if key.split(".")[0] in reads}
-        overrides = {**self._held(stage, folder), **overrides}
-        config = merge(self._layers(*files), {**overrides, "seed": seed})
-        resolved = dataclasses.asdict(config)
-        sections = {section: resolved[section] for section in reads}
-        node = Node(stage, request.dataset, folder, command, parents, sections, overrides, all_tags)
-        self.nodes[folder] = node
-        return node
-
-    def _held(self, stage: str, folder: str) -> dict[str, Any]:
-        """Overrides that a finished stage was made with; they hold unless the stage itself is a goal."""
-        done = (self.root / folder / paths.MANIFEST).exists()
-        if stage in self.request.goals or not done or not (self.root / folder / paths.CONFIG).exists():
-            return {}
-        return dict(read_config(self.root / folder)["overrides"])
-
-    def _build(self) -> None:
-        request = self.request
-        recipe = paths.recipe_folder(request.dataset)
-        tables = self._node("tables", "tables", f"data.{recipe}.recipe", {})
-        log = self._node("log", "log", "stages.prepare", {"tables": tables})
-        lm_tag = (f"lm:{self.lm_name}",) if self.lm_name != "tiny" else ()
-        text = self._node("lm-text", f"lm/{self.lm_name}", "stages.lm", {"log": log}, tags=lm_tag)
-        vectors = merge(self._layers(), request.overrides).retrieval.vectors
-        neighbours = self._node(
-            "neighbours", f"neighbours/{vectors}", "stages.retrieve", {"log": log, "lm": text}
-        )
-        trained = text.config["lm"]["model"]["path"] is None
-        lm = text
-        if trained:
-            parents = {"log": log, "lm": text, "neighbours": neighbours}
-            lm = self._node("lm-prompts", f"lm/{self.lm_name}", "stages.lm", parents, tags=lm_tag)
-        self.goals["prepare"].append(log)
-        for seed in request.seeds:
-            self._systems(seed, log, neighbours, lm)
-
-    def _systems(self, seed: int, log: Node, neighbours: Node, lm: Node) -> None:
-        request = self.request
-        data = {"log": log, "neighbours": neighbours}
-        crms = {
-            crm: self._node("stage1", f"stage1/{crm}", "stages.stage1", data, (f"stage1/{crm}.yaml",), seed)
-            for crm in dict.fromkeys((*request.crms, "ranker"))
-        }
-        gate = crms[request.gate]
-        gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
-        tuned: dict[str, Node] = {}
-        for system in self._with_starts():
-            file = f"stage2/{system}.yaml"
-            parents = {**data, "lm": lm, "stage1": gate}
-            tuned[system] = self._node(
-                "stage2", f"stage2/{system}", "stages.stage2", parents, (file,), seed, gate_tag
-            )
-        aligned = {}
-        for system in [name for name in request.systems if (self.conf / "stage3" / f"{name}.yaml").exists()]:
-            file = f"stage3/{system}.yaml"
-            start = merge(self._layers(file), request.overrides).stage3.start
-            parents = {**data, "lm": lm, "stage1": gate, "stage2": tuned[start]}
-            name = f"stage3/{system}" + ("" if start == "reclora" else f"+{start}")
-            aligned[system] = self._node("stage3", name, "stages.stage3", parents, (file,), seed, gate_tag)
-        roles = {f"crm:{name}": node for name, node in crms.items()}
-        roles |= {f"tuned:{name}": node for name, node in tuned.items()}
-        roles |= {f"aligned:{name}": node for name, node in aligned.items()}
-        start = self._start()
-        parents = {**data, "lm": lm, "stage1": gate, "stage2": tuned[start], **roles}
-        asked = ",".join(dict.fromkeys(request.crms + request.systems)) if self._is_special() else "all"
-        evaluate = self._node("evaluate", f"evaluate/{asked}", "stages.evaluate", parents, (), seed, gate_tag)
-        self.goals["stage1"] += [crms[crm] for crm in request.crms]
-        self.goals["stage2"] += list(tuned.values())
-        self.goals["stage3"] += aligned.values()
-        self.goals["evaluate"].append(evaluate)
-
-    def _start(self) -> str:
-        """The stage-2 system that the ranking table calls `sft`: the one that stage 3 starts from."""
-        return merge(self._layers(), self.request.overrides).stage3.start
-
-    def _with_starts(self) -> list[str]:
-        """Systems of stage 2: the asked-for ones and those that a stage-3 system starts from."""
-        request = self.request
-        asked = [name for name in request.systems if (self.conf / "stage2" / f"{name}.yaml").exists()]
-        for name in request.systems:
-            if (self.conf / "stage3" / f"{name}.yaml").exists():
-                start = merge(self._layers(f"stage3/{name}.yaml"), request.overrides).stage3.start
-                _choice("stage3.start", start, self.conf / "stage2")
-                asked.append(start)
-        return list(dict.fromkeys((*asked, self._start())))
-
-    def _is_special(self) -> bool:
-        return (self.request.crms, self.request.systems) != (("din", GATE), ("lora", "reclora", *ALIGNED))
-
-    def needed(self) -> list[Node]:
-        """The goals' nodes and all their ancestors, parents first."""
-        found: dict[str, Node] = {}
-
-        def visit(node: Node) -> None:
-            for parent in node.parents.values():
-                visit(parent)
-            found.setdefault(node.folder, node)
-
-        for goal in self.request.goals:
-            for node in (*self.goals[goal], *(self.goals["evaluate"] if goal in ENDS_WITH_TABLE else ())):
-                visit(node)
-        return list(found.values())
-
-    def write(self) -> Path:
-        """Write changed `config.yaml` files and the rules; returns the rules' path."""
-        for node in self.needed():
-            path = self.root / node.folder / paths.CONFIG
-            text = OmegaConf.to_yaml(OmegaConf.create(node.content))
-            if not path.exists() or path.read_text() != text:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
-        shown = self.root / SHOWN
-        names = "\n".join(node.folder for node in self.goals["evaluate"]) + "\n"
-        if not shown.exists() or shown.read_text() != names:
-            shown.write_text(names)
-        rules = self.root / "plan.mk"
-        rules.write_text(self._rules())
-        return rules
-
-    def _rules(self) -> str:
-        trainer = {key: value for key, value in self.request.overrides.items() if key.startswith(EXECUTION)}
-        base = dataclasses.asdict(merge(self._layers(), trainer))[EXECUTION]
-        default = dataclasses.asdict(Config())[EXECUTION]
-        execution = " ".join(
-            f"{EXECUTION}.{key}={value}" for key, value in base.items() if value != default[key]
-        )
-        lines = [
-            "# Written by stages/plan.py; read by the Makefile.",
-            ".NOTPARALLEL:",
-            f"EXECUTION := {execution}",
-        ]
-        for goal in self.request.goals:
-            targets = [str(self._manifest(node)) for node in self.goals[goal]]
-            if goal in ENDS_WITH_TABLE:
-                targets = [str(self.root / paths.RESULTS)]
-            lines += [f".PHONY: {goal}", f"{goal}: {' '.join(targets)}"]
-        evaluated = " ".join(str(self._manifest(node)) for node in self.goals["evaluate"])
-        folders = " ".join(node.folder for node in self.goals["evaluate"])
+def rules(plan: Plan) -> str:
+    """The makefile of a plan: a folder's manifest depends on its `config.yaml` and its parents' manifests."""
+    trainer = {key: value for key, value in plan.request.overrides.items() if key.startswith(EXECUTION)}
+    base = dataclasses.asdict(merge(plan.layers(), trainer))[EXECUTION]
+    default = dataclasses.asdict(Config())[EXECUTION]
+    execution = " ".join(f"{EXECUTION}.{key}={value}" for key, value in base.items() if value != default[key])
+    lines = [
+        "# Written by stages/plan.py; read by the Makefile.",
+        ".NOTPARALLEL:",
+        f"EXECUTION := {execution}",
+    ]
+    for goal in plan.request.goals:
+        targets = [str(plan.manifest(node)) for node in plan.goals[goal]]
+        if goal in ENDS_WITH_TABLE:
+            targets = [str(plan.root / paths.RESULTS)]
+        lines += [f".PHONY: {goal}", f"{goal}: {' '.join(targets)}"]
+    evaluated = " ".join(str(plan.manifest(node)) for node in plan.goals["evaluate"])
+    folders = " ".join(node.folder for node in plan.goals["evaluate"])
+    lines += [
+        f"{plan.root / paths.RESULTS}: {plan.root / SHOWN} {evaluated}",
+        f"\t@$(PYTHON) -m stages.report show {plan.root} {folders}",
+    ]
+    for node in plan.needed():
+        folder = plan.root / node.folder
+        parents = " ".join(str(plan.manifest(parent)) for parent in node.parents.values())
+        raw = f" raw={plan.request.raw}" if node.stage == "tables" and plan.request.raw else ""
         lines += [
-            f"{self.root / paths.RESULTS}: {self.root / SHOWN} {evaluated}",
-            f"\t@$(PYTHON) -m stages.report show {self.root} {folders}",
+            f"{plan.manifest(node)}: {folder / paths.CONFIG} {parents}",
+            f"\t@$(PYTHON) -m {node.command} {folder} $(EXECUTION){raw}",
         ]
-        for node in self.needed():
-            folder = self.root / node.folder
-            parents = " ".join(str(self._manifest(parent)) for parent in node.parents.values())
-            raw = f" raw={self.request.raw}" if node.stage == "tables" and self.request.raw else ""
-            lines += [
-                f"{self._manifest(node)}: {folder / paths.CONFIG} {parents}",
-                f"\t@$(PYTHON) -m {node.command} {folder} $(EXECUTION){raw}",
-            ]
-        return "\n".join(lines) + "\n"
-
-    def _manifest(self, node: Node) -> Path:
-        return self.root / node.folder / paths.MANIFEST
-
-    def states(self) -> list[tuple[Node, str, Manifest | None]]:
-        """Each needed node with `done`, `stale` or `missing`, and its manifest if there is one."""
-        found: dict[str, tuple[Node, str, Manifest | None]] = {}
-        for node in self.needed():
-            if not self._manifest(node).exists():
-                started = (self.root / node.folder / paths.CHECKPOINTS / paths.LAST).exists()
-                found[node.folder] = (node, "interrupted" if started else "missing", None)
-                continue
-            manifest = Manifest.read(self.root / node.folder)
-            parents = {parent.folder: found[parent.folder] for parent in node.parents.values()}
-            fresh = manifest.config_sha256 == config_digest(node.content) and all(
-                state == "done" and parent is not None and manifest.parents.get(folder) == parent.identity
-                for folder, (_, state, parent) in parents.items()
-            )
-            found[node.folder] = (node, "done" if fresh else "stale", manifest)
-        return list(found.values())
-
-
-def _suffix(tags: frozenset[str], skip: tuple[str, ...] = ()) -> str:
-    """`+din+quick+s2`: CRM, LM, experiment and seed where they are not the default."""
-    order = ("crm", "lm", "experiment", "seed")
-    values = sorted(
-        (order.index(tag.partition(":")[0]), tag.partition(":")[2]) for tag in tags if tag not in skip
-    )
-    return "".join(f"+s{value}" if kind == 3 else f"+{value}" for kind, value in values)
+    return "\n".join(lines) + "\n"
 
 
 def show(plan: Plan) -> None:
@@ -418,7 +94,7 @@ def main(arguments: Sequence[str]) -> int:
         if arguments[0] == "status":
             show(plan)
         else:
-            plan.write()
+            write(plan)
     except (ConfigError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -15,13 +15,13 @@ from torchmetrics.classification import BinaryAUROC
 from torchmetrics.retrieval import RetrievalHitRate
 
 from recllm import parents
-from recllm.config import Stage1Config
 from recllm.crm import DIN, SIM, Fields, build, export
 from recllm.data.batches import CrmInputs
 from recllm.data.candidates import Seen, negatives
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog, Rows
 from recllm.run import Run, main, say
+from recllm.schema import Stage1Config
 from recllm.training import best, best_scores, fit, optimizer
 
 Batch = dict[str, Tensor]
@@ -45,7 +45,8 @@ class CrmModule(lightning.LightningModule):
         else:
             scores = logit.view(-1, 1 + self.config.negatives)
             loss = F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
-        return {"loss": loss + self.model.l2(batch), "data": loss.detach()}
+        whole = (loss + self.model.l2(batch)) * batch["share"]
+        return {"loss": whole, "data": loss.detach()}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Scores of every row once; the metric is computed over all processes' rows."""
@@ -73,8 +74,13 @@ def ctr_loaders(run: Run, inputs: CrmInputs, steps: int) -> Loaders:
     config, log = run.config.stage1, inputs.log
     train, valid = log.rows("train", "all"), log.rows("valid", config.fit.valid_rows)
     stream = Stream(len(train), config.fit.batch_size, run.config.seed)
+
+    def batch(step: int, rank: int, world: int) -> Batch:
+        rows = train[stream.indices(step, rank, world)]
+        return inputs(rows) | {"share": torch.tensor(stream.share(rank, world))}
+
     return Loaders(
-        train=lambda step, rank, world: inputs(train[stream.indices(step, rank, world)]),
+        train=batch,
         steps=steps,
         valid=[(lambda indices: inputs(valid[indices]), len(valid))],
         valid_batch=4096,
@@ -96,7 +102,8 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
             negatives(log, rows, "popular", popular, seed, seen=seen),
         ]
         targets = np.concatenate([log.item[rows][:, None], *drawn], 1)
-        return inputs(np.repeat(rows, targets.shape[1]), targets.ravel())
+        batch = inputs(np.repeat(rows, targets.shape[1]), targets.ravel())
+        return batch | {"share": torch.tensor(stream.share(rank, world))}
 
     rows, candidates = log.ranking("valid", "popular20")
     rows, candidates = rows[:1000], candidates[:1000]

@@ -18,14 +18,14 @@ from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 
 from recllm import parents
-from recllm.config import Stage2Config
 from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.lm.adapters import add_adapter
+from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.run import Run, main, say
+from recllm.schema import Stage2Config
 from recllm.training import AdapterModule, best_scores, fit, optimizer
 
 VALID_TITLES = 500
@@ -46,11 +46,11 @@ class TuneModule(AdapterModule):
         asked = batch["answers"]
         logits = answer_logits(self.model, asked["prompt"], asked["representation"])
         parts = {"answer": answer_loss(logits, asked["label"], *self.answers)}
-        loss = parts["answer"]
+        loss = parts["answer"] * asked["share"]
         if "titles" in batch:
             told = batch["titles"]
             parts["title"] = -title_logps(self.model, told["prompt"], told["representation"]).mean()
-            loss = loss + self.config.title_weight * parts["title"]
+            loss = loss + self.config.title_weight * parts["title"] * told["share"]
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
@@ -98,10 +98,13 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
     told_stream = Stream(len(data.train_titles), told, run.config.seed + 1) if told else None
 
     def train(step: int, rank: int, world: int) -> dict[str, Batch]:
-        batch = {"answers": data.train(asked.indices(step, rank, world))}
+        batch = {
+            "answers": data.train(asked.indices(step, rank, world)) | {"share": asked.share(rank, world)}
+        }
         if told_stream is not None:
             chosen = told_stream.indices(step, rank, world)
-            batch["titles"] = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
+            titles = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
+            batch["titles"] = titles | {"share": told_stream.share(rank, world)}
         return batch
 
     valid = [(data.valid, len(data.valid)), (data.valid_titles, len(data.valid_titles))]
@@ -135,7 +138,7 @@ def work(run: Run) -> None:
         return
     for monitor, folder in (("valid/hr@1", RANKING_ADAPTER), ("valid/auc", ADAPTER)):
         module.load_best(run, monitor)
-        model.save_pretrained(str(run.folder / folder))
+        save_adapter(model, run.folder / folder, base_name(run.config.lm.model))
     cut = sum(
         data.train(np.arange(i, min(i + 4096, len(data.train))))["cut"]
         for i in range(0, len(data.train), 4096)

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recllm import parents
-from recllm.config import Stage3Config
 from recllm.data import draws
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import Rows
-from recllm.lm.adapters import load_adapter
+from recllm.lm.adapters import base_name, load_adapter, save_adapter
 from recllm.lm.infer import title_scores
 from recllm.lm.score import title_logps
 from recllm.lm.tasks import Batch, Titles
@@ -29,6 +28,7 @@ from recllm.losses import preference_statistics, softmax_dpo
 from recllm.manifest import digest
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
 from recllm.run import Run, main, say
+from recllm.schema import Stage3Config
 from recllm.training import AdapterModule, best_scores, device_of, fit, optimizer
 
 VALID_TITLES = 500
@@ -47,8 +47,8 @@ class AlignModule(AdapterModule):
         self.model.train()
         policy = title_logps(self.model, batch["prompt"], batch["representation"])
         if self.config.loss == "sft":
-            return {"loss": -policy[:, 0].mean()}
-        loss = softmax_dpo(policy, batch["reference"], self.config.beta).mean()
+            return {"loss": -policy[:, 0].mean() * batch["share"]}
+        loss = softmax_dpo(policy, batch["reference"], self.config.beta).mean() * batch["share"]
         with torch.no_grad():
             statistics = preference_statistics(policy, batch["reference"], self.config.beta)
         return {"loss": loss, **statistics}
@@ -99,6 +99,7 @@ def loaders(run: Run, task: Titles, logps: Tensor, valid: Titles, steps: int) ->
         epoch = step * config.fit.batch_size // len(task)
         columns = rejected(task, indices, negatives, draws.derive(run.config.seed, "rejected", str(epoch)))
         batch = task(indices, columns)
+        batch["share"] = stream.share(rank, world)
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 
@@ -128,14 +129,14 @@ def work(run: Run) -> None:
     )
     if not trainer.is_global_zero:
         return
-    scores = best_scores(run, "valid/hr@1")
+    scores = best_scores(run, "valid/hr@1", untrained=True)
     gained = scores["step"] > 0
     if gained:
         module.load_best(run, "valid/hr@1")
     else:
         say("  no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
         model = load_adapter(model.unload(), start)
-    model.save_pretrained(str(run.folder / ADAPTER))
+    save_adapter(model, run.folder / ADAPTER, base_name(run.config.lm.model))
     figures = {"steps": steps, "rows": len(rows), "rows_not_in_stage2": fresh, "gained": gained}
     run.finish([run.folder / ADAPTER], {**figures, "k": config.negatives, **scores})
 

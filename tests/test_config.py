@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from recllm.config import KEYS, SCHEMA, ConfigError, check_keys, load_yaml, merge, parse_overrides
+from recllm.config import KEYS, SCHEMA, check_keys, load_yaml, merge, parse_overrides
 from recllm.run import load_sections
+from recllm.schema import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))

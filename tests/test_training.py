@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from recllm import training
-from recllm.config import FitConfig
 from recllm.data.loader import Loaders, Stream
 from recllm.run import Run, StageError
+from recllm.schema import FitConfig
 from recllm.training import AdapterModule, best, best_scores, fit, optimizer
 
 STEPS, INTERVAL, ROWS = 24, 6, 50

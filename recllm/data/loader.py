@@ -52,6 +52,13 @@ class Stream:
             result[chosen] = self._order(int(number))[within[chosen]]
         return result
 
+    def share(self, rank: int, world: int) -> float:
+        """How many rows this process has of a batch, against the mean over processes.
+
+        A mean over a process's rows, times this, averages over processes to the mean over the batch.
+        """
+        return len(range(rank, self.batch_size, world)) * world / self.batch_size
+
 
 def plan_steps(count: int, batch_size: int, epochs: float, validations: int) -> tuple[int, int]:
     """Steps of a training and steps between two validations.

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from recllm.config import AdapterConfig
+from recllm.lm.config import LmConfig
 from recllm.reclora import RecLoraConfig
+from recllm.schema import AdapterConfig
 
 
 def add_adapter(lm: Any, config: AdapterConfig, representation: Tensor | None, seed: int) -> PeftModel:
@@ -53,3 +55,23 @@ def add_adapter(lm: Any, config: AdapterConfig, representation: Tensor | None, s
 def load_adapter(lm: Any, folder: Any, trainable: bool = False) -> PeftModel:
     """A saved adapter of either kind on the LM that it was made for; `adapter_config.json` has its type."""
     return PeftModel.from_pretrained(lm, folder, is_trainable=trainable)
+
+
+def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, the same to the bit in every process.
+
+    Args:
+        model: the LM with its adapter.
+        folder: made if absent.
+        base: what a reader loads the LM by: hub id, or its name here; no path of this machine.
+    """
+    config: Any = model.peft_config["default"]
+    config.base_model_name_or_path = base
+    config.target_modules = sorted(config.target_modules)  # PEFT holds a set, whose order varies
+    model.save_pretrained(str(folder))
+
+
+def base_name(config: LmConfig) -> str:
+    """Hub id of the LM; the name of one that was trained here or lies in a local folder."""
+    local = config.path is None or Path(config.path).exists()
+    return config.name if local else str(config.path)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from recllm.dag import Plan, parse
 from recllm.manifest import Manifest, describe_outputs
 from recllm.run import config_digest, read_config
 from stages import plan
-from stages.plan import Plan, parse
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -1,0 +1,306 @@
+"""Every configuration key, typed: what a YAML file or the command line may set, and what it means."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from recllm.crm.config import CrmConfig
+from recllm.data.splits import PrepareConfig
+from recllm.data.wording import Wording
+from recllm.lm.config import LmConfig, TinyConfig
+from recllm.retrieval.config import RetrievalConfig
+
+EXECUTION = "trainer"
+"""The section that says how, not what: it makes no finished stage stale."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; its text is one line for the user."""
+
+
+def _check(ok: bool, key: str, got: object, wanted: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key}={got} is not usable; wanted {wanted}")
+
+
+def _check_rows(key: str, got: str) -> None:
+    """Refuse a row set's name that `EventLog.rows` does not know."""
+    known = re.fullmatch(r"all|first\d+|uniform\d+|0?\.\d+|1\.0+", got)
+    _check(known is not None, key, got, "all, first<n>, uniform<n> or a fraction such as 0.1")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Which data, and how an item is described to an LM."""
+
+    name: str = "demo"
+    """Name of the data set; its recipe is `data/<name>` with hyphens as underscores."""
+    card: str = ""
+    """What the LM reads of an item (vectors, pretraining): a format string over the items table's columns."""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What a prompt shows."""
+
+    history: int = 10
+    """Short history: events in a prompt."""
+    retrieved: bool = True
+    """Whether a Yes/No prompt shows the events nearest to the target (true) or the most recent (false)."""
+    list_candidates: bool = False
+    """Whether a next-title prompt lists the candidates; a tiny LM does not learn to read the list."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.history >= 1, "prompt.history", self.history, "at least 1 event")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How a module is trained; every stage has one."""
+
+    epochs: float = 1.0
+    """Passes over the stage's rows; a fraction ends early."""
+    batch_size: int = 128
+    """Rows of one optimizer step over all devices together (global batch)."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup: float = 0.05
+    """Share of all steps in which the learning rate rises linearly from 0; it then falls linearly to 0."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, per step and unit of learning rate."""
+    clip: float = 1.0
+    """Largest L2 norm of all gradients together; larger ones are scaled down (0: never)."""
+    validations: int = 4
+    """Validations over the whole training, evenly spaced; the last step is always one."""
+    patience: int = 3
+    """Validations without a better score before training stops early."""
+    precision: str = "32-true"
+    """Lightning's precision: 32-true, bf16-mixed, bf16-true, 16-mixed."""
+    valid_rows: str = "uniform2000"
+    """Row set of the validation split that selects the checkpoint: all, first<n>, uniform<n>, a fraction."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.epochs > 0, "epochs", self.epochs, "more than 0")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 row")
+        _check(self.lr > 0, "lr", self.lr, "more than 0")
+        _check(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
+        _check(self.validations >= 1, "validations", self.validations, "at least 1")
+        precisions = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
+        _check(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
+        _check_rows("valid_rows", self.valid_rows)
+
+
+@dataclass(frozen=True)
+class LmTrainingConfig:
+    """How `LM=tiny` is trained on text of the training split."""
+
+    text_tokens: int = 4_500_000
+    """Tokens of the first phase (item cards, timelines, questions with answers)."""
+    prompt_tokens: int = 6_000_000
+    """Tokens of the second phase (prompts with retrieved histories)."""
+    batch_tokens: int = 3_584
+    """Tokens of one optimizer step."""
+    block: int = 224
+    """Tokens of a packed training row."""
+    label_weight: float = 4.0
+    """Loss weight of a rating or answer token; a title token weighs 1."""
+    question_share: float = 0.25
+    """Share of the first phase's tokens that are questions with answers (of the subsample only)."""
+    timeline_share: float = 0.15
+    """Share of the second phase's tokens that are timelines and cards, so that the LM forgets little."""
+    lr: float = 3e-3
+    """Peak learning rate of the first phase."""
+    prompt_lr: float = 2e-3
+    """Peak learning rate of the second phase."""
+    precision: str = "32-true"
+    """Lightning's precision for pretraining."""
+
+
+@dataclass(frozen=True)
+class LmStageConfig:
+    """The causal LM: which one, and how `tiny` is made."""
+
+    model: LmConfig = field(default_factory=LmConfig)
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    training: LmTrainingConfig = field(default_factory=LmTrainingConfig)
+    seed: int = 0
+    """Seed of the LM's start and of its text; apart from `seed`, so that all seeds share one LM."""
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """The conventional recommendation model (CRM)."""
+
+    crm: CrmConfig = field(default_factory=CrmConfig)
+    recent: int = 60
+    """Latest history events that the CRM reads."""
+    retrieved: int = 0
+    """Retrieved history events that it reads besides (0: none)."""
+    objective: str = "ctr"
+    """`ctr`: binary cross-entropy on the label; `rank`: softmax of a liked item against sampled negatives."""
+    negatives: int = 7
+    """Sampled negatives of a liked item, objective `rank` only; half uniform, half by popularity."""
+    rank_rows: int = 100_000
+    """Liked rows drawn in all, objective `rank` only (`fit.epochs` is not read there)."""
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.objective in ("ctr", "rank"), "stage1.objective", self.objective, "ctr or rank")
+        _check(self.recent >= 1, "stage1.recent", self.recent, "at least 1 event")
+        _check(self.retrieved >= 0, "stage1.retrieved", self.retrieved, "0 or more events")
+        _check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The LoRA that stages 2 and 3 train."""
+
+    kind: str = "reclora"
+    """`lora`: one LoRA for all; `reclora`: meta-LoRAs mixed per sample by a gate that reads the CRM."""
+    r: int = 8
+    """Rank of one LoRA."""
+    lora_alpha: float = 16.0
+    """Numerator of the LoRA scale lora_alpha / r."""
+    num_meta: int = 16
+    """Meta-LoRAs, N_m (`reclora` only)."""
+    mixture: str = "product"
+    """How meta-LoRAs are mixed (`reclora` only)."""
+    gate: str = "shared"
+    """One gate for all modules (`shared`) or one each (`module`)."""
+    gate_hidden: int = 64
+    """Hidden width of the gate (units)."""
+    gate_temperature: float = 5.0
+    """Softmax temperature t_p of the gate."""
+    rescale: bool = True
+    """Multiply the mixture by N_m, so that a uniform gate has plain LoRA's scale."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that get a LoRA."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.kind in ("lora", "reclora"), "stage2.adapter.kind", self.kind, "lora or reclora")
+        _check(self.r >= 1, "stage2.adapter.r", self.r, "at least 1")
+        _check(self.num_meta >= 1, "stage2.adapter.num_meta", self.num_meta, "at least 1")
+        _check(self.mixture in ("product",), "stage2.adapter.mixture", self.mixture, "product")
+        _check(self.gate in ("shared", "module"), "stage2.adapter.gate", self.gate, "shared or module")
+        temperature = self.gate_temperature
+        _check(temperature > 0, "stage2.adapter.gate_temperature", temperature, "more than 0")
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Tuning the LM with a (personalised) LoRA on the subsample."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    title_share: float = 0.2
+    """Share of a batch's rows that ask for the next title instead of Yes/No (0: Yes/No only)."""
+    title_weight: float = 0.2
+    """Weight of the next-title loss (mean over title tokens) against the Yes/No loss."""
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(0 <= self.title_share < 1, "stage2.title_share", self.title_share, "a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Stage3Config:
+    """Preference alignment of a stage-2 adapter."""
+
+    start: str = "reclora"
+    """System of stage 2 to start from; it is also the frozen reference."""
+    loss: str = "softmax-dpo"
+    """`softmax-dpo` (K = 1 is DPO), or as a control `sft`: the chosen title's likelihood, as many steps."""
+    beta: float = 1.0
+    """Weight of the log-ratio to the reference in a reward."""
+    negatives: int = 3
+    """Rejected titles K of a row."""
+    rows: int = 4000
+    """Liked training rows to align on, disjoint from the stage-2 subsample where the data suffice."""
+    fit: FitConfig = field(default_factory=FitConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.loss in ("softmax-dpo", "sft"), "stage3.loss", self.loss, "softmax-dpo or sft")
+        _check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
+        _check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
+        _check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured on the test split."""
+
+    ctr_rows: str = "all"
+    """Row set on which LM systems answer Yes/No; CRMs are measured on it and on all rows."""
+    blend_rows: str = "uniform6000"
+    """Row set of the validation split on which the stacking control is fitted."""
+    ranking_rows: int = 2000
+    """Rows of the ranking task, at most those stored by `prepare`."""
+    generate_rows: int = 200
+    """Rows on which titles are generated greedily for the valid ratio (0: none)."""
+    bootstrap: int = 1000
+    """Draws of the paired bootstrap clustered by user."""
+    batch_size: int = 256
+    """Rows of one forward pass of the LM."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_rows("evaluate.ctr_rows", self.ctr_rows)
+        _check_rows("evaluate.blend_rows", self.blend_rows)
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How, not what: nothing here makes a finished stage stale."""
+
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu ..."""
+    devices: int = 1
+    """Processes or GPUs of one training."""
+    strategy: str = "auto"
+    """Lightning's strategy: auto, ddp ..."""
+    threads: int = 0
+    """CPU threads of a process (0: torch's default)."""
+    checkpoint_every: int = 50
+    """Optimizer steps between two writes of last.ckpt, from which a killed stage resumes."""
+    progress: bool = False
+    """Whether a progress bar is drawn."""
+    tensorboard: bool = False
+    """Whether curves are written for TensorBoard beside logs/metrics.csv."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        every = self.checkpoint_every
+        _check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything; a stage sees the sections that reach it, the others are None there."""
+
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    wording: Wording = field(default_factory=Wording)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    lm: LmStageConfig = field(default_factory=LmStageConfig)
+    subsample: str = "0.1"
+    """Training samples that stage 2 and the LM's question text see: a fraction or `uniform<n>`; nested."""
+    stage1: Stage1Config = field(default_factory=Stage1Config)
+    stage2: Stage2Config = field(default_factory=Stage2Config)
+    stage3: Stage3Config = field(default_factory=Stage3Config)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    seed: int = 0
+    """Seed of stages 1 to 3 (`SEED=`); the split and the LM have their own."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.subsample is not None:  # None where it does not reach a stage
+            _check_rows("subsample", self.subsample)
