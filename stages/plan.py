@@ -78,13 +78,18 @@ def show(plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("stage", "state", "commit", "finished", "seconds", box=None)
+    table = Table("stage", "state", "commit", "finished (UTC)", "seconds", box=None)
+    for column in table.columns:
+        column.no_wrap = True
     for node, state, manifest in plan.states():
         details = (
-            (manifest.commit, manifest.finished, f"{manifest.seconds:.0f}") if manifest else ("", "", "")
+            (manifest.commit, manifest.finished[:19].replace("T", " "), f"{manifest.seconds:.0f}")
+            if manifest
+            else ("", "", "")
         )
         table.add_row(node.folder, state, *details)
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=120)).print(table)
 
 
 def main(arguments: Sequence[str]) -> int:
