@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
+from transformers.utils import logging
 
 from recllm import parents
 from recllm.data.loader import Loaders, Stream, plan_steps
@@ -213,6 +214,7 @@ def work(run: Run) -> None:
     figures = pretrain(run, model, blocks, tokens, lr)
     if not is_first_process():
         return
+    logging.disable_progress_bar()
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
     run.finish([export], {**figures, **counts, **_size(model), "vocabulary": len(tokenizer)})
