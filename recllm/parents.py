@@ -104,11 +104,9 @@ class Lm:
     @classmethod
     def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None) -> Lm:
         """Load the LM of the parent `lm`, or by hub id or path."""
-        config = run.config.lm.model
-        trained = run.parent("lm") / paths.EXPORT if config.path is None else None
-        model, tokenizer = load_lm(config, trained)
+        model, tokenizer = causal_lm(run)
         pieces = build_pieces(run.config, log, tokenizer)
-        prompts = Prompts(log, pieces, context_length(config, model))
+        prompts = Prompts(log, pieces, context_length(run.config.lm.model, model))
         return cls(model, tokenizer, prompts, log, run.config, retrieval)
 
     def shown(self, rows: Rows, retrieved: bool) -> Rows:
@@ -146,6 +144,12 @@ class Lm:
         parts = [self.log.ranking("valid", kind) for kind in LISTS]
         rows = np.concatenate([rows[:count] for rows, _ in parts])
         return self.titles(rows, np.concatenate([lists[:count] for _, lists in parts]), crm)
+
+
+def causal_lm(run: Run) -> tuple[Any, Any]:
+    """The frozen LM and its tokenizer: the one that the parent `lm` trained, or by hub id or path."""
+    config = run.config.lm.model
+    return load_lm(config, run.parent("lm") / paths.EXPORT if config.path is None else None)
 
 
 def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -95,6 +96,7 @@ class Run:
     done: bool = False
     _clock: float = field(default_factory=time.monotonic)
     _lock: IO[str] | None = None
+    _seconds_before: float = 0.0
 
     @classmethod
     def start(cls, arguments: Sequence[str]) -> Run:
@@ -150,8 +152,7 @@ class Run:
         if not (self.folder / paths.MANIFEST).exists():
             return False
         manifest = Manifest.read(self.folder)
-        current = {folder: parent.identity for folder, parent in self.manifests.items()}
-        same = manifest.config_sha256 == self.config_sha256 and manifest.parents == current
+        same = manifest.config_sha256 == self.config_sha256 and manifest.parents == self.identities
         if not same or manifest.missing_output(self.folder) is not None:
             return False
         if is_first_process():
@@ -184,13 +185,17 @@ class Run:
     @property
     def seconds(self) -> float:
         """Wall time over all attempts, in seconds."""
-        return getattr(self, "_seconds_before", 0.0) + time.monotonic() - self._clock
+        return self._seconds_before + time.monotonic() - self._clock
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """Folder of each parent -> its identity now."""
+        return {folder: parent.identity for folder, parent in self.manifests.items()}
 
     @property
     def fingerprint(self) -> str:
         """What a checkpoint must match to be resumed: configuration and parents."""
-        current = {folder: parent.identity for folder, parent in self.manifests.items()}
-        return digest([self.config_sha256, current])[:16]
+        return digest([self.config_sha256, self.identities])[:16]
 
     def finish(self, outputs: Iterable[Path], metrics: dict[str, Any]) -> None:
         """Write `metrics.json`, then the manifest; only the first process does."""
@@ -202,7 +207,7 @@ class Run:
             stage=self.stage,
             dataset=self.content["dataset"],
             choice=self.content["choice"],
-            parents={folder: parent.identity for folder, parent in self.manifests.items()},
+            parents=self.identities,
             config_sha256=self.config_sha256,
             outputs=describe_outputs(self.folder, files),
             metrics=metrics,
@@ -218,8 +223,6 @@ class Run:
 
 def main(work: Any, arguments: Sequence[str]) -> int:
     """Run a stage's `work(run)` and turn its expected errors into one line and a non-zero status."""
-    import sys
-
     try:
         run = Run.start(arguments)
         if not run.done:

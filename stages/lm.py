@@ -25,7 +25,7 @@ from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Prompts
 from recllm.lm import documents
-from recllm.lm.load import context_length, load_lm
+from recllm.lm.load import context_length
 from recllm.lm.tiny import build_model, train_tokenizer
 from recllm.run import Run, is_first_process, main, say
 from recllm.schema import FitConfig
@@ -184,7 +184,7 @@ def work(run: Run) -> None:
     config = run.config.lm
     log = parents.event_log(run)
     if config.model.path is not None:
-        model, tokenizer = load_lm(config.model)
+        model, tokenizer = parents.causal_lm(run)
         parents.build_pieces(run.config, log, tokenizer)
         facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
         run.finish([], {**facts, "context": context_length(config.model, model), **_size(model)})
@@ -195,7 +195,7 @@ def work(run: Run) -> None:
         "ratings_as_text": int(log.train_events().sum()),
     }
     if "lm" in run.parents:
-        model, tokenizer = load_lm(config.model, run.parent("lm") / "export")
+        model, tokenizer = parents.causal_lm(run)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
         text = second_phase(run, log, prompts, parents.Retrieval.open(run, log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
@@ -222,7 +222,7 @@ def work(run: Run) -> None:
 
 def _tokenizer(run: Run, log: EventLog) -> Any:
     titles, cards, profiles = parents.texts(run.config, log)
-    names = [run.config.wording.item.format(title=title) if title else "" for title in titles]
+    names = run.config.wording.names(titles)
     seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
     pieces = [*names, *cards, *profiles]
     counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]

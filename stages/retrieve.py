@@ -8,8 +8,6 @@ import numpy as np
 
 from recllm import parents
 from recllm.columns import UNUSED
-from recllm.lm.load import load_lm
-from recllm.paths import EXPORT
 from recllm.retrieval.neighbours import Neighbours, write_neighbours
 from recllm.retrieval.vectors import cooccurrence_vectors, embed_items, item_vectors, lm_vectors
 from recllm.run import Run, main
@@ -21,8 +19,7 @@ def work(run: Run) -> None:
     log = parents.event_log(run)
     text = cooccurrence = None
     if config.vectors in ("lm", "both"):
-        lm = run.config.lm.model
-        model, tokenizer = load_lm(lm, run.parent("lm") / EXPORT if lm.path is None else None)
+        model, tokenizer = parents.causal_lm(run)
         pieces = parents.build_pieces(run.config, log, tokenizer)
         tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
         text = lm_vectors(
