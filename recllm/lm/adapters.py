@@ -68,7 +68,8 @@ def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path = base
     config.target_modules = sorted(config.target_modules)  # PEFT holds a set, whose order varies
-    model.save_pretrained(str(folder))
+    # No adapter here trains embeddings; "auto" would look the LM's name up on the hub to find that out.
+    model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def base_name(config: LmConfig) -> str:
