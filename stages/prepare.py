@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from recllm.data.splits import build_log
+from recllm.data.build import build_log
 from recllm.paths import METRICS
 from recllm.run import Run, main
 
 
 def work(run: Run) -> None:
-    """Build the event log; see `recllm.data.splits.build_log`."""
+    """Build the event log; see `recllm.data.build.build_log`."""
     metrics = build_log(run.parent("tables"), run.folder, run.config.prepare)
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
     run.finish([path for path in arrays if path.name != METRICS], dict(metrics))

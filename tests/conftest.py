@@ -17,8 +17,8 @@ import torch
 from omegaconf import OmegaConf
 
 from recllm.config import load_yaml, merge
+from recllm.data.build import build_log
 from recllm.data.log import EventLog
-from recllm.data.splits import build_log
 
 REPOSITORY = Path(__file__).parents[1]
 

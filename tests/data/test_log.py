@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from recllm.data import tables
+from recllm.data.build import build_log
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig, build_log
+from recllm.data.splits import PrepareConfig
 
 
 def build(folder, ties="rows"):

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recllm.data.build import build_log
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig, build_log
+from recllm.data.splits import PrepareConfig
 from recllm.metrics import auc
 
 REPOSITORY = Path(__file__).parents[2]

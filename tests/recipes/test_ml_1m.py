@@ -6,7 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recllm.data.splits import PrepareConfig, build_log
+from recllm.data.build import build_log
+from recllm.data.splits import PrepareConfig
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-1m"

@@ -5,8 +5,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from recllm.data.build import build_log
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig, build_log
+from recllm.data.splits import PrepareConfig
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-latest-slice"

@@ -5,8 +5,9 @@ import polars as pl
 import pytest
 
 from recllm.data import tables
+from recllm.data.build import build_log
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig, build_log, split_by_time
+from recllm.data.splits import PrepareConfig, split_by_time
 
 SCHEMA = {"user": pl.String, "item": pl.String, "rating": pl.Float32, "label": pl.Int8, "timestamp": pl.Int64}
 
