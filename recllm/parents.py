@@ -28,6 +28,7 @@ from recllm.schema import Config
 LISTS = ("uniform20", "popular20")
 NEIGHBOURS = "neighbours.npy"
 VECTORS = "vectors.npy"
+FOLDS = "folds.npy"
 
 
 def event_log(run: Run) -> EventLog:
@@ -46,8 +47,8 @@ class Retrieval:
     def open(cls, run: Run, log: EventLog) -> Retrieval:
         """Map the parent's neighbours and vectors."""
         folder = run.parent("neighbours")
-        vectors = np.load(folder / VECTORS)
-        return cls(np.load(folder / NEIGHBOURS, mmap_mode="r"), Neighbours(log, vectors))
+        searcher = Neighbours(log, np.load(folder / VECTORS), np.load(folder / FOLDS))
+        return cls(np.load(folder / NEIGHBOURS, mmap_mode="r"), searcher)
 
     def nearest(self, rows: Rows, k: int) -> Rows:
         """The k earlier events nearest to each row's own item, `[B, k]`, in time order, -1 on the left."""

@@ -23,8 +23,10 @@ class RetrievalConfig:
     """Neighbors stored per sample, most similar first, so that fewer are a prefix."""
     embed_batch: int = 64
     """Item texts in one forward pass of the LM."""
+    folds: int = 5
+    """Groups of users; a user's vectors come from the co-occurrence of the other groups (1: of everybody)."""
     seed: int = 0
-    """Seed of the SVD's start vector."""
+    """Seed of the SVD's start vector and of the users' groups."""
 
     def __post_init__(self) -> None:
         """Refuse values that no run can mean.
@@ -33,7 +35,7 @@ class RetrievalConfig:
             ValueError: naming the key, the value got and the value wanted.
         """
         check_kind(self.vectors)
-        for name in ("pca_dim", "svd_dim", "k", "embed_batch"):
+        for name in ("pca_dim", "svd_dim", "k", "embed_batch", "folds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"retrieval.{name} is {getattr(self, name)}; wanted at least 1")
         if self.content_weight <= 0:

@@ -48,26 +48,42 @@ EMPTY = np.iinfo(np.int64).min  # the key of no event; below every other
 class Neighbours:
     """Nearest earlier events by cosine of item vectors."""
 
-    def __init__(self, log: EventLog, vectors: Vectors, faiss_from: int = FAISS_FROM) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        vectors: Vectors,
+        fold: NDArray[np.integer] | None = None,
+        faiss_from: int = FAISS_FROM,
+    ) -> None:
         """Keep the log and its items' vectors.
 
         Args:
             log: the event log.
-            vectors: `[n_items, D]`, scaled to length 1 here. A zero row is similar to nothing (score 0), so
-                that a target without a vector gets its most recent events.
+            vectors: `[n_items, D]` for everybody, or `[folds, n_items, D]`; scaled to length 1 here. A zero
+                row is similar to nothing (score 0): a target without a vector gets its most recent events.
+            fold: which of the vectors a user's histories are searched with, `[n_users]`; only with folds.
             faiss_from: history length, in events before a block, from which FAISS searches; speed only.
 
         Raises:
             ValueError: where the vectors are not finite or not one for each item of the log.
         """
-        if len(vectors) != log.n_items:
+        if vectors.shape[-2] != log.n_items:
             raise ValueError(
-                f"{len(vectors)} item vectors; wanted {log.n_items}, the log's; run `make retrieve`"
+                f"{vectors.shape[-2]} item vectors; wanted {log.n_items}, the log's; run `make retrieve`"
+            )
+        folds = 1 if vectors.ndim == 2 else len(vectors)
+        if fold is None:
+            fold = np.zeros(log.n_users, np.int64)
+        if len(fold) != log.n_users or not 0 <= fold.min() <= fold.max() < folds:
+            raise ValueError(
+                f"folds of {len(fold)} users, up to {fold.max()}; wanted {log.n_users} users, below {folds}; "
+                "run `make retrieve`"
             )
         if not np.isfinite(vectors).all():
             raise ValueError("item vectors hold NaN or infinity; wanted finite numbers; run `make retrieve`")
         self.log = log
-        self.vectors = normalize(vectors)
+        self.vectors = normalize(vectors.reshape(folds, *vectors.shape[-2:]))
+        self.fold = fold
         self.faiss_from = faiss_from
 
     def search(
@@ -107,8 +123,8 @@ class Neighbours:
         targets = self.log.item[rows] if targets is None else np.asarray(targets)
         if len(targets) != len(rows):
             raise ValueError(f"targets of {len(targets)} rows; wanted {len(rows)}, one line for each row")
-        if targets.size and not 0 <= targets.min() <= targets.max() < len(self.vectors):
-            raise ValueError(f"targets up to {targets.max()}; wanted ids below {len(self.vectors)}")
+        if targets.size and not 0 <= targets.min() <= targets.max() < self.log.n_items:
+            raise ValueError(f"targets up to {targets.max()}; wanted ids below {self.log.n_items}")
         shape = targets.shape
         start, end = (np.repeat(x, targets.size // max(len(rows), 1)) for x in self.log.history(rows))
         targets = targets.reshape(-1)
@@ -116,10 +132,11 @@ class Neighbours:
         for users_rows in _groups(start, end):
             first = start[users_rows[0]]
             ends = end[users_rows] - first
-            history = self.vectors[self.log.item[first : first + ends[-1]]]
+            vectors = self.vectors[self.fold[self.log.user[first]]]
+            history = vectors[self.log.item[first : first + ends[-1]]]
             for a, b in _blocks(ends):
                 queries = users_rows[a:b]
-                keys = self._search_block(self.vectors[targets[queries]], history, ends[a:b], int(k))
+                keys = self._search_block(vectors[targets[queries]], history, ends[a:b], int(k))
                 # The low half of a key is the position in the user's history.
                 found[queries, : keys.shape[1]] = np.where(keys == EMPTY, -1, first + (keys & 0xFFFFFFFF))
         if positions == "time":

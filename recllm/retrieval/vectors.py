@@ -4,6 +4,12 @@ The paper retrieves with the LM's vectors alone (LSMR: mean of the last hidden l
 from co-occurrence and the choice `both` go beyond it: on ML-1M content alone retrieves worse than it should,
 joined with co-occurrence of the training split it is far better. So `lm` stays available, and is reported
 beside the default.
+
+Co-occurrence is cross-fitted. Vectors that hold a user's own training events would tell his search how
+much he liked the target: in the residual column of a rare item his rating stands nearly as itself. So users
+are dealt into folds, and a user's search uses vectors made of the other folds' events. On ML-1M (four
+folds, one seed) SIM's AUC on its training rows fell from .843 to .835 by this, .813 on validation rows as
+before, and test AUC rose from .8076 to .8094.
 """
 
 from __future__ import annotations
@@ -27,8 +33,8 @@ Vectors = NDArray[np.float32]
 
 
 def normalize(vectors: Vectors) -> Vectors:
-    """Rows `[n, d]` scaled to length 1 (a copy, float32); zero rows stay zero."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    """Rows `[..., n, d]` scaled to length 1 (a copy, float32); zero rows stay zero."""
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
 
@@ -108,7 +114,14 @@ def lm_vectors(hidden: Vectors, pca_dim: int) -> Vectors:
     return normalize(out)
 
 
-def cooccurrence_vectors(log: EventLog, svd_dim: int, seed: int = 0) -> Vectors:
+def user_folds(n_users: int, folds: int, seed: int = 0) -> NDArray[np.int64]:
+    """Fold of every dense user id, int64 `[n_users]` below `folds`; sizes differ by one at most."""
+    return np.random.default_rng(seed).permutation(n_users) % folds
+
+
+def cooccurrence_vectors(
+    log: EventLog, svd_dim: int, seed: int = 0, without: NDArray[np.bool_] | None = None
+) -> Vectors:
     """Item factors of the training events: who meets an item, and who likes it more than expected.
 
     Two truncated SVDs, M = U S V^T, users in rows, items in columns:
@@ -128,12 +141,14 @@ def cooccurrence_vectors(log: EventLog, svd_dim: int, seed: int = 0) -> Vectors:
         log: only rows with `log.train_events()` are read.
         svd_dim: dimensions of each part; where the matrix is smaller, the last columns are zero.
         seed: of the start vector; two seeds differ by float noise and signs, which no cosine sees.
+        without: users to leave out, bool `[n_users]`; None for nobody.
 
     Returns:
         float32 `[n_items, 2 * svd_dim]`, each half of length 1; zero rows for items without a training event.
     """
     out = np.zeros((log.n_items, 2 * svd_dim), np.float32)
-    rows = np.flatnonzero(log.train_events())
+    events = log.train_events()
+    rows = np.flatnonzero(events if without is None else events & ~without[log.user])
     if not len(rows):
         return out
     # Users and items without an event would be empty lines of the matrix: leave them out.

@@ -26,7 +26,7 @@ def naive(log, vectors, row, target, k):
 def test_hand_example_with_ties(write_log, faiss_from):
     # rows:          0  1  2  3  4  5        6  7
     log = write_log([[2, 5, 3, 4, 2, 3], [5, 2]], 7)
-    search = Neighbours(log, HAND, faiss_from).search
+    search = Neighbours(log, HAND, faiss_from=faiss_from).search
     rows = np.array([5, 4, 0, 7])
     # Row 5, target 3 = direction of 2: rows 4, 2, 0 score 1 (later first), row 3 scores .6, row 1 scores 0.
     assert search(rows, k=4).tolist() == [[4, 2, 0, 3], [2, 0, 3, 1], [-1] * 4, [6, -1, -1, -1]]
@@ -48,7 +48,9 @@ def test_hand_example_with_ties(write_log, faiss_from):
 def test_events_without_vector_rank_between_positive_and_negative(write_log, faiss_from):
     vectors = np.array([[0], [0], [1], [-1], [0]], np.float32)
     log = write_log([[2, 3, 4, 4, 2]], 5)
-    assert Neighbours(log, vectors, faiss_from).search(np.array([4]), k=5).tolist() == [[0, 3, 2, 1, -1]]
+    assert Neighbours(log, vectors, faiss_from=faiss_from).search(np.array([4]), k=5).tolist() == [
+        [0, 3, 2, 1, -1]
+    ]
 
 
 @pytest.mark.parametrize("faiss_from", PATHS)
@@ -68,7 +70,7 @@ def test_equals_naive(write_log, monkeypatch, faiss_from, few_vectors):
     rows = rng.permutation(len(log.user))
     rows = np.concatenate([rows, rows[:50]])  # neither sorted nor distinct
     targets = rng.integers(1, n_items, (len(rows), 3))
-    found = Neighbours(log, vectors, faiss_from).search(rows, targets, k=6)
+    found = Neighbours(log, vectors, faiss_from=faiss_from).search(rows, targets, k=6)
     assert found.shape == (len(rows), 3, 6)
     assert found.dtype == np.int64
     for i, row in enumerate(rows):
@@ -89,16 +91,22 @@ def test_reads_nothing_at_or_below_the_row(write_log, faiss_from):
     vectors = rng.standard_normal((n_items, 8)).astype(np.float32)
     rows = np.array([20, 30, 50 + 40, 100 + 25])  # row 20, 30 of user 2, row 40 of user 3, row 25 of user 4
     targets = rng.integers(2, n_items, len(rows))
-    before = Neighbours(write_log(items.tolist(), n_items), vectors, faiss_from).search(rows, targets, k=8)
+    before = Neighbours(write_log(items.tolist(), n_items), vectors, faiss_from=faiss_from).search(
+        rows, targets, k=8
+    )
     later = items.copy()  # each user's last row asked for, and all below, become other items
     for user, position in ((0, 30), (1, 40), (2, 25)):
         later[user, position:] = rng.integers(2, n_items, 50 - position)
-    after = Neighbours(write_log(later.tolist(), n_items), vectors, faiss_from).search(rows, targets, k=8)
+    after = Neighbours(write_log(later.tolist(), n_items), vectors, faiss_from=faiss_from).search(
+        rows, targets, k=8
+    )
     assert (before == after).all()
     # Vectors that only later rows carry are not read either: put them on new items.
     later[0, 30:] = n_items
     more = np.vstack([vectors, 100 * vectors[targets[:1]]])
-    after = Neighbours(write_log(later.tolist(), n_items + 1), more, faiss_from).search(rows, targets, k=8)
+    after = Neighbours(write_log(later.tolist(), n_items + 1), more, faiss_from=faiss_from).search(
+        rows, targets, k=8
+    )
     assert (before == after).all()
     start = np.array([0, 0, 50, 100])
     assert (before < rows[:, None]).all()
@@ -106,7 +114,9 @@ def test_reads_nothing_at_or_below_the_row(write_log, faiss_from):
     # The same search does see what changes above the row.
     later = items.copy()
     later[0, :20] = later[0, 0]
-    seen = Neighbours(write_log(later.tolist(), n_items), vectors, faiss_from).search(rows, targets, k=8)
+    seen = Neighbours(write_log(later.tolist(), n_items), vectors, faiss_from=faiss_from).search(
+        rows, targets, k=8
+    )
     assert (seen[:2] != before[:2]).any()
     assert (seen[2:] == before[2:]).all()
 
@@ -178,3 +188,15 @@ def test_errors_name_what_was_given(write_log):
         search(np.array([1, 2]), np.array([2]))
     with pytest.raises(ValueError, match="wanted ids below 7"):
         search(np.array([1]), np.array([7]))
+
+
+def test_each_user_is_searched_with_the_vectors_of_his_fold(write_log):
+    log = write_log([[2, 3, 4, 2], [2, 3, 4, 2]], 5)
+    near_3, near_4 = np.zeros((2, 5, 2), np.float32)
+    near_3[2:] = [[1, 0], [1, 0], [0, 1]]
+    near_4[2:] = [[1, 0], [0, 1], [1, 0]]
+    search = Neighbours(log, np.stack([near_3, near_4]), np.array([0, 0, 0, 1])).search
+    # Rows 3 and 7 ask for item 2; its own first event ties with the neighbour: the later one first.
+    assert search(np.array([3, 7]), k=3).tolist() == [[1, 0, 2], [6, 4, 5]]
+    with pytest.raises(ValueError, match="wanted 4 users, below 2"):
+        Neighbours(log, np.stack([near_3, near_4]), np.array([0, 0, 0, 2]))

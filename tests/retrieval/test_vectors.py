@@ -12,6 +12,7 @@ from recllm.retrieval.vectors import (
     item_vectors,
     lm_vectors,
     normalize,
+    user_folds,
 )
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -200,3 +201,23 @@ def test_errors_name_what_was_given():
         item_vectors("both", vectors)
     with pytest.raises(ValueError, match="lm vectors of 3 items, co-occurrence of 2"):
         item_vectors("both", vectors, vectors[:2])
+
+
+def test_cooccurrence_without_a_fold_knows_nothing_of_its_users(write_log):
+    rng = np.random.default_rng(3)
+    histories = [(2 + rng.permutation(30)[:12]).tolist() for _ in range(40)]
+    rating = rng.integers(1, 6, 480).astype(np.int16)
+    log = write_log(histories, 32, rating=rating)
+    fold = user_folds(log.n_users, 4, seed=1)
+    assert np.bincount(fold).tolist() == [11, 11, 10, 10]
+    mine = fold[log.user] == 2
+    # Other ratings and other items of fold 2: its own vectors stand, those of another fold move.
+    other, items = np.where(mine, 6 - rating, rating), [list(h) for h in histories]
+    for user in np.flatnonzero(fold == 2):
+        if user >= 2:
+            items[user - 2] = items[user - 2][::-1][:6] + items[user - 2][:6]
+    changed = write_log(items, 32, rating=other.astype(np.int16))
+    kept = [cooccurrence_vectors(x, 5, without=fold == 2) for x in (log, changed)]
+    moved = [cooccurrence_vectors(x, 5, without=fold == 1) for x in (log, changed)]
+    assert (kept[0] == kept[1]).all()
+    assert np.abs(moved[0] - moved[1]).max() > 0.01
