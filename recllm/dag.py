@@ -201,6 +201,7 @@ class Plan:
         files: tuple[str, ...] = (),
         seed: int = 0,
         tags: tuple[str, ...] = (),
+        settings: dict[str, Any] | None = None,
     ) -> Node:
         """Resolve one folder; the same folder asked for twice is the same node."""
         request, reads = self.request, READS[stage]
@@ -217,7 +218,7 @@ class Plan:
             return self.nodes[folder]
         overrides = {key: value for key, value in request.overrides.items() if key.split(".")[0] in reads}
         overrides = {**self._held(stage, folder), **overrides}
-        config = merge(self.layers(*files), {**overrides, "seed": seed})
+        config = merge(self.layers(*files), {**overrides, **(settings or {}), "seed": seed})
         resolved = dataclasses.asdict(config)
         sections = {section: resolved[section] for section in reads}
         node = Node(stage, request.dataset, folder, command, parents, sections, overrides, all_tags)
@@ -265,20 +266,25 @@ class Plan:
         gate = crms[request.gate]
         gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
         tuned: dict[str, Node] = {}
+        shown = dict(crms)
         for system in self._with_starts():
             file = f"stage2/{system}.yaml"
             parents = {**data, "lm": lm, "stage1": gate}
-            tuned[system] = self._node(
-                "stage2", f"stage2/{system}", "stages.stage2", parents, (file,), seed, gate_tag
-            )
+            node = self._node("stage2", f"stage2/{system}", "stages.stage2", parents, (file,), seed, gate_tag)
+            if node.config["stage2"]["representation"] == "out_of_fold":
+                own = self._held_out(gate, node.config["subsample"], seed)
+                shown |= {f"{request.gate}-heldout": own} if own is not gate else {}
+                node = dataclasses.replace(node, parents={**parents, "stage1": own})
+                self.nodes[node.folder] = node
+            tuned[system] = node
         aligned = {}
         for system in [name for name in request.systems if (self.conf / "stage3" / f"{name}.yaml").exists()]:
             file = f"stage3/{system}.yaml"
             start = merge(self.layers(file), request.overrides).stage3.start
-            parents = {**data, "lm": lm, "stage1": gate, "stage2": tuned[start]}
+            parents = {**data, "lm": lm, "stage1": tuned[start].parents["stage1"], "stage2": tuned[start]}
             name = f"stage3/{system}" + ("" if start == "reclora" else f"+{start}")
             aligned[system] = self._node("stage3", name, "stages.stage3", parents, (file,), seed, gate_tag)
-        roles = {f"crm:{name}": node for name, node in crms.items()}
+        roles = {f"crm:{name}": node for name, node in shown.items()}
         roles |= {f"tuned:{name}": node for name, node in tuned.items()}
         roles |= {f"aligned:{name}": node for name, node in aligned.items()}
         start = self._start()
@@ -289,6 +295,19 @@ class Plan:
         self.goals["stage2"] += list(tuned.values())
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
+
+    def _held_out(self, gate: Node, rows: str, seed: int) -> Node:
+        """The gate's CRM with the same settings, trained without the samples that stage 2 tunes on.
+
+        Its folder names the rows, so that two subsamples never share one. Where `stage1.hold_out` is given,
+        every CRM leaves those rows out, and stage 2 checks that they cover its own.
+        """
+        if gate.config["stage1"]["hold_out"] != "none":
+            return gate
+        crm = self.request.gate
+        name, files = f"stage1/{crm}+heldout-{rows}", (f"stage1/{crm}.yaml",)
+        settings = {**gate.overrides, "stage1.hold_out": rows}
+        return self._node("stage1", name, gate.command, gate.parents, files, seed, settings=settings)
 
     def _start(self) -> str:
         """The stage-2 system that the ranking table calls `sft`: the one that stage 3 starts from."""

@@ -83,6 +83,11 @@ class Crm:
         flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[1]
         return torch.from_numpy(np.array(flat).reshape(*targets.shape, -1).mean(1))
 
+    def trained_on(self, log: EventLog, rows: Rows) -> int:
+        """How many of these training samples the CRM was trained on."""
+        held = self.manifest.metrics["hold_out"]
+        return len(rows) if held == "none" else int((~np.isin(rows, log.rows("train", held))).sum())
+
     def logits(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """float32 `[n]` for pairs, `[n, C]` for targets `[n, C]`."""
         if targets is None or targets.ndim == 1:

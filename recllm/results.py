@@ -33,9 +33,9 @@ NARROW = ("auc", "logloss", "hr@1", "ndcg@10", "valid_ratio")
 # fmt: off
 SYSTEMS = (
     "popularity", "cooccurrence", "cooccurrence-directed",
-    "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "crm-ranker",
+    "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
     "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
-    "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora",
+    "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora", "reclora-out-of-fold",
     "reclora-milora", "reclora-pissa",
     "sft", "sft-continued", "dpo", "s-dpo", "blend",
 )

@@ -24,6 +24,12 @@ def _check(ok: bool, key: str, got: object, wanted: str) -> None:
         raise ConfigError(f"{key}={got} is not usable; wanted {wanted}")
 
 
+def _check_hold_out(key: str, got: str) -> None:
+    """Refuse what is no prefix of the training permutation: only prefixes nest."""
+    known = re.fullmatch(r"none|uniform\d+|0?\.\d+", got)
+    _check(known is not None, key, got, "none, uniform<n> or a fraction such as 0.1")
+
+
 def _check_rows(key: str, got: str) -> None:
     """Refuse a row set's name that `EventLog.rows` does not know."""
     known = re.fullmatch(r"all|first\d+|uniform\d+|0?\.\d+|1\.0+", got)
@@ -145,6 +151,9 @@ class Stage1Config:
     """Sampled negatives of a liked item, objective `rank` only; half uniform, half by popularity."""
     rank_rows: int = 100_000
     """Liked rows drawn in all, objective `rank` only (`fit.epochs` is not read there)."""
+    hold_out: str = "none"
+    """Row set of the training split that is left out of the training: none, uniform<n> or a fraction. With
+    `stage2.representation=out_of_fold` the plan sets it to `subsample`, in a folder of its own."""
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
@@ -153,6 +162,7 @@ class Stage1Config:
         _check(self.recent >= 1, "stage1.recent", self.recent, "at least 1 event")
         _check(self.retrieved >= 0, "stage1.retrieved", self.retrieved, "0 or more events")
         _check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
+        _check_hold_out("stage1.hold_out", self.hold_out)
 
 
 @dataclass(frozen=True)
@@ -196,6 +206,9 @@ class Stage2Config:
     """Tuning the LM with a (personalised) LoRA on the subsample."""
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    representation: str = "crm"
+    """Which CRM gates: `crm`: the one that was trained on all samples, those of the subsample among them;
+    `out_of_fold`: one of the same settings that never saw the subsample's samples."""
     title_share: float = 0.2
     """Share of a batch's rows that ask for the next title instead of Yes/No (0: Yes/No only)."""
     title_weight: float = 0.2
@@ -204,6 +217,8 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        known = ("crm", "out_of_fold")
+        _check(self.representation in known, "stage2.representation", self.representation, " or ".join(known))
         _check(0 <= self.title_share < 1, "stage2.title_share", self.title_share, "a share from 0 to below 1")
 
 

@@ -127,7 +127,12 @@ class Evaluation:
         model = load_adapter(lm.model, folder / adapter).eval().to(device)
         gated = model.peft_config["default"].peft_type == "RECLORA"
         retrieved = read_config(folder)["config"]["prompt"]["retrieved"]
-        return lm, model, self.crms[self.gate] if gated else None, retrieved
+        return lm, model, self.crms[self._gate_of(folder)] if gated else None, retrieved
+
+    def _gate_of(self, folder: Path) -> str:
+        """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""
+        read = read_config(folder)["parents"]["stage1"]
+        return next(name for name in self.crms if self.run.parents[f"crm:{name}"] == read)
 
     def ctr(self) -> None:
         """Rows of the CTR task."""

@@ -69,10 +69,19 @@ def fields(log: EventLog) -> Fields:
     return Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
 
 
-def ctr_loaders(run: Run, inputs: CrmInputs, steps: int) -> Loaders:
+def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
+    """The row set `name` of the training split, but for the samples of the row set `hold_out`.
+
+    What is left out is left out as a sample: as an event of later histories it is still read.
+    """
+    rows = log.rows("train", name)
+    return rows if hold_out == "none" else rows[~np.isin(rows, log.rows("train", hold_out))]
+
+
+def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders:
     """Batches of training samples in seeded order, and all validation rows of the row set."""
     config, log = run.config.stage1, inputs.log
-    train, valid = log.rows("train", "all"), log.rows("valid", config.fit.valid_rows)
+    valid = log.rows("valid", config.fit.valid_rows)
     stream = Stream(len(train), config.fit.batch_size, run.config.seed)
 
     def batch(step: int, rank: int, world: int) -> Batch:
@@ -126,21 +135,18 @@ def work(run: Run) -> None:
     inputs = CrmInputs(log, config.recent, config.retrieved, retrieval.stored, retrieval.searcher)
     torch.manual_seed(run.config.seed)
     model = build(fields(log), config.crm)
+    train = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
     if config.objective == "ctr":
-        count, monitor, size = len(log.rows("train", "all")), "valid/auc", config.fit.batch_size
-        steps, interval = plan_steps(count, size, config.fit.epochs, config.fit.validations)
-        loaders = ctr_loaders(run, inputs, steps)
+        monitor, size = "valid/auc", config.fit.batch_size
+        steps, interval = plan_steps(len(train), size, config.fit.epochs, config.fit.validations)
+        loaders = ctr_loaders(run, inputs, train, steps)
     else:
-        liked = log.rows("train", "1.0")
-        liked = liked[log.label[liked] == 1]
-        count, monitor, size = (
-            len(liked),
-            "valid/hr@1",
-            max(1, config.fit.batch_size // (1 + config.negatives)),
-        )
+        train = train[log.label[train] == 1]
+        monitor, size = "valid/hr@1", max(1, config.fit.batch_size // (1 + config.negatives))
         steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
-        loaders = rank_loaders(run, inputs, liked, steps)
-    say(f"  {count:,} rows, {steps:,} steps of {size}, validated every {interval}")
+        loaders = rank_loaders(run, inputs, train, steps)
+    held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
+    say(f"  {len(train):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
     trainer = fit(run, CrmModule(model, config, steps), loaders, config.fit, interval, [monitor])
     if not trainer.is_global_zero:
         return
@@ -148,7 +154,8 @@ def work(run: Run) -> None:
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     shown = {"recent": config.recent, "retrieved": config.retrieved}
     export(model, parents.export_folder(run), {"inputs": shown, "config": dataclasses.asdict(config)})
-    run.finish([parents.export_folder(run)], {"steps": steps, "inputs": shown, **best_scores(run, monitor)})
+    figures = {"steps": steps, "rows": len(train), "hold_out": config.hold_out, "inputs": shown}
+    run.finish([parents.export_folder(run)], {**figures, **best_scores(run, monitor)})
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from torchmetrics.classification import BinaryAUROC
 
 from recllm import parents
 from recllm.data.loader import Loaders, Stream, plan_steps
+from recllm.data.log import EventLog
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.run import Run, main, say
+from recllm.run import Run, StageError, main, say
 from recllm.schema import Stage2Config
 from recllm.training import AdapterModule, best_scores, fit, optimizer
 
@@ -111,6 +112,21 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)  # type: ignore[arg-type]
 
 
+def check_out_of_fold(run: Run, log: EventLog, gate: parents.Crm) -> None:
+    """Refuse an out-of-fold gate whose CRM was trained on tuning rows after all.
+
+    Raises:
+        StageError: how many it has seen.
+    """
+    rows = parents.subsample(run.config, log)
+    if run.config.stage2.representation == "out_of_fold" and (seen := gate.trained_on(log, rows)):
+        raise StageError(
+            f"the gate's CRM was trained on {seen:,} of {len(rows):,} tuning rows "
+            f"(stage1.hold_out={gate.manifest.metrics['hold_out']}); wanted none of them: "
+            f"leave stage1.hold_out away, or add ARGS=stage1.hold_out={run.config.subsample}"
+        )
+
+
 def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
     config = run.config.stage2
@@ -118,6 +134,7 @@ def work(run: Run) -> None:
     retrieval = parents.Retrieval.open(run, log)
     lm = parents.Lm.open(run, log, retrieval)
     gate = parents.Crm.open(run, log, retrieval)
+    check_out_of_fold(run, log, gate)
     crm = gate if config.adapter.kind == "reclora" else None
     data = open_data(run, lm, crm)
     model = add_adapter(lm.model, config.adapter, data.train.representation, run.config.seed)
@@ -146,6 +163,7 @@ def work(run: Run) -> None:
     metrics = {
         "steps": steps,
         "rows": len(data.train),
+        "rows_crm_was_trained_on": gate.trained_on(log, data.train.rows),
         "trainable": trained,
         "cut_prompts": cut,
         "ranking": best_scores(run, "valid/hr@1"),

@@ -138,6 +138,8 @@ def work(run: Run) -> None:
         model = load_adapter(model.unload(), start)
     save_adapter(model, run.folder / ADAPTER, base_name(run.config.lm.model))
     figures = {"steps": steps, "rows": len(rows), "rows_not_in_stage2": fresh, "gained": gained}
+    if crm is not None:
+        figures["rows_crm_was_trained_on"] = crm.trained_on(log, rows)
     run.finish([run.folder / ADAPTER], {**figures, "k": config.negatives, **scores})
 
 

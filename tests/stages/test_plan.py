@@ -108,6 +108,45 @@ def test_lists_of_crms_and_systems(root):
     assert of_stage(needed("stage1", "CRM=sim din"), "stage1") == {"stage1/sim", "stage1/din"}
 
 
+def test_an_out_of_fold_gate_is_trained_without_the_subsample_and_else_as_the_gate(root):
+    nodes = needed(
+        "stage3", "SYSTEM=reclora reclora-out-of-fold", "SEED=2", "subsample=0.2", "stage1.recent=9"
+    )
+    assert of_stage(nodes, "stage1") == {
+        "stage1/din+s2", "stage1/sim+s2", "stage1/ranker+s2", "stage1/sim+heldout-0.2+s2",
+    }  # fmt: skip
+    held, gate = nodes["stage1/sim+heldout-0.2+s2"], nodes["stage1/sim+s2"]
+    assert held.config["stage1"].pop("hold_out") == "0.2"
+    assert gate.config["stage1"].pop("hold_out") == "none"
+    assert held.config == gate.config
+    assert held.parents == gate.parents
+    assert nodes["stage2/reclora+s2"].parents["stage1"] is gate
+    assert nodes["stage2/reclora-out-of-fold+s2"].parents["stage1"] is held
+    evaluate = next(node for folder, node in nodes.items() if folder.startswith("evaluate/"))
+    assert evaluate.parents["stage1"] is gate
+    assert evaluate.parents["crm:sim-heldout"] is held
+
+
+def test_stage_3_reads_the_crm_that_its_start_was_gated_by(root):
+    nodes = needed("stage3", "SYSTEM=s-dpo", "stage3.start=reclora-out-of-fold")
+    assert nodes["stage3/s-dpo+reclora-out-of-fold"].parents["stage1"].folder == "stage1/sim+heldout-0.1"
+    assert "stage1/sim" in nodes  # the table shows it beside
+
+
+def test_a_finished_stage_2_keeps_its_out_of_fold_gate(root):
+    words = ["stage2", "SYSTEM=reclora-out-of-fold", "subsample=0.2", "stage1.fit.lr=0.5"]
+    assert plan.main(["write", "stage1", *words]) == 0
+    finish(Plan(parse(["stage1", *words])))
+    later = states("stage3", "SYSTEM=reclora-out-of-fold")
+    assert later["stage1/sim+heldout-0.2"] == later["stage2/reclora-out-of-fold"] == "done"
+
+
+def test_crms_that_all_leave_rows_out_need_no_other_gate(root):
+    nodes = needed("stage2", "SYSTEM=reclora-out-of-fold", "stage1.hold_out=0.2")
+    assert of_stage(nodes, "stage1") == {"stage1/sim"}
+    assert nodes["stage1/sim"].config["stage1"]["hold_out"] == "0.2"
+
+
 def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path):
     one, two = tmp_path / "one" / "model", tmp_path / "two" / "model"
     one.mkdir(parents=True)
@@ -143,6 +182,8 @@ def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path
         ("stage2.fit.lr=fast", "stage2.fit.lr"),
         ("stage3.fit.epochs=0", "epochs"),  # of a stage that is not even asked for
         ("stage3.start=s-dpo", "reclora"),
+        ("stage1.hold_out=first100", "uniform<n>"),  # no prefix of the permutation
+        ("stage2.representation=fold", "out_of_fold"),
         ("stage9", "key=value"),
     ],
 )
