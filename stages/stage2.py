@@ -22,7 +22,7 @@ from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
-from recllm.lm.tasks import Answers, Batch, Titles
+from recllm.lm.tasks import Answers, Batch, Titles, by_length
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.run import Run, StageError, main, say
@@ -95,8 +95,11 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
     """Batches of both tasks: `batch_size` rows, of which `title_share` ask for a title."""
     config = run.config.stage2
     told = round(config.title_share * config.fit.batch_size)
-    asked = Stream(len(data.train), config.fit.batch_size - told, run.config.seed)
-    told_stream = Stream(len(data.train_titles), told, run.config.seed + 1) if told else None
+    asked = Stream(len(data.train), config.fit.batch_size - told, run.config.seed, data.train.lengths())
+    told_stream = None
+    if told:
+        lengths = data.train_titles.lengths(scored=False)
+        told_stream = Stream(len(data.train_titles), told, run.config.seed + 1, lengths)
 
     def train(step: int, rank: int, world: int) -> dict[str, Batch]:
         batch = {
@@ -108,8 +111,8 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
             batch["titles"] = titles | {"share": told_stream.share(rank, world)}
         return batch
 
-    valid = [(data.valid, len(data.valid)), (data.valid_titles, len(data.valid_titles))]
-    return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)  # type: ignore[arg-type]
+    valid = [by_length(task) for task in (data.valid, data.valid_titles)]
+    return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
 
 
 def check_out_of_fold(run: Run, log: EventLog, gate: parents.Crm) -> None:

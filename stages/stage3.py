@@ -23,7 +23,7 @@ from recllm.data.log import Rows
 from recllm.lm.adapters import base_name, load_adapter, save_adapter
 from recllm.lm.infer import title_scores
 from recllm.lm.score import title_logps
-from recllm.lm.tasks import Batch, Titles
+from recllm.lm.tasks import Batch, Titles, by_length
 from recllm.losses import preference_statistics, softmax_dpo
 from recllm.manifest import digest
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
@@ -91,7 +91,7 @@ def rejected(task: Titles, indices: Rows, count: int, seed: int) -> NDArray[np.i
 def loaders(run: Run, task: Titles, logps: Tensor, valid: Titles, steps: int) -> Loaders:
     """Batches of rows with their chosen title and K rejected ones, drawn anew in every pass."""
     config = run.config.stage3
-    stream = Stream(len(task), config.fit.batch_size, run.config.seed)
+    stream = Stream(len(task), config.fit.batch_size, run.config.seed, task.lengths(scored=False))
     negatives = 0 if config.loss == "sft" else config.negatives
 
     def train(step: int, rank: int, world: int) -> Batch:
@@ -103,7 +103,7 @@ def loaders(run: Run, task: Titles, logps: Tensor, valid: Titles, steps: int) ->
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 
-    return Loaders(train=train, steps=steps, valid=[(valid, len(valid))], valid_batch=64)
+    return Loaders(train=train, steps=steps, valid=[by_length(valid)], valid_batch=64)
 
 
 def work(run: Run) -> None:

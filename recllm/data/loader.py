@@ -13,10 +13,12 @@ from typing import Any
 
 import lightning
 import numpy as np
+from numpy.typing import NDArray
 
 from recllm.data.log import Rows
 
 Batch = Any
+WINDOW = 16  # batches among which rows of like length find each other
 
 
 class Stream:
@@ -26,21 +28,39 @@ class Stream:
         count: rows.
         batch_size: rows of a global batch; one may reach from a pass into the next.
         seed: seed of the order.
+        lengths: tokens of each row, `[count]`; rows of like length then share a batch, so that little is
+            padded: every `WINDOW` batches of the order are sorted by length, then put in random order.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, seed: int, lengths: NDArray[np.integer] | None = None
+    ) -> None:
         """See the class."""
         if count < 1:
             raise ValueError("no rows to train on; wanted at least 1; use a larger subsample")
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.count, self.batch_size, self.seed, self.lengths = count, batch_size, seed, lengths
         self._orders: dict[int, Rows] = {}
 
     def _order(self, number: int) -> Rows:
         if number not in self._orders:
             # A batch reaches over at most a few passes; older ones are not asked for again.
             self._orders = {k: v for k, v in self._orders.items() if k >= number - 1}
-            self._orders[number] = np.random.default_rng([self.seed, number]).permutation(self.count)
+            rng = np.random.default_rng([self.seed, number])
+            order = rng.permutation(self.count)
+            self._orders[number] = order if self.lengths is None else self._by_length(order, number, rng)
         return self._orders[number]
+
+    def _by_length(self, order: Rows, number: int, rng: np.random.Generator) -> Rows:
+        assert self.lengths is not None
+        position = number * self.count + np.arange(self.count)
+        batch = position // self.batch_size
+        window = batch // WINDOW
+        order = order[np.lexsort((self.lengths[order], window))]
+        # Batches change places within their window, but for those that reach over into another pass.
+        batch -= batch[0]
+        place = rng.random(batch[-1] + 1)
+        place[0], place[-1] = -1, 2
+        return order[np.lexsort((place[batch], window))]
 
     def indices(self, step: int, rank: int = 0, world: int = 1) -> Rows:
         """This process's share of the step's batch: indices int64 into the rows."""

@@ -21,27 +21,23 @@ Scores = NDArray[np.float32]
 def answer_scores(model: Any, task: Answers, size: int = 256) -> Scores:
     """Logit of Yes against No `[n]` of every row; rows of like length go through the LM together."""
     pieces = task.prompts.pieces
-    lengths = task.prompts.ctr(task.rows, task.history).lengths
 
     def score(batch: Batch) -> Tensor:
         logits = answer_logits(model, batch["prompt"], batch["representation"]).float()
         return logits[:, pieces.yes_id] - logits[:, pieces.no_id]
 
-    return _scores(model, task, lengths, size, score)
+    return _scores(model, task, size, score)
 
 
 @torch.inference_mode()
 def title_scores(model: Any, task: Titles, size: int = 64) -> Scores:
     """Log-probabilities `[n, C]` of all candidates of every row, summed over their tokens."""
-    lengths = task.prompts.pieces.lengths[task.prompts.pieces.item[task.candidates]].sum(1)
-    return _scores(model, task, lengths, size, lambda b: title_logps(model, b["prompt"], b["representation"]))
+    return _scores(model, task, size, lambda b: title_logps(model, b["prompt"], b["representation"]))
 
 
-def _scores(
-    model: Any, task: Answers | Titles, lengths: NDArray[Any], size: int, score: Callable[[Batch], Tensor]
-) -> Scores:
+def _scores(model: Any, task: Answers | Titles, size: int, score: Callable[[Batch], Tensor]) -> Scores:
     device = next(model.parameters()).device
-    order = np.argsort(lengths, kind="stable")
+    order = np.argsort(task.lengths(), kind="stable")
     parts = [
         score(move_data_to_device(task(order[start : start + size]), device)).float().cpu().numpy()
         for start in range(0, len(order), size)

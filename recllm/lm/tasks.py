@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row's prompt `[n]`."""
+        return self.prompts.ctr(self.rows, self.history).lengths
 
     def __call__(self, indices: Rows) -> Batch:
         """`prompt` (left padded), `label` `[B]`, `representation` `[B, d_c]` or None, `cut` (prompts)."""
@@ -90,6 +95,13 @@ class Titles:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def lengths(self, scored: bool = True) -> NDArray[np.int64]:
+        """Tokens of each row `[n]`: its prompt, and all its candidates' titles where `scored`."""
+        listed = self.candidates if self.listed else None
+        tokens = self.prompts.ranking(self.rows, self.history, listed).lengths
+        pieces = self.prompts.pieces
+        return tokens + pieces.lengths[pieces.item[self.candidates]].sum(1) if scored else tokens
+
     def __call__(self, indices: Rows, columns: NDArray[np.int64] | None = None) -> Batch:
         """Batch of the rows.
 
@@ -115,3 +127,9 @@ class Titles:
             "index": torch.from_numpy(np.asarray(indices)),
             "representation": None if self.representation is None else self.representation[indices],
         }
+
+
+def by_length(task: Answers | Titles) -> tuple[Callable[[Rows], Batch], int]:
+    """A task as a validation loader takes it, rows of like length side by side: `(make, rows)`."""
+    order = np.argsort(task.lengths(), kind="stable")
+    return lambda indices: task(order[indices]), len(task)
