@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recllm.crm.attention import Attend
 from recllm.crm.config import CrmConfig, Fields
 from recllm.data.batches import INTERVAL_BUCKETS
 
@@ -171,21 +172,35 @@ class TargetAttention(nn.Module):
         """
         samples, length, event_dim = events.shape
         width = query.shape[1]
-        of_event, of_query, of_difference, of_product = self.first.weight.t().split(self.parts)
-        of_event = of_event + functional.pad(of_difference, (0, 0, 0, event_dim - width))
+        constant, of_event, of_product = self._first(query)
         product = events[..., :width] * query.unsqueeze(1)
         hidden = events.reshape(-1, event_dim) @ of_event
         hidden = torch.addmm(hidden, product.view(-1, width), of_product)
-        constant = torch.addmm(self.first.bias, query, of_query - of_difference)
         hidden = hidden.view(samples, length, -1) + constant.unsqueeze(1)
         for layer in self.rest:
             hidden = layer(functional.relu_(hidden))  # in place: the largest tensor of the model
         return hidden.squeeze(2).masked_fill(~mask, 0.0)
 
+    def _first(self, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The first layer's constant [B, h], weights of the event [d_e, h] and of the product [d_q, h]."""
+        event_dim, width = self.parts[:2]
+        of_event, of_query, of_difference, of_product = self.first.weight.t().split(self.parts)
+        constant = torch.addmm(self.first.bias, query, of_query - of_difference)
+        of_event = of_event + functional.pad(of_difference, (0, 0, 0, event_dim - width))
+        return constant, of_event.contiguous(), of_product.contiguous()
+
     def forward(self, query: Tensor, events: Tensor, mask: Tensor) -> Tensor:
         """Sum of the events by weight [B, d_e]; shapes as in `scores`. An empty history gives zeros."""
-        weights = self.scores(query, events, mask)
-        return torch.bmm(weights.unsqueeze(1), events).squeeze(1)
+        if torch.compiler.is_compiling():  # the compiler fuses the plain formula better than pieces
+            weights = self.scores(query, events, mask)
+            return torch.bmm(weights.unsqueeze(1), events).squeeze(1)
+        device = query.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+        deeper = [value for layer in self.rest for value in (layer.weight, layer.bias)]
+        inputs = (events, query, mask, *self._first(query), *deeper)
+        with torch.autocast(device, enabled=False):
+            interest: Tensor = Attend.apply(*(value.to(dtype) for value in inputs))
+        return interest
 
 
 class Tower(nn.Module):
