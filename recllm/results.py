@@ -35,7 +35,7 @@ SYSTEMS = (
     "popularity", "cooccurrence", "cooccurrence-directed",
     "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
     "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
-    "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora", "reclora-out-of-fold",
+    "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
     "reclora-milora", "reclora-pissa",
     "sft", "sft-continued", "dpo", "s-dpo", "blend",
 )

@@ -183,7 +183,7 @@ class AdapterConfig:
     """One gate for all modules (`shared`) or one each (`module`)."""
     gate_hidden: int = 64
     """Hidden width of the gate (units)."""
-    gate_temperature: float = 5.0
+    gate_temperature: float = 1.0
     """Softmax temperature t_p of the gate."""
     rescale: bool = True
     """Multiply the mixture by N_m, so that a uniform gate has plain LoRA's scale."""

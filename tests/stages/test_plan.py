@@ -58,10 +58,12 @@ def test_the_plain_command(root):
     nodes = needed("stage3")
     assert set(nodes) == {
         "tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts",
-        "stage1/din", "stage1/sim", "stage1/ranker", "stage2/lora", "stage2/reclora",
+        "stage1/din", "stage1/sim", "stage1/ranker", "stage1/sim+heldout-0.1",
+        "stage2/lora", "stage2/reclora",
         "stage3/sft-continued", "stage3/dpo", "stage3/s-dpo", "evaluate/all",
     }  # fmt: skip
-    assert nodes["stage2/reclora"].parents["stage1"].folder == "stage1/sim"
+    assert nodes["stage2/lora"].parents["stage1"].folder == "stage1/sim"
+    assert nodes["stage2/reclora"].parents["stage1"].folder == "stage1/sim+heldout-0.1"
     assert nodes["stage3/s-dpo"].parents["stage2"].folder == "stage2/reclora"
     assert next(iter(nodes)) == "tables"
     assert nodes["stage2/reclora"].config["stage2"]["adapter"]["kind"] == "reclora"
@@ -103,15 +105,14 @@ def test_the_seed_reaches_stages_1_to_3_and_not_the_data(root):
 
 def test_lists_of_crms_and_systems(root):
     nodes = needed("stage2", "CRM=sim din", "SYSTEM=reclora lora")
-    assert of_stage(nodes, "stage1") == {"stage1/din"}  # stage 2 needs the gate, the CRM named last
+    # Stage 2 needs the gate, the CRM named last, and for RecLoRA one that never saw the subsample.
+    assert of_stage(nodes, "stage1") == {"stage1/din", "stage1/din+heldout-0.1"}
     assert of_stage(nodes, "stage2") == {"stage2/reclora+din", "stage2/lora+din"}
     assert of_stage(needed("stage1", "CRM=sim din"), "stage1") == {"stage1/sim", "stage1/din"}
 
 
 def test_an_out_of_fold_gate_is_trained_without_the_subsample_and_else_as_the_gate(root):
-    nodes = needed(
-        "stage3", "SYSTEM=reclora reclora-out-of-fold", "SEED=2", "subsample=0.2", "stage1.recent=9"
-    )
+    nodes = needed("stage3", "SYSTEM=reclora-in-sample reclora", "SEED=2", "subsample=0.2", "stage1.recent=9")
     assert of_stage(nodes, "stage1") == {
         "stage1/din+s2", "stage1/sim+s2", "stage1/ranker+s2", "stage1/sim+heldout-0.2+s2",
     }  # fmt: skip
@@ -120,29 +121,29 @@ def test_an_out_of_fold_gate_is_trained_without_the_subsample_and_else_as_the_ga
     assert gate.config["stage1"].pop("hold_out") == "none"
     assert held.config == gate.config
     assert held.parents == gate.parents
-    assert nodes["stage2/reclora+s2"].parents["stage1"] is gate
-    assert nodes["stage2/reclora-out-of-fold+s2"].parents["stage1"] is held
+    assert nodes["stage2/reclora-in-sample+s2"].parents["stage1"] is gate
+    assert nodes["stage2/reclora+s2"].parents["stage1"] is held
     evaluate = next(node for folder, node in nodes.items() if folder.startswith("evaluate/"))
     assert evaluate.parents["stage1"] is gate
     assert evaluate.parents["crm:sim-heldout"] is held
 
 
 def test_stage_3_reads_the_crm_that_its_start_was_gated_by(root):
-    nodes = needed("stage3", "SYSTEM=s-dpo", "stage3.start=reclora-out-of-fold")
-    assert nodes["stage3/s-dpo+reclora-out-of-fold"].parents["stage1"].folder == "stage1/sim+heldout-0.1"
+    nodes = needed("stage3", "SYSTEM=s-dpo")
+    assert nodes["stage3/s-dpo"].parents["stage1"].folder == "stage1/sim+heldout-0.1"
     assert "stage1/sim" in nodes  # the table shows it beside
 
 
 def test_a_finished_stage_2_keeps_its_out_of_fold_gate(root):
-    words = ["stage2", "SYSTEM=reclora-out-of-fold", "subsample=0.2", "stage1.fit.lr=0.5"]
+    words = ["stage2", "SYSTEM=reclora", "subsample=0.2", "stage1.fit.lr=0.5"]
     assert plan.main(["write", "stage1", *words]) == 0
     finish(Plan(parse(["stage1", *words])))
-    later = states("stage3", "SYSTEM=reclora-out-of-fold")
-    assert later["stage1/sim+heldout-0.2"] == later["stage2/reclora-out-of-fold"] == "done"
+    later = states("stage3", "SYSTEM=reclora")
+    assert later["stage1/sim+heldout-0.2"] == later["stage2/reclora"] == "done"
 
 
 def test_crms_that_all_leave_rows_out_need_no_other_gate(root):
-    nodes = needed("stage2", "SYSTEM=reclora-out-of-fold", "stage1.hold_out=0.2")
+    nodes = needed("stage2", "SYSTEM=reclora", "stage1.hold_out=0.2")
     assert of_stage(nodes, "stage1") == {"stage1/sim"}
     assert nodes["stage1/sim"].config["stage1"]["hold_out"] == "0.2"
 
@@ -299,7 +300,10 @@ def test_states(root):
     # A changed key makes the stages that it reaches stale, and all below them.
     changed = states("stage2", "retrieval.k=31")
     stale = {folder for folder, state in changed.items() if state == "stale"}
-    assert stale == {"neighbours/both", "lm/tiny/prompts", "stage1/sim", "stage2/lora", "stage2/reclora"}
+    assert stale == {
+        "neighbours/both", "lm/tiny/prompts", "stage1/sim", "stage1/sim+heldout-0.1",
+        "stage2/lora", "stage2/reclora",
+    }  # fmt: skip
     # A manifest gone and a checkpoint left: the stage was interrupted, its children are stale.
     (root / "stage1/sim/manifest.json").unlink()
     (root / "stage1/sim/checkpoints").mkdir()
