@@ -37,7 +37,7 @@ SYSTEMS = (
     "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
     "reclora-milora", "reclora-pissa",
-    "sft", "sft-continued", "dpo", "s-dpo", "blend",
+    "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "blend",
 )
 # fmt: on
 """The order of systems in a table; unknown ones follow in alphabetical order."""

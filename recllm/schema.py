@@ -229,9 +229,16 @@ class Stage3Config:
     start: str = "reclora"
     """System of stage 2 to start from; it is also the frozen reference."""
     loss: str = "softmax-dpo"
-    """`softmax-dpo` (K = 1 is DPO), or as a control `sft`: the chosen title's likelihood, as many steps."""
+    """`softmax-dpo` (K = 1 is DPO), `dpo-pairwise`, `dmpo`, `mppo` (no reference): see `recllm/losses.py`.
+    Or as a control `sft`: the chosen title's likelihood, as many steps."""
     beta: float = 1.0
     """Weight of the log-ratio to the reference in a reward."""
+    length_normalize: bool = False
+    """Whether rewards are of the log-probability per token instead of its sum, which titles are ranked by."""
+    sft_weight: float = 0.0
+    """Weight of the chosen title's negative log-likelihood (nats a token), added to the loss."""
+    label_smoothing: float = 0.0
+    """Probability, below 0.5, that a rejected title is in truth the better one."""
     negatives: int = 3
     """Rejected titles K of a row."""
     rows: int = 4000
@@ -240,9 +247,13 @@ class Stage3Config:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.loss in ("softmax-dpo", "sft"), "stage3.loss", self.loss, "softmax-dpo or sft")
+        losses = ("softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft")
+        _check(self.loss in losses, "stage3.loss", self.loss, f"one of {', '.join(losses)}")
         _check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
         _check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
+        _check(self.sft_weight >= 0, "stage3.sft_weight", self.sft_weight, "0 or more")
+        smoothing = self.label_smoothing
+        _check(0 <= smoothing < 0.5, "stage3.label_smoothing", smoothing, "a probability from 0 to below 0.5")
         _check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
 
 

@@ -24,7 +24,7 @@ from recllm.lm.adapters import base_name, load_adapter, save_adapter
 from recllm.lm.infer import title_scores
 from recllm.lm.score import title_logps
 from recllm.lm.tasks import Batch, Titles, by_length
-from recllm.losses import preference_statistics, softmax_dpo
+from recllm.losses import preference_loss, preference_statistics
 from recllm.manifest import digest
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
 from recllm.run import Run, main, say
@@ -48,10 +48,19 @@ class AlignModule(AdapterModule):
         policy = title_logps(self.model, batch["prompt"], batch["representation"])
         if self.config.loss == "sft":
             return {"loss": -policy[:, 0].mean() * batch["share"]}
-        loss = softmax_dpo(policy, batch["reference"], self.config.beta).mean() * batch["share"]
-        with torch.no_grad():
-            statistics = preference_statistics(policy, batch["reference"], self.config.beta)
-        return {"loss": loss, **statistics}
+        config, reference = self.config, batch["reference"]
+        loss = preference_loss(
+            config.loss,
+            policy,
+            reference,
+            config.beta,
+            lengths=batch["lengths"],
+            length_normalize=config.length_normalize,
+            sft_weight=config.sft_weight,
+            label_smoothing=config.label_smoothing,
+        )
+        statistics = preference_statistics(policy, reference, config.beta)
+        return {"loss": loss.mean() * batch["share"], **statistics}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Log-probabilities of all candidates of the stored validation rows."""

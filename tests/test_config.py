@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from recllm.config import KEYS, SCHEMA, check_keys, load_yaml, merge, parse_overrides
+from recllm.losses import PREFERENCE_LOSSES
 from recllm.run import load_sections
 from recllm.schema import ConfigError
 
@@ -113,6 +114,9 @@ def test_a_wrong_type_in_a_layer_names_key_and_source():
         ("stage2.fit.warmup", 1),
         ("stage2.fit.precision", "fp8"),
         ("stage2.title_share", 1.0),
+        ("stage3.loss", "softmax"),
+        ("stage3.sft_weight", -0.1),
+        ("stage3.label_smoothing", 0.5),
         ("stage2.adapter.kind", "dora"),
         ("stage2.adapter.mixture", "sum"),
         ("stage2.adapter.gate", "none"),
@@ -209,3 +213,8 @@ def test_the_words_checked_here_are_those_that_the_rooms_know():
     for gate in GATES:
         merge([], {"stage2.adapter.gate": gate})
     assert sorted(NAMES) == sorted(crm._MODELS)
+
+
+def test_every_preference_loss_has_a_name_that_is_accepted():
+    for name in PREFERENCE_LOSSES:
+        assert merge([], {"stage3.loss": name}).stage3.loss == name

@@ -1,4 +1,4 @@
-"""Softmax-DPO: hand arithmetic, gradients, masks, extremes."""
+"""Preference losses: hand arithmetic, gradients, masks, extremes, and the same value from TRL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ import math
 import pytest
 import torch
 
-from recllm.losses import preference_statistics, softmax_dpo
+from recllm.losses import (
+    PREFERENCE_LOSSES,
+    dmpo,
+    mppo,
+    pairwise_dpo,
+    preference_loss,
+    preference_statistics,
+    softmax_dpo,
+)
+
+WITH_REFERENCE = [softmax_dpo, pairwise_dpo, dmpo]
+
+
+def softplus(value: float) -> float:
+    return math.log1p(math.exp(value))
 
 
 def naive(policy: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:
@@ -16,9 +30,10 @@ def naive(policy: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.T
     return -torch.log(torch.sigmoid(-torch.log(torch.exp(reward[:, 1:] - reward[:, :1]).sum(1))))
 
 
-def test_one_rejected_by_hand() -> None:
+@pytest.mark.parametrize("function", WITH_REFERENCE)
+def test_one_rejected_by_hand(function) -> None:
     # rewards 2 * (-1 - -2) = 2 and 2 * (-3 - -2.5) = -1: loss = ln(1 + e^-3)
-    loss = softmax_dpo(torch.tensor([[-1.0, -3.0]]), torch.tensor([[-2.0, -2.5]]), beta=2.0)
+    loss = function(torch.tensor([[-1.0, -3.0]]), torch.tensor([[-2.0, -2.5]]), beta=2.0)
     assert loss.shape == (1,)
     assert loss.item() == pytest.approx(math.log1p(math.exp(-3.0)), rel=1e-6)
 
@@ -29,6 +44,80 @@ def test_two_rejected_by_hand() -> None:
     reference = torch.tensor([[-6.0, -5.0, -5.0]])
     loss = softmax_dpo(policy, reference, beta=0.5)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1) + math.exp(-3)), rel=1e-6)
+    # the same margins -1 and -3, pair by pair, and as their mean -2
+    loss = pairwise_dpo(policy, reference, beta=0.5)
+    assert loss.item() == pytest.approx((softplus(-1) + softplus(-3)) / 2, rel=1e-6)
+    assert dmpo(policy, reference, beta=0.5).item() == pytest.approx(softplus(-2), rel=1e-6)
+    # without a reference: .5 * (-4, -5, -9), margins -.5 and -2.5, mean -1.5
+    assert mppo(policy, beta=0.5).item() == pytest.approx(softplus(-1.5), rel=1e-6)
+
+
+def test_label_smoothing_by_hand() -> None:
+    # Margins -1 and -3. Softmax: targets .8, .1, .1. Pairs: .8 of each pair, .2 of its reverse.
+    policy, reference = torch.tensor([[1.0, 0.0, -2.0]]), torch.zeros(1, 3)
+    total = math.log(math.exp(1) + math.exp(0) + math.exp(-2))
+    wanted = 0.8 * (total - 1) + 0.1 * (total - 0) + 0.1 * (total + 2)
+    assert softmax_dpo(policy, reference, 1.0, None, 0.2).item() == pytest.approx(wanted, rel=1e-6)
+    wanted = (0.8 * softplus(-1) + 0.2 * softplus(1) + 0.8 * softplus(-3) + 0.2 * softplus(3)) / 2
+    assert pairwise_dpo(policy, reference, 1.0, None, 0.2).item() == pytest.approx(wanted, rel=1e-6)
+    wanted = 0.8 * softplus(-2) + 0.2 * softplus(2)
+    assert dmpo(policy, reference, 1.0, None, 0.2).item() == pytest.approx(wanted, rel=1e-6)
+    assert mppo(policy, 1.0, None, 0.2).item() == pytest.approx(wanted, rel=1e-6)
+    for wrong in (-0.1, 0.5):
+        with pytest.raises(ValueError, match="label_smoothing"):
+            softmax_dpo(policy, reference, 1.0, None, wrong)
+
+
+def test_one_rejected_and_label_smoothing_is_conservative_dpo() -> None:
+    # Reward difference h = 1.5: -.9 log sigmoid(h) - .1 log sigmoid(-h), for all three alike.
+    policy, reference = torch.tensor([[-1.0, -2.5]]), torch.zeros(1, 2)
+    for function in WITH_REFERENCE:
+        loss = function(policy, reference, 1.0, None, 0.1)
+        assert loss.item() == pytest.approx(0.9 * softplus(-1.5) + 0.1 * softplus(1.5), rel=1e-6)
+
+
+def test_length_normalization_and_the_sft_term_by_hand() -> None:
+    # Log-ratios 2, 0, -4 over 4, 1, 2 tokens: rewards .5, 0, -2, margins -.5, -2.5. Chosen: 4 nats, 4 tokens.
+    policy = torch.tensor([[-4.0, -5.0, -9.0]])
+    reference = torch.tensor([[-6.0, -5.0, -5.0]])
+    lengths = torch.tensor([[4, 1, 2]])
+    loss = preference_loss(
+        "softmax-dpo", policy, reference, 1.0, lengths=lengths, length_normalize=True, sft_weight=0.3
+    )
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-0.5) + math.exp(-2.5)) + 0.3, rel=1e-6)
+    # Without a reference: -1, -5, -4.5 a token, margins -4 and -3.5, mean -3.75.
+    loss = preference_loss("mppo", policy, None, 2.0, lengths=lengths, length_normalize=True)
+    assert loss.item() == pytest.approx(softplus(2 * -3.75), rel=1e-6)
+    # The term alone does not normalize: sums over tokens in the rewards, the chosen one's mean beside.
+    loss = preference_loss("dpo-pairwise", policy, reference, 0.5, lengths=lengths, sft_weight=1.0)
+    assert loss.item() == pytest.approx((softplus(-1) + softplus(-3)) / 2 + 1.0, rel=1e-6)
+
+
+def test_names_are_the_functions() -> None:
+    generator = torch.Generator().manual_seed(5)
+    policy, reference = (torch.randn(6, 4, generator=generator) for _ in range(2))
+    mask = torch.rand(6, 4, generator=generator) > 0.3
+    mask[:, 0] = True
+    for name, function in zip(PREFERENCE_LOSSES, WITH_REFERENCE, strict=False):
+        wanted = function(policy, reference, 0.7, mask, 0.05)
+        got = preference_loss(name, policy, reference, 0.7, mask, label_smoothing=0.05)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+    got = preference_loss("mppo", policy, None, 0.7, mask)
+    torch.testing.assert_close(got, dmpo(policy, torch.zeros(6, 4), 0.7, mask), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("softmax", torch.zeros(1, 2), torch.zeros(1, 2), 1.0), "unknown; wanted one of softmax-dpo"),
+        (("dmpo", torch.zeros(1, 2), None, 1.0), "pass reference_logps"),
+    ],
+)
+def test_what_a_loss_lacks_is_named(arguments, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        preference_loss(*arguments)
+    with pytest.raises(ValueError, match="pass lengths"):
+        preference_loss("mppo", torch.zeros(1, 2), None, 1.0, sft_weight=1.0)
 
 
 @pytest.mark.parametrize("rejected", [1, 3, 7, 19])
@@ -46,7 +135,52 @@ def test_one_rejected_is_sigmoid_dpo() -> None:
     dpo = -torch.nn.functional.logsigmoid(
         0.3 * ((policy[:, 0] - reference[:, 0]) - (policy[:, 1] - reference[:, 1]))
     )
-    torch.testing.assert_close(softmax_dpo(policy, reference, 0.3), dpo, rtol=1e-9, atol=1e-12)
+    for function in WITH_REFERENCE:
+        torch.testing.assert_close(function(policy, reference, 0.3), dpo, rtol=1e-9, atol=1e-12)
+
+
+def test_dmpo_is_below_the_pairs_and_these_below_softmax() -> None:
+    generator = torch.Generator().manual_seed(3)
+    policy, reference = (torch.randn(50, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    one, two, three = (f(policy, reference, 2.0) for f in (dmpo, pairwise_dpo, softmax_dpo))
+    assert (one <= two).all()
+    assert (two <= three).all()
+
+
+@pytest.mark.parametrize("function", [pairwise_dpo, dmpo])
+def test_gradients_are_those_of_log_sigmoid(function) -> None:
+    generator = torch.Generator().manual_seed(9)
+    policy = torch.randn(8, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(8, 4, generator=generator, dtype=torch.float64)
+    reward = 1.5 * (policy - reference)
+    pairs = reward[:, :1] - reward[:, 1:]
+    log_sigmoid = torch.nn.functional.logsigmoid
+    written = -log_sigmoid(pairs).mean(1) if function is pairwise_dpo else -log_sigmoid(pairs.mean(1))
+    ours = function(policy, reference, 1.5)
+    torch.testing.assert_close(ours, written, rtol=1e-9, atol=1e-12)
+    (a,) = torch.autograd.grad(ours.sum(), policy)
+    (b,) = torch.autograd.grad(written.sum(), policy)
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", PREFERENCE_LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("margin", [-1e4, 1e4])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_every_loss_and_option_is_finite_at_huge_margins(kind, dtype, margin, smoothing) -> None:
+    policy = torch.tensor([[0.0, margin, margin], [margin, 0.0, math.nan]], dtype=dtype, requires_grad=True)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    lengths = torch.tensor([[1, 2, 3], [4, 5, 0]])
+    for normalize in (False, True):
+        loss = preference_loss(
+            kind, policy, torch.zeros(2, 3, dtype=dtype), 1.0, mask,
+            lengths=lengths, length_normalize=normalize, sft_weight=0.5, label_smoothing=smoothing,
+        )  # fmt: skip
+        (gradient,) = torch.autograd.grad(loss.sum(), policy)
+        assert loss.dtype == torch.float32
+        assert loss.isfinite().all()
+        assert gradient.isfinite().all()
+        assert gradient[1, 2] == 0
 
 
 @pytest.mark.parametrize("rejected", [1, 2, 7])
@@ -78,28 +212,30 @@ def test_finite_where_the_printed_form_is_not(dtype: torch.dtype, margin: float)
     assert policy.grad[0, 0].item() == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("function", WITH_REFERENCE)
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
-def test_masked_cells_touch_nothing(junk: float) -> None:
+def test_masked_cells_touch_nothing(junk: float, function) -> None:
     generator = torch.Generator().manual_seed(1)
     policy = torch.randn(4, 5, generator=generator)
     reference = torch.randn(4, 5, generator=generator)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]]).bool()
     dirty_policy = policy.masked_fill(~mask, junk).requires_grad_()
     dirty_reference = reference.masked_fill(~mask, junk)
-    loss = softmax_dpo(dirty_policy, dirty_reference, 0.7, mask)
+    loss = function(dirty_policy, dirty_reference, 0.7, mask)
     (gradient,) = torch.autograd.grad(loss.sum(), dirty_policy)
     for row in range(4):
         kept = policy[row][mask[row]][None].clone().requires_grad_()
-        alone = softmax_dpo(kept, reference[row][mask[row]][None], 0.7)
+        alone = function(kept, reference[row][mask[row]][None], 0.7)
         torch.testing.assert_close(loss[row], alone[0], rtol=1e-5, atol=1e-6)
         (wanted,) = torch.autograd.grad(alone.sum(), kept)
         torch.testing.assert_close(gradient[row][mask[row]], wanted[0], rtol=1e-5, atol=1e-6)
     assert (gradient[~mask] == 0).all()
 
 
-def test_no_rejected_candidate_costs_nothing() -> None:
+@pytest.mark.parametrize("function", WITH_REFERENCE)
+def test_no_rejected_candidate_costs_nothing(function) -> None:
     policy = torch.tensor([[-3.0, math.nan]], requires_grad=True)
-    loss = softmax_dpo(policy, torch.zeros(1, 2), 1.0, torch.tensor([[True, False]]))
+    loss = function(policy, torch.zeros(1, 2), 1.0, torch.tensor([[True, False]]))
     loss.sum().backward()
     assert loss.item() == 0.0
     assert policy.grad is not None
@@ -150,6 +286,7 @@ def test_statistics_by_hand() -> None:
     assert out["margin"] == pytest.approx((2 - 1) / 2)
     assert out["reward_accuracy"] == pytest.approx(0.5)
     assert out["chosen_logp"] == pytest.approx((1 - 4) / 2)
+    assert out["rejected_logp"] == pytest.approx((0 + 0.5) / 2)
     kl = 0.0
     for p, q in (([1.0, 0.5, -0.5], [0.0, 0.0, 0.0]), ([-4.0, 0.5], [-4.0, 0.0])):
         a, b = sum(map(math.exp, p)), sum(map(math.exp, q))
@@ -168,3 +305,52 @@ def test_statistics_count_ties_as_wrong_and_skip_rows_without_rejected() -> None
     )
     assert out["reward_accuracy"].item() == 1.0
     assert out["margin"].item() == 1.0
+
+
+def test_statistics_without_a_reference_have_no_divergence() -> None:
+    out = preference_statistics(torch.tensor([[-1.0, -3.0]]), None, 2.0)
+    assert out["margin"].item() == pytest.approx(4.0)
+    assert "kl" not in out
+
+
+def test_one_rejected_equals_the_value_of_trl(tmp_path) -> None:
+    """TRL's trainer on whole sequences against the shared-prefix scorer and the loss of this package."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from recllm.data.collate import Ragged, shared_prefix
+    from recllm.lm.score import title_logps
+
+    words = ["<pad>", "<s>", "</s>", *"abcdefghij"]
+    inner = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="<pad>"))
+    inner.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = LlamaConfig(vocab_size=len(words), initializer_range=0.5, pad_token_id=0, **sizes)
+        models.append(LlamaForCausalLM(config))
+    rows = [("a b c", " d e", " f"), ("b", " g h i", " a a b"), ("c d e f g", " j", " h i")]
+    data = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in rows]
+    arguments = trl.DPOConfig(
+        str(tmp_path), beta=0.3, per_device_train_batch_size=3, report_to=[], use_cpu=True, bf16=False,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = trl.DPOTrainer(models[0], models[1], arguments, train_dataset=Dataset.from_list(data),
+                             processing_class=tokenizer)  # fmt: skip
+    (batch,) = trainer.get_train_dataloader()
+    theirs = trainer.compute_loss(trainer.model, batch)
+    assert abs(theirs.item() - math.log(2)) > 0.01
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text)["input_ids"]
+
+    titles = [[*ids(text), tokenizer.eos_token_id] for row in rows for text in row[1:]]
+    prompts = shared_prefix(Ragged.of([ids(row[0]) for row in rows]), Ragged.of(titles), 2)
+    policy, reference = (title_logps(model.eval(), prompts) for model in models)
+    assert softmax_dpo(policy, reference, 0.3).mean().item() == pytest.approx(theirs.item(), rel=1e-5)

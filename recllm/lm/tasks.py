@@ -110,8 +110,8 @@ class Titles:
             columns: int64 `[B, c]` candidates to score, by their place; all of them by default.
 
         Returns:
-            `prompt` (shared prefix), `chosen` `[B]` place of the chosen one among the scored, `index` `[B]`,
-            `representation`.
+            `prompt` (shared prefix), `lengths` `[B, c]` tokens of each title with its EOS, `chosen` `[B]`
+            place of the chosen one among the scored, `index` `[B]`, `representation`.
         """
         listed = self.candidates[indices]
         items = listed if columns is None else np.take_along_axis(listed, columns, 1)
@@ -121,8 +121,10 @@ class Titles:
         place = self.chosen[indices]
         if columns is not None:
             place = (columns == place[:, None]).argmax(1)
+        titles = self.prompts.completions(items.ravel())
         return {
-            "prompt": shared_prefix(prompts, self.prompts.completions(items.ravel()), items.shape[1]),
+            "prompt": shared_prefix(prompts, titles, items.shape[1]),
+            "lengths": torch.from_numpy(titles.lengths.reshape(items.shape)),
             "chosen": torch.from_numpy(place),
             "index": torch.from_numpy(np.asarray(indices)),
             "representation": None if self.representation is None else self.representation[indices],
