@@ -86,13 +86,14 @@ def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders
 
     def batch(step: int, rank: int, world: int) -> Batch:
         rows = train[stream.indices(step, rank, world)]
-        return inputs(rows) | {"share": torch.tensor(stream.share(rank, world))}
+        return inputs.gather(rows) | {"share": torch.tensor(stream.share(rank, world))}
 
     return Loaders(
         train=batch,
         steps=steps,
-        valid=[(lambda indices: inputs(valid[indices]), len(valid))],
+        valid=[(lambda indices: inputs.gather(valid[indices]), len(valid))],
         valid_batch=4096,
+        finish=inputs.expand,
     )
 
 
@@ -111,7 +112,7 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
             negatives(log, rows, "popular", popular, seed, seen=seen),
         ]
         targets = np.concatenate([log.item[rows][:, None], *drawn], 1)
-        batch = inputs(np.repeat(rows, targets.shape[1]), targets.ravel())
+        batch = inputs.gather(np.repeat(rows, targets.shape[1]), targets.ravel())
         return batch | {"share": torch.tensor(stream.share(rank, world))}
 
     rows, candidates = log.ranking("valid", "popular20")
@@ -119,12 +120,14 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
 
     def valid(indices: Rows) -> Batch:
         chosen = candidates[indices]
-        batch = inputs(np.repeat(rows[indices], chosen.shape[1]), chosen.ravel())
+        batch = inputs.gather(np.repeat(rows[indices], chosen.shape[1]), chosen.ravel())
         batch["target"] = torch.from_numpy((chosen == log.item[rows[indices]][:, None]).ravel())
         batch["query"] = torch.from_numpy(np.repeat(indices, chosen.shape[1]))
         return batch
 
-    return Loaders(train=train, steps=steps, valid=[(valid, len(rows))], valid_batch=200)
+    return Loaders(
+        train=train, steps=steps, valid=[(valid, len(rows))], valid_batch=200, finish=inputs.expand
+    )
 
 
 def work(run: Run) -> None:

@@ -75,7 +75,7 @@ class Embeddings(nn.Module):
         """Embeds the user and the target item.
 
         Args:
-            batch: `user` [B, F_u] and `item` [B, F_i], int64.
+            batch: `user` [B, F_u] and `item` [B, F_i], integers.
 
         Returns:
             All fields joined [B, (F_u + F_i) d], and the target as an attention query: item and category
@@ -91,8 +91,8 @@ class Embeddings(nn.Module):
         """Embeds one list of history events: item, category, rating, interval (and rank) joined.
 
         Args:
-            batch: `<kind>_item` [B, T, F_i], `<kind>_rating` and `<kind>_interval` [B, T], int64;
-                `<kind>_mask` [B, T] bool, true where an event is; `retrieved_rank` [B, T] int64.
+            batch: `<kind>_item` [B, T, F_i], `<kind>_rating` and `<kind>_interval` [B, T], integers;
+                `<kind>_mask` [B, T] bool, true where an event is; `retrieved_rank` [B, T] integer.
             kind: `recent` or `retrieved`.
 
         Returns:

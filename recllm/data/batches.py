@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from recllm.data.log import EventLog, Rows
 
 INTERVAL_BUCKETS = 32
+# The log's columns that describe an event of a history, and what they are called in a gathered batch.
+EVENT = {"item": "event", "rating": "code", "timestamp": "second"}
+
+Batch = dict[str, Tensor]
 
 
 class Searcher(Protocol):
@@ -29,6 +34,10 @@ def chronological(positions: NDArray[np.integer]) -> Rows:
 
 class CrmInputs:
     """Builds batches for any (row, target item), not only for the row's own item.
+
+    In two steps, so that a GPU need not wait for the first: `gather` copies from the log (the recent events
+    of a row are neighbours there, and are copied as one window), and `expand` makes of it what a model looks
+    up, on whatever device the batch lies by then. Called, it does both.
 
     Args:
         log: the event log.
@@ -58,6 +67,11 @@ class CrmInputs:
             )
         self.log, self.recent, self.retrieved = log, recent, retrieved
         self.stored, self.searcher = stored, searcher
+        self._columns = {name: getattr(log, name) for name in EVENT}
+        self._windows = {name: _Lines(column, recent, 1) for name, column in self._columns.items()}
+        self._users, self._items = (_Lines(t, t.shape[1]) for t in (log.user_fields, log.item_fields))
+        self._fields = torch.from_numpy(np.array(log.item_fields, np.int32))
+        self._powers = 2 ** torch.arange(INTERVAL_BUCKETS - 1) - 1  # seconds from which on a bucket holds
 
     def neighbours(self, rows: Rows, targets: NDArray[np.int32] | None) -> Rows:
         """Retrieved positions `[B, retrieved]`, best first, padded with -1 at the end."""
@@ -67,44 +81,98 @@ class CrmInputs:
             raise ValueError("neighbours of other targets are wanted, but CrmInputs was given no searcher")
         return np.asarray(self.searcher.search(rows, targets, self.retrieved), np.int64)
 
-    def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> dict[str, Tensor]:
-        """Gather a batch.
+    def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> Batch:
+        """A whole batch, on the CPU: `expand(gather(rows, targets))`."""
+        return self.expand(self.gather(rows, targets))
+
+    def gather(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> Batch:
+        """Copy what a batch needs out of the log.
 
         Args:
             rows: int64 `[B]` rows of the log.
             targets: int32 `[B]` dense items to score instead of the rows' own, or None.
 
         Returns:
-            `user` int64 `[B, F_u]`, `item` int64 `[B, F_i]`, `label` float32 `[B]` (of the rows' own item),
-            and per history `recent` (and `retrieved`): `_item` int64 `[B, T, F_i]`, `_rating` int64 `[B, T]`,
-            `_interval` int64 `[B, T]` (1 + floor(log2(1 + seconds before the sample)), 0 at padding),
-            `_mask` bool `[B, T]` (true where there is an event). `retrieved_rank` int64 `[B, K]`: 1 for the
-            event nearest to the target, 2 for the next ..., 0 at padding.
+            What `expand` takes: `user`, `item` and `label` as it returns them, `second` int64 `[B]`, and per
+            history `recent` (and `retrieved`), its events in time order at the end of each line, `_event`
+            int32 `[B, T]` (dense item), `_code` int16 `[B, T]` (rating), `_second` int64 `[B, T]`, `_length`
+            int64 `[B]` (events; what stands before them means nothing), and `retrieved_rank`.
         """
         log = self.log
-        items = log.item[rows] if targets is None else targets
+        rows = np.asarray(rows, np.int64)
+        start, end = log.history(rows)
         batch = {
-            "user": torch.from_numpy(log.user_fields[log.user[rows]].astype(np.int64)),
-            "item": torch.from_numpy(log.item_fields[items].astype(np.int64)),
-            "label": torch.from_numpy(log.label[rows].astype(np.float32)),
+            "user": self._users(log.user.take(rows)),
+            "item": self._items(log.item.take(rows) if targets is None else targets),
+            "label": log.label.take(rows).astype(np.float32),
+            "second": log.timestamp.take(rows),
+            "recent_length": np.minimum(end - start, self.recent),
         }
-        self._history(batch, "recent", rows, log.recent(rows, self.recent))
+        first = end - self.recent
+        early = np.flatnonzero(first < 0)  # windows that would begin above the log's first row
+        np.maximum(first, 0, out=first)
+        above = np.maximum(end[early, None] + np.arange(-self.recent, 0), 0)
+        for name, column in self._columns.items():
+            window = self._windows[name](first)
+            window[early] = column.take(above)
+            batch[f"recent_{EVENT[name]}"] = window
         if self.retrieved:
-            found = self.neighbours(rows, targets)
-            in_time = np.argsort(found, axis=1, kind="stable")
-            positions = np.take_along_axis(found, in_time, 1)
-            self._history(batch, "retrieved", rows, positions)
-            batch["retrieved_rank"] = torch.from_numpy(np.where(positions >= 0, 1 + in_time, 0))
+            # In time order, each with its rank: both in one number, rank in the low half.
+            found = (self.neighbours(rows, targets) << 32) + np.arange(1, self.retrieved + 1)
+            found.sort(axis=1)
+            batch["retrieved_rank"] = found.astype(np.int32)  # the cast keeps the low half
+            found >>= 32
+            batch["retrieved_length"] = (found >= 0).sum(1)
+            np.maximum(found, 0, out=found)
+            for name, column in self._columns.items():
+                batch[f"retrieved_{EVENT[name]}"] = column.take(found)
+        return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+    def expand(self, batch: Batch) -> Batch:
+        """What a model looks up, from what `gather` copied; on the batch's device.
+
+        Returns:
+            `user` int32 `[B, F_u]`, `item` int32 `[B, F_i]`, `label` float32 `[B]` (of the rows' own item),
+            and per history `recent` (and `retrieved`): `_item` int32 `[B, T, F_i]`, `_rating` int32 `[B, T]`,
+            `_interval` int32 `[B, T]` (1 + floor(log2(1 + seconds before the sample)); the last bucket for
+            all that is longer), `_mask` bool `[B, T]` (true where there is an event; the others are 0 where
+            it is false). `retrieved_rank` int32 `[B, K]`: 1 for the event nearest to the target, 2 for the
+            next ..., 0 at padding. What else the batch holds stays.
+        """
+        batch = dict(batch)
+        second = batch.pop("second")
+        # Nothing happens where they are there already.
+        self._fields, self._powers = self._fields.to(second.device), self._powers.to(second.device)
+        for name in ("recent", "retrieved") if self.retrieved else ("recent",):
+            event, code, then = (batch.pop(f"{name}_{part}") for part in EVENT.values())
+            length = batch.pop(f"{name}_length")
+            mask = torch.arange(-event.shape[1], 0, device=event.device) >= -length[:, None]
+            since = (second[:, None] - then).clamp_(min=0)
+            batch[f"{name}_item"] = functional.embedding(event, self._fields).mul_(mask[..., None])
+            batch[f"{name}_rating"] = code.int().mul_(mask)
+            interval = torch.bucketize(since, self._powers, right=True, out_int32=True)
+            batch[f"{name}_interval"] = interval.mul_(mask)
+            batch[f"{name}_mask"] = mask
+        if self.retrieved:
+            batch["retrieved_rank"] = batch["retrieved_rank"] * batch["retrieved_mask"]
         return batch
 
-    def _history(self, batch: dict[str, Tensor], name: str, rows: Rows, positions: Rows) -> None:
-        log = self.log
-        mask = positions >= 0
-        safe = np.where(mask, positions, 0)
-        items = np.where(mask, log.item[safe], 0)
-        seconds = np.maximum(log.timestamp[rows][:, None] - log.timestamp[safe], 0)
-        interval = np.where(mask, 1 + np.log2(1.0 + seconds).astype(np.int64), 0)
-        batch[f"{name}_item"] = torch.from_numpy(log.item_fields[items].astype(np.int64))
-        batch[f"{name}_rating"] = torch.from_numpy(np.where(mask, log.rating[safe], 0).astype(np.int64))
-        batch[f"{name}_interval"] = torch.from_numpy(np.minimum(interval, INTERVAL_BUCKETS - 1))
-        batch[f"{name}_mask"] = torch.from_numpy(mask)
+
+class _Lines:
+    """Takes lines of `width` values that begin every `step` values: rows of a table, or windows of a column.
+
+    Each line is one element to NumPy, which then copies it in one go: a third of the time of gathering rows.
+    """
+
+    def __init__(self, values: NDArray[Any], width: int, step: int | None = None) -> None:
+        """Make a view; of zeros where there are fewer values than a line has."""
+        values = np.ascontiguousarray(values).reshape(-1)
+        values = values if len(values) >= width else np.zeros(width, values.dtype)
+        size, step = values.itemsize, width if step is None else step
+        self.width, self.dtype = width, values.dtype
+        lines = (len(values) - width) // step + 1
+        self._lines = np.ndarray(lines, f"V{width * size}", values, strides=(step * size,))
+
+    def __call__(self, which: NDArray[np.integer]) -> NDArray[Any]:
+        """A copy of these lines `[n, width]`."""
+        return self._lines[which].view(self.dtype).reshape(len(which), self.width)

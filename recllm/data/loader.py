@@ -141,6 +141,7 @@ class Loaders(lightning.LightningDataModule):
         steps: training steps.
         valid: one `(make, count)` per validation loader; `make(indices) -> batch`.
         valid_batch: rows of a validation batch.
+        finish: what is left to do to a batch once it lies on its device.
     """
 
     def __init__(
@@ -149,10 +150,12 @@ class Loaders(lightning.LightningDataModule):
         steps: int,
         valid: list[tuple[Callable[[Rows], Batch], int]],
         valid_batch: int,
+        finish: Callable[[Batch], Batch] | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
         self.train, self.steps, self.valid, self.valid_batch = train, steps, valid, valid_batch
+        self.finish = finish
 
     def _place(self) -> tuple[int, int]:
         assert self.trainer is not None
@@ -165,3 +168,7 @@ class Loaders(lightning.LightningDataModule):
     def val_dataloader(self) -> list[RowLoader]:
         """The validation batches, one loader for each task."""
         return [RowLoader(make, count, self.valid_batch, *self._place()) for make, count in self.valid]
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish a batch on its device."""
+        return batch if self.finish is None else self.finish(batch)

@@ -76,7 +76,8 @@ class EventLog:
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(f"no event log in {folder}; wanted meta.json there; run `make prepare`")
         names = (*ARRAYS, "history_end") if (folder / "history_end.npy").exists() else ARRAYS
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        # Plain arrays over the mapped memory: np.memmap, a subclass, would make every small gather slower.
+        arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}
         return cls(folder, arrays, json.loads((folder / "meta.json").read_text()))
 
     @property
@@ -91,8 +92,9 @@ class EventLog:
 
     def history(self, rows: Rows) -> tuple[Rows, Rows]:
         """First row (inclusive) and last row (exclusive) of each row's history, int64 `[B]` each."""
-        start = self.offsets[self.user[rows]]
-        end = np.asarray(rows, np.int64) if self._history_end is None else self._history_end[rows]
+        rows = np.asarray(rows, np.int64)
+        start = self.offsets.take(self.user.take(rows))
+        end = rows if self._history_end is None else self._history_end.take(rows)
         return start, end
 
     def recent(self, rows: Rows, k: int) -> Rows:

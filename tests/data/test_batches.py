@@ -1,4 +1,5 @@
 import copy
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,11 +23,7 @@ def hand_log():
         item_fields=np.array([[0, 0], [1, 1], [2, 8], [3, 9], [4, 8], [1, 9]], np.int32),
     )
 
-    def recent(rows, k):
-        positions = rows[:, None] + np.arange(-k, 0)
-        return np.where(positions >= 0, positions, -1)
-
-    log.recent = recent
+    log.history = lambda rows: (np.zeros_like(rows), rows)
     return log
 
 
@@ -43,7 +40,7 @@ def test_a_batch_by_hand():
     dtypes = {name: value.dtype for name, value in batch.items()}
     assert dtypes.pop("label") == torch.float32
     assert dtypes.pop("recent_mask") == torch.bool
-    assert set(dtypes.values()) == {torch.int64}
+    assert set(dtypes.values()) == {torch.int32}
     assert "retrieved_item" not in batch
 
 
@@ -52,6 +49,66 @@ def test_intervals_end_in_the_last_bucket():
     log.timestamp = np.array([0, 2**40, 2**40 + 1, 2**40 + 2])
     interval = CrmInputs(log, recent=2)(np.array([2]))["recent_interval"]
     assert interval.tolist() == [[INTERVAL_BUCKETS - 1, 2]]
+
+
+def several_users(lengths, strict):
+    """A log of users with these many events, drawn at random; some share a second."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
+    size = len(user)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    timestamp = np.sort(rng.integers(0, 3 * size, size)) * 977
+    end = np.arange(size)
+    if strict:
+        same = np.r_[False, (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])]
+        end = np.maximum.accumulate(np.where(same, 0, end))
+        assert (end < np.arange(size)).any()
+    return SimpleNamespace(
+        user=user,
+        item=rng.integers(2, 30, size).astype(np.int32),
+        rating=rng.integers(0, 6, size).astype(np.int16),
+        label=rng.integers(0, 2, size).astype(np.int8),
+        timestamp=timestamp,
+        user_fields=rng.integers(1, 9, (len(lengths), 3)).astype(np.int32),
+        item_fields=np.concatenate([[[0, 0, 0]], rng.integers(1, 9, (29, 3))]).astype(np.int32),
+        history=lambda rows: (offsets[user[rows]], end[rows]),
+    )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("recent", [1, 4, 9, 60, 100])
+def test_a_batch_is_what_each_row_alone_has_above_it(recent, strict):
+    """Against a loop over rows: first rows of the log, short and long histories, a log shorter than one."""
+    log = several_users([0, 0, 3, 40, 1, 12, 30], strict)
+    size = len(log.user)
+    rng = np.random.default_rng(1)
+    stored = np.full((size, 3), -1, np.int32)
+    for row in range(size):
+        start, end = log.history(row)
+        found = rng.permutation(np.arange(start, end))[:3]
+        stored[row, : len(found)] = found
+    rows = rng.permutation(size)
+    batch = CrmInputs(log, recent, 3, stored)(rows)
+    for place, row in enumerate(rows):
+        start, end = log.history(row)
+        found = np.sort(stored[row][stored[row] >= 0])
+        shown = {"recent": np.arange(start, end)[-recent:], "retrieved": found}
+        for name, events in shown.items():
+            part = {key: batch[f"{name}_{key}"][place] for key in ("item", "rating", "interval", "mask")}
+            width, count = len(part["mask"]), len(events)
+            assert part["mask"].tolist() == [False] * (width - count) + [True] * count
+            for value in part.values():
+                assert not value[: width - count].any()
+            assert part["item"][width - count :].tolist() == log.item_fields[log.item[events]].tolist()
+            assert part["rating"][width - count :].tolist() == log.rating[events].tolist()
+            seconds = log.timestamp[row] - log.timestamp[events]
+            wanted = [1 + math.floor(math.log2(1 + s)) for s in seconds.tolist()]
+            assert part["interval"][width - count :].tolist() == wanted
+        ranks = [stored[row].tolist().index(event) + 1 for event in shown["retrieved"]]
+        assert batch["retrieved_rank"][place].tolist() == [0] * (3 - len(ranks)) + ranks
+    assert batch["user"].tolist() == log.user_fields[log.user[rows]].tolist()
+    assert batch["item"].tolist() == log.item_fields[log.item[rows]].tolist()
+    assert batch["label"].tolist() == log.label[rows].tolist()
 
 
 def test_another_target_changes_the_item_and_what_is_retrieved_only():
