@@ -3,8 +3,8 @@
 The largest tensors of DIN and SIM are the hidden layers of the activation unit: [B, T, h] floats, 31 MB for
 4,096 samples of 30 events and 64 units. Written as whole-batch operations each of them goes to memory and
 back several times, and training waits for memory. Here a piece of the batch (`PIECE` bytes) runs through all
-layers while it lies in the cache, forward and again backward, where its hidden layers are computed anew rather
-than kept. The product with the query becomes a weight matrix of the sample, so that it costs nothing per event:
+layers while it lies in the cache, forward and again backward, where its hidden layers are computed anew
+rather than kept. The product with the query becomes a weight matrix of the sample: no event pays for it.
 
     W_e e + W_p (e' * q) = (W_e + W_p diag(q)) e
 
@@ -41,7 +41,7 @@ class _Work:
         of_product: Tensor,
         deeper: Sequence[tuple[Tensor, Tensor]],
     ) -> list[Tensor]:
-        """Hidden layers [c T, h] after ReLU of a piece of c samples, and in `weight` its first-layer weights."""
+        """Hidden layers [c T, h] after ReLU of a piece; `weight` then holds its first-layer weights."""
         samples, length, _ = events.shape
         width = query.shape[1]
         weight = self.weight[:samples]
