@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from recllm.crm.config import CrmConfig
-from recllm.data.splits import PrepareConfig
+from recllm.data.config import PrepareConfig
 from recllm.data.wording import Wording
 from recllm.lm.config import LmConfig, TinyConfig
 from recllm.retrieval.config import RetrievalConfig

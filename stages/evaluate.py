@@ -205,7 +205,7 @@ class Evaluation:
                     generated[system] = self.lm_valid_ratio(role, kind, adapter)
                 pairs[system] = "sft" if family == "aligned" else "lm"
             _, end = log.history(rows)
-            strata = metrics.gap_strata(log.timestamp[rows] - log.timestamp[end - 1])
+            strata = metrics.gap_strata(log.timestamp[rows] - log.timestamp[end - 1]) if log.timed else {}
             values = {system: metrics.ranking_values(scores, target) for system, scores in scored.items()}
             for system, of_rows in values.items():
                 other = pairs.get(system)

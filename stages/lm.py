@@ -96,7 +96,8 @@ def second_phase(
     config, training = run.config, run.config.lm.training
     k = config.prompt.history
     rows = log.rows("train", "1.0")
-    chosen = rows[: _documents_for(training.prompt_tokens, k)]
+    events = rows[rows < log.n_events]  # a sampled negative was never watched
+    chosen = events[: _documents_for(training.prompt_tokens, k)]
     told = documents.rated(prompts, chosen, retrieval.nearest(chosen, k))
     asked_rows = parents.subsample(config, log)
     asked = documents.questions(prompts, asked_rows, retrieval.nearest(asked_rows, k))

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import sys
 
+from recllm.columns import SPLITS
 from recllm.data.build import build_log
 from recllm.paths import METRICS
-from recllm.run import Run, main
+from recllm.run import Run, main, say
 
 
 def work(run: Run) -> None:
     """Build the event log; see `recllm.data.build.build_log`."""
     metrics = build_log(run.parent("tables"), run.folder, run.config.prepare)
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
-    run.finish([path for path in arrays if path.name != METRICS], dict(metrics))
+    shown = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)
+    say(f"  {metrics['samples']:,} samples of {metrics['events']:,} events: {shown}")
+    for name in ("valid", "test"):
+        cold = (f"{kind}s {metrics[f'cold_{kind}_share_{name}']:.1%}" for kind in ("user", "item"))
+        say(f"  {name} samples that are cold in training: {', '.join(cold)}")
+    for note in metrics["notes"]:
+        say(f"  {note}")
+    run.finish([path for path in arrays if path.name != METRICS], metrics)
 
 
 if __name__ == "__main__":

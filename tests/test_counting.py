@@ -23,6 +23,7 @@ def make_log(events: list[tuple[int, int, int, int]], n_users: int, n_items: int
         "label": label.astype(np.int8),
         "timestamp": np.arange(len(user)) + 10_000 * split.clip(0),
         "split": split.astype(np.int8),
+        "training": train,
         "offsets": np.searchsorted(user, np.arange(n_users + 1)),
         "user_fields": np.zeros((n_users, 1), np.int32),
         "item_fields": np.zeros((n_items, 1), np.int32),

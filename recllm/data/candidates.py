@@ -25,6 +25,9 @@ class Histories(Protocol):
     offsets: npt.NDArray[np.int64]
     item_count: npt.NDArray[np.int32]
 
+    def anchors(self, rows: Rows) -> Rows:
+        """The event at which each row stands."""
+
 
 class Seen:
     """Answers "was this item above this row?" from the first row of every (user, item) pair."""
@@ -37,7 +40,7 @@ class Seen:
             users: dense users to cover; None covers all of them (8 + 8 bytes an event).
         """
         self._items = len(log.item_count)
-        rows = np.arange(len(log.user)) if users is None else _rows_of(log.offsets, np.unique(users))
+        rows = np.arange(log.offsets[-1]) if users is None else _rows_of(log.offsets, np.unique(users))
         keys = log.user[rows].astype(np.int64) * self._items + log.item[rows]
         self._keys, first = np.unique(keys, return_index=True)  # return_index is the first, and rows ascend
         self._first_row = rows[first]
@@ -92,6 +95,7 @@ def negatives(
     if kind not in KINDS:
         raise ValueError(f"candidates of kind {kind!r}, wanted one of {', '.join(KINDS)}")
     rows = np.asarray(rows, dtype=np.int64)
+    stands = log.anchors(rows)
     seen = Seen(log, log.user[rows]) if seen is None else seen
     catalogue = np.flatnonzero(log.item_count).astype(np.int32)
     weight = log.item_count[catalogue].astype(np.float64) if kind == "popular" else np.ones(len(catalogue))
@@ -108,7 +112,7 @@ def negatives(
         uniform = draws.uniform(seed, rows[left], width, start=turn * width)
         place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(catalogue) - 1)
         items = catalogue[place]
-        free = ~seen.above(log.user[rows[left], None], items, rows[left, None])
+        free = ~seen.above(log.user[rows[left], None], items, stands[left, None])
         if exclude_target:
             free &= items != log.item[rows[left], None]
         free &= ~(items[:, :, None] == chosen[left][:, None, :]).any(axis=2)
@@ -124,7 +128,7 @@ def negatives(
     # draws so far are kept.
     for at in left:
         row = rows[at : at + 1]
-        out = seen.above(log.user[row, None], catalogue[None, :], row[:, None])[0]
+        out = seen.above(log.user[row, None], catalogue[None, :], stands[at : at + 1, None])[0]
         out |= np.isin(catalogue, chosen[at, : filled[at]])
         if exclude_target:
             out |= catalogue == log.item[row]
@@ -132,7 +136,7 @@ def negatives(
         if len(catalogue) - out.sum() < need:
             raise ValueError(
                 f"row {row[0]}: {len(catalogue) - out.sum() + filled[at]} items of the training catalogue "
-                f"are new to its user, wanted {n} negatives; mend with prepare.candidates=<fewer>"
+                f"are new to its user, wanted {n}; lower prepare.candidates or prepare.sampled_negatives"
             )
         bits = draws.hashes(draws.derive(seed, "exact"), row, catalogue) >> np.uint64(11)
         arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / weight)

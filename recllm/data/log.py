@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.columns import SPLITS, TRAIN
+from recllm.columns import SPLITS
 
 Rows = NDArray[np.int64]
 
@@ -21,16 +21,22 @@ ARRAYS = (
     "label",
     "timestamp",
     "split",
+    "training",
     "offsets",
     "user_fields",
     "item_fields",
     "item_count",
     "item_likes",
 )
+SOMETIMES = ("history_end", "anchor")
+"""Arrays that are there only where histories are not simply the rows above (see `EventLog.history`)."""
 
 
 class EventLog:
     """All events sorted by (user, timestamp, external item id), memory-mapped and read-only.
+
+    Behind the events there may be sampled negatives (`prepare.sampled_negatives`): samples with label 0 that
+    stand at a liked event and share its user, time, split and history, but are no events and in no history.
 
     Attributes:
         user, item: int32 `[N]` dense ids (0 padding, 1 unknown, real ids from 2 on).
@@ -38,6 +44,7 @@ class EventLog:
         label: int8 `[N]`, 1 = liked.
         timestamp: int64 `[N]` seconds.
         split: int8 `[N]`, 0 train, 1 valid, 2 test, -1 unused.
+        training: bool `[N]`, the training events (`recllm.data.splits`).
         offsets: int64 `[n_users + 1]`; user u owns the rows `offsets[u]:offsets[u + 1]`.
         user_fields: int32 `[n_users, F_u]`, item_fields: int32 `[n_items, F_i]`: CRM ids, column 0
             the user or item itself; a value without a training event reads 1.
@@ -51,6 +58,7 @@ class EventLog:
     label: NDArray[np.int8]
     timestamp: NDArray[np.int64]
     split: NDArray[np.int8]
+    training: NDArray[np.bool_]
     offsets: NDArray[np.int64]
     user_fields: NDArray[np.int32]
     item_fields: NDArray[np.int32]
@@ -64,6 +72,7 @@ class EventLog:
         for name in ARRAYS:
             setattr(self, name, arrays[name])
         self._history_end: Rows | None = arrays.get("history_end")
+        self._anchor: Rows | None = arrays.get("anchor")
 
     @classmethod
     def open(cls, folder: str | Path) -> EventLog:
@@ -75,7 +84,7 @@ class EventLog:
         folder = Path(folder)
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(f"no event log in {folder}; wanted meta.json there; run `make prepare`")
-        names = (*ARRAYS, "history_end") if (folder / "history_end.npy").exists() else ARRAYS
+        names = (*ARRAYS, *(name for name in SOMETIMES if (folder / f"{name}.npy").exists()))
         # Plain arrays over the mapped memory: np.memmap, a subclass, would make every small gather slower.
         arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}
         return cls(folder, arrays, json.loads((folder / "meta.json").read_text()))
@@ -90,12 +99,32 @@ class EventLog:
         """Dense user ids, the reserved ones included."""
         return int(self.meta["n_users"])
 
-    def history(self, rows: Rows) -> tuple[Rows, Rows]:
-        """First row (inclusive) and last row (exclusive) of each row's history, int64 `[B]` each."""
+    @property
+    def n_events(self) -> int:
+        """Rows that are events; sampled negatives come after them."""
+        return int(self.offsets[-1])
+
+    @property
+    def timed(self) -> bool:
+        """Whether events have times; without, `timestamp` is 0 everywhere."""
+        return bool(self.meta["timed"])
+
+    def anchors(self, rows: Rows) -> Rows:
+        """The event at which each row stands, int64 `[B]`: itself, a sampled negative's liked event."""
         rows = np.asarray(rows, np.int64)
-        start = self.offsets.take(self.user.take(rows))
-        end = rows if self._history_end is None else self._history_end.take(rows)
-        return start, end
+        if self._anchor is None:
+            return rows
+        return np.where(rows < self.n_events, rows, self._anchor[np.maximum(rows - self.n_events, 0)])
+
+    def history(self, rows: Rows) -> tuple[Rows, Rows]:
+        """First row (inclusive) and last row (exclusive) of each row's history, int64 `[B]` each.
+
+        The rows above the event at which the row stands; with `prepare.ties=strict` without those of its own
+        second.
+        """
+        at = self.anchors(rows)
+        start = self.offsets.take(self.user.take(at))
+        return start, at if self._history_end is None else self._history_end.take(at)
 
     def recent(self, rows: Rows, k: int) -> Rows:
         """The last k rows of each history in time order, int64 `[B, k]`, padded with -1 on the left."""
@@ -104,23 +133,18 @@ class EventLog:
         return np.where(positions >= start[:, None], positions, -1)
 
     def train_events(self) -> NDArray[np.bool_]:
-        """Rows `[N]` that may feed statistics: training samples and the unused rows of the same period.
-
-        The unused rows are the first few of each user; they count when they are not later than the last
-        training sample, so that nothing from the validation or test period leaks into a count or a vector.
-        """
-        split = np.asarray(self.split)
-        last = self.timestamp[split == TRAIN].max(initial=np.iinfo(np.int64).min)
-        return (split == TRAIN) | ((split < 0) & (np.asarray(self.timestamp) <= last))
+        """Rows `[N]` that may feed statistics, text and vectors; no held-out or drawn sample is one."""
+        return np.asarray(self.training)
 
     def rows(self, split: str, name: str) -> Rows:
         """The row set `name` of a split.
 
         Args:
             split: `train`, `valid` or `test`.
-            name: `all` (time order), `first<n>` (the n earliest), `uniform<n>` (n drawn with the stored
-                permutation, so that a smaller set lies in a larger one), or a fraction such as `0.1`
-                of the same permutation. A set larger than the split is the whole split.
+            name: `all` (time order; that of the log where it has no times), `first<n>` (the first n of it),
+                `uniform<n>` (n drawn with the stored permutation, so that a smaller set lies in a larger
+                one), or a fraction such as `0.1` of the same permutation. A set larger than the split is the
+                whole split.
 
         Raises:
             ValueError: for another split or name.

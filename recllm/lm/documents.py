@@ -1,7 +1,8 @@
 """Text on which an LM is trained before it is tuned: rows of pieces, packed into blocks of tokens.
 
 Every function gives piece ids [documents, P] out of the prompts' table; `pack` makes tokens of them.
-All of them read training rows only if the caller gives training rows only.
+All of them tell of training rows only if the caller gives training rows only. Of histories they tell the
+training events, whatever they are given: in a random split others stand there too.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def timelines(log: EventLog, pieces: Pieces, rows: Ints, length: int, ratings: b
 def questions(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
     """Yes/No prompts of labeled rows [n] with history [n, k], their answers, and EOS."""
     pieces = prompts.pieces
-    matrix, _ = prompts.ctr_matrix(rows, history)
+    matrix, _ = prompts.ctr_matrix(rows, _trained(prompts.log, history))
     answer = np.where(prompts.log.label[np.asarray(rows)] > 0, pieces.yes, pieces.no)
     return _columns(len(matrix), matrix, answer, pieces.eos)
 
@@ -70,7 +71,7 @@ def rated(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
     """
     pieces = prompts.pieces
     rows = np.asarray(rows, np.int64)
-    shown = prompts.events(np.concatenate([np.asarray(history, np.int64), rows[:, None]], 1))
+    shown = prompts.events(np.concatenate([_trained(prompts.log, history), rows[:, None]], 1))
     profile = pieces.profile[prompts.log.user[rows]]
     return _columns(len(rows), pieces.head, profile, pieces.intro, shown, pieces.eos)
 
@@ -78,7 +79,7 @@ def rated(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
 def next_titles(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
     """Next-title prompts of rows [n] with history [n, k], the rows' titles, and EOS."""
     pieces = prompts.pieces
-    matrix, _ = prompts.ranking_matrix(rows, history)
+    matrix, _ = prompts.ranking_matrix(rows, _trained(prompts.log, history))
     return _columns(len(matrix), matrix, pieces.item[prompts.log.item[np.asarray(rows)]], pieces.eos)
 
 
@@ -121,6 +122,12 @@ def pack(
     weight = np.zeros(blocks * context, np.float32)
     out[: len(flat)], weight[: len(flat)] = flat[source], weights[source]
     return out.reshape(blocks, context), weight.reshape(blocks, context)
+
+
+def _trained(log: EventLog, history: Ints) -> NDArray[np.int64]:
+    """The history [n, k] with -1 in place of events that are no training events."""
+    history = np.asarray(history, np.int64)
+    return np.where(log.train_events()[history], history, -1)
 
 
 def _columns(count: int, *parts: int | Ints) -> Matrix:

@@ -1,4 +1,3 @@
-import copy
 import math
 from types import SimpleNamespace
 
@@ -7,8 +6,6 @@ import pytest
 import torch
 
 from recllm.data.batches import INTERVAL_BUCKETS, CrmInputs, chronological
-from recllm.data.prompts import Prompts
-from recllm.retrieval.neighbours import Neighbours
 
 
 def hand_log():
@@ -24,6 +21,7 @@ def hand_log():
     )
 
     log.history = lambda rows: (np.zeros_like(rows), rows)
+    log.timed = True
     return log
 
 
@@ -72,7 +70,14 @@ def several_users(lengths, strict):
         user_fields=rng.integers(1, 9, (len(lengths), 3)).astype(np.int32),
         item_fields=np.concatenate([[[0, 0, 0]], rng.integers(1, 9, (29, 3))]).astype(np.int32),
         history=lambda rows: (offsets[user[rows]], end[rows]),
+        timed=True,
     )
+
+
+def test_a_log_without_times_has_no_intervals():
+    log = hand_log()
+    log.timed = False
+    assert not CrmInputs(log, recent=3)(np.array([3]))["recent_interval"].any()
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -151,63 +156,3 @@ def test_what_is_missing_is_refused_with_the_command_that_mends_it():
     inputs = CrmInputs(log, recent=1, retrieved=1, stored=np.zeros((4, 1), np.int32))
     with pytest.raises(ValueError, match="no searcher"):
         inputs(np.array([3]), np.array([2], np.int32))
-
-
-def altered(log, row):
-    """The log with other events below the row, and another rating and label at it.
-
-    The log's order is by time, so the rows below move on in time; id tables and counts stay what they are.
-    """
-    rng = np.random.default_rng(row)
-    changed = copy.copy(log)
-    end = log.offsets[log.user[row] + 1]
-    later = slice(row + 1, end)
-    for name, high in (("item", log.n_items), ("rating", 6), ("label", 2), ("timestamp", 0)):
-        values = np.array(getattr(log, name))
-        if name == "timestamp":
-            values[later] += 1_000_000
-        else:
-            values[later] = rng.integers(2 if name == "item" else 0, high, end - row - 1)
-        if name == "rating":
-            values[row] = 1 + values[row] % 5
-        if name == "label":
-            values[row] = 1 - values[row]
-        setattr(changed, name, values)
-    return changed
-
-
-def sample_rows(log, count=12):
-    """Samples with something below them."""
-    rows = np.flatnonzero((log.split >= 0) & (np.arange(len(log.user)) + 8 < log.offsets[log.user + 1]))
-    return rows[:: len(rows) // count][:count]
-
-
-def test_nothing_at_or_below_a_sample_reaches_its_features(demo_log, tiny_lm):
-    """The leakage rule: a sample's own opinion and its future are altered, ids and vectors held fixed."""
-    vectors = np.random.default_rng(0).normal(size=(demo_log.n_items, 16)).astype(np.float32)
-    targets = np.array([3], np.int32)
-    for row in sample_rows(demo_log):
-        seen = []
-        rows = np.array([row])
-        for log in (demo_log, altered(demo_log, row)):
-            searcher = Neighbours(log, vectors)
-            inputs = CrmInputs(log, recent=20, retrieved=10, searcher=searcher)
-            own, other = inputs(rows), inputs(rows, targets)
-            assert own.pop("label") in (0, 1)
-            assert other.pop("label") in (0, 1)
-            shown = chronological(searcher.search(rows, k=10))
-            prompts = Prompts(log, tiny_lm.pieces, 512)
-            texts = [prompts.ctr(rows, shown).tokens, prompts.ranking(rows, log.recent(rows, 10)).tokens]
-            parts = [own[name] for name in sorted(own)] + [other[name] for name in sorted(other)]
-            seen.append([*(part.numpy() for part in parts), searcher.search(rows, targets, 10), *texts])
-        for before, after in zip(*seen, strict=True):
-            np.testing.assert_array_equal(before, after)
-
-
-def test_the_alteration_does_reach_what_it_may_reach(demo_log):
-    """The test above can fail: the row right below sees the altered opinion, the label is altered."""
-    row = sample_rows(demo_log)[0]
-    before, after = (CrmInputs(log, recent=5) for log in (demo_log, altered(demo_log, row)))
-    rows = np.array([row + 1])
-    assert not torch.equal(before(rows)["recent_rating"], after(rows)["recent_rating"])
-    assert before(np.array([row]))["label"] != after(np.array([row]))["label"]

@@ -6,8 +6,8 @@ import pytest
 
 from recllm.data import tables
 from recllm.data.build import build_log
+from recllm.data.config import PrepareConfig
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig, split_by_time
 
 SCHEMA = {"user": pl.String, "item": pl.String, "rating": pl.Float32, "label": pl.Int8, "timestamp": pl.Int64}
 
@@ -107,7 +107,7 @@ def test_ids_without_a_training_event_read_unknown(tmp_path):
 
 
 def test_labels_duplicates_and_missing_times(tmp_path):
-    rows = [("a", f"x{second}", 3.5, 1, second) for second in range(20)]
+    rows = [("a", f"x{second}", 4.0 if second == 2 else 3.5, 1, second) for second in range(20)]
     rows += [("a", "x0", 3.5, 1, 0), ("a", "x1", 3.5, 1, None), ("a", "q", None, None, 30)]
     config = PrepareConfig(
         min_history=1, label_threshold=3.5, candidates=2, ranking_valid_rows=0, ranking_test_rows=0
@@ -119,20 +119,8 @@ def test_labels_duplicates_and_missing_times(tmp_path):
     assert metrics["events"] == 21
     assert metrics["samples"] == 19  # not the first, not the one without a label
     log = EventLog.open(tmp_path / "log")
-    assert log.label.tolist() == [0] * 20 + [-1]  # 3.5 is not above 3.5
-    assert log.rating.tolist() == [1] * 20 + [0]
-
-
-def test_split_by_time_breaks_ties_by_row():
-    timestamp = np.array([5, 7, 7, 1, 7, 9, 7, 7, 7, 7, 7, 7])
-    sample = np.ones(12, dtype=bool)
-    sample[1] = False
-    split, order = split_by_time(timestamp, sample)
-    # 11 samples: 11 * 8 // 10 = 8, 11 // 10 = 1, rest 2
-    assert order["train"].tolist() == [3, 0, 2, 4, 6, 7, 8, 9]
-    assert order["valid"].tolist() == [10]
-    assert order["test"].tolist() == [11, 5]
-    assert split.tolist() == [0, -1, 0, 0, 0, 2, 0, 0, 0, 0, 1, 2]
+    assert log.label.tolist() == [0, 0, 1] + [0] * 17 + [-1]  # 3.5 is not above 3.5
+    assert log.rating.tolist() == [1, 1, 2] + [1] * 17 + [0]
 
 
 def test_permutations_hold_the_split_and_ranking_rows_are_their_liked_prefix(tmp_path):
@@ -168,26 +156,138 @@ def test_permutations_hold_the_split_and_ranking_rows_are_their_liked_prefix(tmp
     assert json.loads((again / "meta.json").read_text())["n_events"] == 400
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"ties": "none"}, "prepare.ties is 'none', wanted rows or strict"),
-        ({"min_history": -1}, "wanted 0 or more events"),
-        ({"candidates": 1}, "wanted 2 or more items"),
-        ({"category": "mood"}, "wanted one of item_fields"),
-    ],
-)
-def test_config_is_checked(change, message):
-    with pytest.raises(ValueError, match=message):
-        PrepareConfig(**change)
-
-
 def test_errors_of_the_log_are_one_line(tmp_path):
     folder = write(tmp_path, two_users())
     with pytest.raises(ValueError, match="user_fields names 'age', wanted columns"):
         build_log(folder, tmp_path / "log", PrepareConfig(min_history=2, user_fields=["age"]))
-    with pytest.raises(ValueError, match="0 samples of 14 events, wanted at least 10"):
+    with pytest.raises(ValueError, match=r"0 of 14 events are samples.*50 earlier.*wanted some of each"):
         build_log(folder, tmp_path / "log", PrepareConfig(min_history=50))
+    liked = write(tmp_path / "liked", [(*row[:3], 1, row[4]) for row in two_users()])
+    with pytest.raises(ValueError, match=r"all 8 training samples have label 1.*prepare.sampled_negatives=1"):
+        build_log(liked, tmp_path / "log", CONFIG)
     pl.DataFrame({"user": ["a"]}).write_parquet(folder / "users.parquet")
     with pytest.raises(ValueError, match=r"1 users of events.parquet \(first: b\) are not in users.parquet"):
         build_log(folder, tmp_path / "log", CONFIG)
+
+
+def clicks():
+    """Clicks of users a and b in the order of the file, which is not that of the ids; b met y1 twice."""
+    rows = [("b", "y3"), ("a", "x9"), ("b", "y1"), ("b", "y2"), ("a", "x1"), ("a", "x5"), ("b", "y1")]
+    rows += [("a", f"x{n}") for n in (8, 2, 7, 3, 6)]
+    return [(*row, None, 1, None) for row in rows]
+
+
+CLICKS = {"min_history": 2, "candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+
+
+def test_without_times_the_order_is_the_files(tmp_path):
+    config = PrepareConfig(split="last", sampled_negatives=1, **CLICKS)
+    metrics = build_log(write(tmp_path, clicks()), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    names = pl.read_parquet(tmp_path / "log" / "items.parquet")["external"]
+    events = [names[int(item)] for item in log.item[: log.n_events]]
+    assert events == ["x9", "x1", "x5", "x8", "x2", "x7", "x3", "x6", "y3", "y1", "y2", "y1"]
+    assert not log.timed
+    assert not log.timestamp.any()
+    assert log.meta["rating_levels"] == []
+    assert metrics["dropped_no_time"] == metrics["dropped_duplicates"] == 0
+    # a's samples are rows 2 .. 7, b's 10 and 11; the last of each tests, the one before validates
+    assert log.split[: log.n_events].tolist() == [-1, -1, 0, 0, 0, 0, 1, 2, -1, -1, 1, 2]
+    assert "shared_second_share" not in metrics
+    assert [note.partition(":")[0] for note in metrics["notes"]][:2] == [
+        "no event has a timestamp",
+        "split=last",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "prepare.split=time, but none of the 12 events has a timestamp.*prepare.split=last.*random"),
+        ({"split": "last", "ties": "strict"}, "prepare.ties=strict, but none of the 12.*prepare.ties=rows"),
+    ],
+)
+def test_what_needs_times_is_refused_before_anything_is_written(tmp_path, change, message):
+    folder = write(tmp_path, clicks())
+    with pytest.raises(ValueError, match=message) as error:
+        build_log(folder, tmp_path / "log", PrepareConfig(**CLICKS, **change))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "log").exists()
+
+
+def random_log(tmp_path, **config):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user:02d}", f"i{item:02d}", None, int(rng.random() < 0.7), int(rng.integers(300)))
+        for user in range(30)
+        for item in rng.permutation(60)[: rng.integers(4, 30)]
+    ]
+    config = PrepareConfig(candidates=5, ranking_valid_rows=20, ranking_test_rows=20, **config)
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    return EventLog.open(tmp_path / "log"), metrics
+
+
+@pytest.mark.parametrize("split", ["time", "last", "user", "random"])
+@pytest.mark.parametrize("ties", ["rows", "strict"])
+def test_sampled_negatives_stand_at_their_positive(tmp_path, split, ties):
+    plain, _ = random_log(tmp_path / "plain", split=split, ties=ties)
+    log, metrics = random_log(tmp_path, split=split, ties=ties, sampled_negatives=3, sampled_by="popular")
+    n = log.n_events
+    liked = np.flatnonzero((plain.split >= 0) & (plain.label == 1))
+    assert metrics["sampled_negatives"] == len(log.user) - n == 3 * len(liked)
+    # the events, what is counted of them, and who is known are what they were
+    for name in ("user", "item", "rating", "label", "timestamp", "split", "training"):
+        np.testing.assert_array_equal(getattr(log, name)[:n], getattr(plain, name), name)
+    for name in ("offsets", "user_fields", "item_fields", "item_count", "item_likes"):
+        np.testing.assert_array_equal(getattr(log, name), getattr(plain, name), name)
+    drawn = np.arange(n, len(log.user))
+    anchors = log.anchors(drawn)
+    assert anchors.tolist() == np.repeat(liked, 3).tolist()
+    assert not log.train_events()[drawn].any()
+    assert not log.label[drawn].any()
+    assert not log.rating[drawn].any()
+    for name in ("user", "split", "timestamp"):
+        np.testing.assert_array_equal(getattr(log, name)[drawn], getattr(log, name)[anchors])
+    for ours, theirs in zip(log.history(drawn), plain.history(anchors), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(log.recent(drawn, 7), plain.recent(anchors, 7))
+    items = log.item[drawn].reshape(-1, 3)
+    for row, three in zip(liked, items, strict=True):
+        met = set(log.item[log.offsets[log.user[row]] : row + 1])
+        assert len(set(three)) == 3
+        assert not met & set(three)
+        assert (log.item_count[three] > 0).all()
+    for name in ("train", "valid", "test"):
+        rows = log.rows(name, "all")
+        assert rows[rows < n].tolist() == plain.rows(name, "all").tolist()
+        assert sorted(rows) == sorted(log.rows(name, "1.0"))
+        # each positive is followed by its three, whatever the order of the events
+        expected = []
+        for event in plain.rows(name, "all"):
+            first = n + 3 * np.searchsorted(liked, event)
+            expected += [event, *(range(first, first + 3) if plain.label[event] == 1 else ())]
+        assert rows.tolist() == expected
+        if name != "train":
+            assert (log.label[log.ranking(name, "uniform5")[0]] == 1).all()
+
+
+def test_sampled_negatives_do_not_depend_on_the_chunk(tmp_path, monkeypatch):
+    whole, _ = random_log(tmp_path / "whole", sampled_negatives=2)
+    monkeypatch.setattr("recllm.data.build._CHUNK", 7)
+    parts, _ = random_log(tmp_path / "parts", sampled_negatives=2)
+    np.testing.assert_array_equal(whole.item, parts.item)
+    other, _ = random_log(tmp_path / "other", sampled_negatives=2, seed=1)
+    assert (other.item != whole.item).any()
+
+
+def test_strict_ties_say_what_they_cost(tmp_path):
+    log, metrics = random_log(tmp_path, ties="strict")
+    times = np.asarray(log.timestamp)
+    tied = np.r_[False, (log.user[1:] == log.user[:-1]) & (times[1:] == times[:-1])]
+    assert metrics["tied_sample_share"] == pytest.approx(tied[log.split >= 0].mean())
+    above = np.arange(log.n_events) - log.offsets[log.user]
+    before = np.array([
+        (times[log.offsets[u] : row] < times[row]).sum() for row, u in enumerate(log.user)
+    ])  # fmt: skip
+    assert metrics["not_sample_same_second"] == ((above >= 5) & (before < 5)).sum() > 0
+    assert metrics["notes"][0].startswith("ties=strict")

@@ -17,6 +17,7 @@ def log_of(histories, n_items, item_count=None):
         item_count=np.array(
             [0, 0] + [1] * (n_items - 2) if item_count is None else item_count, dtype=np.int32
         ),
+        anchors=lambda rows: rows,
     )
 
 

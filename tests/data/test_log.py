@@ -6,8 +6,8 @@ import pytest
 
 from recllm.data import tables
 from recllm.data.build import build_log
+from recllm.data.config import PrepareConfig
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig
 
 
 def build(folder, ties="rows"):

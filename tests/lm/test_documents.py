@@ -31,7 +31,7 @@ def pieces(tokenizer):
 def log():
     return SimpleNamespace(
         user=np.array([2, 2, 2, 3, 3]), item=np.array([2, 3, 4, 4, 2]), rating=np.array([5, 4, 1, 2, 3]),
-        label=np.array([1, 1, 0, 0, 0]),
+        label=np.array([1, 1, 0, 0, 0]), train_events=lambda: np.ones(5, bool),
     )  # fmt: skip
 
 

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from recllm.data.build import build_log
+from recllm.data.config import PrepareConfig
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig
 from recllm.metrics import auc
 
 REPOSITORY = Path(__file__).parents[2]

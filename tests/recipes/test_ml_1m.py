@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from recllm.data.build import build_log
-from recllm.data.splits import PrepareConfig
+from recllm.data.config import PrepareConfig
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-1m"

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from recllm.data.build import build_log
+from recllm.data.config import PrepareConfig
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-latest-slice"

@@ -34,12 +34,17 @@ def write_log(tmp_path: Path) -> Callable[..., EventLog]:
             "item_likes": np.zeros(n_items, np.int32),
             **arrays,
         }
+        last = values["timestamp"][values["split"] == 0].max(initial=-1)
+        trains = (values["split"] == 0) | ((values["split"] < 0) & (values["timestamp"] <= last))
+        values.setdefault("training", trains)
         assert set(ARRAYS) <= set(values)
         folder = tmp_path / f"log{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         for name, value in values.items():
             np.save(folder / f"{name}.npy", value)
-        (folder / "meta.json").write_text(json.dumps({"n_items": n_items, "n_users": len(lengths)}))
+        (folder / "meta.json").write_text(
+            json.dumps({"n_items": n_items, "n_users": len(lengths), "timed": True})
+        )
         return EventLog.open(folder)
 
     return write
