@@ -135,9 +135,9 @@ class CrmInputs:
             `user` int32 `[B, F_u]`, `item` int32 `[B, F_i]`, `label` float32 `[B]` (of the rows' own item),
             and per history `recent` (and `retrieved`): `_item` int32 `[B, T, F_i]`, `_rating` int32 `[B, T]`,
             `_interval` int32 `[B, T]` (1 + floor(log2(1 + seconds before the sample)); the last bucket for
-            all that is longer, 0 where the log has no times), `_mask` bool `[B, T]` (true where there is an event; the others are 0 where
-            it is false). `retrieved_rank` int32 `[B, K]`: 1 for the event nearest to the target, 2 for the
-            next ..., 0 at padding. What else the batch holds stays.
+            all that is longer; 0 where the log has no times), `_mask` bool `[B, T]` (true where there is an
+            event; the others are 0 where it is false). `retrieved_rank` int32 `[B, K]`: 1 for the event
+            nearest to the target, 2 for the next ..., 0 at padding. What else the batch holds stays.
         """
         batch = dict(batch)
         second = batch.pop("second")
