@@ -50,7 +50,9 @@ CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$
 WORK := prepare stage1 stage2 stage3 evaluate report
 ASKED := $(filter $(WORK),$(MAKECMDGOALS))
 
-.PHONY: help env own-environment plan $(WORK) status table test test-all lint format types check clean
+BENCHES := bench-data bench-retrieval bench-loader
+
+.PHONY: help env own-environment plan $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -108,6 +110,22 @@ types: | $(READY)  ## mypy
 	@$(PYTHON) -m mypy
 
 check: lint types test  ## lint, types and fast tests
+
+bench-data: | $(READY)  ## preparation and neighbours of 5 to 25 million generated events (RAW: ml-1m too)
+	@$(PYTHON) -m bench.scale $(if $(RAW),--raw "$(RAW)")
+
+bench-retrieval: | $(READY)  ## ways to search a history, side by side
+	@$(PYTHON) -m bench.retrieval
+
+bench-loader: .bench/fuxictr/.installed .bench/recbole/.installed | $(READY)  ## our loader, FuxiCTR's, RecBole's
+	@$(PYTHON) -m bench.loader
+
+.bench/%/.installed: bench/peers/%.txt
+	@echo "installing $* into .bench/$* (minutes)"
+	@$(BASE_PYTHON) -m venv .bench/$*
+	@.bench/$*/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@.bench/$*/bin/python -m pip install -qq --disable-pip-version-check -r $<
+	@touch $@
 
 clean:  ## remove artifacts/<DATASET>
 	rm -rf "$(HERE)"

@@ -47,7 +47,7 @@ class Retrieval:
     def open(cls, run: Run, log: EventLog) -> Retrieval:
         """Map the parent's neighbours and vectors."""
         folder = run.parent("neighbours")
-        searcher = Neighbours(log, np.load(folder / VECTORS), np.load(folder / FOLDS))
+        searcher = Neighbours(log, np.load(folder / VECTORS, mmap_mode="r"), np.load(folder / FOLDS))
         return cls(np.load(folder / NEIGHBOURS, mmap_mode="r"), searcher)
 
     def nearest(self, rows: Rows, k: int) -> Rows:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recllm import parents
 from recllm.columns import UNUSED
@@ -19,42 +18,69 @@ from recllm.retrieval.vectors import (
     lm_vectors,
     user_folds,
 )
-from recllm.run import Run, main
+from recllm.run import Run, main, say
+
+BLOCK = 1 << 16  # rows of the log that a thread searches at once, and that are safe on disk then
+
+
+def text_vectors(run: Run, log: EventLog) -> Vectors:
+    """Vectors of the items' texts [n_items, p], from the LM."""
+    config = run.config.retrieval
+    model, tokenizer = parents.causal_lm(run)
+    pieces = parents.build_pieces(run.config, log, tokenizer)
+    tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
+    hidden = embed_items(model, tokens.tokens, tokens.offsets, config.embed_batch, config.pooling)
+    return lm_vectors(hidden, config.pca_dim, config.metric)
+
+
+def write_vectors(run: Run, log: EventLog) -> None:
+    """Write `folds.npy` [n_users], then `vectors.npy` [folds, n_items, D], a fold at a time."""
+    config = run.config.retrieval
+    text = text_vectors(run, log) if config.vectors in ("lm", "both") else None
+    folds = config.folds if config.vectors != "lm" else 1
+    fold = user_folds(log.n_users, folds, config.seed)
+    np.save(run.folder / parents.FOLDS, fold)
+    vectors = None
+    partial = run.folder / (parents.VECTORS + ".partial")
+    for left in range(folds):
+        met = None
+        if config.vectors in ("cooccurrence", "both"):
+            without = fold == left if folds > 1 else None
+            met = cooccurrence_vectors(log, config.svd_dim, config.seed, without, config.metric)
+        made = item_vectors(config.vectors, text, met, config.content_weight, config.metric)
+        if vectors is None:
+            shape = (folds, *made.shape)
+            vectors = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+        vectors[left] = made
+        say(f"  item vectors: fold {left + 1} of {folds}")
+    assert vectors is not None
+    vectors.flush()
+    partial.replace(run.folder / parents.VECTORS)
 
 
 def work(run: Run) -> None:
-    """Write `vectors.npy` [folds, n_items, D], `folds.npy` [n_users] and `neighbours.npy` [N, k]."""
+    """Write the item vectors, then `neighbours.npy` [N, k]; both go on where a killed run stopped."""
     config = run.config.retrieval
     log = parents.event_log(run)
-    text = None
-    if config.vectors in ("lm", "both"):
-        model, tokenizer = parents.causal_lm(run)
-        pieces = parents.build_pieces(run.config, log, tokenizer)
-        tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
-        text = lm_vectors(
-            embed_items(model, tokens.tokens, tokens.offsets, config.embed_batch), config.pca_dim
-        )
-    folds = config.folds if config.vectors != "lm" else 1
-    fold = user_folds(log.n_users, folds, config.seed)
-    vectors = np.stack(
-        [_fold_vectors(run, log, text, fold == left if folds > 1 else None) for left in range(folds)]
-    )
-    np.save(run.folder / parents.VECTORS, vectors)
-    np.save(run.folder / parents.FOLDS, fold)
-    samples = np.flatnonzero(np.asarray(log.split) != UNUSED)
-    write_neighbours(Neighbours(log, vectors, fold), samples, config.k, run.folder / parents.NEIGHBOURS)
+    mark = run.folder / ".vectors"  # which run's vectors lie there, complete
+    if not (mark.exists() and mark.read_text() == run.fingerprint):
+        write_vectors(run, log)
+        mark.write_text(run.fingerprint)
+    vectors = np.load(run.folder / parents.VECTORS, mmap_mode="r")
+    neighbours = Neighbours(log, vectors, np.load(run.folder / parents.FOLDS))
+    asked = log.split != UNUSED
+    size = len(asked)
+
+    def tell(row: int) -> None:
+        run.tick()
+        if row % (BLOCK * 64) == 0 or row == size:
+            say(f"  neighbours of {row:,} of {size:,} rows")
+
+    path = run.folder / parents.NEIGHBOURS
+    write_neighbours(neighbours, asked, config.k, path, run.fingerprint, BLOCK, tell)
+    mark.unlink()
     outputs = [run.folder / name for name in (parents.VECTORS, parents.FOLDS, parents.NEIGHBOURS)]
-    run.finish(outputs, {"rows": len(samples), "k": config.k, "dimensions": vectors.shape[2]})
-
-
-def _fold_vectors(
-    run: Run, log: EventLog, text: Vectors | None, without: NDArray[np.bool_] | None
-) -> Vectors:
-    config = run.config.retrieval
-    cooccurrence = None
-    if config.vectors in ("cooccurrence", "both"):
-        cooccurrence = cooccurrence_vectors(log, config.svd_dim, config.seed, without)
-    return item_vectors(config.vectors, text, cooccurrence, config.content_weight)
+    run.finish(outputs, {"rows": int(asked.sum()), "k": config.k, "dimensions": vectors.shape[2]})
 
 
 if __name__ == "__main__":

@@ -135,6 +135,8 @@ def test_a_wrong_type_in_a_layer_names_key_and_source():
         ("prepare.ties", "loose"),
         ("retrieval.vectors", "images"),
         ("retrieval.k", 0),
+        ("retrieval.metric", "dot"),
+        ("retrieval.pooling", "first"),
         ("subsample", "a tenth"),
         ("evaluate.ctr_rows", "some"),
         ("trainer.devices", 0),

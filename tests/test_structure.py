@@ -60,7 +60,7 @@ def test_tests_lie_beside_what_they_test():
     tests = REPOSITORY / "tests"
     assert not list(tests.rglob("__init__.py"))
     rooms = {path.parent.name for path in (REPOSITORY / "recllm").rglob("*.py")}
-    rooms |= {"stages", "invariant", "recipes"}
+    rooms |= {"stages", "invariant", "recipes", "bench"}
     assert {path.name for path in tests.iterdir() if path.is_dir() and list(path.glob("test_*.py"))} <= rooms
 
 

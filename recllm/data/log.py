@@ -152,10 +152,10 @@ class EventLog:
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
         if name == "all":
-            return np.load(self.folder / f"order_{split}.npy", mmap_mode="r")[:]
+            return self._rows(f"order_{split}")
         if match := re.fullmatch(r"first(\d+)", name):
-            return np.load(self.folder / f"order_{split}.npy", mmap_mode="r")[: int(match[1])]
-        permutation = np.load(self.folder / f"permutation_{split}.npy", mmap_mode="r")
+            return self._rows(f"order_{split}")[: int(match[1])]
+        permutation = self._rows(f"permutation_{split}")
         if match := re.fullmatch(r"uniform(\d+)", name):
             return permutation[: int(match[1])]
         if re.fullmatch(r"0?\.\d+|1\.0+", name):
@@ -163,6 +163,9 @@ class EventLog:
         raise ValueError(
             f"row set {name!r} is unknown; wanted all, first<n>, uniform<n> or a fraction such as 0.1"
         )
+
+    def _rows(self, name: str) -> Rows:
+        return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
     def ranking(self, split: str, kind: str) -> tuple[Rows, NDArray[np.int32]]:
         """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.

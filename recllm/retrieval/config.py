@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 KINDS = ("lm", "cooccurrence", "both")
+POOLINGS = ("mean", "last")
+METRICS = ("cosine", "inner")
 
 
 @dataclass(frozen=True)
@@ -15,10 +17,14 @@ class RetrievalConfig:
     """`lm` (the paper), `cooccurrence` (SVD of the training events) or `both` joined."""
     pca_dim: int = 64
     """Dimensions kept of the LM's hidden state; fewer where the LM or the item count has fewer."""
+    pooling: str = "mean"
+    """Of the LM's last hidden layer over an item's tokens: their `mean` (the paper), or the `last` token."""
     svd_dim: int = 64
     """Dimensions of each of the two co-occurrence parts."""
     content_weight: float = 0.7
     """Length of the LM part in `both`; each of the two co-occurrence parts has length 1."""
+    metric: str = "cosine"
+    """`cosine` (the paper), or `inner` product, which finds items with long vectors (popular ones) more."""
     k: int = 30
     """Neighbors stored per sample, most similar first, so that fewer are a prefix."""
     embed_batch: int = 64
@@ -35,6 +41,11 @@ class RetrievalConfig:
             ValueError: naming the key, the value got and the value wanted.
         """
         check_kind(self.vectors)
+        for name, wanted in (("pooling", POOLINGS), ("metric", METRICS)):
+            if getattr(self, name) not in wanted:
+                raise ValueError(
+                    f"retrieval.{name} is {getattr(self, name)!r}; wanted one of {', '.join(wanted)}"
+                )
         for name in ("pca_dim", "svd_dim", "k", "embed_batch", "folds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"retrieval.{name} is {getattr(self, name)}; wanted at least 1")

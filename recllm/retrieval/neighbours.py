@@ -1,71 +1,67 @@
 """Search of a row's own history: the k earlier events whose items are most similar to a target item.
 
 Exact and causal: the candidates of a row are the rows of its history in the log, and nothing else is read.
-Every user's queries are sorted by the end of their history and answered in blocks; a block takes one matrix
-product of its targets with the history. Scores go onto a grid of 2^-20, ten times coarser than the noise of a
-float32 product, and are packed with their position into one int64. That makes the stated rule (score, then
-recency) exact in one pass, and leaves the selection to NumPy's vectorized partition of integers.
 
-Where the history before a block is long (`FAISS_FROM` rows), FAISS searches it instead, and its result is
-merged with the masked product inside the block. Microseconds a query on one thread of a shared machine,
-blocks of 128 queries, 192 dimensions, k = 30 (the product alone | packed keys | torch.topk of the product |
-FAISS and merge | faiss.knn as it comes, without BLAS):
+The queries of a user are sorted by the end of their history and cut into blocks. Blocks of like size, of
+whatever users, are searched together: one batched matrix product of targets and histories in pieces of `SPAN`
+events. A score goes onto a grid of 2^-20, ten times coarser than the noise of a float32 product, and is
+packed with the event's place in its piece into one int32. That makes the stated rule (score, then recency)
+exact, and leaves the selection to NumPy's vectorized partition of integers.
 
-    history    256:   0.7 |   2.0 |   3.3 |   4.7 |   9
-    history  1,024:   2.4 |   5.3 |    10 |    10 |  18
-    history  4,096:    10 |    21 |    24 |    24 | 100
-    history  8,192:    20 |    41 |    44 |    40 | 219
-    history 32,768:   112 |   225 |   173 |   144 | 865
-
-So FAISS gains nothing for the histories of ML-1M (at most 2,313 events), and a third for the longest of
-ML-25M.
+What was measured against it is in `bench/retrieval.py`, figures in results/data/retrieval.json: a product and
+`torch.topk` for each user; `faiss.knn` over the rows before a block, merged with the masked product inside of
+it; `faiss.IndexFlatIP` with `IDSelectorRange` for each query; NumPy, one query at a time. FAISS has no causal
+search: it needs a call for every block, or query, of some hundred rows, which is not what it is made for;
+only for the few histories above ten thousand events it draws level. So FAISS does what it is good at, the PCA
+of the LM's vectors (`recllm.retrieval.vectors`).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from recllm.data.log import EventLog
-from recllm.retrieval.vectors import Vectors, normalize
+from recllm.manifest import write_json
+from recllm.retrieval.vectors import Vectors
 
 Rows = NDArray[np.int64]
 
-FAISS_FROM = 8_192  # rows before a block from which FAISS is the faster search (table above)
-BLOCK = 128  # queries in a block: more waste work above the diagonal, fewer pay the call's overhead
-SPAN = 4_096  # rows between the first and the last end of a block's histories
-CHUNK = 8_192  # history rows in one product: bounds the memory of a block
-GRID = np.float32(2**20)  # scores closer than 2^-20 tie
-EMPTY = np.iinfo(np.int64).min  # the key of no event; below every other
+BLOCK = 256  # queries in a block: more waste work above the diagonal, fewer gather the history again
+CELLS = 1 << 16  # scores of a batch of blocks, about: what fits the cache
+SPAN = 1 << 10  # history events in one product, a power of two: their places are the low bits of a key
+GRID = 2.0**20  # scores closer than 2^-20 tie
+ROUND = (
+    1.5 * 2.0**23
+)  # added to a float32 below 2^22, it rounds to a whole number that the low bits then hold
+NONE = np.iinfo(np.int32).min  # the key of no event; below every other
+NOWHERE = np.iinfo(np.int64).min  # the same for keys that name a place in the whole history
+LONGEST = 1.001  # of a vector: a score must not leave [-1, 1] by more than the key's top bits can hold
 
 
 class Neighbours:
-    """Nearest earlier events by cosine of item vectors."""
+    """Nearest earlier events by inner product of item vectors: their cosine where these have length 1."""
 
-    def __init__(
-        self,
-        log: EventLog,
-        vectors: Vectors,
-        fold: NDArray[np.integer] | None = None,
-        faiss_from: int = FAISS_FROM,
-    ) -> None:
-        """Keep the log and its items' vectors.
+    def __init__(self, log: EventLog, vectors: Vectors, fold: NDArray[np.integer] | None = None) -> None:
+        """Keep the log and its items' vectors; neither is copied.
 
         Args:
             log: the event log.
-            vectors: `[n_items, D]` for everybody, or `[folds, n_items, D]`; scaled to length 1 here. A zero
-                row is similar to nothing (score 0): a target without a vector gets its most recent events.
+            vectors: `[n_items, D]` for everybody, or `[folds, n_items, D]`, float32, no longer than 1, as
+                `item_vectors` gives them. A zero row is similar to nothing (score 0): a target without a
+                vector gets its most recent events.
             fold: which of the vectors a user's histories are searched with, `[n_users]`; only with folds.
-            faiss_from: history length, in events before a block, from which FAISS searches; speed only.
 
         Raises:
-            ValueError: where the vectors are not finite or not one for each item of the log.
+            ValueError: where the vectors are not finite, too long, or not one for each item of the log.
         """
         if vectors.shape[-2] != log.n_items:
             raise ValueError(
@@ -79,12 +75,16 @@ class Neighbours:
                 f"folds of {len(fold)} users, up to {fold.max()}; wanted {log.n_users} users, below {folds}; "
                 "run `make retrieve`"
             )
-        if not np.isfinite(vectors).all():
-            raise ValueError("item vectors hold NaN or infinity; wanted finite numbers; run `make retrieve`")
-        self.log = log
-        self.vectors = normalize(vectors.reshape(folds, *vectors.shape[-2:]))
-        self.fold = fold
-        self.faiss_from = faiss_from
+        self.log, self.fold = log, fold
+        # Item i of fold f in line f * n_items + i.
+        self.vectors = np.asarray(vectors).reshape(folds * log.n_items, -1)
+        for low in range(0, len(self.vectors), 1 << 16):
+            length = np.linalg.norm(self.vectors[low : low + (1 << 16)], axis=1)
+            if not (length <= LONGEST).all():  # NaN is not either
+                raise ValueError(
+                    f"item vectors of length {length.max()}; wanted finite numbers and lengths up to 1; "
+                    "run `make retrieve`"
+                )
 
     def search(
         self,
@@ -125,113 +125,101 @@ class Neighbours:
             raise ValueError(f"targets of {len(targets)} rows; wanted {len(rows)}, one line for each row")
         if targets.size and not 0 <= targets.min() <= targets.max() < self.log.n_items:
             raise ValueError(f"targets up to {targets.max()}; wanted ids below {self.log.n_items}")
-        shape = targets.shape
         start, end = (np.repeat(x, targets.size // max(len(rows), 1)) for x in self.log.history(rows))
-        targets = targets.reshape(-1)
-        found = np.full((len(targets), k), -1, np.int64)
-        for users_rows in _groups(start, end):
-            first = start[users_rows[0]]
-            ends = end[users_rows] - first
-            vectors = self.vectors[self.fold[self.log.user[first]]]
-            history = vectors[self.log.item[first : first + ends[-1]]]
-            for a, b in _blocks(ends):
-                queries = users_rows[a:b]
-                keys = self._search_block(vectors[targets[queries]], history, ends[a:b], int(k))
-                # The low half of a key is the position in the user's history.
-                found[queries, : keys.shape[1]] = np.where(keys == EMPTY, -1, first + (keys & 0xFFFFFFFF))
+        found = np.full((targets.size, k), -1, np.int64)
+        order = np.lexsort((end, start))
+        order = order[end[order] > start[order]]
+        for query, real in _batches(start[order], end[order]):
+            which = order[query]
+            begin = start[which[:, 0]]
+            ends = np.where(real, end[which] - begin[:, None], 0)
+            best = self._best(targets.ravel()[which], begin, ends, int(k))
+            best = np.where(best >= 0, best + begin[:, None, None], -1)
+            found[which[real], : best.shape[2]] = best[real]
         if positions == "time":
             found.sort(axis=1)  # -1 lies before every row: padding on the left
-        return found.reshape(*shape, k)
+        return found.reshape(*targets.shape, k)
 
-    def _search_block(self, queries: Vectors, history: Vectors, ends: Rows, k: int) -> Rows:
-        """Keys of the best events of each query, best first, `[B, at most k]`; `ends` ascend."""
-        past, last = int(ends[0]), int(ends[-1])
-        if past < max(self.faiss_from, 1):
-            return _descending(_top_keys(queries, history, 0, ends, k))
-        # The rows before the block are allowed to all of its queries: FAISS. One more than k shows a tie at
-        # the edge.
-        fetched = min(k + 1, past)
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        # With the threshold that faiss 1.15 comes with (128,000), no BLAS is used here: 2-6 times slower.
-        faiss.cvar.distance_compute_blas_threshold = 20
-        score, position = faiss.knn(queries, history[:past], fetched, metric=faiss.METRIC_INNER_PRODUCT)
-        keys = _pack(score, position)
-        edge = keys.min(axis=1) >> 32
-        if last > past:
-            keys = np.hstack([keys, _top_keys(queries, history, past, ends, k)])
-        keys = _descending(keys)[:, :k]
-        if fetched < past:
-            # FAISS does not know our rule for ties: where its last score could still tie with the k-th, ask
-            # again.
-            redo = np.flatnonzero((keys[:, -1] >> 32) <= edge)
-            if len(redo):
-                keys[redo] = _descending(_top_keys(queries[redo], history, 0, ends[redo], k))
-        return keys
+    def _best(self, targets: NDArray[np.integer], begin: Rows, ends: Rows, k: int) -> Rows:
+        """Places in the history, best first, -1 where there is none, `[U, Q, at most k]`.
 
-
-def _groups(start: Rows, end: Rows) -> Iterator[Rows]:
-    """Indices of one user's queries after another, ends ascending; without those that have no history."""
-    order = np.lexsort((end, start))
-    order = order[end[order] > start[order]]
-    if len(order):
-        yield from np.split(order, np.flatnonzero(np.diff(start[order])) + 1)
-
-
-def _blocks(ends: Rows) -> Iterator[tuple[int, int]]:
-    """Slices of ascending ends: at most `BLOCK` queries, whose ends lie at most `SPAN` apart."""
-    a = 0
-    while a < len(ends):
-        b = min(a + BLOCK, int(np.searchsorted(ends, ends[a] + SPAN, "right")))
-        yield a, b
-        a = b
+        Args:
+            targets: `[U, Q]`, the queries of U blocks.
+            begin: the first row of each block's user `[U]`.
+            ends: how many events of that user are history to a query `[U, Q]`; 0 for no query at all.
+            k: places wanted.
+        """
+        line = self.fold.take(self.log.user.take(begin)) * self.log.n_items
+        query = torch.from_numpy(self.vectors.take(line[:, None] + targets, axis=0)).mul_(GRID)
+        last, shared = int(ends.max()), int(ends.min())
+        best = np.empty((*ends.shape, 0), np.int64)
+        for low in range(0, last, SPAN):
+            place = np.arange(low, min(low + SPAN, last))
+            row = np.minimum(begin[:, None] + place, len(self.log.item) - 1)  # blocks differ in length
+            history = torch.from_numpy(self.vectors.take(line[:, None] + self.log.item.take(row), axis=0))
+            score = torch.bmm(query, history.transpose(1, 2))
+            bits = score.add_(ROUND).view(torch.int32)
+            torch.add(torch.arange(len(place), dtype=torch.int32), bits, alpha=SPAN, out=bits)
+            keys = bits.numpy()
+            open_to_all = min(max(shared - low, 0), len(place))
+            later = place[open_to_all:] >= ends[..., None]
+            np.copyto(keys[..., open_to_all:], NONE, where=later)
+            if len(place) > k:
+                keys.partition(len(place) - k, axis=2)
+                keys = keys[..., -k:]
+            wide = keys.astype(np.int64)
+            # The grid score stays in the high half; below it the place, now in the whole history.
+            wide = np.where(keys == NONE, NOWHERE, (wide // SPAN << 32) + wide % SPAN + low)
+            best = np.sort(np.concatenate([best, wide], axis=2), axis=2)[..., -k:]
+        return np.where(best == NOWHERE, -1, best & 0xFFFFFFFF)[..., ::-1]
 
 
-def _pack(score: NDArray[np.float32], position: Rows) -> Rows:
-    """Grid score in the high half, position in the low half of an int64: larger is better. Alters `score`."""
-    score *= GRID
-    keys = np.rint(score, out=score).astype(np.int64)
-    keys <<= 32
-    keys += position
-    return keys
+def _batches(start: Rows, end: Rows) -> Iterator[tuple[Rows, NDArray[np.bool_]]]:
+    """Queries to search together, as indices `[U, Q]`, a block a line, and which of them are no filling.
 
-
-def _top_keys(queries: Vectors, history: Vectors, begin: int, ends: Rows, k: int) -> Rows:
-    """Keys of the best k of `history[begin:ends[i]]` for query i, `[B, at most k]`, unsorted; ends ascend."""
-    best = np.empty((len(queries), 0), np.int64)
-    for low in range(begin, int(ends[-1]), CHUNK):
-        high = min(low + CHUNK, int(ends[-1]))
-        # torch's product, so that torch.set_num_threads holds for it
-        score = torch.mm(torch.from_numpy(queries), torch.from_numpy(history[low:high]).T).numpy()
-        keys = _pack(score, np.arange(low, high))
-        shared = min(max(int(ends[0]), low), high)  # columns up to here are history to all
-        keys[:, shared - low :][np.arange(shared, high) >= ends[:, None]] = EMPTY
-        keys = np.hstack([best, keys]) if best.size else keys
-        if keys.shape[1] > k:
-            keys.partition(keys.shape[1] - k, axis=1)
-            keys = keys[:, -k:]
-        best = keys
-    return best
-
-
-def _descending(keys: Rows) -> Rows:
-    return np.sort(keys, axis=1)[:, ::-1]
+    Args:
+        start: first row of each query's history `[n]`, ascending.
+        end: row behind it `[n]`, ascending where `start` is equal.
+    """
+    fresh = np.flatnonzero(np.diff(start, prepend=-1))
+    place = np.arange(len(start)) - np.repeat(fresh, np.diff(np.append(fresh, len(start))))
+    first = np.flatnonzero(place % BLOCK == 0)
+    count = np.diff(np.append(first, len(start)))
+    length = end[first + count - 1] - start[first]
+    by_length = np.argsort(length, kind="stable")
+    cells = np.cumsum((length * count)[by_length]) // CELLS
+    for blocks in np.split(by_length, np.flatnonzero(np.diff(cells)) + 1):
+        if len(blocks):
+            column = np.arange(count[blocks].max())
+            real = column < count[blocks, None]
+            yield first[blocks, None] + np.where(real, column, 0), real
 
 
 def write_neighbours(
-    neighbours: Neighbours, rows: Rows, k: int, path: str | Path, block: int = 1 << 17
+    neighbours: Neighbours,
+    asked: NDArray[np.bool_],
+    k: int,
+    path: str | Path,
+    identity: str = "",
+    block: int = 1 << 16,
+    tell: Callable[[int], None] = lambda row: None,
 ) -> None:
     """Store the neighbors of many rows with their own items as targets.
 
     The file is int32 `[N, k]` `.npy`: line i belongs to row i of the log, best first (the first k' of a line
-    are the k' nearest), -1 padded, all -1 where the row was not asked for. Memory is bounded by the block;
-    the file appears under its name only when complete.
+    are the k' nearest), -1 padded, all -1 where the row was not asked for. Blocks of rows are searched by as
+    many threads as torch has (`torch.get_num_threads()`); memory is bounded by the blocks. The file appears
+    under its name only when complete: until then `<path>.partial` holds it and `<path>.progress` says how
+    far it is, and a call with the same identity and k goes on from there.
 
     Args:
         neighbours: the search.
-        rows: rows of the log, any order.
+        asked: rows of the log to search for, bool `[N]`.
         k: events per row.
         path: the file to write; its folder must exist.
-        block: rows of the log written at once.
+        identity: of everything that shapes the result; an unfinished file of another one is begun anew.
+        block: rows of the log that a thread searches and writes at once.
+        tell: called with the row that is next, at the start and after each block that is safe on disk.
 
     Raises:
         ValueError: where the log has too many rows for int32.
@@ -240,14 +228,48 @@ def write_neighbours(
     size = len(neighbours.log.user)
     if size > np.iinfo(np.int32).max:
         raise ValueError(f"the log has {size} rows; wanted at most 2^31 - 1, which int32 can name")
-    rows = np.unique(rows)
-    partial = path.with_name(path.name + ".partial")
-    out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.int32, shape=(size, k))
-    for low in range(0, size, block):
-        lines = np.full((min(block, size - low), k), -1, np.int32)
-        asked = rows[np.searchsorted(rows, low) : np.searchsorted(rows, low + block)]
-        lines[asked - low] = neighbours.search(asked, k=k)
-        out[low : low + block] = lines
-    out.flush()
+    partial, progress = (path.with_name(path.name + end) for end in (".partial", ".progress"))
+    state: dict[str, Any] = {"identity": identity, "k": k, "rows": size, "done": 0}
+    if partial.exists() and progress.exists():
+        before = json.loads(progress.read_text())
+        state = before if before | {"done": 0} == state else state
+    mode = "r+" if state["done"] else "w+"
+    out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.int32, shape=(size, k))
+    if not state["done"]:
+        write_json(progress, state)
+
+    def lines(low: int) -> NDArray[np.int32]:
+        part = np.full((min(block, size - low), k), -1, np.int32)
+        rows = np.flatnonzero(asked[low : low + block])
+        part[rows] = neighbours.search(low + rows, k=k)
+        return part
+
+    lows = range(state["done"], size, block)
+    tell(lows.start)
+    threads = torch.get_num_threads()
+    try:
+        # Threads of Python, as NumPy does half of the work and has none; torch must not split its half again.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for low, part in zip(lows, _ahead(pool, lines, lows, threads + 1), strict=True):
+                out[low : low + len(part)] = part
+                out.flush()
+                write_json(progress, state | {"done": low + len(part)})
+                tell(low + len(part))
+    finally:
+        torch.set_num_threads(threads)
     del out
-    os.replace(partial, path)
+    partial.replace(path)
+    progress.unlink()
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, make: Callable[[int], NDArray[np.int32]], lows: Iterable[int], most: int
+) -> Iterator[NDArray[np.int32]]:
+    """Results of `make` in order, at most so many of them under way or waiting."""
+    waiting: deque[Future[NDArray[np.int32]]] = deque()
+    for low in lows:
+        waiting.append(pool.submit(make, low))
+        if len(waiting) == most:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

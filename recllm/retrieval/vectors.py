@@ -38,10 +38,28 @@ def normalize(vectors: Vectors) -> Vectors:
     return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
 
+def scaled(vectors: Vectors, metric: str) -> Vectors:
+    """Rows `[n, d]` scaled for a metric (a copy, float32); zero rows stay zero.
+
+    Args:
+        vectors: float32 `[n, d]`.
+        metric: `cosine`: every row to length 1; `inner`: all alike, to a root mean square length of 1 over
+            the rows that are not zero, so that parts of different origin can be weighed against each other.
+    """
+    if metric == "cosine":
+        return normalize(vectors)
+    square = (vectors.astype(np.float64) ** 2).sum(1)
+    return (vectors / np.sqrt(square.sum() / max(np.count_nonzero(square), 1) or 1.0)).astype(np.float32)
+
+
 def embed_items(
-    model: PreTrainedModel, token_ids: NDArray[np.integer], offsets: NDArray[np.int64], batch_size: int = 64
+    model: PreTrainedModel,
+    token_ids: NDArray[np.integer],
+    offsets: NDArray[np.int64],
+    batch_size: int = 64,
+    pooling: str = "mean",
 ) -> Vectors:
-    """Mean of the LM's last hidden layer over each item's own tokens.
+    """The LM's last hidden layer over each item's own tokens: their mean, or that of the last one.
 
     Only the decoder runs, never the LM head. Items are batched by length, so that padding is rare; padding is
     on the right, where a causal LM cannot see it, and is left out of the mean. The batches change nothing but
@@ -53,6 +71,7 @@ def embed_items(
         offsets: `[n_items + 1]`; item i owns `token_ids[offsets[i]:offsets[i + 1]]`. An item without tokens
             (ids 0 and 1) gets a zero row.
         batch_size: items in one forward pass.
+        pooling: `mean`, or `last` (a causal LM's last token has read all the others).
 
     Returns:
         float32 `[n_items, d]`.
@@ -82,23 +101,27 @@ def embed_items(
                 attention_mask=attention.long(),
                 use_cache=False,
             ).last_hidden_state.float()
-            total = hidden.masked_fill(~attention[..., None], 0).sum(1)
-            out[items] = (total / attention.sum(1, keepdim=True)).cpu().numpy()
+            if pooling == "last":
+                pooled = hidden[torch.arange(len(items)), attention.sum(1) - 1]
+            else:
+                pooled = hidden.masked_fill(~attention[..., None], 0).sum(1) / attention.sum(1, keepdim=True)
+            out[items] = pooled.cpu().numpy()
     model.train(was_training)
     return out
 
 
-def lm_vectors(hidden: Vectors, pca_dim: int) -> Vectors:
-    """PCA (FAISS) of the LM's item vectors, then length 1.
+def lm_vectors(hidden: Vectors, pca_dim: int, metric: str = "cosine") -> Vectors:
+    """PCA (FAISS) of the LM's item vectors, then scaled for the metric.
 
     PCA removes the mean, which all texts of one template share and which would make every cosine near 1.
 
     Args:
         hidden: float32 `[n_items, d]` from `embed_items`; zero rows (no text) are no data and stay zero.
         pca_dim: dimensions kept; never more than d or than there are items with text.
+        metric: see `scaled`.
 
     Returns:
-        float32 `[n_items, p]`, p = min(pca_dim, d, items with text), rows of length 1 or 0.
+        float32 `[n_items, p]`, p = min(pca_dim, d, items with text).
     """
     hidden = np.ascontiguousarray(hidden, np.float32)
     known = hidden.any(1)
@@ -111,7 +134,7 @@ def lm_vectors(hidden: Vectors, pca_dim: int) -> Vectors:
         data = (hidden[known] - hidden[known].mean(0, dtype=np.float64)).astype(np.float32)
         pca.train(data)
         out[known] = pca.apply(data)
-    return normalize(out)
+    return scaled(out, metric)
 
 
 def user_folds(n_users: int, folds: int, seed: int = 0) -> NDArray[np.int64]:
@@ -120,7 +143,11 @@ def user_folds(n_users: int, folds: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def cooccurrence_vectors(
-    log: EventLog, svd_dim: int, seed: int = 0, without: NDArray[np.bool_] | None = None
+    log: EventLog,
+    svd_dim: int,
+    seed: int = 0,
+    without: NDArray[np.bool_] | None = None,
+    metric: str = "cosine",
 ) -> Vectors:
     """Item factors of the training events: who meets an item, and who likes it more than expected.
 
@@ -142,9 +169,10 @@ def cooccurrence_vectors(
         svd_dim: dimensions of each part; where the matrix is smaller, the last columns are zero.
         seed: of the start vector; two seeds differ by float noise and signs, which no cosine sees.
         without: users to leave out, bool `[n_users]`; None for nobody.
+        metric: how each half is scaled, see `scaled`.
 
     Returns:
-        float32 `[n_items, 2 * svd_dim]`, each half of length 1; zero rows for items without a training event.
+        float32 `[n_items, 2 * svd_dim]`; zero rows for items without a training event.
     """
     out = np.zeros((log.n_items, 2 * svd_dim), np.float32)
     events = log.train_events()
@@ -158,7 +186,7 @@ def cooccurrence_vectors(
 
     seen = sparse.csr_matrix((np.ones(len(rows), np.float32), (user, item)), shape=shape)
     seen.data[:] = 1  # a repeated event counts once
-    out[items, :svd_dim] = _item_factors(seen, svd_dim, 0.5, seed)
+    out[items, :svd_dim] = scaled(_item_factors(seen, svd_dim, 0.5, seed), metric)
 
     value = log.rating[rows].astype(np.float64)
     rated = value > 0
@@ -170,12 +198,12 @@ def cooccurrence_vectors(
         mean = np.bincount(group, value, size) / np.maximum(np.bincount(group, minlength=size), 1)
         value = value - mean[group]
     residual = sparse.csr_matrix((value.astype(np.float32), (user, item)), shape=shape)
-    out[items, svd_dim:] = _item_factors(residual, svd_dim, 1.0, seed)
+    out[items, svd_dim:] = scaled(_item_factors(residual, svd_dim, 1.0, seed), metric)
     return out
 
 
 def _item_factors(matrix: sparse.csr_matrix, dim: int, power: float, seed: int) -> Vectors:
-    """V S^power of the truncated SVD, largest singular value first, rows of length 1: `[columns, dim]`."""
+    """V S^power of the truncated SVD, largest singular value first: `[columns, dim]`."""
     out = np.zeros((matrix.shape[1], dim), np.float32)
     rank = min(matrix.shape)
     if np.abs(matrix.data).max(initial=0) <= 1e-6:  # e.g. all ratings equal: nothing but float noise is left
@@ -193,11 +221,15 @@ def _item_factors(matrix: sparse.csr_matrix, dim: int, power: float, seed: int) 
     out[:, : len(s)] = vt.T * s**power
     length = np.linalg.norm(out, axis=1)
     out[length <= 1e-5 * length.max()] = 0
-    return normalize(out)
+    return out
 
 
 def item_vectors(
-    kind: str, lm: Vectors | None = None, cooccurrence: Vectors | None = None, content_weight: float = 0.7
+    kind: str,
+    lm: Vectors | None = None,
+    cooccurrence: Vectors | None = None,
+    content_weight: float = 0.7,
+    metric: str = "cosine",
 ) -> Vectors:
     """The vectors that neighbors are searched with.
 
@@ -207,9 +239,11 @@ def item_vectors(
         cooccurrence: `[n_items, 2 * svd_dim]` from `cooccurrence_vectors`; needed unless `lm` is chosen.
         content_weight: length of the LM part beside two co-occurrence parts of length 1 (only for `both`). An
             item without training events is then found by its text alone.
+        metric: `cosine` makes every row as long as any other, `inner` the longest one 1 and the others in
+            proportion, so that the search's inner product is the metric.
 
     Returns:
-        float32 `[n_items, D]`, rows of length 1; zero where every part is zero.
+        float32 `[n_items, D]`, rows no longer than 1; zero where every part is zero.
 
     Raises:
         ValueError: for another kind, or where a part is missing or of another number of items.
@@ -221,10 +255,11 @@ def item_vectors(
             if vectors is None:
                 raise ValueError(f"retrieval.vectors={kind} got no {name} vectors; run `make retrieve`")
             parts.append(vectors)
-    if kind != "both":
-        return normalize(parts[0])
-    if len(parts[0]) != len(parts[1]):
+    if kind == "both" and len(parts[0]) != len(parts[1]):
         raise ValueError(
             f"lm vectors of {len(parts[0])} items, co-occurrence of {len(parts[1])}; run `make retrieve`"
         )
-    return normalize(np.hstack([content_weight * parts[0], parts[1]]))
+    vectors = np.hstack([content_weight * parts[0], parts[1]]) if kind == "both" else parts[0]
+    if metric == "cosine":
+        return normalize(vectors)
+    return (vectors / (np.linalg.norm(vectors, axis=1).max(initial=0) or 1.0)).astype(np.float32)

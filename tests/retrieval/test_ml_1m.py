@@ -8,8 +8,8 @@ import pytest
 
 from recllm.columns import UNUSED
 from recllm.data.build import build_log
+from recllm.data.config import PrepareConfig
 from recllm.data.log import EventLog
-from recllm.data.splits import PrepareConfig
 from recllm.retrieval.neighbours import Neighbours
 from recllm.retrieval.vectors import cooccurrence_vectors, item_vectors
 

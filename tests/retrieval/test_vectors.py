@@ -12,6 +12,7 @@ from recllm.retrieval.vectors import (
     item_vectors,
     lm_vectors,
     normalize,
+    scaled,
     user_folds,
 )
 
@@ -28,15 +29,16 @@ def cosines(vectors):
     return unit @ unit.T
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
-def test_embeddings_are_the_mean_over_own_tokens(config):
+def test_embeddings_are_the_mean_or_the_last_of_own_tokens(config, pooling):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).train()
     rng = np.random.default_rng(0)
     lengths = np.array([0, 3, 9, 1, 0, 5, 3])
     tokens = rng.integers(0, 50, lengths.sum()).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    found = embed_items(model, tokens, offsets, batch_size=3)
+    found = embed_items(model, tokens, offsets, 3, pooling)
     assert model.training  # dropout was off only meanwhile
     model.eval()
     assert found.shape == (7, 16)
@@ -48,7 +50,8 @@ def test_embeddings_are_the_mean_over_own_tokens(config):
         ids = torch.from_numpy(tokens[offsets[i] : offsets[i + 1]].astype(np.int64))[None]
         with torch.no_grad():
             hidden = model(ids, output_hidden_states=True).hidden_states[-1]  # one item alone, no padding
-        np.testing.assert_allclose(found[i], hidden[0].mean(0).numpy(), rtol=1e-4, atol=1e-5)
+        wanted = hidden[0].mean(0) if pooling == "mean" else hidden[0, -1]
+        np.testing.assert_allclose(found[i], wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_embedding_never_runs_the_head():
@@ -187,6 +190,29 @@ def test_joined_vectors_by_hand():
     np.testing.assert_allclose(both, [[0, 0, 0, 0], [1 / 3, 0, 2 / 3, 2 / 3], [0, 1, 0, 0]], rtol=1e-6)
     np.testing.assert_allclose(item_vectors("lm", lm), lm)
     np.testing.assert_allclose(item_vectors("cooccurrence", None, cooccurrence)[1], [0.5**0.5] * 2, rtol=1e-6)
+
+
+def test_inner_product_keeps_proportions():
+    lm = np.array([[0, 0], [3, 4], [0, 5], [0, 0]], np.float32)  # lengths 5, 5 and two without text
+    met = np.array([[0], [6], [8], [0]], np.float32)
+    # Root mean square lengths of the rows that are not zero: 5, and sqrt((36 + 64) / 2) = sqrt(50).
+    parts = scaled(lm, "inner"), scaled(met, "inner")
+    np.testing.assert_allclose(parts[0], lm / 5, rtol=1e-6)
+    np.testing.assert_allclose(parts[1], met / np.sqrt(50), rtol=1e-6)
+    found = item_vectors("both", *parts, content_weight=0.5, metric="inner")
+    # Squared lengths: .25 + 36 / 50 = .97 and .25 + 64 / 50 = 1.53; the longest becomes 1.
+    np.testing.assert_allclose((found**2).sum(1), [0, 0.97 / 1.53, 1, 0], rtol=1e-5)
+    np.testing.assert_allclose(found[1] @ found[2], (0.25 * 4 / 5 + 48 / 50) / 1.53, rtol=1e-5)
+    assert (item_vectors("lm", np.zeros((3, 2), np.float32), metric="inner") == 0).all()
+
+
+def test_vectors_of_an_event_log_keep_their_lengths_for_the_inner_product(write_log):
+    log = write_log([[2, 3, 4], [2, 3], [2, 5], [2, 4]], 6)
+    cosine, inner = (cooccurrence_vectors(log, 2, metric=metric) for metric in ("cosine", "inner"))
+    np.testing.assert_allclose(normalize(inner[:, :2]), cosine[:, :2], atol=1e-5)
+    length = np.linalg.norm(inner[:, :2], axis=1)
+    assert length[2] == length.max()  # met by all four users
+    np.testing.assert_allclose((length[2:] ** 2).mean(), 1, rtol=1e-5)
 
 
 def test_errors_name_what_was_given():

@@ -1,0 +1,77 @@
+"""What every measurement shares: rates of a loader, cost of a command, and where figures are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def rate(batches: Iterator[Any], rows: int, seconds: float = 4.0) -> dict[str, float]:
+    """Rows a second of an endless loader, after a warm-up of ten batches.
+
+    Args:
+        batches: yields batches of `rows` rows for ever.
+        rows: of a batch.
+        seconds: how long to measure.
+
+    Returns:
+        `wall`: rows a second of wall time; `cpu`: rows a second of this process's own CPU time, which does
+        not count the time that other processes held the cores; `best`: rows a second of wall time in the
+        fastest quarter of the batches.
+    """
+    for _ in range(10):
+        next(batches)
+    spans: list[float] = []
+    begin, own = time.perf_counter(), time.process_time()
+    while (last := time.perf_counter()) - begin < seconds:
+        next(batches)
+        spans.append(time.perf_counter() - last)
+    wall, cpu = time.perf_counter() - begin, time.process_time() - own
+    quarter = sorted(spans)[: max(1, len(spans) // 4)]
+    count = rows * len(spans)
+    return {"wall": count / wall, "cpu": count / cpu, "best": rows * len(quarter) / sum(quarter)}
+
+
+def cost(command: Sequence[str], **environment: str) -> dict[str, float]:
+    """Run a command in a process of its own: seconds of wall and CPU time, and the peak of its memory in GB.
+
+    The peak is the largest resident set of the process or of any that it started, as the kernel counts it:
+    pages of mapped files that happen to be in memory count as well.
+
+    Raises:
+        subprocess.CalledProcessError: the command failed.
+    """
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment})
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return {
+        "seconds": round(time.perf_counter() - begin, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
+    }
+
+
+def keep(name: str, figures: dict[str, Any]) -> Path:
+    """Write `results/data/<name>.json`: figures under what they were measured with."""
+    from recllm.manifest import commit, hardware, now
+
+    path = REPOSITORY / "results" / "data" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "command": os.environ.get("RECLLM_COMMAND", ""),
+        "commit": commit(),
+        "date": now(),
+        "hardware": hardware(),
+    }
+    path.write_text(json.dumps(about | figures, indent=2) + "\n", encoding="utf-8")
+    return path
