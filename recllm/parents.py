@@ -36,6 +36,11 @@ def event_log(run: Run) -> EventLog:
     return EventLog.open(run.parent("log"))
 
 
+def ranking(run: Run, log: EventLog, split: str, kind: str) -> tuple[Rows, NDArray[np.int32]]:
+    """Rows of the ranking task and their candidates; hard ones lie where the vectors are."""
+    return log.ranking(split, kind, run.parent("neighbours") if kind.startswith("hard") else None)
+
+
 @dataclass(frozen=True)
 class Retrieval:
     """Nearest earlier events: stored for the rows' own items, searched for other targets."""

@@ -19,6 +19,7 @@ from recllm.manifest import write_json
 Metrics = dict[str, float | None]
 
 HEADLINE = {"ctr": "auc", "ranking": "hr@1"}
+CANDIDATES = ("uniform", "popular", "hard")
 """Task -> the metric that `delta`, `interval95` and `p_value` are about."""
 
 COLUMNS = {
@@ -54,7 +55,7 @@ class ResultRow:
         row_set: named rows, e.g. `test/all`.
         rows: number of rows.
         metrics: mean over seeds by name; None where it is undefined (AUC of one class).
-        candidates: `uniform20` or `popular20` (ranking only).
+        candidates: `uniform20`, `popular20` or `hard20` (ranking only).
         k: number of rejected candidates in training (preference systems only).
         lm: the language model, where there is one.
         seeds: `{"seed", "metrics", "delta", "interval95", "p_value"}` of each seed, ascending.
@@ -319,8 +320,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _order(row: ResultRow) -> tuple[Any, ...]:
     place = SYSTEMS.index(row.system) if row.system in SYSTEMS else len(SYSTEMS)
-    # Uniform candidates come first: the easier set, the one that others report.
-    candidates = (row.candidates or "") == "popular20", row.candidates or ""
+    # Uniform candidates come first: the easiest set, the one that others report.
+    kind = (row.candidates or "").rstrip("0123456789")
+    candidates = CANDIDATES.index(kind) if kind in CANDIDATES else len(CANDIDATES), row.candidates or ""
     return (
         list(HEADLINE).index(row.task),
         row.row_set,

@@ -265,6 +265,8 @@ class EvaluateConfig:
     """Row set on which LM systems answer Yes/No; CRMs are measured on it and on all rows."""
     blend_rows: str = "uniform6000"
     """Row set of the validation split on which the stacking control is fitted."""
+    candidates: list[str] = field(default_factory=lambda: ["uniform20", "popular20"])
+    """Kinds of candidate lists: `uniform20`, `popular20`, `hard20` (items that are alike)."""
     ranking_rows: int = 2000
     """Rows of the ranking task, at most those stored by `prepare`."""
     generate_rows: int = 200
@@ -278,6 +280,8 @@ class EvaluateConfig:
         """Check ranges."""
         _check_rows("evaluate.ctr_rows", self.ctr_rows)
         _check_rows("evaluate.blend_rows", self.blend_rows)
+        lists = [kind for kind in self.candidates if not re.fullmatch(r"(uniform|popular|hard)\d+", kind)]
+        _check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20")
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Evaluation:
         return lm.titles(rows[:count], candidates[:count], crm)
 
     def _ranking(self, kind: str) -> tuple[Rows, NDArray[np.int32]]:
-        rows, candidates = self.log.ranking("test", kind)
+        rows, candidates = parents.ranking(self.run, self.log, "test", kind)
         return rows[: self.config.ranking_rows], candidates[: self.config.ranking_rows]
 
     def _identity(self, role: str) -> list[str]:
@@ -181,7 +181,7 @@ class Evaluation:
         log = self.log
         counts = popularity_rank(log)
         together = {False: Cooccurrence(log, directed=False), True: Cooccurrence(log, directed=True)}
-        for kind in parents.LISTS:
+        for kind in self.config.candidates:
             rows, candidates = self._ranking(kind)
             target = (candidates == log.item[rows][:, None]).argmax(1)
             scored: dict[str, Any] = {

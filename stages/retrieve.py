@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recllm import parents
 from recllm.columns import UNUSED
+from recllm.data.candidates import hard_lists
 from recllm.data.log import EventLog
 from recllm.retrieval.neighbours import Neighbours, write_neighbours
 from recllm.retrieval.vectors import (
@@ -58,8 +61,19 @@ def write_vectors(run: Run, log: EventLog) -> None:
     partial.replace(run.folder / parents.VECTORS)
 
 
+def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArray[np.integer]) -> list[Path]:
+    """Write the hard candidates of the ranking rows, in the form of the lists that `prepare` writes."""
+    config, size = run.config.retrieval, log.meta["candidates"]
+    paths = []
+    for split in ("valid", "test"):
+        rows, _ = log.ranking(split, f"uniform{size}")
+        paths.append(run.folder / f"candidates_{split}_hard{size}.npy")
+        np.save(paths[-1], hard_lists(log, rows, vectors, fold, config.hard, size, config.seed))
+    return paths
+
+
 def work(run: Run) -> None:
-    """Write the item vectors, then `neighbours.npy` [N, k]; both go on where a killed run stopped."""
+    """Write the item vectors, `neighbours.npy` [N, k] and hard candidates; goes on where it was killed."""
     config = run.config.retrieval
     log = parents.event_log(run)
     mark = run.folder / ".vectors"  # which run's vectors lie there, complete
@@ -67,7 +81,8 @@ def work(run: Run) -> None:
         write_vectors(run, log)
         mark.write_text(run.fingerprint)
     vectors = np.load(run.folder / parents.VECTORS, mmap_mode="r")
-    neighbours = Neighbours(log, vectors, np.load(run.folder / parents.FOLDS))
+    fold = np.load(run.folder / parents.FOLDS)
+    neighbours = Neighbours(log, vectors, fold)
     asked = log.split != UNUSED
     size = len(asked)
 
@@ -78,8 +93,10 @@ def work(run: Run) -> None:
 
     path = run.folder / parents.NEIGHBOURS
     write_neighbours(neighbours, asked, config.k, path, run.fingerprint, BLOCK, tell)
-    mark.unlink()
     outputs = [run.folder / name for name in (parents.VECTORS, parents.FOLDS, parents.NEIGHBOURS)]
+    if config.hard:
+        outputs += write_hard_candidates(run, log, vectors, fold)
+    mark.unlink()
     run.finish(outputs, {"rows": int(asked.sum()), "k": config.k, "dimensions": vectors.shape[2]})
 
 

@@ -113,6 +113,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "n_items": n_items,
         "n_events": len(user),
         "timed": timed,
+        "candidates": config.candidates,
         "category_field": 1 + config.item_fields.index(config.category),
     }
     log = EventLog(out_folder, arrays, meta)

@@ -167,12 +167,23 @@ class EventLog:
     def _rows(self, name: str) -> Rows:
         return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
-    def ranking(self, split: str, kind: str) -> tuple[Rows, NDArray[np.int32]]:
+    def ranking(self, split: str, kind: str, folder: Path | None = None) -> tuple[Rows, NDArray[np.int32]]:
         """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.
 
         Args:
             split: `valid` or `test`.
-            kind: `uniform20` or `popular20`: how the negatives were drawn.
+            kind: how the negatives were drawn, and how long a list is: `uniform20`, `popular20`, `hard20`.
+            folder: where the lists lie; the log's own folder by default.
+
+        Raises:
+            ValueError: there are no such lists.
         """
-        rows = np.load(self.folder / f"ranking_{split}.npy")
-        return rows, np.load(self.folder / f"candidates_{split}_{kind}.npy")
+        folder = self.folder if folder is None else folder
+        path = folder / f"candidates_{split}_{kind}.npy"
+        if not path.exists():
+            stored = sorted(file.stem.rpartition("_")[2] for file in folder.glob(f"candidates_{split}_*.npy"))
+            raise ValueError(
+                f"no candidates of kind {kind} in {folder}; there are {', '.join(stored) or 'none'}; "
+                "set evaluate.candidates, or prepare.candidates (retrieval.hard for hard ones)"
+            )
+        return np.load(self.folder / f"ranking_{split}.npy"), np.load(path)

@@ -27,6 +27,8 @@ class RetrievalConfig:
     """`cosine` (the paper), or `inner` product, which finds items with long vectors (popular ones) more."""
     k: int = 30
     """Neighbors stored per sample, most similar first, so that fewer are a prefix."""
+    hard: int = 50
+    """Nearest items out of which hard candidates are drawn; fewer are harder (0: no such lists)."""
     embed_batch: int = 64
     """Item texts in one forward pass of the LM."""
     folds: int = 5
@@ -49,6 +51,8 @@ class RetrievalConfig:
         for name in ("pca_dim", "svd_dim", "k", "embed_batch", "folds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"retrieval.{name} is {getattr(self, name)}; wanted at least 1")
+        if self.hard < 0:
+            raise ValueError(f"retrieval.hard is {self.hard}; wanted 0 or more items")
         if self.content_weight <= 0:
             raise ValueError(f"retrieval.content_weight is {self.content_weight}; wanted more than 0")
 

@@ -113,6 +113,11 @@ def test_stored_candidates_hold_the_target_once_and_no_history(demo_log):
                 assert not set(items) & set(demo_log.item[start[0] : row])
 
 
+def test_lists_that_are_not_there_are_one_line(demo_log):
+    with pytest.raises(ValueError, match=r"no candidates of kind hard20 .*are popular20, uniform20"):
+        demo_log.ranking("test", "hard20")
+
+
 def test_the_arrays_cannot_be_written_to(demo_log):
     with pytest.raises(ValueError, match="read-only"):
         demo_log.item[0] = 1

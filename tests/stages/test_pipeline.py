@@ -23,7 +23,8 @@ SIZES = """
     stage3.rows=160 stage3.fit.batch_size=8 stage3.fit.validations=2
     prepare.ranking_valid_rows=30 prepare.ranking_test_rows=30
     evaluate.ctr_rows=uniform300 evaluate.ranking_rows=30 evaluate.generate_rows=5 evaluate.bootstrap=50
-    evaluate.blend_rows=uniform100 trainer.threads=1 trainer.accelerator=cpu trainer.checkpoint_every=1
+    evaluate.blend_rows=uniform100 evaluate.candidates=[uniform20,popular20,hard20]
+    trainer.threads=1 trainer.accelerator=cpu trainer.checkpoint_every=1
 """
 ARGS = "ARGS=" + " ".join(SIZES.split())
 
@@ -73,7 +74,8 @@ def test_every_stage_is_finished_and_the_table_holds_every_system(finished):
     assert systems["ctr"] >= {"popularity", "din", "sim", "lm", "lora", "reclora", "blend"}
     counted = {"popularity", "cooccurrence", "cooccurrence-directed"}
     assert systems["ranking"] >= counted | {"sim", "crm-ranker", "lm", "sft", "sft-continued", "dpo", "s-dpo"}
-    assert {row["candidates"] for row in rows if row["task"] == "ranking"} == {"uniform20", "popular20"}
+    lists = {row["candidates"] for row in rows if row["task"] == "ranking"}
+    assert lists == {"uniform20", "popular20", "hard20"}
     assert (root / "report.html").stat().st_size > 1000
 
 
