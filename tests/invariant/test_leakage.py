@@ -55,7 +55,9 @@ def case(request, tmp_path_factory, demo_log, demo_config):
 def vectors(demo_log):
     """Two folds of vectors, and the users' folds."""
     rng = np.random.default_rng(0)
-    return rng.normal(size=(2, demo_log.n_items, 16)).astype(np.float32), rng.integers(0, 2, demo_log.n_users)
+    vectors = rng.normal(size=(2, demo_log.n_items, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors, rng.integers(0, 2, demo_log.n_users)
 
 
 def altered(log, rows):
