@@ -36,7 +36,7 @@ def fill(folder: Path) -> None:
         manifest = {
             "stage": name, "seed": 7, "finished": "2026-01-01", "seconds": 12.0, "commit": "def456",
             "outputs": [{"path": "x", "bytes": 3_000_000, "sha256": ""}], "metrics": {"samples": 970_009, "x":
-            None}, "versions": {"torch": "2.13"}, "hardware": "2 cores",
+            None, "notes": ["ties=rows: <none>"]}, "versions": {"torch": "2.13"}, "hardware": "2 cores",
         }  # fmt: skip
         (folder / name / "manifest.json").write_text(json.dumps(manifest))
     (folder / "stage1/sim/logs/metrics.csv").write_text(
@@ -54,7 +54,7 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         value = row.metrics["auc" if row.task == "ctr" else "hr@1"]
         assert re.search(rf"<td[^>]*>{row.system}</td>.*{value:.4f}".replace("0.", r"\."), page), row.system
     for wanted in ("recllm on ml-1m", "abc123", "def456", "2 cores", "12,345", "torch 2.13", "samples 970009",
-                   "make stage2 &amp; &lt;others&gt;", "stage3/s-dpo", "3.0 MB",
+                   "make stage2 &amp; &lt;others&gt;", "stage3/s-dpo", "3.0 MB", "ties=rows: &lt;none&gt;",
                    "[-.0010, +.0200]"):  # fmt: skip
         assert wanted in page, wanted
     assert "Not there" not in page

@@ -102,11 +102,15 @@ def _facts(
     }
     counts = _dict(manifests.get("log", {}), "metrics")
     samples = [
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}" for name, value in counts
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value:,}"
+        for name, value in counts
+        if isinstance(value, int | float)
     ]
+    notes = [note for name, value in counts if name == "notes" for note in value]
     dates = sorted(str(entry[key]) for entry in everything for key in ("finished", "date") if entry.get(key))
     return [
         ("samples", [", ".join(samples)] if samples else []),
+        ("the split", notes),
         ("language models", sorted({row.lm for row in rows if row.lm})),
         ("commits", distinct("commit")),
         ("hardware", distinct("hardware")),
