@@ -63,7 +63,9 @@ def curve(folder):
     )
 
 
-@pytest.mark.parametrize("folder", ["lm/tiny/text", "stage1/sim", "stage2/reclora", "stage3/s-dpo"])
+@pytest.mark.parametrize(
+    "folder", ["lm/tiny/text", "stage1/sim+heldout-uniform480", "stage2/reclora", "stage3/s-dpo"]
+)
 def test_two_processes_train_as_one(single, tmp_path, folder):
     artifacts = tmp_path / "artifacts"
     shutil.copytree(single, artifacts)
