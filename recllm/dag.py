@@ -1,9 +1,11 @@
 """The DAG: which folders the asked-for systems need, their configuration, and whether they are up to date.
 
 tables -> log -> lm text -> neighbours -> lm prompts -> stage2 -> stage3
-|                          ^         |
-+------> stage1 -----------+         v
-+----------------> evaluate -> report
+           |                    |                         ^         |
+           +--------------------+--> stage1 --------------+         v
+                                        +----------------------> evaluate -> report
+
+A CRM has the neighbours as a parent only where it reads them: all others depend on the log alone.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 from recllm import paths
 from recllm.config import load_yaml, merge, parse_overrides
+from recllm.crm.config import CrmConfig
 from recllm.manifest import Manifest, digest
 from recllm.run import config_digest, read_config
 from recllm.schema import ConfigError
@@ -260,8 +263,7 @@ class Plan:
         request = self.request
         data = {"log": log, "neighbours": neighbours}
         crms = {
-            crm: self._node("stage1", f"stage1/{crm}", "stages.stage1", data, (f"stage1/{crm}.yaml",), seed)
-            for crm in dict.fromkeys((*request.crms, "ranker"))
+            crm: self._crm(crm, seed, log, neighbours) for crm in dict.fromkeys((*request.crms, "ranker"))
         }
         gate = crms[request.gate]
         gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
@@ -295,6 +297,15 @@ class Plan:
         self.goals["stage2"] += list(tuned.values())
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
+
+    def _crm(self, crm: str, seed: int, log: Node, neighbours: Node) -> Node:
+        """A CRM reads the neighbours, and so depends on the LM, only where its configuration says so."""
+        name, command, files = f"stage1/{crm}", "stages.stage1", (f"stage1/{crm}.yaml",)
+        node = self._node("stage1", name, command, {"log": log}, files, seed)
+        if CrmConfig(**node.config["stage1"]["crm"]).search != "semantic":
+            return node
+        del self.nodes[node.folder]  # with the neighbours as parent its name says the LM too
+        return self._node("stage1", name, command, {"log": log, "neighbours": neighbours}, files, seed)
 
     def _held_out(self, gate: Node, rows: str, seed: int) -> Node:
         """The gate's CRM with the same settings, trained without the samples that stage 2 tunes on.

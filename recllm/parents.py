@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from recllm import paths
-from recllm.crm import DIN, SIM, load
+from recllm.crm import Model, load
 from recllm.crm.features import FeatureCache
 from recllm.data.batches import CrmInputs, chronological
 from recllm.data.candidates import candidate_lists
@@ -21,6 +22,7 @@ from recllm.data.prompts import Pieces, Prompts, fill
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.tasks import Answers, Titles
 from recllm.manifest import Manifest
+from recllm.retrieval.category import SameCategory
 from recllm.retrieval.neighbours import Neighbours
 from recllm.run import Run
 from recllm.schema import Config
@@ -64,11 +66,20 @@ class Retrieval:
         return chronological(self.stored[rows, :k])
 
 
+def crm_inputs(log: EventLog, shown: Mapping[str, Any], retrieval: Retrieval | None) -> CrmInputs:
+    """Batches for a CRM that reads what `shown` says: `Stage1Config.inputs`, which its manifest repeats."""
+    recent, retrieved = shown["recent"], shown["retrieved"]
+    if shown["search"] == "semantic":
+        assert retrieval is not None  # the plan makes the neighbours a parent
+        return CrmInputs(log, recent, retrieved, retrieval.stored, retrieval.searcher)
+    return CrmInputs(log, recent, retrieved, searcher=SameCategory(log) if shown["search"] else None)
+
+
 @dataclass(frozen=True)
 class Crm:
     """A trained CRM, its inputs, and its cached representations."""
 
-    model: DIN | SIM
+    model: Model
     cache: FeatureCache
     manifest: Manifest
 
@@ -77,8 +88,7 @@ class Crm:
         """Load the export of the parent with this role; the cache lies in the CRM's own folder."""
         folder, manifest = run.parent(role), run.manifest(role)
         model = load(folder / paths.EXPORT)
-        shown = manifest.metrics["inputs"]
-        inputs = CrmInputs(log, shown["recent"], shown["retrieved"], retrieval.stored, retrieval.searcher)
+        inputs = crm_inputs(log, manifest.metrics["inputs"], retrieval)
         return cls(model, FeatureCache(folder / paths.FEATURES, model, inputs, manifest.identity), manifest)
 
     def representations(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from recllm.crm.config import CrmConfig
 from recllm.data.config import PrepareConfig
@@ -144,7 +145,7 @@ class Stage1Config:
     recent: int = 60
     """Latest history events that the CRM reads."""
     retrieved: int = 0
-    """Retrieved history events that it reads besides (0: none)."""
+    """Retrieved history events that it reads besides (SIM only)."""
     objective: str = "ctr"
     """`ctr`: binary cross-entropy on the label; `rank`: softmax of a liked item against sampled negatives."""
     negatives: int = 7
@@ -160,9 +161,16 @@ class Stage1Config:
         """Check ranges."""
         _check(self.objective in ("ctr", "rank"), "stage1.objective", self.objective, "ctr or rank")
         _check(self.recent >= 1, "stage1.recent", self.recent, "at least 1 event")
-        _check(self.retrieved >= 0, "stage1.retrieved", self.retrieved, "0 or more events")
+        least = 1 if self.crm.search else 0
+        _check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
         _check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
         _check_hold_out("stage1.hold_out", self.hold_out)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What the CRM's batches hold: `recent` and `retrieved` events, and the `search` that finds those."""
+        found = self.retrieved if self.crm.search else 0
+        return {"recent": self.recent, "retrieved": found, "search": self.crm.search}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torchmetrics.classification import BinaryAUROC
 from torchmetrics.retrieval import RetrievalHitRate
 
 from recllm import parents
-from recllm.crm import DIN, SIM, Fields, build, export
+from recllm.crm import Fields, Model, build, export
 from recllm.data.batches import CrmInputs
 from recllm.data.candidates import Seen, negatives
 from recllm.data.loader import Loaders, Stream, plan_steps
@@ -30,7 +30,7 @@ Batch = dict[str, Tensor]
 class CrmModule(lightning.LightningModule):
     """Binary cross-entropy on logits; or, for a ranker, softmax of the liked item among sampled negatives."""
 
-    def __init__(self, model: DIN | SIM, config: Stage1Config, steps: int) -> None:
+    def __init__(self, model: Model, config: Stage1Config, steps: int) -> None:
         """Train `model`."""
         super().__init__()
         self.model, self.config, self.steps = model, config, steps
@@ -134,8 +134,8 @@ def work(run: Run) -> None:
     """Train, export the best checkpoint, and say what it reached."""
     config = run.config.stage1
     log = parents.event_log(run)
-    retrieval = parents.Retrieval.open(run, log)
-    inputs = CrmInputs(log, config.recent, config.retrieved, retrieval.stored, retrieval.searcher)
+    retrieval = parents.Retrieval.open(run, log) if config.crm.search == "semantic" else None
+    inputs = parents.crm_inputs(log, config.inputs, retrieval)
     torch.manual_seed(run.config.seed)
     model = build(fields(log), config.crm)
     train = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
@@ -155,9 +155,9 @@ def work(run: Run) -> None:
         return
     state = torch.load(best(run, monitor), weights_only=True)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    shown = {"recent": config.recent, "retrieved": config.retrieved}
-    export(model, parents.export_folder(run), {"inputs": shown, "config": dataclasses.asdict(config)})
-    figures = {"steps": steps, "rows": len(train), "hold_out": config.hold_out, "inputs": shown}
+    facts = {"inputs": config.inputs, "config": dataclasses.asdict(config)}
+    export(model, parents.export_folder(run), facts)
+    figures = {"steps": steps, "rows": len(train), "hold_out": config.hold_out, "inputs": config.inputs}
     run.finish([parents.export_folder(run)], {**figures, **best_scores(run, monitor)})
 
 

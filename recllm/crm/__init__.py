@@ -12,14 +12,15 @@ from safetensors.torch import load_file, save_file
 
 from recllm.crm.config import CrmConfig, Fields
 from recllm.crm.din import DIN
+from recllm.crm.layers import Model
 from recllm.crm.sim import SIM
 
-__all__ = ["DIN", "SIM", "CrmConfig", "Fields", "build", "export", "load"]
+__all__ = ["DIN", "SIM", "CrmConfig", "Fields", "Model", "build", "export", "load"]
 
-_MODELS: dict[str, type[DIN] | type[SIM]] = {"din": DIN, "sim": SIM}
+_MODELS: dict[str, type[Model]] = {"din": DIN, "sim": SIM}
 
 
-def build(fields: Fields, config: CrmConfig) -> DIN | SIM:
+def build(fields: Fields, config: CrmConfig) -> Model:
     """Builds the model `config.name`, freshly initialised from torch's global generator.
 
     Raises:
@@ -30,7 +31,7 @@ def build(fields: Fields, config: CrmConfig) -> DIN | SIM:
     return _MODELS[config.name](fields, config)
 
 
-def export(model: DIN | SIM, directory: str | Path, extra: dict[str, Any]) -> None:
+def export(model: Model, directory: str | Path, extra: dict[str, Any]) -> None:
     """Writes `model.safetensors` (weights) and `config.json` (all that `load` needs, and `extra`).
 
     Args:
@@ -50,7 +51,7 @@ def export(model: DIN | SIM, directory: str | Path, extra: dict[str, Any]) -> No
     (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
-def load(directory: str | Path) -> DIN | SIM:
+def load(directory: str | Path) -> Model:
     """Loads an exported CRM, on the CPU, in eval mode.
 
     Raises:

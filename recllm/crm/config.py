@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 NAMES = ("din", "sim")
+RETRIEVALS = ("semantic", "hard")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,19 @@ class CrmConfig:
     embedding_std: float = 0.01
     """Standard deviation of the embeddings' normal start (units of the embedding)."""
 
+    retrieval: str = "semantic"
+    """How SIM's retrieved events are found in the whole history: `semantic` (nearest to the target by item
+    vectors) or `hard` (same category as the target, latest first)."""
+
     def __post_init__(self) -> None:
         """Refuse a model that does not exist before anything is trained for it."""
-        if self.name not in NAMES:
-            raise ValueError(f"stage1.crm.name is {self.name!r}; wanted one of {', '.join(NAMES)}")
+        for key, known in (("name", NAMES), ("retrieval", RETRIEVALS)):
+            if getattr(self, key) not in known:
+                raise ValueError(
+                    f"stage1.crm.{key} is {getattr(self, key)!r}; wanted one of {', '.join(known)}"
+                )
+
+    @property
+    def search(self) -> str | None:
+        """How retrieved events are found before the model sees a batch; None where it reads none."""
+        return self.retrieval if self.name == "sim" else None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Embeddings, TargetAttention, Tower
+from recllm.crm.layers import Batch, Model, TargetAttention, Tower
 
 
-class DIN(nn.Module):
+class DIN(Model):
     """User interest as a sum of history events, weighted by their relevance to the target item.
 
         v_U(A) = sum_t a(e_t, v_A) e_t                           eq. 3
@@ -30,20 +30,14 @@ class DIN(nn.Module):
 
     def __init__(self, fields: Fields, config: CrmConfig) -> None:
         """Builds tables, attention and MLP."""
-        super().__init__()
-        self.fields, self.config = fields, config
-        self.embeddings = Embeddings(fields, config)
+        super().__init__(fields, config)
         self.attention = TargetAttention(
             self.embeddings.query_dim, self.embeddings.event_dim, config.attention_mlp
         )
         self.tower = Tower(self.embeddings.sample_dim + self.embeddings.event_dim, config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores a batch of `recllm.data.batches.CrmInputs`: logit [B], representation [B, d_c], float."""
+        """Logit [B] and representation [B, d_c] of a batch, float."""
         sample, query = self.embeddings.sample(batch)
         interest = self.attention(query, *self.embeddings.events(batch, "recent"))
         return self.tower(torch.cat([sample, interest], dim=1))
-
-    def l2(self, batch: Batch) -> Tensor:
-        """Regularizer to add to the loss: `config.l2` times `Embeddings.l2`; scalar."""
-        return self.config.l2 * self.embeddings.l2(batch)

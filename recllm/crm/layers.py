@@ -125,6 +125,34 @@ class Embeddings(nn.Module):
         return torch.stack([row.square().sum(1).mean() for row in rows]).sum()
 
 
+class Model(nn.Module):
+    """What every CRM is: tables, a forward pass, a regularizer.
+
+    Args:
+        fields: table sizes.
+        config: widths and rates.
+        retrieved: whether the model reads retrieved events.
+    """
+
+    def __init__(self, fields: Fields, config: CrmConfig, retrieved: bool = False) -> None:
+        """Draws the tables."""
+        super().__init__()
+        self.fields, self.config = fields, config
+        self.embeddings = Embeddings(fields, config, retrieved)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores a batch of `recllm.data.batches.CrmInputs`.
+
+        Returns:
+            Logit [B], and representation [B, config.mlp[-1]]: the last hidden layer of the prediction MLP.
+        """
+        raise NotImplementedError
+
+    def l2(self, batch: Batch) -> Tensor:
+        """Regularizer to add to the loss: `config.l2` times `Embeddings.l2`; scalar."""
+        return self.config.l2 * self.embeddings.l2(batch)
+
+
 class TargetAttention(nn.Module):
     """DIN's activation unit and weighted sum (Zhou et al. 2018, arXiv 1706.06978, eq. 3), padding masked.
 

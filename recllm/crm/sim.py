@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Embeddings, TargetAttention, Tower
+from recllm.crm.layers import Batch, Model, TargetAttention, Tower
 
 
-class SIM(nn.Module):
+class SIM(Model):
     """Search in the whole history first, then attend to what was found and to what is recent.
 
         S*     = top-k events of the user's history by relevance to the target     general search unit
@@ -34,9 +34,7 @@ class SIM(nn.Module):
 
     def __init__(self, fields: Fields, config: CrmConfig) -> None:
         """Builds tables, two attention units and the MLP."""
-        super().__init__()
-        self.fields, self.config = fields, config
-        self.embeddings = Embeddings(fields, config, retrieved=True)
+        super().__init__(fields, config, retrieved=True)
         query_dim, dim = self.embeddings.query_dim, self.embeddings.event_dim
         retrieved_dim = self.embeddings.retrieved_dim
         self.attention_retrieved = TargetAttention(query_dim, retrieved_dim, config.attention_mlp)
@@ -44,7 +42,7 @@ class SIM(nn.Module):
         self.tower = Tower(self.embeddings.sample_dim + dim + retrieved_dim, config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores a batch of `recllm.data.batches.CrmInputs`: logit [B], representation [B, d_c], float.
+        """Logit [B] and representation [B, d_c] of a batch, float.
 
         Raises:
             ValueError: the batch holds no retrieved events.
@@ -58,7 +56,3 @@ class SIM(nn.Module):
         found = self.attention_retrieved(query, *self.embeddings.events(batch, "retrieved"))
         recent = self.attention_recent(query, *self.embeddings.events(batch, "recent"))
         return self.tower(torch.cat([sample, found, recent], dim=1))
-
-    def l2(self, batch: Batch) -> Tensor:
-        """Regularizer to add to the loss: `config.l2` times `Embeddings.l2`; scalar."""
-        return self.config.l2 * self.embeddings.l2(batch)

@@ -72,8 +72,27 @@ def test_the_plain_command(root):
 
 def test_a_goal_needs_its_ancestors_only(root):
     assert set(needed("prepare")) == {"tables", "log"}
-    stage1 = needed("stage1", "CRM=din")
-    assert set(stage1) == {"tables", "log", "lm/tiny/text", "neighbours/both", "stage1/din"}
+    assert set(needed("stage1", "CRM=sim")) == {
+        "tables", "log", "lm/tiny/text", "neighbours/both", "stage1/sim",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["CRM=din"], ["CRM=sim", "stage1.crm.retrieval=hard"]])
+def test_a_crm_that_reads_no_neighbours_needs_no_lm(root, words):
+    alone = {"tables", "log", f"stage1/{words[0].removeprefix('CRM=')}"}
+    assert set(needed("stage1", *words)) == alone
+    # So all LMs, and experiments that leave stage 1 alone, share it.
+    assert set(needed("stage1", *words, "LM=org/name-7b", "EXPERIMENT=quick")) == alone
+
+
+def test_a_finished_crm_keeps_the_parents_that_it_was_made_with(root):
+    hard = ["CRM=sim", "stage1.crm.retrieval=hard"]
+    assert plan.main(["write", "stage1", *hard]) == 0
+    finish(Plan(parse(["stage1", *hard])))
+    nodes = needed("stage2", "CRM=sim")
+    assert set(nodes["stage1/sim"].parents) == {"log"}
+    assert states("stage2", "CRM=sim")["stage1/sim"] == "done"
+    assert set(needed("stage1", "CRM=sim")["stage1/sim"].parents) == {"log", "neighbours"}
 
 
 def test_a_folder_says_everything_that_is_not_the_default(root):
@@ -83,7 +102,7 @@ def test_a_folder_says_everything_that_is_not_the_default(root):
     # The experiment changes the subsample, which the LM's text reads, and so all that stands on it.
     assert "lm/tiny+quick/text" in nodes
     assert "neighbours/both+quick" in nodes
-    assert of_stage(nodes, "stage1") >= {"stage1/din+quick+s2"}
+    assert of_stage(nodes, "stage1") >= {"stage1/din+s2"}
     assert {"log", "tables"} <= set(nodes)
 
 
