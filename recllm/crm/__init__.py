@@ -10,14 +10,29 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from recllm.crm.autoint import AutoInt
+from recllm.crm.caser import Caser
 from recllm.crm.config import CrmConfig, Fields
+from recllm.crm.dcnv2 import DCNv2
+from recllm.crm.deepfm import DeepFM
 from recllm.crm.din import DIN
+from recllm.crm.gru4rec import GRU4Rec
 from recllm.crm.layers import Model
+from recllm.crm.sasrec import SASRec
 from recllm.crm.sim import SIM
 
-__all__ = ["DIN", "SIM", "CrmConfig", "Fields", "Model", "build", "export", "load"]
+__all__ = ["CrmConfig", "Fields", "Model", "build", "export", "load"]
 
-_MODELS: dict[str, type[Model]] = {"din": DIN, "sim": SIM}
+_MODELS: dict[str, type[Model]] = {
+    "deepfm": DeepFM,
+    "autoint": AutoInt,
+    "dcnv2": DCNv2,
+    "gru4rec": GRU4Rec,
+    "caser": Caser,
+    "sasrec": SASRec,
+    "din": DIN,
+    "sim": SIM,
+}
 
 
 def build(fields: Fields, config: CrmConfig) -> Model:
@@ -27,7 +42,7 @@ def build(fields: Fields, config: CrmConfig) -> Model:
         ValueError: no such model.
     """
     if config.name not in _MODELS:
-        raise ValueError(f"got CRM {config.name!r}; wanted one of {', '.join(sorted(_MODELS))}; e.g. CRM=sim")
+        raise ValueError(f"got CRM {config.name!r}; wanted one of {', '.join(_MODELS)}; e.g. CRM=sim")
     return _MODELS[config.name](fields, config)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-NAMES = ("din", "sim")
-RETRIEVALS = ("semantic", "hard")
+NAMES = ("deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim")
+RETRIEVALS = ("semantic", "hard", "soft")
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,15 @@ class CrmConfig:
     """Settings of one CRM. Defaults were chosen on the validation split of MovieLens-1M."""
 
     name: str = "din"
-    """Which model: din or sim."""
+    """Which model: deepfm, autoint, dcnv2, gru4rec, caser, sasrec, din or sim."""
     embedding_dim: int = 32
     """Width of a field's embedding row (units)."""
     event_dim: int = 16
     """Width of a history event's rating embedding, and of its time interval's (units)."""
     mlp: list[int] = field(default_factory=lambda: [256, 256, 256])
     """Widths of the prediction MLP's hidden layers (units); the last one is the representation's d_c."""
-    attention_mlp: list[int] = field(default_factory=lambda: [64])
-    """Widths of the attention unit's hidden layers (units)."""
     dropout: float = 0.2
-    """Dropout after each hidden layer of the prediction MLP (probability)."""
+    """Dropout after each hidden layer of the prediction MLP, and in sequential models (probability)."""
     embedding_dropout: float = 0.1
     """Dropout on the prediction MLP's input, which is all embeddings (probability)."""
     interval: bool = True
@@ -66,10 +64,27 @@ class CrmConfig:
     """Share of training samples whose target item reads as 1 = unknown, as new items do (probability)."""
     embedding_std: float = 0.01
     """Standard deviation of the embeddings' normal start (units of the embedding)."""
-
+    attention_mlp: list[int] = field(default_factory=lambda: [64])
+    """din, sim: widths of the attention unit's hidden layers (units)."""
+    hidden: int = 64
+    """gru4rec, caser, sasrec: width of the history's state; autoint: of a field, all heads (units)."""
+    layers: int = 2
+    """Layers of gru4rec (GRU), sasrec (blocks), autoint (interacting layers), dcnv2 (cross layers)."""
+    heads: int = 2
+    """sasrec, autoint: attention heads, each of width hidden / heads."""
+    heights: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    """caser: heights of the horizontal filters (events in a row)."""
+    filters: int = 16
+    """caser: horizontal filters of each height."""
+    vertical: int = 4
+    """caser: vertical filters, weighted sums over the history."""
     retrieval: str = "semantic"
-    """How SIM's retrieved events are found in the whole history: `semantic` (nearest to the target by item
-    vectors) or `hard` (same category as the target, latest first)."""
+    """sim: how events are found, in the whole history: `semantic` (nearest to the target by item vectors) or
+    `hard` (same category as the target, latest first); or in the model: `soft` (largest inner product)."""
+    soft_k: int = 30
+    """sim with soft retrieval: events kept of the `stage1.recent` ones."""
+    soft_recent: int = 30
+    """sim with soft retrieval: latest events that are attended to besides."""
 
     def __post_init__(self) -> None:
         """Refuse a model that does not exist before anything is trained for it."""
@@ -78,8 +93,17 @@ class CrmConfig:
                 raise ValueError(
                     f"stage1.crm.{key} is {getattr(self, key)!r}; wanted one of {', '.join(known)}"
                 )
+        for key in ("hidden", "layers", "heads", "filters", "vertical", "soft_k", "soft_recent"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"stage1.crm.{key} is {getattr(self, key)}; wanted at least 1")
+        if not self.heights or min(self.heights) < 1:
+            raise ValueError(f"stage1.crm.heights is {self.heights}; wanted heights >= 1, e.g. [1,2,3,4]")
+        if self.hidden % self.heads:
+            raise ValueError(
+                f"stage1.crm.hidden is {self.hidden}; wanted a multiple of stage1.crm.heads={self.heads}"
+            )
 
     @property
     def search(self) -> str | None:
         """How retrieved events are found before the model sees a batch; None where it reads none."""
-        return self.retrieval if self.name == "sim" else None
+        return self.retrieval if self.name == "sim" and self.retrieval != "soft" else None

@@ -18,6 +18,9 @@ Batch = Mapping[str, Tensor]
 RANK_BUCKETS = 16
 """Buckets of a retrieved event's rank by similarity: 0 padding, else 1 + floor(log2(rank))."""
 
+POSITIONS = 256
+"""Positions that sequential models tell apart, counted from the latest event."""
+
 
 def _identifying(sizes: Sequence[int]) -> list[int]:
     """Fields with at least half as many values as field 0: they name the user or item nearly as its id."""
@@ -71,6 +74,17 @@ class Embeddings(nn.Module):
         hidden[identity] = True
         return ids.masked_fill(unknown & hidden & (ids != 0), 1)
 
+    def ids(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Ids of the user's and the target's fields, masked in training: [B, F_u] and [B, F_i], int64."""
+        users = self._masked(batch["user"], self.user_identity, self.mask_users)
+        return users, self._masked(batch["item"], self.item_identity, self.mask_items)
+
+    def lookup(self, user_ids: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds ids as `ids` returns them; results as those of `sample`."""
+        users = [table(user_ids[:, index]) for index, table in enumerate(self.user)]
+        items = [table(item_ids[:, index]) for index, table in enumerate(self.item)]
+        return torch.cat(users + items, dim=1), torch.cat([items[0], items[self.category]], dim=1)
+
     def sample(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeds the user and the target item.
 
@@ -81,11 +95,17 @@ class Embeddings(nn.Module):
             All fields joined [B, (F_u + F_i) d], and the target as an attention query: item and category
             joined [B, 2 d], float.
         """
-        user_ids = self._masked(batch["user"], self.user_identity, self.mask_users)
-        item_ids = self._masked(batch["item"], self.item_identity, self.mask_items)
-        users = [table(user_ids[:, index]) for index, table in enumerate(self.user)]
-        items = [table(item_ids[:, index]) for index, table in enumerate(self.item)]
-        return torch.cat(users + items, dim=1), torch.cat([items[0], items[self.category]], dim=1)
+        return self.lookup(*self.ids(batch))
+
+    def things(self, batch: Batch, kind: str) -> list[Tensor]:
+        """What the events of a history are about: item and category, [B, T, d] float each.
+
+        Zero where the mask is false, whatever ids stand there; arguments as those of `events`.
+        """
+        items, padding = batch[f"{kind}_item"], ~batch[f"{kind}_mask"]
+        return [
+            self.item[column](items[..., column].masked_fill(padding, 0)) for column in (0, self.category)
+        ]
 
     def events(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
         """Embeds one list of history events: item, category, rating, interval (and rank) joined.
@@ -97,22 +117,22 @@ class Embeddings(nn.Module):
 
         Returns:
             Events [B, T, event_dim] (retrieved ones [B, T, retrieved_dim]), float, whose first 2 d columns
-            are laid out as the query of `sample`;
-            zero where the mask is false, whatever ids stand there; and the mask.
+            are laid out as the query of `sample`; zero where the mask is false, whatever ids stand there; and
+            the mask.
         """
-        items, mask = batch[f"{kind}_item"], batch[f"{kind}_mask"]
-        padding = ~mask
-        parts = [
-            self.item[column](items[..., column].masked_fill(padding, 0)) for column in (0, self.category)
-        ]
-        parts.append(self.rating(batch[f"{kind}_rating"].masked_fill(padding, 0)))
+        mask = batch[f"{kind}_mask"]
+        parts = [*self.things(batch, kind), self.rating(batch[f"{kind}_rating"].masked_fill(~mask, 0))]
         if self.interval is not None:
-            parts.append(self.interval(batch[f"{kind}_interval"].masked_fill(padding, 0)))
-        if kind == "retrieved" and self.rank is not None:
-            rank = batch["retrieved_rank"].masked_fill(padding, 0)
-            bucket = torch.floor(torch.log2(rank.clamp_min(1))).long() + 1
-            parts.append(self.rank(bucket.masked_fill(padding, 0)))
+            parts.append(self.interval(batch[f"{kind}_interval"].masked_fill(~mask, 0)))
+        if kind == "retrieved":
+            parts.append(self.ranks(batch["retrieved_rank"].masked_fill(~mask, 0)))
         return torch.cat(parts, dim=-1), mask
+
+    def ranks(self, rank: Tensor) -> Tensor:
+        """Embeds ranks by similarity, 1 the best and 0 padding, int64 of any shape [...]: [..., e] float."""
+        assert self.rank is not None  # the model was built to read retrieved events
+        bucket = torch.floor(torch.log2(rank.clamp_min(1))).long() + 1
+        return self.rank(bucket.masked_fill(rank == 0, 0))
 
     def l2(self, batch: Batch) -> Tensor:
         """Squared norm of the rows that identify the users and target items, mean over samples; scalar.
@@ -229,6 +249,85 @@ class TargetAttention(nn.Module):
         with torch.autocast(device, enabled=False):
             interest: Tensor = Attend.apply(*(value.to(dtype) for value in inputs))
         return interest
+
+
+class HistoryFields(nn.Module):
+    """The history as fields, for models that know fields but no events: weighted means of its events.
+
+    Channel c weighs event t by what the user thought of it and how long ago that was,
+
+        h_c = 1/T sum_t (w_c . [rating_t, interval_t] + b_c) [item_t, category_t]
+
+    so that an item liked and an item disliked can count against each other (an unweighted mean of items
+    beside one of ratings could not tell which was which). b starts at 1: a plain mean.
+
+    Args:
+        config: widths; whether events carry a time interval.
+        channels: means C.
+    """
+
+    def __init__(self, config: CrmConfig, channels: int = 2) -> None:
+        """Draws the weights as `nn.Linear` does."""
+        super().__init__()
+        self.count = 2 * channels
+        self.of_rating = nn.Linear(config.event_dim, channels)
+        nn.init.ones_(self.of_rating.bias)
+        self.of_interval = nn.Linear(config.event_dim, channels, bias=False) if config.interval else None
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
+        """Fields [B, 2 C, d], float: item of each channel, then category. An empty history gives zeros."""
+        mask = batch["recent_mask"]
+        # The weight of a rating is computed once a rating, not once an event. Padded events are zero rows.
+        weights = functional.embedding(batch["recent_rating"], self.of_rating(embeddings.rating.weight))
+        if self.of_interval is not None and embeddings.interval is not None:
+            table = self.of_interval(embeddings.interval.weight)
+            weights = weights + functional.embedding(batch["recent_interval"], table)
+        weights = (weights / mask.sum(1).clamp_min(1)[:, None, None]).transpose(1, 2)
+        pooled = [torch.bmm(weights, things) for things in embeddings.things(batch, "recent")]
+        return torch.cat(pooled, dim=1)
+
+
+def aligned(batch: Batch, end: str) -> dict[str, Tensor]:
+    """The batch with the recent events at one end of their list, in time order, and the padding at the other.
+
+    Args:
+        batch: as for `Embeddings.events`, padding anywhere.
+        end: `left` or `right`.
+    """
+    mask = batch["recent_mask"]
+    order = (mask if end == "right" else ~mask).int().argsort(dim=1, stable=True)
+    moved = {
+        f"recent_{what}": batch[f"recent_{what}"].gather(1, order) for what in ("rating", "interval", "mask")
+    }
+    items = batch["recent_item"]
+    moved["recent_item"] = items.gather(1, order.unsqueeze(2).expand_as(items))
+    return {**batch, **moved}
+
+
+class SequenceHead(nn.Module):
+    """CTR head of the models that were made to predict the next item: GRU4Rec, Caser, SASRec.
+
+    Those score an item by the inner product of a state of the sequence and the item's vector. Here that
+    product is not yet summed, and is joined with the state and all fields of the sample, for the prediction
+    MLP:
+
+        logit, representation = MLP([user fields, item fields, s, (W s) * v_A])
+
+    Args:
+        embeddings: the model's tables; they are not registered here again.
+        width: width w of the state s.
+        config: of the MLP.
+    """
+
+    def __init__(self, embeddings: Embeddings, width: int, config: CrmConfig) -> None:
+        """Draws the weights as `nn.Linear` does."""
+        super().__init__()
+        self.match = nn.Linear(width, embeddings.query_dim)
+        self.tower = Tower(embeddings.sample_dim + width + embeddings.query_dim, config)
+
+    def forward(self, sample: Tensor, query: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Logit [B] and representation [B, d_c] of the results of `Embeddings.sample` and states [B, w]."""
+        return self.tower(torch.cat([sample, state, self.match(state) * query], dim=1))
 
 
 class Tower(nn.Module):

@@ -3,10 +3,62 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Model, TargetAttention, Tower
+from recllm.crm.layers import Batch, Model, TargetAttention, Tower, aligned
+
+
+class SoftSearch(nn.Module):
+    """SIM's general search unit with learned inner products, trained by a click prediction of its own.
+
+        r_t    = (W_b e_t) . (W_a v_A)                           eq. 1, soft search
+        S*     = the k events with the largest r_t
+        logit' = MLP([sum_t r_t e_t, v_A])                       for the auxiliary loss
+
+    Padded events have r = -inf in the search.
+
+    Args:
+        query_dim: width of the target's vector v_A.
+        event_dim: width d_e of an event.
+        config: `soft_k`; `attention_mlp[0]` is the width of the products and of the MLP's hidden layer.
+    """
+
+    def __init__(self, query_dim: int, event_dim: int, config: CrmConfig) -> None:
+        """Draws the weights as `nn.Linear` does."""
+        super().__init__()
+        width = config.attention_mlp[0]
+        self.k = config.soft_k
+        self.event, self.query = (
+            nn.Linear(event_dim, width, bias=False),
+            nn.Linear(query_dim, width, bias=False),
+        )
+        self.click = nn.Sequential(nn.Linear(event_dim + query_dim, width), nn.ReLU(), nn.Linear(width, 1))
+
+    def forward(self, query: Tensor, events: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Searches the events.
+
+        Args:
+            query: [B, d_q].
+            events: [B, T, d_e].
+            mask: [B, T] bool.
+
+        Returns:
+            Places of the best events, best first, int64 [B, min(k, T)]; which of them are events (the
+            others are padding, where the history is shorter), bool of that shape; and in training logit'
+            [B].
+        """
+        # (W_b e) . (W_a v) = e . (W_b^T W_a v): the product with W_b once a sample, not once an event.
+        wanted = self.query(query) @ self.event.weight
+        relevance = torch.bmm(events, wanted.unsqueeze(2)).squeeze(2)
+        best = relevance.masked_fill(~mask, -torch.inf).topk(min(self.k, mask.shape[1]), dim=1)
+        click = None
+        if self.training:
+            # Padded events are zero rows: their relevance is 0.
+            pooled = torch.bmm(relevance.unsqueeze(1), events).squeeze(1)
+            click = self.click(torch.cat([pooled, query], dim=1)).squeeze(1)
+        return best.indices, best.values > -torch.inf, click
 
 
 class SIM(Model):
@@ -18,14 +70,18 @@ class SIM(Model):
         U_rec  = sum_{t recent} a'(z_t, v_A) z_t                                   short-term part
         logit  = MLP([user fields, item fields, U_long, U_rec])
 
-    The search is done before the model sees the batch (`retrieved_*`, `semantic` retrieval: neighbors of the
-    target by item vectors among the row's own earlier events), as the paper does offline for its hard search.
+    `config.retrieval` says how S* is found:
 
-    Differences from the paper: retrieval by fixed item vectors instead of hard (category) or jointly trained
-    soft search; the exact search unit is DIN's activation unit without softmax, not multi-head softmax
-    attention; retrieved events carry their rank by similarity, so that the nearest can count most;
-    the short-term part is DIN, not DIEN; no auxiliary loss for the search unit, which
-    has no weights.
+    - `semantic`: before the model sees the batch (`retrieved_*`), nearest to the target by item vectors;
+    - `hard`: likewise, the latest events of the target's category (the paper's hard search);
+    - `soft`: here, by `SoftSearch` in the long list `recent_*`, of which the short-term part then reads the
+      latest `config.soft_recent`. The search's own loss is added to the model's (`l2`), with weight 1 as in
+      the paper; no other gradient reaches its weights.
+
+    Differences from the paper: the exact search unit is DIN's activation unit without softmax, not
+    multi-head softmax attention; retrieved events carry their rank by similarity (by recency in hard
+    search), so that the nearest can count most; the short-term part is DIN, not DIEN; semantic retrieval is
+    the default.
 
     Args:
         fields: table sizes.
@@ -33,26 +89,57 @@ class SIM(Model):
     """
 
     def __init__(self, fields: Fields, config: CrmConfig) -> None:
-        """Builds tables, two attention units and the MLP."""
+        """Builds tables, two attention units, the MLP, and for soft retrieval the search unit."""
         super().__init__(fields, config, retrieved=True)
         query_dim, dim = self.embeddings.query_dim, self.embeddings.event_dim
         retrieved_dim = self.embeddings.retrieved_dim
         self.attention_retrieved = TargetAttention(query_dim, retrieved_dim, config.attention_mlp)
         self.attention_recent = TargetAttention(query_dim, dim, config.attention_mlp)
         self.tower = Tower(self.embeddings.sample_dim + dim + retrieved_dim, config)
+        self.search = SoftSearch(query_dim, dim, config) if config.retrieval == "soft" else None
+        self._click: Tensor | None = None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logit [B] and representation [B, d_c] of a batch, float.
 
         Raises:
-            ValueError: the batch holds no retrieved events.
+            ValueError: the batch holds no retrieved events, and retrieval is not soft.
         """
-        if "retrieved_item" not in batch:
+        sample, query = self.embeddings.sample(batch)
+        if self.search is not None:
+            batch = aligned(batch, "right")  # so that the latest events are the last ones
+        recent, mask = self.embeddings.events(batch, "recent")
+        if self.search is not None:
+            found = self._soft(self.search, query, recent, mask)
+            latest = slice(-self.config.soft_recent, None)
+            recent, mask = recent[:, latest], mask[:, latest]
+        elif "retrieved_item" in batch:
+            found = self.embeddings.events(batch, "retrieved")
+        else:
             raise ValueError(
                 "got a batch without retrieved_item; wanted CrmInputs(retrieved=30, stored=...); "
                 "run `make stage1 CRM=sim`, which retrieves first"
             )
-        sample, query = self.embeddings.sample(batch)
-        found = self.attention_retrieved(query, *self.embeddings.events(batch, "retrieved"))
-        recent = self.attention_recent(query, *self.embeddings.events(batch, "recent"))
-        return self.tower(torch.cat([sample, found, recent], dim=1))
+        long_term = self.attention_retrieved(query, *found)
+        short_term = self.attention_recent(query, recent, mask)
+        return self.tower(torch.cat([sample, long_term, short_term], dim=1))
+
+    def _soft(self, search: SoftSearch, query: Tensor, recent: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What the search unit finds, with ranks, and its mask; keeps the logit of the unit's click."""
+        places, found, self._click = search(query, recent, mask)
+        samples, k = places.shape
+        first = torch.arange(samples, device=places.device).unsqueeze(1) * recent.shape[1]
+        events = recent.flatten(0, 1).index_select(0, (first + places).flatten()).view(samples, k, -1)
+        rank = torch.arange(1, k + 1, device=places.device) * found
+        return torch.cat([events, self.embeddings.ranks(rank)], dim=2), found
+
+    def l2(self, batch: Batch) -> Tensor:
+        """What to add to the loss: the regularizer and, with soft retrieval, the search unit's loss; scalar.
+
+        The latter is of the latest `forward`, which must have been of this batch.
+        """
+        regularizer = super().l2(batch)
+        if self._click is None:
+            return regularizer
+        click, self._click = self._click, None
+        return regularizer + functional.binary_cross_entropy_with_logits(click, batch["label"])

@@ -16,29 +16,19 @@ FIELDS = Fields(user_sizes=(9,), item_sizes=(8, 5), rating_levels=5, category=1)
 SMALL = CrmConfig(embedding_dim=4, mlp=[8, 6], attention_mlp=[4])
 
 
-@pytest.mark.parametrize("name", ["din", "sim"])
-def test_round_trip_is_exact(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = CrmConfig(name=name, embedding_dim=4, mlp=[8, 6], attention_mlp=[4], l2=0.3)
-    model = crm.build(FIELDS, config)
+def test_round_trip_is_exact(variant, make_model, make_batch, tmp_path: Path) -> None:
+    model = make_model(variant, l2=0.2)
     crm.export(model, tmp_path / "export", {"recent": 30})
     loaded = crm.load(tmp_path / "export")
     assert type(loaded) is type(model)
     assert not loaded.training
-    assert loaded.config == config
-    assert loaded.fields == FIELDS
+    assert loaded.config == model.config
+    assert loaded.fields == model.fields
     before, after = model.state_dict(), loaded.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    batch = {"user": torch.tensor([[3], [4]]), "item": torch.tensor([[2, 2], [5, 3]])}
-    for kind in ("recent", "retrieved"):
-        batch[f"{kind}_item"] = torch.randint(1, 5, (2, 3, 2))
-        batch[f"{kind}_rating"] = torch.randint(1, 6, (2, 3))
-        batch[f"{kind}_interval"] = torch.randint(1, 32, (2, 3))
-        batch[f"{kind}_rank"] = torch.tensor([[2, 1, 3], [1, 3, 2]])
-        batch[f"{kind}_mask"] = torch.tensor([[False, True, True], [True, True, True]])
-    model.eval()
-    for one, other in zip(model(batch), loaded(batch), strict=True):
+    batch = make_batch(5, 6)
+    for one, other in zip(model.eval()(batch), loaded(batch), strict=True):
         assert torch.equal(one, other)
     assert json.loads((tmp_path / "export/config.json").read_text())["extra"] == {"recent": 30}
 
@@ -72,7 +62,7 @@ def test_missing_weights_and_unknown_settings_are_refused(tmp_path: Path) -> Non
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="'dim'; wanted one of din, sim"):
+    with pytest.raises(ValueError, match=r"'dim'; wanted one of deepfm, .*, din, sim"):
         crm.build(FIELDS, CrmConfig(name="dim"))
 
 

@@ -1,66 +1,21 @@
-"""SIM: reads both histories, ignores their padding, refuses batches that were not retrieved for."""
+"""SIM: its two histories, its hard search end to end, its soft search against literal loops."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch.nn import functional
 
-from recllm.crm import SIM, CrmConfig, Fields, build
-
-FIELDS = Fields(user_sizes=(50, 4), item_sizes=(40, 40, 8), rating_levels=5, category=2)
-SMALL = CrmConfig(name="sim", embedding_dim=8, mlp=[32, 16], attention_mlp=[16], embedding_std=0.1)
-
-
-def random_batch(size: int, recent: int, retrieved: int) -> dict[str, Tensor]:
-    batch = {
-        "user": torch.stack([torch.randint(1, high, (size,)) for high in FIELDS.user_sizes], 1),
-        "item": torch.stack([torch.randint(1, high, (size,)) for high in FIELDS.item_sizes], 1),
-    }
-    for kind, length in (("recent", recent), ("retrieved", retrieved)):
-        columns = [torch.randint(1, high, (size, length)) for high in FIELDS.item_sizes]
-        batch[f"{kind}_item"] = torch.stack(columns, 2)
-        batch[f"{kind}_rating"] = torch.randint(1, 6, (size, length))
-        batch[f"{kind}_interval"] = torch.randint(1, 32, (size, length))
-        batch[f"{kind}_mask"] = torch.rand(size, length) < 0.7
-    batch["retrieved_rank"] = torch.rand(size, retrieved).argsort(1) + 1
-    return batch
+from recllm.crm import CrmConfig, Fields, build
+from recllm.crm.sim import SoftSearch
+from recllm.data.batches import CrmInputs
+from recllm.retrieval.category import SameCategory
 
 
-def test_shapes() -> None:
-    model = build(FIELDS, SMALL)
-    assert isinstance(model, SIM)
-    logit, representation = model(random_batch(7, 6, 4))
-    assert logit.shape == (7,)
-    assert representation.shape == (7, 16)
-
-
-@pytest.mark.parametrize(
-    ("kind", "what"),
-    [(kind, what) for kind in ("recent", "retrieved") for what in ("item", "rating", "interval")]
-    + [("retrieved", "rank")],
-)
-def test_padding_is_inert_and_events_are_not(kind: str, what: str) -> None:
-    torch.manual_seed(0)
-    model = build(FIELDS, SMALL).eval()
-    batch = random_batch(32, 6, 4)
-    key, mask = f"{kind}_{what}", batch[f"{kind}_mask"]
-    # Ranks 1 to 4 fall into the buckets below that of rank 8.
-    other = torch.full_like(batch[key], 8) if what == "rank" else torch.where(batch[key] == 3, 4, 3)
-    where = mask[..., None] if what == "item" else mask
-    logit, representation = model(batch)
-    in_padding = model({**batch, key: torch.where(where, batch[key], other)})
-    assert torch.equal(logit, in_padding[0])
-    assert torch.equal(representation, in_padding[1])
-    in_events = model({**batch, key: torch.where(where, other, batch[key])})
-    has_events = mask.any(1)
-    assert (logit != in_events[0])[has_events].all()
-
-
-def test_the_two_histories_have_attention_of_their_own() -> None:
-    torch.manual_seed(0)
-    model = build(FIELDS, SMALL).eval()
-    batch = random_batch(16, 5, 5)
+def test_the_two_histories_have_attention_of_their_own(make_model, make_batch):
+    model = make_model("sim").eval()
+    batch = make_batch(16, 5, 5)
     swapped = dict(batch)
     for what in ("item", "rating", "interval", "mask"):
         swapped[f"recent_{what}"], swapped[f"retrieved_{what}"] = (
@@ -70,19 +25,109 @@ def test_the_two_histories_have_attention_of_their_own() -> None:
     assert not torch.equal(model(batch)[0], model(swapped)[0])
 
 
-@pytest.mark.parametrize("kind", ["recent", "retrieved"])
-def test_an_empty_history_is_finite(kind: str) -> None:
-    torch.manual_seed(0)
-    model = build(FIELDS, SMALL).eval()
-    batch = random_batch(16, 5, 5)
-    batch[f"{kind}_mask"] = torch.zeros(16, 5, dtype=torch.bool)
-    logit, representation = model(batch)
-    assert logit.isfinite().all()
-    assert representation.isfinite().all()
-
-
-def test_a_batch_without_retrieval_is_refused() -> None:
-    model = build(FIELDS, SMALL)
-    batch = {name: value for name, value in random_batch(4, 5, 5).items() if not name.startswith("retrieved")}
+@pytest.mark.parametrize("variant", ["sim", "sim-hard"])
+def test_a_batch_without_retrieval_is_refused(variant, make_model, make_batch):
+    model = make_model(variant)
+    batch = {name: value for name, value in make_batch(4, 5).items() if not name.startswith("retrieved")}
     with pytest.raises(ValueError, match="retrieved_item"):
         model(batch)
+
+
+def test_hard_sim_equals_attention_over_what_a_loop_finds(demo_log):
+    """From the log to the logit: walk back through the history, take the target's category, attend."""
+    log, k = demo_log, 3
+    sizes = [tuple(one["size"] for one in log.meta[f"{side}_fields"]) for side in ("user", "item")]
+    category = log.meta["category_field"]
+    torch.manual_seed(0)
+    config = CrmConfig(name="sim", retrieval="hard", embedding_dim=4, mlp=[8], attention_mlp=[4])
+    model = build(Fields(*sizes, len(log.meta["rating_levels"]), category), config).double().eval()
+    rows = np.flatnonzero(log.split >= 0)[::97][:12]
+    logit, _ = model(CrmInputs(log, 2, k, searcher=SameCategory(log))(rows))
+    tables, recent = model.embeddings, CrmInputs(log, 2)(rows)
+    for b, row in enumerate(rows):
+        mine = log.item_fields[log.item[row], category]
+        history = range(int(log.offsets[log.user[row]]), row)
+        found = [t for t in history if log.item_fields[log.item[t], category] == mine][-k:]
+        one = {name: value[b : b + 1] for name, value in recent.items()}
+        sample, query = tables.sample(one)
+        long_term = torch.zeros(1, tables.retrieved_dim, dtype=torch.float64)
+        for rank, t in enumerate(reversed(found), 1):
+            seconds = int(log.timestamp[row] - log.timestamp[t])
+            parts = [
+                tables.item[0].weight[log.item_fields[log.item[t], 0]],
+                tables.item[category].weight[mine],
+            ]
+            parts.append(tables.rating.weight[int(log.rating[t])])
+            parts.append(tables.interval.weight[min(1 + int(np.log2(1.0 + seconds)), 31)])
+            parts.append(tables.rank.weight[1 + int(np.log2(rank))])
+            event = torch.cat(parts)[None, None]
+            long_term += model.attention_retrieved(query, event, torch.ones(1, 1, dtype=torch.bool))
+        short_term = model.attention_recent(query, *tables.events(one, "recent"))
+        wanted, _ = model.tower(torch.cat([sample, long_term, short_term], 1))
+        torch.testing.assert_close(logit[b], wanted[0], rtol=1e-9, atol=1e-12)
+    assert len(found) > 0
+
+
+def test_soft_search_equals_literal_loops():
+    torch.manual_seed(0)
+    search = SoftSearch(3, 4, CrmConfig(name="sim", soft_k=3, attention_mlp=[5])).double()
+    query = torch.randn(6, 3, dtype=torch.float64)
+    mask = torch.tensor([[True] * 5, [False, True, True, True, True], [True, False] * 2 + [True]] * 2)
+    mask[5] = False
+    mask[4, 2:] = False
+    events = torch.randn(6, 5, 4, dtype=torch.float64) * mask[..., None]
+    places, found, click = search(query, events, mask)
+    assert places.shape == found.shape == (6, 3)
+    for b in range(6):
+        relevance = {
+            t: float((search.event(events[b, t]) * search.query(query[b])).sum().detach())
+            for t in range(5)
+            if mask[b, t]
+        }
+        best = sorted(relevance, key=lambda t: -relevance[t])[:3]
+        assert places[b][found[b]].tolist() == best
+        assert found[b].tolist() == [True] * len(best) + [False] * (3 - len(best))
+        pooled = sum((score * events[b, t] for t, score in relevance.items()), torch.zeros(4).double())
+        wanted = search.click(torch.cat([pooled, query[b]]))
+        torch.testing.assert_close(click[b], wanted[0], rtol=1e-9, atol=1e-12)
+
+
+def test_soft_sim_attends_to_what_it_found_and_to_the_latest(make_model, make_batch):
+    """The same weights as a SIM that is handed the events that the search unit finds."""
+    soft, handed = make_model("sim-soft").eval(), make_model("sim").eval()
+    handed.load_state_dict({k: v for k, v in soft.state_dict().items() if not k.startswith("search.")})
+    batch = make_batch(16, 7)
+    _, query = soft.embeddings.sample(batch)
+    places, found, _ = soft.search(query, *soft.embeddings.events(batch, "recent"))
+    other = {name: value for name, value in batch.items() if not name.startswith("retrieved")}
+    for what in ("rating", "interval"):
+        other[f"retrieved_{what}"] = batch[f"recent_{what}"].gather(1, places)
+    index = places[..., None].expand(-1, -1, 3)
+    other["retrieved_item"] = batch["recent_item"].gather(1, index)
+    other["retrieved_mask"], other["retrieved_rank"] = found, torch.arange(1, 4).expand(16, 3)
+    for what in ("item", "rating", "interval", "mask"):
+        other[f"recent_{what}"] = batch[f"recent_{what}"][:, -2:]
+    torch.testing.assert_close(soft(batch)[0], handed(other)[0])
+    assert found.all(1).any()
+    assert not found.all()
+
+
+def test_the_search_unit_learns_by_its_own_loss_alone(make_model, make_batch):
+    model = make_model("sim-soft")
+    batch = make_batch(32, 7)
+    logit, _ = model(batch)
+    functional.binary_cross_entropy_with_logits(logit, batch["label"]).backward()
+    assert all(value.grad is None for value in model.search.parameters())
+    torch.manual_seed(1)
+    model(batch)
+    regularizer = model.config.l2 * model.embeddings.l2(batch)
+    click = model._click
+    whole = model.l2(batch)
+    wanted = functional.binary_cross_entropy_with_logits(click, batch["label"])
+    torch.testing.assert_close(whole - regularizer, wanted)
+    whole.backward()
+    assert all(value.grad.any() for value in model.search.parameters())
+    # It is of the latest forward pass: nothing of it is left behind.
+    torch.testing.assert_close(model.l2(batch), regularizer)
+    model.eval()(batch)
+    torch.testing.assert_close(model.l2(batch), regularizer)
