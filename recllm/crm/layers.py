@@ -254,37 +254,44 @@ class TargetAttention(nn.Module):
 class HistoryFields(nn.Module):
     """The history as fields, for models that know fields but no events: weighted means of its events.
 
-    Channel c weighs event t by what the user thought of it and how long ago that was,
+        h_c = 1/T sum_t (w_c . [rating_t, interval_t] + b_c) [item_t, category_t]      for each channel c
+        h_r = W 1/T sum_t [rating_t, interval_t] + b
 
-        h_c = 1/T sum_t (w_c . [rating_t, interval_t] + b_c) [item_t, category_t]
-
-    so that an item liked and an item disliked can count against each other (an unweighted mean of items
-    beside one of ratings could not tell which was which). b starts at 1: a plain mean.
+    What the user thought of an event and how long ago it was is its weight, so that an item liked and an item
+    disliked can count against each other (an unweighted mean of items beside one of ratings could not tell
+    which was which). b_c starts at 1: a plain mean.
 
     Args:
         config: widths; whether events carry a time interval.
-        channels: means C.
+        channels: C.
     """
 
     def __init__(self, config: CrmConfig, channels: int = 2) -> None:
         """Draws the weights as `nn.Linear` does."""
         super().__init__()
-        self.count = 2 * channels
+        self.count = 2 * channels + 1
         self.of_rating = nn.Linear(config.event_dim, channels)
         nn.init.ones_(self.of_rating.bias)
         self.of_interval = nn.Linear(config.event_dim, channels, bias=False) if config.interval else None
+        self.join = nn.Linear(config.event_dim * (2 if config.interval else 1), config.embedding_dim)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
-        """Fields [B, 2 C, d], float: item of each channel, then category. An empty history gives zeros."""
+        """Fields [B, 2 C + 1, d], float: item of each channel, category of each channel, rating."""
         mask = batch["recent_mask"]
-        # The weight of a rating is computed once a rating, not once an event. Padded events are zero rows.
-        weights = functional.embedding(batch["recent_rating"], self.of_rating(embeddings.rating.weight))
+        share = mask / mask.sum(1, keepdim=True).clamp_min(1)
+        sources = [("recent_rating", embeddings.rating, self.of_rating)]
         if self.of_interval is not None and embeddings.interval is not None:
-            table = self.of_interval(embeddings.interval.weight)
-            weights = weights + functional.embedding(batch["recent_interval"], table)
-        weights = (weights / mask.sum(1).clamp_min(1)[:, None, None]).transpose(1, 2)
+            sources.append(("recent_interval", embeddings.interval, self.of_interval))
+        means, weights = [], torch.zeros((), device=mask.device)
+        for key, table, weigh in sources:
+            # There are few ratings and intervals: how often each occurs, times its row, is their mean, and the
+            # weight of each is computed once, not once an event.
+            often = share.new_zeros(len(mask), table.num_embeddings).scatter_add_(1, batch[key].long(), share)
+            means.append(often @ table.weight)
+            weights = weights + functional.embedding(batch[key], weigh(table.weight))
+        weights = (weights * share.unsqueeze(2)).transpose(1, 2)
         pooled = [torch.bmm(weights, things) for things in embeddings.things(batch, "recent")]
-        return torch.cat(pooled, dim=1)
+        return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
 
 
 def aligned(batch: Batch, end: str) -> dict[str, Tensor]:

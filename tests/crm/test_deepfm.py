@@ -43,19 +43,22 @@ def test_history_fields_are_weighted_means_of_events(make_model, make_batch):
     batch = make_batch(6, 5)
     batch["recent_mask"][1] = False
     got = model.history(model.embeddings, batch)
-    assert got.shape == (6, 4, 8)
-    table, weigh = model.embeddings, model.history
+    assert got.shape == (6, 5, 8)
+    table, fields = model.embeddings, model.history
     for b in range(6):
         wanted = torch.zeros(4, 8, dtype=torch.float64)
+        mean = torch.zeros(8, dtype=torch.float64)
         count = int(batch["recent_mask"][b].sum())
         for t in range(5):
             if batch["recent_mask"][b, t]:
                 rating = table.rating.weight[batch["recent_rating"][b, t]]
                 interval = table.interval.weight[batch["recent_interval"][b, t]]
-                weights = weigh.of_rating(rating) + weigh.of_interval(interval)
+                mean += torch.cat([rating, interval]) / count
+                weights = fields.of_rating(rating) + fields.of_interval(interval)
                 item, category = batch["recent_item"][b, t, 0], batch["recent_item"][b, t, 2]
                 for c in range(2):
                     wanted[c] += weights[c] * table.item[0].weight[item] / count
                     wanted[2 + c] += weights[c] * table.item[2].weight[category] / count
-        torch.testing.assert_close(got[b], wanted, rtol=1e-9, atol=1e-12)
-    assert not got[1].any()
+        torch.testing.assert_close(got[b, :4], wanted, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got[b, 4], fields.join(mean), rtol=1e-9, atol=1e-12)
+    assert not got[1, :4].any()
