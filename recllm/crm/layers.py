@@ -278,14 +278,14 @@ class HistoryFields(nn.Module):
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
         """Fields [B, 2 C + 1, d], float: item of each channel, category of each channel, rating."""
         mask = batch["recent_mask"]
-        share = mask / mask.sum(1, keepdim=True).clamp_min(1)
+        share = mask.to(embeddings.rating.weight.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
         sources = [("recent_rating", embeddings.rating, self.of_rating)]
         if self.of_interval is not None and embeddings.interval is not None:
             sources.append(("recent_interval", embeddings.interval, self.of_interval))
         means, weights = [], torch.zeros((), device=mask.device)
         for key, table, weigh in sources:
-            # There are few ratings and intervals: how often each occurs, times its row, is their mean, and the
-            # weight of each is computed once, not once an event.
+            # There are few ratings and intervals: how often each occurs, times its row, is their mean, and
+            # the weight of each is computed once, not once an event.
             often = share.new_zeros(len(mask), table.num_embeddings).scatter_add_(1, batch[key].long(), share)
             means.append(often @ table.weight)
             weights = weights + functional.embedding(batch[key], weigh(table.weight))
