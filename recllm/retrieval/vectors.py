@@ -180,26 +180,35 @@ def cooccurrence_vectors(
     if not len(rows):
         return out
     # Users and items without an event would be empty lines of the matrix: leave them out.
-    users, user = np.unique(log.user[rows], return_inverse=True)
-    items, item = np.unique(log.item[rows], return_inverse=True)
+    users, user = _numbered(log.user.take(rows), log.n_users)
+    items, item = _numbered(log.item.take(rows), log.n_items)
     shape = (len(users), len(items))
 
     seen = sparse.csr_matrix((np.ones(len(rows), np.float32), (user, item)), shape=shape)
     seen.data[:] = 1  # a repeated event counts once
     out[items, :svd_dim] = scaled(_item_factors(seen, svd_dim, 0.5, seed), metric)
+    del seen
 
-    value = log.rating[rows].astype(np.float64)
+    value = log.rating.take(rows).astype(np.float64)
     rated = value > 0
     if rated.any():
         user, item, value = user[rated], item[rated], value[rated]
     else:
-        value = log.label[rows].astype(np.float64)
+        value = log.label.take(rows).astype(np.float64)
     for group, size in ((item, len(items)), (user, len(users))):
         mean = np.bincount(group, value, size) / np.maximum(np.bincount(group, minlength=size), 1)
         value = value - mean[group]
     residual = sparse.csr_matrix((value.astype(np.float32), (user, item)), shape=shape)
     out[items, svd_dim:] = scaled(_item_factors(residual, svd_dim, 1.0, seed), metric)
     return out
+
+
+def _numbered(ids: NDArray[np.int32], size: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """The distinct ids below `size`, ascending, and the place among them of each one given."""
+    met = np.flatnonzero(np.bincount(ids, minlength=size))
+    place = np.zeros(size, np.int32)
+    place[met] = np.arange(len(met))
+    return met, place.take(ids)
 
 
 def _item_factors(matrix: sparse.csr_matrix, dim: int, power: float, seed: int) -> Vectors:
