@@ -34,6 +34,8 @@ endif
 # Threads that wait spin for some microseconds only: for ever is wasteful on shared cores, not at all costs a small
 # model a quarter of its speed on two threads. No fork warnings of tokenizers; no telemetry.
 export GOMP_SPINCOUNT ?= 20000
+# NumPy's and SciPy's own BLAS gets one thread: ARPACK's short vectors lose more by its waiting than they gain.
+export OPENBLAS_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 # peft still reads a property that transformers 5 has renamed.

@@ -40,25 +40,40 @@ def rate(batches: Iterator[Any], rows: int, seconds: float = 4.0) -> dict[str, f
 
 
 def cost(command: Sequence[str], **environment: str) -> dict[str, float]:
-    """Run a command in a process of its own: seconds of wall and CPU time, and the peak of its memory in GB.
+    """Run a command in a process of its own: wall time, CPU time, and the peak of its memory in GB.
 
     The peak is the largest resident set of the process or of any that it started, as the kernel counts it:
     pages of mapped files that happen to be in memory count as well.
 
+    Returns:
+        `seconds`, `cpu_seconds`, `peak_gb`; on Linux `others_cpu_seconds`: CPU time that everything else on
+        the machine took meanwhile, which the command could not have.
+
     Raises:
         subprocess.CalledProcessError: the command failed.
     """
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), _busy()
     process = subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment})
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return {
+    own = usage.ru_utime + usage.ru_stime
+    figures = {
         "seconds": round(time.perf_counter() - begin, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "cpu_seconds": round(own, 1),
         "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),
     }
+    return figures if busy is None else figures | {"others_cpu_seconds": round(_busy() - busy - own, 1)}
+
+
+def _busy() -> float | None:
+    """CPU seconds that all processes of this machine have taken since it started; None where unknown."""
+    table = Path("/proc/stat")
+    if not table.exists():
+        return None
+    user, nice, system, _, _, interrupt, soft = map(int, table.read_text().split()[1:8])
+    return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def keep(name: str, figures: dict[str, Any]) -> Path:

@@ -46,7 +46,8 @@ def prepare(dataset: str, raw: Path, artifacts: Path) -> dict[str, Any]:
         "tables": cost([*PYTHON, recipe, str(root / "tables"), f"raw={raw}"], **here),
         "log": cost([*PYTHON, "stages.prepare", str(root / "log")], **here),
     }
-    whole = {key: round(sum(step[key] for step in steps.values()), 1) for key in ("seconds", "cpu_seconds")}
+    keys = [key for key in steps["log"] if key != "peak_gb"]
+    whole = {key: round(sum(step[key] for step in steps.values()), 1) for key in keys}
     return whole | {"peak_gb": max(step["peak_gb"] for step in steps.values()), "steps": steps}
 
 
@@ -55,7 +56,7 @@ def retrieve(root: Path, kill: bool) -> dict[str, Any]:
     path = root / "neighbours.npy"
     search = [*PYTHON, "bench.scale", "neighbours", str(root)]
     figures: dict[str, Any] = {
-        "vectors": cost([*PYTHON, "bench.scale", "vectors", str(root)]),
+        "vectors of one fold": cost([*PYTHON, "bench.scale", "vectors", str(root)]),
         "neighbours": {"k": K} | cost(search),
         "checked": check(root),
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from recllm import parents
@@ -37,28 +39,22 @@ def text_vectors(run: Run, log: EventLog) -> Vectors:
 
 
 def write_vectors(run: Run, log: EventLog) -> None:
-    """Write `folds.npy` [n_users], then `vectors.npy` [folds, n_items, D], a fold at a time."""
+    """Write `folds.npy` [n_users] and `vectors.npy` [folds, n_items, D]; as many folds at once as threads."""
     config = run.config.retrieval
     text = text_vectors(run, log) if config.vectors in ("lm", "both") else None
     folds = config.folds if config.vectors != "lm" else 1
     fold = user_folds(log.n_users, folds, config.seed)
     np.save(run.folder / parents.FOLDS, fold)
-    vectors = None
-    partial = run.folder / (parents.VECTORS + ".partial")
-    for left in range(folds):
+
+    def make(left: int) -> Vectors:
         met = None
         if config.vectors in ("cooccurrence", "both"):
             without = fold == left if folds > 1 else None
             met = cooccurrence_vectors(log, config.svd_dim, config.seed, without, config.metric)
-        made = item_vectors(config.vectors, text, met, config.content_weight, config.metric)
-        if vectors is None:
-            shape = (folds, *made.shape)
-            vectors = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-        vectors[left] = made
-        say(f"  item vectors: fold {left + 1} of {folds}")
-    assert vectors is not None
-    vectors.flush()
-    partial.replace(run.folder / parents.VECTORS)
+        return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        np.save(run.folder / parents.VECTORS, np.stack(list(pool.map(make, range(folds)))))
 
 
 def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArray[np.integer]) -> list[Path]:
