@@ -35,7 +35,7 @@ from recllm.data.config import PrepareConfig
 from recllm.data.loader import Stream
 from recllm.data.log import EventLog
 
-EVENTS, FILMS, BATCH, ROUNDS = 1_000_000, 3_706, 4_096, 1
+EVENTS, FILMS, BATCH, ROUNDS = 1_000_000, 3_706, 4_096, 3
 CLOCKS = ("wall", "cpu", "best")
 USER_FIELDS = {"gender": 2, "age": 7, "occupation": 21, "zip": 100}
 ITEM_FIELDS = ["year", "genre"]

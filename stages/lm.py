@@ -82,7 +82,12 @@ def first_phase(run: Run, log: EventLog, prompts: Prompts) -> list[documents.Mat
     k = config.prompt.history
     items = np.flatnonzero(log.item_count).astype(np.int32)
     train = np.flatnonzero(log.train_events())
-    story = [documents.cards(prompts.pieces, items), documents.timelines(log, prompts.pieces, train, 2 * k)]
+    told = documents.timelines(log, prompts.pieces, train, 2 * k)
+    # Blocks are read in random order until the budget is spent: of a large log most would be packed in vain.
+    share = 2 * config.lm.training.text_tokens / max(1, _tokens(prompts, [told]))
+    if share < 1:
+        told = _thinned(told, share, config.lm.seed)
+    story = [documents.cards(prompts.pieces, items), told]
     rows = parents.subsample(config, log)
     asked = documents.questions(prompts, rows, log.recent(rows, k))
     share = config.lm.training.question_share
@@ -106,9 +111,14 @@ def second_phase(
     body = [told, asked, titles]
     train = np.flatnonzero(log.train_events())
     timelines = documents.timelines(log, prompts.pieces, train, 2 * k)
-    keep = math.ceil(len(timelines) * min(1.0, _share(prompts, body, [timelines], training.timeline_share)))
-    order = np.random.default_rng([config.lm.seed, 2]).permutation(len(timelines))[:keep]
-    return [*body, timelines[order]]
+    share = min(1.0, _share(prompts, body, [timelines], training.timeline_share))
+    return [*body, _thinned(timelines, share, config.lm.seed)]
+
+
+def _thinned(matrix: documents.Matrix, share: float, seed: int) -> documents.Matrix:
+    """A random share of the documents, in random order."""
+    order = np.random.default_rng([seed, 2]).permutation(len(matrix))
+    return matrix[order[: math.ceil(len(matrix) * share)]]
 
 
 def _documents_for(tokens: int, history: int) -> int:
