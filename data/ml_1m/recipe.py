@@ -7,10 +7,14 @@ from pathlib import Path
 import polars as pl
 
 from recllm import run
-from recllm.data import archive, tables, titles
+from recllm.data import archive, download, tables, titles
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 CHECKSUM = "md5:c4d9eecfca2ab87c1945afe126590906"
+TERMS = (
+    "research use only, no redistribution without permission; cite Harper and Konstan (ACM TiiS 2015): "
+    "https://files.grouplens.org/datasets/movielens/ml-1m-README.txt"
+)
 COUNTS = {"ratings": 1_000_209, "users": 6_040, "movies": 3_883}
 HISTOGRAM = {1: 56_174, 2: 107_557, 3: 261_197, 4: 348_971, 5: 226_310}  # ratings of each number of stars
 
@@ -55,8 +59,6 @@ class RecipeConfig:
 
     label_threshold: float = 3.0
     """Liked = rating > threshold, in stars."""
-    check_counts: bool = True
-    """Whether files whose counts are not the published ones are refused."""
 
 
 def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig()) -> dict[str, int | float]:
@@ -65,17 +67,21 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     Args:
         out: folder of the tables, e.g. `artifacts/ml-1m/tables`; a download goes to `raw/` beside it.
         raw: folder or zip that holds ratings.dat, movies.dat and users.dat; None downloads the official
-            archive and checks its MD5.
+            archive.
         config: see `RecipeConfig`.
 
     Returns:
-        Counts of ratings, users and movies.
+        Counts of ratings, users and movies; `published`: whether they, and how often each number of stars was
+        given, are the published ones.
 
     Raises:
-        ValueError: files are missing, or their counts are not the published ones.
+        ValueError: one line: a file is missing, empty or corrupt, or what has the published checksum has
+            other counts.
     """
-    names = ["ratings.dat", "movies.dat", "users.dat"]
-    files = archive.raw_files(raw, out.parent / "raw", names, URL, CHECKSUM)
+    cache = out.parent / "raw"
+    archive.show_licence(cache, "MovieLens-1M", TERMS)
+    given = raw or download.fetch(URL, cache, CHECKSUM)
+    files = archive.find(given, cache, ["ratings.dat", "movies.dat", "users.dat"])
     ratings = _read(files["ratings.dat"], {c: pl.Int64 for c in ("user", "item", "rating", "timestamp")})
     movies = _read(files["movies.dat"], {"item": pl.Int64, "title": pl.String, "genres": pl.String})
     people = _read(
@@ -83,8 +89,10 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         {"user": pl.Int64, "gender": pl.String, "age": pl.Int64, "occupation": pl.Int64, "zip": pl.String},
     )
     counts = {"ratings": ratings.height, "users": people.height, "movies": movies.height}
-    if config.check_counts:
-        _check(counts, ratings)
+    stars = dict(ratings.group_by("rating").len().iter_rows())
+    found = counts | {f"ratings of {number}": stars.get(number, 0) for number in HISTOGRAM}
+    wanted = COUNTS | {f"ratings of {number}": count for number, count in HISTOGRAM.items()}
+    published = archive.is_published(given, CHECKSUM, found, wanted)
     events = ratings.lazy().with_columns(
         rating=pl.col("rating").cast(pl.Float32),
         label=(pl.col("rating") > config.label_threshold).cast(pl.Int8),
@@ -102,22 +110,13 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         occupation=pl.col("occupation").replace_strict(dict(enumerate(OCCUPATIONS)), return_dtype=pl.String),
     )
     tables.write(out, events, items, users)
-    return dict(counts)
+    return {**counts, "published": published}
 
 
 def _read(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
     # polars takes separators of one byte; no field holds a tab, and titles hold single colons only
     text = path.read_bytes().replace(b"::", b"\t").decode("latin-1").encode("utf-8")
     return pl.read_csv(text, separator="\t", has_header=False, quote_char=None, schema=schema)
-
-
-def _check(counts: dict[str, int], ratings: pl.DataFrame) -> None:
-    histogram = dict(ratings.group_by("rating").len().sort("rating").iter_rows())
-    if counts != COUNTS or histogram != HISTOGRAM:
-        raise ValueError(
-            f"RAW has {counts} and stars {histogram}, wanted {COUNTS} and {HISTOGRAM}; "
-            "give the unchanged MovieLens-1M files, or leave RAW out to download them"
-        )
 
 
 def work(task: run.Run) -> None:

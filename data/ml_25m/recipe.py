@@ -7,11 +7,17 @@ from pathlib import Path
 import polars as pl
 
 from recllm import run
-from recllm.data import archive, tables, titles
+from recllm.data import archive, download, tables, titles
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-25m.zip"
 CHECKSUM = "md5:6b51fb2759a8657d3bfcbfc42b592ada"
-COUNTS = {"ratings": 25_000_095, "users": 162_541, "movies": 62_423}
+TERMS = (
+    "research use only, no redistribution without permission; cite Harper and Konstan (ACM TiiS 2015): "
+    "https://files.grouplens.org/datasets/movielens/ml-25m-README.html"
+)
+COUNTS = {"ratings": 25_000_095, "users": 162_541, "movies": 62_423, "rated movies": 59_047}
+RATINGS = {"userId": pl.Int64(), "movieId": pl.Int64(), "rating": pl.Float32(), "timestamp": pl.Int64()}
+MOVIES = {"movieId": pl.Int64(), "title": pl.String(), "genres": pl.String()}
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,24 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     Args:
         out: folder of the tables, e.g. `artifacts/ml-25m/tables`; a download goes to `raw/` beside it.
         raw: folder or zip that holds ratings.csv and movies.csv, of this or another release; None downloads
-            the official archive and checks its MD5 and its published counts.
+            the official archive.
         config: see `RecipeConfig`.
 
     Returns:
-        Counts of ratings, users and movies.
+        Counts of ratings, users and movies; `published`: whether they are the published ones.
 
     Raises:
-        ValueError: files are missing, or the download's counts are not the published ones.
+        ValueError: one line: a file is missing, empty or corrupt, or what has the published checksum has
+            other counts.
     """
-    files = archive.raw_files(raw, out.parent / "raw", ["ratings.csv", "movies.csv"], URL, CHECKSUM)
-    schema = {"userId": pl.Int64, "movieId": pl.Int64, "rating": pl.Float32, "timestamp": pl.Int64}
-    ratings = pl.scan_csv(files["ratings.csv"], schema=schema)
-    movies = pl.read_csv(
-        files["movies.csv"], schema={"movieId": pl.Int64, "title": pl.String, "genres": pl.String}
-    )
+    cache = out.parent / "raw"
+    archive.show_licence(cache, "MovieLens-25M", TERMS)
+    given = raw or download.fetch(URL, cache, CHECKSUM)
+    files = archive.find(given, cache, ["ratings.csv", "movies.csv"])
+    ratings = pl.scan_csv(files["ratings.csv"], schema=RATINGS, glob=False)
+    movies = pl.read_csv(files["movies.csv"], schema=MOVIES, glob=False)
+    ids = [ratings.select(pl.col(name).unique()) for name in ("userId", "movieId")]
+    users, rated = pl.collect_all(ids, engine="streaming")
     events = ratings.select(
         user="userId",
         item="movieId",
@@ -57,13 +66,11 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         year=titles.year(pl.col("title")),
         genres=pl.col("genres").str.replace_all("|", ", ", literal=True),
     )
-    users = ratings.select(user=pl.col("userId").unique()).collect(engine="streaming").sort("user")
-    tables.write(out, events, items, users)
-    rows = pl.scan_parquet(out / "events.parquet").select(pl.len()).collect().item()
-    counts = {"ratings": rows, "users": users.height, "movies": movies.height}
-    if raw is None and counts != COUNTS:
-        raise ValueError(f"{URL} has {counts}, wanted {COUNTS}; remove {out.parent / 'raw'} and run again")
-    return dict(counts)
+    tables.write(out, events, items, users.select(user="userId").sort("user"))
+    written = pl.scan_parquet(out / "events.parquet").select(pl.len()).collect().item()
+    counts = {"ratings": written, "users": users.height, "movies": movies.height}
+    published = archive.is_published(given, CHECKSUM, {**counts, "rated movies": rated.height}, COUNTS)
+    return {**counts, "published": published}
 
 
 def work(task: run.Run) -> None:

@@ -21,7 +21,6 @@ FILES = {
     "movies.dat": "10::Invented, The (1999)::Drama|War\n20::Café of Nobody (1950)::Comedy\n",
     "users.dat": "1::F::1::10::48067\n2::M::56::0::02115-1234\n",
 }
-UNCHECKED = recipe.RecipeConfig(check_counts=False)
 
 
 @pytest.fixture
@@ -34,7 +33,8 @@ def raw(tmp_path):
 
 
 def test_invented_files_in_the_raw_layout(raw, tmp_path):
-    assert recipe.make(tmp_path / "tables", raw, UNCHECKED) == {"ratings": 3, "users": 2, "movies": 2}
+    counts = recipe.make(tmp_path / "tables", raw)
+    assert counts == {"ratings": 3, "users": 2, "movies": 2, "published": False}
     events, items, users = (
         pl.read_parquet(tmp_path / "tables" / f"{n}.parquet") for n in ("events", "items", "users")
     )
@@ -58,26 +58,30 @@ def test_a_zip_gives_the_same_tables(raw, tmp_path):
     with zipfile.ZipFile(archive, "w") as content:
         for name in FILES:
             content.write(raw / name, f"ml-1m/{name}")
-    recipe.make(tmp_path / "one" / "tables", raw, UNCHECKED)
-    recipe.make(tmp_path / "two" / "tables", archive, UNCHECKED)
+    recipe.make(tmp_path / "one" / "tables", raw)
+    recipe.make(tmp_path / "two" / "tables", archive)
     for name in ("events", "items", "users"):
         one, two = (pl.read_parquet(tmp_path / run / "tables" / f"{name}.parquet") for run in ("one", "two"))
         assert one.equals(two)
 
 
-def test_other_counts_and_missing_files_are_refused(raw, tmp_path):
-    with pytest.raises(ValueError, match=r"'ratings': 3.*wanted .*1000209"):
-        recipe.make(tmp_path / "tables", raw)
+def test_other_counts_are_said_and_missing_files_refused(raw, tmp_path, capsys):
+    recipe.make(tmp_path / "tables", raw)
+    said = capsys.readouterr().out
+    assert "MovieLens-1M: research use only" in said
+    assert "given is not the published data set: 3 ratings (published: 1,000,209), 2 users" in said
+    assert "1 ratings of 5 (published: 226,310)" in said
     (raw / "users.dat").unlink()
-    with pytest.raises(ValueError, match=r"has no users.dat"):
+    with pytest.raises(ValueError, match=r"has no users.dat, wanted ratings.dat, movies.dat, users.dat"):
         recipe.make(tmp_path / "tables", raw)
-    with pytest.raises(ValueError, match=r"has no ratings\.dat"):
+    with pytest.raises(ValueError, match=r"nowhere does not exist, wanted a folder or zip with ratings\.dat"):
         recipe.make(tmp_path / "tables", tmp_path / "nowhere")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="MovieLens-1M is not at ../shared/datasets/ml-1m")
 def test_counts_of_the_paper(tmp_path):
-    assert recipe.make(tmp_path / "tables", SHARED) == {"ratings": 1_000_209, "users": 6_040, "movies": 3_883}
+    counts = recipe.make(tmp_path / "tables", SHARED)
+    assert counts == {"ratings": 1_000_209, "users": 6_040, "movies": 3_883, "published": True}
     fields = ["gender", "age", "occupation", "zip"]
     metrics = build_log(tmp_path / "tables", tmp_path / "log", PrepareConfig(user_fields=fields))
     split = [metrics[name] for name in ("samples", "train", "valid", "test")]

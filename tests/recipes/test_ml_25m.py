@@ -1,5 +1,7 @@
+import hashlib
 import importlib.util
 import sys
+import zipfile
 from pathlib import Path
 
 import polars as pl
@@ -29,7 +31,7 @@ def test_invented_files_in_the_raw_layout(tmp_path):
         encoding="utf-8",
     )
     counts = recipe.make(tmp_path / "tables", raw.parent)  # one folder above is found as well
-    assert counts == {"ratings": 3, "users": 2, "movies": 2}
+    assert counts == {"ratings": 3, "users": 2, "movies": 2, "published": False}
     events, items, users = (
         pl.read_parquet(tmp_path / "tables" / f"{n}.parquet") for n in ("events", "items", "users")
     )
@@ -45,10 +47,36 @@ def test_invented_files_in_the_raw_layout(tmp_path):
     assert users.rows() == [(1,), (2,)]
 
 
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "given"
+    folder.mkdir()
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,3.5,100\n")
+    (folder / "movies.csv").write_text("movieId,title,genres\n10,Invented (1999),Drama\n")
+    return folder
+
+
+def test_a_published_zip_is_known_by_its_checksum(raw, tmp_path, monkeypatch):
+    path = tmp_path / "ml.zip"
+    with zipfile.ZipFile(path, "w") as content:
+        for name in ("ratings.csv", "movies.csv"):
+            content.write(raw / name, f"ml-25m/{name}")
+    monkeypatch.setattr(recipe, "COUNTS", {"ratings": 1, "users": 1, "movies": 1, "rated movies": 1})
+    monkeypatch.setattr(recipe, "CHECKSUM", "md5:" + hashlib.md5(path.read_bytes()).hexdigest())
+    assert recipe.make(tmp_path / "tables", path)["published"] is True
+    monkeypatch.setattr(recipe, "COUNTS", {"ratings": 2, "users": 1, "movies": 1, "rated movies": 1})
+    with pytest.raises(
+        ValueError, match=r"ml.zip has the published checksum and yet 1 ratings \(published: 2\)"
+    ):
+        recipe.make(tmp_path / "tables", path)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no MovieLens files at ../shared/datasets/ml-latest-slice")
-def test_half_stars_of_a_real_slice(tmp_path):
+def test_half_stars_of_a_real_slice(tmp_path, capsys):
     counts = recipe.make(tmp_path / "tables", SHARED)
-    assert counts == {"ratings": 206_585, "users": 2_149, "movies": 86_537}
+    assert counts == {"ratings": 206_585, "users": 2_149, "movies": 86_537, "published": False}
+    said = "206,585 ratings (published: 25,000,095), 2,149 users (published: 162,541), 86,537 movies"
+    assert f"ml-latest-slice is not the published data set: {said}" in capsys.readouterr().out
     metrics = build_log(tmp_path / "tables", tmp_path / "log", PrepareConfig())
     # every user has 5 ratings or more here, so 5 rows of each are no samples, unless a user has fewer
     lengths = (
