@@ -108,8 +108,32 @@ def per_user_auc(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> floa
     return float(np.average(wins[both] / (positive[both] * negative[both]), weights=rows[both]))
 
 
+def calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error (ECE): how far predicted probabilities are from observed shares of likes.
+
+        ECE = sum_b n_b / n |mean p in b - mean y in b|        (Naeini et al. 2015; Guo et al. 2017, eq. 3)
+
+    over bins of equal width in p, [b / bins, (b + 1) / bins); the last one holds 1.
+
+    Args:
+        logits: `[n]` log-odds of a like.
+        labels: `[n]` in {0, 1}.
+        bins: number of bins.
+
+    Returns:
+        A value in [0, 1]; NaN for no rows.
+    """
+    scores, liked = _checked(logits, labels)
+    if not len(scores):
+        return float("nan")
+    probability = 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
+    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    gap = np.bincount(place, weights=probability - liked, minlength=bins)
+    return float(np.abs(gap).sum() / len(scores))
+
+
 def ctr_metrics(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> dict[str, float]:
-    """The CTR metrics of one table row: `auc`, `logloss`, `per_user_auc`.
+    """The CTR metrics of one table row: `auc`, `logloss`, `per_user_auc`, `ece` (15 bins).
 
     Args:
         logits: `[n]` log-odds of a like.
@@ -123,6 +147,7 @@ def ctr_metrics(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> dict[
         "auc": auc(logits, labels),
         "logloss": log_loss(logits, labels),
         "per_user_auc": per_user_auc(logits, labels, users),
+        "ece": calibration_error(logits, labels),
     }
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recllm.bands import BANDS
 from recllm.manifest import write_json
 
 Metrics = dict[str, float | None]
@@ -23,7 +24,7 @@ CANDIDATES = ("uniform", "popular", "hard")
 """Task -> the metric that `delta`, `interval95` and `p_value` are about."""
 
 COLUMNS = {
-    "ctr": {"auc": "AUC", "logloss": "log loss", "per_user_auc": "user AUC"},
+    "ctr": {"auc": "AUC", "logloss": "log loss", "per_user_auc": "user AUC", "ece": "ECE"},
     "ranking": {"hr@1": "HR@1", "hr@5": "HR@5", "ndcg@10": "NDCG@10", "mrr": "MRR", "valid_ratio": "valid"},
 }
 """Task -> metrics that the report shows, with their headings; every other metric is in the file only."""
@@ -217,6 +218,41 @@ def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[Vi
     return [_view(task, row_set, candidates, group, names) for (row_set, candidates), group in groups.items()]
 
 
+def band_views(rows: Iterable[ResultRow]) -> list[View]:
+    """AUC by how much training has seen of the rows' users and items, one table for each row set.
+
+    Args:
+        rows: any rows; those of the CTR task that hold metrics of bands are shown.
+
+    Returns:
+        Tables in order of row set; a heading names the band, its rows, and its largest count of events.
+    """
+    groups: dict[str, list[ResultRow]] = {}
+    for row in sorted(rows, key=_order):
+        if row.task == "ctr" and any(name.startswith("auc/") for name in row.metrics):
+            groups.setdefault(row.row_set, []).append(row)
+    return [_band_view(row_set, group) for row_set, group in groups.items()]
+
+
+def _band_view(row_set: str, rows: list[ResultRow]) -> View:
+    shown = [band for band in BANDS if any(row.metrics.get(f"auc/{band}") is not None for row in rows)]
+    heading = ["system", "rows"]
+    for band in shown:
+        count, upto = (rows[0].metrics.get(f"{name}/{band}") for name in ("rows", "upto"))
+        edge = "" if upto is None else f" (<= {upto:,.0f})"
+        heading.append(f"{BANDS[band]}{edge}, {count or 0:,.0f} rows")
+    cells = [
+        [row.label, f"{row.rows:,}", *(_number(row.metrics.get(f"auc/{band}")) for band in shown)]
+        for row in rows
+    ]
+    best = set()
+    for place, band in enumerate(shown):
+        values = [row.metrics.get(f"auc/{band}") for row in rows]
+        top = max(value for value in values if value is not None)
+        best |= {(line, 2 + place) for line, value in enumerate(values) if value == top and len(rows) > 1}
+    return View(f"AUC by band, rows {row_set}", heading, cells, best)
+
+
 def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
     """Print the CTR and the ranking tables: 100 columns, plain text when piped (best marked by `*`).
 
@@ -271,7 +307,7 @@ def _view(task: str, row_set: str, candidates: str, rows: list[ResultRow], names
         values = [row.metrics.get(name) for row in rows]
         known = [value for value in values if value is not None and not math.isnan(value)]
         if len(known) > 1:
-            top = min(known) if name == "logloss" else max(known)
+            top = min(known) if name in ("logloss", "ece") else max(known)
             best |= {(line, 2 + offset) for line, value in enumerate(values) if value == top}
     kind = "CTR" if task == "ctr" else f"Ranking, {candidates or 'unnamed'} candidates"
     return View(f"{kind}, rows {row_set}", heading, cells, best)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm import metrics, parents
+from recllm.bands import Bands
 from recllm.blend import apply_blend, logistic_blend
 from recllm.counting import Cooccurrence, popularity_ctr, popularity_rank
 from recllm.data.log import Rows
@@ -154,14 +155,14 @@ class Evaluation:
                     pairs |= {"blend": self.gate} | {s: "lora" for s in scored if s.startswith("reclora")}
             if "din" in scored and self.gate != "din":
                 pairs[self.gate] = "din"
-            labels, users = log.label[rows], log.user[rows]
+            labels, users, bands = log.label[rows], log.user[rows], Bands.of(log, rows)
             crm_auc = metrics.auc(gate.logits(rows), labels)
             for system, logits in scored.items():
                 other = pairs.get(system)
                 difference = other and metrics.paired_bootstrap_auc(
                     logits, scored[other], labels, users, self.config.bootstrap, seed=0
                 )
-                figures = metrics.ctr_metrics(logits, labels, users)
+                figures = metrics.ctr_metrics(logits, labels, users) | bands.metrics(logits, labels)
                 base = metrics.auc(scored["popularity"], labels)
                 figures["relative_improvement"] = metrics.relative_improvement(figures["auc"], base)
                 is_lm = system not in ("popularity", *self.crms)

@@ -70,6 +70,26 @@ def test_per_user_auc_equals_a_loop_over_users() -> None:
     assert metrics.per_user_auc(scores, labels, users) == pytest.approx(wanted, abs=1e-12)
 
 
+def test_calibration_error_by_hand() -> None:
+    # Four bins. p = .1 and .2 lie in the first (one like of two), .5 in the third (liked), .9 in the last (not).
+    p = np.array([0.1, 0.2, 0.5, 0.9])
+    wanted = (abs(0.15 - 0.5) * 2 + abs(0.5 - 1) + abs(0.9 - 0)) / 4
+    assert metrics.calibration_error(np.log(p / (1 - p)), [0, 1, 1, 0], bins=4) == pytest.approx(wanted)
+    assert metrics.calibration_error([-800.0, 800.0], [0, 1]) == 0.0  # p = 1 belongs to the last bin
+    assert math.isnan(metrics.calibration_error([], []))
+
+
+def test_a_calibrated_score_has_a_small_calibration_error_and_a_shifted_one_a_large_one() -> None:
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=100_000)
+    labels = rng.random(100_000) < 1 / (1 + np.exp(-logits))
+    assert metrics.calibration_error(logits, labels) < 0.01
+    # The mean over the bins' gaps is the gap of the means where all gaps have one sign.
+    shifted = 1 / (1 + np.exp(-(logits + 1)))
+    wanted = shifted.mean() - labels.mean()
+    assert metrics.calibration_error(logits + 1, labels) == pytest.approx(wanted, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("scores", "labels", "words"),
     [([float("nan"), 1.0], [0, 1], "NaN"), ([1.0], [0, 1], "want both"), ([1.0, 2.0], [1, 2], "labels")],

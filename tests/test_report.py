@@ -24,7 +24,8 @@ def fill(folder: Path) -> None:
         value = 0.6 + number / 1000
         row = ResultRow(
             system, "stage2", "ranking" if ranking else "ctr", "test/all", 12_345,
-            {"hr@1": value, "mrr": 0.5} if ranking else {"auc": value, "logloss": 0.5},
+            {"hr@1": value, "mrr": 0.5} if ranking
+            else {"auc": value, "logloss": 0.5, "ece": 0.0123, "auc/users_low": value / 2, "rows/users_low": 321},
             candidates="popular20" if ranking else None, delta=0.01, interval95=[-0.001, 0.02],
             paired_with="sim", commit="abc123", hardware="2 cores", command="make stage2 & <others>",
             date="2026-01-02",
@@ -55,7 +56,7 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
         assert re.search(rf"<td[^>]*>{row.system}</td>.*{value:.4f}".replace("0.", r"\."), page), row.system
     for wanted in ("recllm on ml-1m", "abc123", "def456", "2 cores", "12,345", "torch 2.13", "samples 970009",
                    "make stage2 &amp; &lt;others&gt;", "stage3/s-dpo", "3.0 MB", "ties=rows: &lt;none&gt;",
-                   "[-.0010, +.0200]"):  # fmt: skip
+                   "[-.0010, +.0200]", "ECE", ".0123", "user: few events, 321 rows", ".3000"):  # fmt: skip
         assert wanted in page, wanted
     assert "Not there" not in page
     assert len(re.findall(r'<td class="n best">', page)) >= 2

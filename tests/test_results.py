@@ -131,3 +131,19 @@ def test_best_is_bold_on_a_terminal() -> None:
 def test_missing_tasks_are_said() -> None:
     assert "No ranking results." in text([ROWS[0]], terminal=False)
     assert "No ctr results." in text([], terminal=False)
+
+
+def test_bands_are_shown_with_their_rows_and_edges() -> None:
+    figures = {
+        "auc/users_unseen": None,
+        "rows/users_unseen": 0.0,
+        "auc/users_low": 0.71,
+        "rows/users_low": 400.0,
+    }
+    figures |= {"upto/users_low": 1053.0, "logloss/users_low": 0.5}
+    better = {**figures, "auc/users_low": 0.72}
+    rows = [row("din", 0.7, metrics=figures), row("sim", 0.8, metrics=better), row("lm", 0.6)]
+    (view,) = results.band_views(rows)
+    assert view.heading == ["system", "rows", "user: few events (<= 1,053), 400 rows"]
+    assert view.cells == [["din", "1,000", ".7100"], ["sim", "1,000", ".7200"]]
+    assert view.best == {(1, 2)}

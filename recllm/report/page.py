@@ -59,6 +59,7 @@ def write_report(folder: Path, out: Path) -> list[str]:
         missing=missing,
         facts=_facts(rows, manifests),
         results=[(TASKS[task], results.views(rows, task)) for task in TASKS],
+        bands=results.band_views(rows),
         # Before the page is rendered this adds to `missing`, which the page lists first.
         curves=_curves(folder, missing),
         stages=[_stage(name, manifest) for name, manifest in manifests.items()],
