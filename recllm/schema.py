@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,6 +147,9 @@ class Stage1Config:
     """Latest history events that the CRM reads."""
     retrieved: int = 0
     """Retrieved history events that it reads besides (SIM only)."""
+    sparse_tables: bool = False
+    """Whether user and item tables are trained by rows: a step touches those that its batch looked up. For
+    tables of millions of rows; moments and weight decay of a row then move only with it (`RowAdamW`)."""
     objective: str = "ctr"
     """`ctr`: binary cross-entropy on the label; `rank`: softmax of a liked item against sampled negatives."""
     negatives: int = 7
@@ -310,12 +314,20 @@ class TrainerConfig:
     """Whether a progress bar is drawn."""
     tensorboard: bool = False
     """Whether curves are written for TensorBoard beside logs/metrics.csv."""
+    wandb: bool = False
+    """Whether curves go to Weights & Biases too, project `recllm-<dataset>`; needs the library `wandb`."""
+    compile: bool = False
+    """Whether stage 1's model is compiled by torch.compile; where that fails, it says why and goes on."""
+    deterministic: bool = False
+    """Whether operations without a deterministic form are refused (on a GPU, the others are slower)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
         every = self.checkpoint_every
         _check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
+        there = not self.wandb or importlib.util.find_spec("wandb") is not None
+        _check(there, "trainer.wandb", self.wandb, "false, or the library: pip install wandb")
 
 
 @dataclass(frozen=True)

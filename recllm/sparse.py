@@ -1,8 +1,8 @@
 """Row-sparse training of big embedding tables: a step touches the rows that its batch looked up, no others.
 
-A dense step reads and writes a whole table and its two moments, whatever the batch: 6 million rows of 16 floats
-are 1.5 GB a step. Here the gradient of a table is its looked-up rows (`nn.Embedding(sparse=True)`), and so are
-clipping and the optimizer's step, so that neither time nor memory of a step grows with the table.
+A dense step reads and writes a whole table and its two moments, whatever the batch: 6 million rows of 16
+floats are 1.5 GB a step. Here the gradient of a table is its looked-up rows (`nn.Embedding(sparse=True)`),
+which alone are clipped and stepped, so that neither time nor memory of a step grows with the table.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog, Rows
 from recllm.run import Run, main, say
 from recllm.schema import Stage1Config
-from recllm.training import best, best_scores, fit, optimizer
+from recllm.sparse import clip_norm
+from recllm.training import best, best_scores, compiled, fit, optimizer
 
 Batch = dict[str, Tensor]
 
@@ -30,12 +31,30 @@ Batch = dict[str, Tensor]
 class CrmModule(lightning.LightningModule):
     """Binary cross-entropy on logits; or, for a ranker, softmax of the liked item among sampled negatives."""
 
-    def __init__(self, model: Model, config: Stage1Config, steps: int) -> None:
-        """Train `model`."""
+    def __init__(self, model: Model, config: Stage1Config, steps: int, compiles: bool = False) -> None:
+        """Train `model`; `compiles`: with torch.compile, where that works."""
         super().__init__()
-        self.model, self.config, self.steps = model, config, steps
+        self.model, self.config, self.steps, self.compiles = model, config, steps, compiles
+        for table in (*model.embeddings.user, *model.embeddings.item):
+            table.sparse = config.sparse_tables
         self.auc = BinaryAUROC()
         self.hits = RetrievalHitRate(top_k=1)
+
+    def on_fit_start(self) -> None:
+        """Compile where the model will train: on its device, in its precision."""
+        if self.compiles:
+            batch = self.trainer.datamodule.example(self.device)  # type: ignore[attr-defined]
+            with self.trainer.precision_plugin.train_step_context():
+                compiled(self, batch)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """Clip dense and row-sparse gradients together; Lightning's own clipping knows only dense ones."""
+        if self.config.sparse_tables and gradient_clip_val:
+            clip_norm(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         """One optimizer step: mean loss over the batch, and the embeddings' regulariser."""
@@ -150,7 +169,8 @@ def work(run: Run) -> None:
         loaders = rank_loaders(run, inputs, train, steps)
     held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
     say(f"  {len(train):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
-    trainer = fit(run, CrmModule(model, config, steps), loaders, config.fit, interval, [monitor])
+    module = CrmModule(model, config, steps, run.config.trainer.compile)
+    trainer = fit(run, module, loaders, config.fit, interval, [monitor])
     if not trainer.is_global_zero:
         return
     state = torch.load(best(run, monitor), weights_only=True)["state_dict"]

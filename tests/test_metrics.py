@@ -71,7 +71,7 @@ def test_per_user_auc_equals_a_loop_over_users() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Four bins. p = .1 and .2 lie in the first (one like of two), .5 in the third (liked), .9 in the last (not).
+    # Four bins. p = .1, .2 lie in the first (one like of two), .5 in the third (liked), .9 in the last (not).
     p = np.array([0.1, 0.2, 0.5, 0.9])
     wanted = (abs(0.15 - 0.5) * 2 + abs(0.5 - 1) + abs(0.9 - 0)) / 4
     assert metrics.calibration_error(np.log(p / (1 - p)), [0, 1, 1, 0], bins=4) == pytest.approx(wanted)

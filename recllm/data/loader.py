@@ -13,6 +13,8 @@ from typing import Any
 
 import lightning
 import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 
 from recllm.data.log import Rows
@@ -168,6 +170,10 @@ class Loaders(lightning.LightningDataModule):
     def val_dataloader(self) -> list[RowLoader]:
         """The validation batches, one loader for each task."""
         return [RowLoader(make, count, self.valid_batch, *self._place()) for make, count in self.valid]
+
+    def example(self, device: torch.device) -> Batch:
+        """The first training batch, on a device."""
+        return self.on_after_batch_transfer(move_data_to_device(self.train(0, *self._place()), device), 0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Finish a batch on its device."""

@@ -1,8 +1,77 @@
-"""Which samples stage 1 trains on."""
+"""Stage 1: which samples it trains on, and its ways of training."""
+
+import csv
+import importlib.util
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
-from stages.stage1 import training_rows
+from recllm.config import load_yaml, merge
+from recllm.crm import build
+from recllm.data.batches import CrmInputs
+from recllm.data.loader import plan_steps
+from recllm.run import Run
+from recllm.schema import ConfigError
+from recllm.training import best_scores, fit
+from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Killed(BaseException):
+    """As a kill does, it passes by everything that catches exceptions."""
+
+
+SMALL = {
+    "stage1.crm.embedding_dim": 4, "stage1.crm.event_dim": 2, "stage1.crm.mlp": [8], "stage1.recent": 5,
+    "stage1.crm.attention_mlp": [4], "stage1.fit.batch_size": 64, "stage1.fit.epochs": 0.3,
+    "stage1.fit.validations": 3, "stage1.fit.valid_rows": "uniform200", "stage1.fit.patience": 100,
+}  # fmt: skip
+
+
+@pytest.fixture
+def train(make_stage, demo_log):
+    """`train(kill=7, trainer={...}, **keys)` -> the module and its run, trained on the demo's log."""
+    layers = [("base.yaml", load_yaml(REPOSITORY / "conf" / "base.yaml"))]
+
+    def run_one(kill=None, trainer=None, name="stage1/din", **keys):
+        config = merge(layers, {**SMALL, **{f"stage1.{key}": value for key, value in keys.items()}})
+        folder = make_stage(name, {"stage1": asdict(config)["stage1"], "seed": 0})
+        words = {"accelerator": "cpu", "checkpoint_every": 3, **(trainer or {})}
+        run = Run.start([str(folder), *(f"trainer.{key}={value}" for key, value in words.items())])
+        try:
+            stage1 = run.config.stage1
+            rows = training_rows(demo_log, "all", "none")
+            size = (stage1.fit.batch_size, stage1.fit.epochs, stage1.fit.validations)
+            steps, interval = plan_steps(len(rows), *size)
+            torch.manual_seed(0)
+            inputs = CrmInputs(demo_log, stage1.recent)
+            module = CrmModule(build(fields(demo_log), stage1.crm), stage1, steps, run.config.trainer.compile)
+            if kill is not None:
+                module.on_train_batch_start = lambda batch, index: _killed(module, kill)
+            fit(run, module, ctr_loaders(run, inputs, rows, steps), stage1.fit, interval, ["valid/auc"])
+        finally:
+            run._lock.close()
+        return module, run
+
+    return run_one
+
+
+def _killed(module, step):
+    if module.trainer.global_step == step:
+        raise Killed
+
+
+def weights(module):
+    return {name: value.clone() for name, value in module.model.state_dict().items()}
+
+
+def curve(run):
+    with (run.folder / "logs" / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def test_held_out_rows_are_left_out_and_the_order_is_kept(demo_log):
@@ -13,3 +82,87 @@ def test_held_out_rows_are_left_out_and_the_order_is_kept(demo_log):
     np.testing.assert_array_equal(rows, [row for row in every if row not in set(held.tolist())])
     np.testing.assert_array_equal(training_rows(demo_log, "all", "none"), every)
     assert set(training_rows(demo_log, "1.0", "uniform300").tolist()) == set(rows.tolist())
+
+
+@pytest.mark.parametrize("clip", [0, 0.01])
+def test_the_first_step_by_rows_is_the_dense_one(train, clip):
+    one = {"fit.epochs": 0.001, "fit.validations": 1, "fit.clip": clip, "fit.warmup": 0, "fit.lr": 0.1}
+    dense, _ = train(**one)
+    sparse, _ = train(name="stage1/sparse", sparse_tables=True, **one)
+    for name, value in weights(dense).items():
+        torch.testing.assert_close(weights(sparse)[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_by_rows_it_learns_and_resumes_to_the_bit(train):
+    keys = {"sparse_tables": True, "fit.lr": 0.02, "fit.epochs": 1, "crm.l2": 0.0}
+    whole, run = train(**keys)
+    with pytest.raises(Killed):
+        train(kill=25, name="stage1/killed", **keys)
+    resumed, again = train(name="stage1/killed", **keys)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    assert curve(run) == curve(again)
+    assert best_scores(run, "valid/auc")["valid/auc"] > 0.58
+
+
+def test_mixed_precision_trains_wide_weights_to_a_like_score(train):
+    scores = []
+    for number, precision in enumerate(("32-true", "bf16-mixed")):
+        module, run = train(name=f"stage1/p{number}", **{"fit.precision": precision})
+        assert all(value.dtype == torch.float32 for value in module.model.parameters())
+        scores.append(best_scores(run, "valid/auc")["valid/auc"])
+    assert scores[1] == pytest.approx(scores[0], abs=0.03)
+
+
+def test_deterministic_mode_changes_nothing_on_a_cpu(train):
+    plain, _ = train()
+    module, _ = train(name="stage1/deterministic", trainer={"deterministic": True})
+    torch.use_deterministic_algorithms(False)
+    for name, value in weights(plain).items():
+        assert torch.equal(weights(module)[name], value), name
+
+
+def test_where_nothing_compiles_it_says_so_and_trains(train, monkeypatch, capsys):
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    plain, _ = train()
+    capsys.readouterr()
+    module, _ = train(name="stage1/compiled", trainer={"compile": True})
+    out = capsys.readouterr().out
+    assert out.count("  not compiled, ") == 1
+    assert "compiler" in out
+    for name, value in weights(plain).items():
+        assert torch.equal(weights(module)[name], value), name
+
+
+@pytest.mark.slow
+def test_compiled_it_ends_as_it_would_uncompiled(train, capsys):
+    plain, run = train()
+    module, compiled = train(name="stage1/compiled", trainer={"compile": True})
+    if "not compiled" in (out := capsys.readouterr().out):
+        print(out)
+        pytest.skip("no compiler here")
+    assert module.model._compiled_call_impl is not None
+    one, two = (best_scores(found, "valid/auc")["valid/auc"] for found in (run, compiled))
+    assert two == pytest.approx(one, abs=0.005)
+    assert list(weights(module)) == list(weights(plain))
+
+
+def test_tensorboard_gets_losses_and_scores(train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, run = train(trainer={"tensorboard": True})
+    events = EventAccumulator(str(run.folder / "logs"))
+    events.Reload()
+    losses = {event.step: event.value for event in events.Scalars("train/loss")}
+    for row in curve(run):
+        assert losses[int(row["step"])] == pytest.approx(float(row["train/loss"]), rel=1e-5)
+    assert len(events.Scalars("valid/auc")) == 3
+
+
+def test_a_missing_library_is_said_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        merge([], {"trainer.wandb": True})
