@@ -61,7 +61,7 @@ class RowAdamW(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; arguments as those of `torch.optim.AdamW.step`."""
         loss = None
         if closure is not None:

@@ -196,9 +196,10 @@ def _loggers(run: Run) -> list[Any]:
     if run.config.trainer.wandb:
         from lightning.pytorch.loggers import WandbLogger
 
-        # The identity of what is trained, so that a resumed run goes on in the same curve.
-        name = {"name": run.name, "id": run.fingerprint, "resume": "allow"}
-        loggers.append(WandbLogger(project=f"recllm-{run.root.name}", save_dir=run.folder, **name))
+        # The id is that of what is trained, so that a resumed run goes on in the same curve.
+        project = f"recllm-{run.root.name}"
+        wandb = WandbLogger(run.name, run.folder, id=run.fingerprint, project=project, resume="allow")
+        loggers.append(wandb)
     return loggers
 
 
@@ -215,7 +216,8 @@ def compiled(module: lightning.LightningModule, batch: Any) -> None:
     model: Any = module.model
     model.compile()
     try:
-        module.training_step(batch, 0)["loss"].backward()
+        step: Any = module.training_step(batch, 0)
+        step["loss"].backward()
     except Exception as error:  # the compiler raises many types, of its own and of what it calls
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         say(f"  not compiled, {type(error).__name__}: {line.strip()[:160]}")
