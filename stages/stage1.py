@@ -35,7 +35,7 @@ class CrmModule(lightning.LightningModule):
         """Train `model`; `compiles`: with torch.compile, where that works."""
         super().__init__()
         self.model, self.config, self.steps, self.compiles = model, config, steps, compiles
-        for table in (*model.embeddings.user, *model.embeddings.item):
+        for table in model.id_tables():
             table.sparse = config.sparse_tables
         self.auc = BinaryAUROC()
         self.hits = RetrievalHitRate(top_k=1)

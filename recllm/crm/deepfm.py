@@ -45,6 +45,10 @@ class DeepFM(Model):
         logit, representation = self.tower(fields.flatten(1))
         return logit + self.first_order(torch.cat(ids, dim=1)) + pairs(fields), representation
 
+    def id_tables(self) -> list[nn.Embedding]:
+        """The first-order weights have a row an id too."""
+        return [*super().id_tables(), *self.weights]
+
     def first_order(self, ids: Tensor) -> Tensor:
         """Sum over fields of the weight of each field's value; ids [B, F_u + F_i] -> [B]."""
         weights = [table(ids[:, index]) for index, table in enumerate(self.weights)]

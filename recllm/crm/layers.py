@@ -168,6 +168,10 @@ class Model(nn.Module):
         """
         raise NotImplementedError
 
+    def id_tables(self) -> list[nn.Embedding]:
+        """Tables with a row an id of the data: those that may get big, and can be trained by rows."""
+        return [*self.embeddings.user, *self.embeddings.item]
+
     def l2(self, batch: Batch) -> Tensor:
         """Regularizer to add to the loss: `config.l2` times `Embeddings.l2`; scalar."""
         return self.config.l2 * self.embeddings.l2(batch)

@@ -84,9 +84,10 @@ def test_held_out_rows_are_left_out_and_the_order_is_kept(demo_log):
     assert set(training_rows(demo_log, "1.0", "uniform300").tolist()) == set(rows.tolist())
 
 
-@pytest.mark.parametrize("clip", [0, 0.01])
-def test_the_first_step_by_rows_is_the_dense_one(train, clip):
+@pytest.mark.parametrize(("clip", "name"), [(0, "din"), (0.01, "din"), (0.01, "deepfm")])
+def test_the_first_step_by_rows_is_the_dense_one(train, clip, name):
     one = {"fit.epochs": 0.001, "fit.validations": 1, "fit.clip": clip, "fit.warmup": 0, "fit.lr": 0.1}
+    one["crm.name"] = name
     dense, _ = train(**one)
     sparse, _ = train(name="stage1/sparse", sparse_tables=True, **one)
     for name, value in weights(dense).items():
