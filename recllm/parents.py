@@ -19,12 +19,14 @@ from recllm.data.batches import CrmInputs, chronological
 from recllm.data.candidates import candidate_lists
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Pieces, Prompts, fill
+from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
+from recllm.lm.probe import layout_of, windows
 from recllm.lm.tasks import Answers, Titles
 from recllm.manifest import Manifest
 from recllm.retrieval.category import SameCategory
 from recllm.retrieval.neighbours import Neighbours
-from recllm.run import Run
+from recllm.run import Run, say
 from recllm.schema import Config
 
 LISTS = ("uniform20", "popular20")
@@ -121,14 +123,28 @@ class Lm:
     log: EventLog
     config: Config
     retrieval: Retrieval | None
+    layout: str = SHARED
 
     @classmethod
     def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None) -> Lm:
         """Load the LM of the parent `lm`, or by hub id or path."""
         model, tokenizer = causal_lm(run)
         pieces = build_pieces(run.config, log, tokenizer)
-        prompts = Prompts(log, pieces, context_length(run.config.lm.model, model))
-        return cls(model, tokenizer, prompts, log, run.config, retrieval)
+        context = context_length(run.config.lm.model, model)
+        layout = layout_of(model, context)
+        if layout == SEPARATE:
+            window = min(windows(model.config), default=context)
+            mend = f"; lm.model.context={window} would mend it" if window < context else ""
+            say(
+                f"  {run.config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "
+                f"each title is a sequence of its own, several times slower{mend}"
+            )
+        if run.config.trainer.attention == "flex":
+            if not torch.cuda.is_available():
+                raise ValueError("trainer.attention=flex needs a GPU; wanted sdpa here")
+            if layout == SHARED:
+                model.set_attn_implementation("flex_attention")  # after the example, which runs on any device
+        return cls(model, tokenizer, Prompts(log, pieces, context), log, run.config, retrieval, layout)
 
     def shown(self, rows: Rows, retrieved: bool) -> Rows:
         """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""
@@ -158,6 +174,7 @@ class Lm:
             candidates,
             representation,
             self.config.prompt.list_candidates,
+            self.layout,
         )
 
     def valid_titles(self, count: int, crm: Crm | None) -> Titles:

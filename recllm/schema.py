@@ -308,6 +308,11 @@ class TrainerConfig:
     """Lightning's strategy: auto, ddp ..."""
     threads: int = 0
     """CPU threads of a process (0: torch's default)."""
+    attention: str = "sdpa"
+    """`sdpa` (PyTorch's, any device) or `flex` (FlexAttention: compiled, skips what is masked; GPU only)."""
+    recompute: bool = False
+    """Whether an LM's layers keep no activations and compute them anew in the backward (gradient
+    checkpointing): less memory, a third more time."""
     checkpoint_every: int = 50
     """Optimizer steps between two writes of last.ckpt, from which a killed stage resumes."""
     progress: bool = False
@@ -324,6 +329,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        _check(self.attention in ("sdpa", "flex"), "trainer.attention", self.attention, "sdpa or flex")
         every = self.checkpoint_every
         _check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
         there = not self.wandb or importlib.util.find_spec("wandb") is not None

@@ -178,6 +178,9 @@ def fit(
         inference_mode=False,
         default_root_dir=run.folder,
     )
+    if config.recompute and isinstance(module, AdapterModule):
+        # Not reentrant: an adapter's gate is shared by all layers, and their inputs need no gradient.
+        module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(run.config.seed or 0)
     if first and last is None:
         trainer.validate(module, datamodule=loaders, verbose=False)

@@ -71,60 +71,152 @@ def pad_left(prompts: Ragged, pad_id: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-def shared_prefix(prompts: Ragged, completions: Ragged, per_prompt: int, pad_id: int = 0) -> dict[str, Any]:
-    """One row a prompt: the prompt once, then its completions, each of which sees the prompt and itself only.
+def shared_prefix(
+    prompts: Ragged, completions: Ragged, counts: NDArray[np.int64] | int, pad_id: int = 0
+) -> dict[str, Any]:
+    """Each prompt once, with its completions behind it, each of which sees the prompt and itself only.
 
-    The last token of a completion (its EOS) is a target only: nothing is predicted from it, so it is not fed.
+    Short samples (a prompt and its completions) share a row with others, none longer than the longest sample;
+    none sees another. The last token of a completion (its EOS) is a target only: nothing is predicted from
+    it, so it is not fed.
 
     Args:
         prompts: B prompts, none empty.
-        completions: B x C completions, those of prompt 0 first, none empty.
-        per_prompt: C.
+        completions: the completions, those of prompt 0 first, none empty.
+        counts: i64 [B], completions of each prompt, or one number for all.
         pad_id: Token at padding (right).
 
     Returns:
-        `input_ids` and `position_ids` i64 [B, L] (every completion's positions go on behind the prompt),
-        `attention_mask` bool [B, 1, L, L] (true = seen), and for the M tokens of all completions, i64 [M]:
-        `predict_row`, `predict_position` (where the hidden state that predicts the token is), `target`,
-        `candidate`; `per_prompt` is C.
+        i64 [R, L] `input_ids`, `position_ids` (every completion's positions go on behind its prompt), `slot`
+        (which of its row's samples a token belongs to, -1 at padding) and `branch` (0 prompt, c + 1 its
+        completion c, -1 padding); what `_targets` says; and `sample` i64 [R, S], the sample in each slot of a
+        row (0 where there is none).
 
     Raises:
         ValueError: The numbers do not fit, or a prompt or completion is empty.
     """
-    count = len(prompts)
-    if len(completions) != count * per_prompt:
+    counts, first = _counted(prompts, completions, counts)
+    fed = completions.lengths - 1
+    before = np.concatenate([[0], np.cumsum(fed)])
+    # Where in its sample a completion stands: behind the prompt and the completions before it.
+    of = np.repeat(np.arange(len(prompts)), counts)
+    within = prompts.lengths[of] + before[:-1] - before[first[of]]
+    total = prompts.lengths + before[first + counts] - before[first]
+    row, start, slot = _packed(total)
+    height, width = int(row.max(initial=-1)) + 1, int(total.max(initial=0))
+    ids = np.full((height, width), pad_id, np.int64)
+    position = np.zeros_like(ids)
+    slots, branch = np.full_like(ids, -1), np.full_like(ids, -1)
+    owner, place = prompts.place()
+    at = (row[owner], start[owner] + place)
+    ids[at], position[at], slots[at], branch[at] = prompts.tokens, place, slot[owner], 0
+    owner, place = completions.place()
+    mine = of[owner]
+    kept = place < fed[owner]
+    column = start[mine] + within[owner] + place
+    at = (row[mine][kept], column[kept])
+    ids[at], position[at] = completions.tokens[kept], (prompts.lengths[mine] + place)[kept]
+    slots[at], branch[at] = slot[mine][kept], (owner - first[mine] + 1)[kept]
+    sample = np.zeros((height, int(slot.max(initial=0)) + 1), np.int64)
+    sample[row, slot] = np.arange(len(prompts))
+    predict = np.where(place == 0, start[mine] + prompts.lengths[mine] - 1, column - 1)
+    tensors = {"input_ids": ids, "position_ids": position, "slot": slots, "branch": branch, "sample": sample}
+    return {
+        **{name: torch.from_numpy(value) for name, value in tensors.items()},
+        **_targets(completions, counts, first, row[mine], predict),
+    }
+
+
+def separate(
+    prompts: Ragged, completions: Ragged, counts: NDArray[np.int64] | int, pad_id: int = 0
+) -> dict[str, Any]:
+    """A row for each completion, the prompt anew in each: for LMs that take no mask of their own.
+
+    Arguments and errors as for `shared_prefix`.
+
+    Returns:
+        i64 [N, L], padded on the right: `input_ids` and `attention_mask` (1 = real), no positions, as those
+        of unpadded text are what every LM assumes; what `_targets` says; and `sample` i64 [N, 1].
+    """
+    counts, first = _counted(prompts, completions, counts)
+    of = np.repeat(np.arange(len(prompts)), counts)
+    fed = completions.lengths - 1
+    ids = np.full((len(of), int((prompts.lengths[of] + fed).max(initial=0))), pad_id, np.int64)
+    mask = np.zeros_like(ids)
+    repeated = np.repeat(np.arange(len(of)), prompts.lengths[of])
+    place = np.arange(len(repeated)) - np.repeat(
+        np.cumsum(prompts.lengths[of]) - prompts.lengths[of], prompts.lengths[of]
+    )
+    ids[repeated, place] = prompts.tokens[prompts.offsets[of[repeated]] + place]
+    owner, place = completions.place()
+    column = prompts.lengths[of[owner]] + place
+    kept = place < fed[owner]
+    ids[owner[kept], column[kept]] = completions.tokens[kept]
+    mask[:] = np.arange(ids.shape[1]) < (prompts.lengths[of] + fed)[:, None]
+    return {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask),
+        "sample": torch.from_numpy(of[:, None]),
+        **_targets(completions, counts, first, owner, column - 1),
+    }
+
+
+def _counted(
+    prompts: Ragged, completions: Ragged, counts: NDArray[np.int64] | int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Completions of each prompt and the first of them, i64 [B] each."""
+    counts = np.broadcast_to(np.asarray(counts, np.int64), len(prompts))
+    if counts.sum() != len(completions):
         raise ValueError(
-            f"got {len(completions)} completions for {count} prompts, want {per_prompt} each: pass them all"
+            f"got {len(completions)} completions of {len(prompts)} prompts, want {counts.sum()}: pass all"
         )
-    if count and (prompts.lengths.min() < 1 or completions.lengths.min() < 1):
+    if len(completions) and (prompts.lengths.min() < 1 or completions.lengths.min() < 1):
         raise ValueError(
             "got an empty prompt or completion, every one needs a token: check the items' titles"
         )
-    fed = (completions.lengths - 1).reshape(count, per_prompt)
-    start = (prompts.lengths[:, None] + np.cumsum(fed, 1) - fed).ravel()
-    width = int((prompts.lengths + fed.sum(1)).max(initial=0))
-    ids = np.full((count, width), pad_id, np.int64)
-    position, segment = np.zeros_like(ids), np.full_like(ids, -1)
-    row, place = prompts.place()
-    ids[row, place], position[row, place], segment[row, place] = prompts.tokens, place, 0
-    owner, place = completions.place()
-    row = owner // per_prompt
-    kept = place < completions.lengths[owner] - 1
-    at = (row[kept], (start[owner] + place)[kept])
-    ids[at], segment[at] = completions.tokens[kept], owner[kept] % per_prompt + 1
-    position[at] = (prompts.lengths[row] + place)[kept]
-    segments = torch.from_numpy(segment)
-    seen = (segments[:, None, :] == 0) | (segments[:, :, None] == segments[:, None, :])
-    # Padding sees the prompt and itself: a row of the mask without any true would give NaN.
+    return counts, np.cumsum(counts) - counts
+
+
+def _packed(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Row, start in it and number in it of each sample, i64 [B]; no row is longer than the longest sample.
+
+    First fit, longest first. Where no two samples fit into a row, samples keep their order.
+    """
+    width = lengths.max(initial=0)
+    row, start, slot = np.arange(len(lengths)), np.zeros_like(lengths), np.zeros_like(lengths)
+    if len(lengths) < 2 or np.partition(lengths, 1)[:2].sum() > width:
+        return row, start, slot
+    free, used = np.full(len(lengths), width), np.zeros_like(lengths)
+    for sample in np.argsort(-lengths, kind="stable"):  # some dozens: the samples of one batch
+        place = int(np.argmax(free >= lengths[sample]))
+        row[sample], start[sample], slot[sample] = place, width - free[place], used[place]
+        free[place] -= lengths[sample]
+        used[place] += 1
+    return row, start, slot
+
+
+def _targets(
+    completions: Ragged,
+    counts: NDArray[np.int64],
+    first: NDArray[np.int64],
+    row: NDArray[np.int64],
+    position: NDArray[np.int64],
+) -> dict[str, Any]:
+    """What is scored, the same for every layout.
+
+    Returns:
+        For the M tokens of all completions, i64 [M]: `predict_row` and `predict_position` (where the hidden
+        state that predicts the token is), `target`, `cell` (b * C + c for completion c of prompt b); and
+        `present` bool [B, C], where there is a completion (C is the most of any prompt).
+    """
+    owner, _ = completions.place()
+    most = int(counts.max(initial=0))
+    of = np.repeat(np.arange(len(counts)), counts)
+    cell = of * most + np.arange(len(of)) - first[of]
     return {
-        "input_ids": torch.from_numpy(ids),
-        "position_ids": torch.from_numpy(position),
-        "attention_mask": (seen & torch.ones(width, width, dtype=torch.bool).tril())[:, None],
         "predict_row": torch.from_numpy(row),
-        "predict_position": torch.from_numpy(
-            np.where(place == 0, prompts.lengths[row], start[owner] + place) - 1
-        ),
+        "predict_position": torch.from_numpy(position),
         "target": torch.from_numpy(completions.tokens.astype(np.int64)),
-        "candidate": torch.from_numpy(owner % per_prompt),
-        "per_prompt": per_prompt,
+        "cell": torch.from_numpy(cell[owner]),
+        "present": torch.from_numpy(np.arange(most) < counts[:, None]),
     }

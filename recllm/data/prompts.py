@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.data.collate import Ragged, pad_left, shared_prefix
+from recllm.data.collate import Ragged
 from recllm.data.pieces import Ints, Pieces, Wording, fill, resolve_answers
 
 if TYPE_CHECKING:
     from recllm.data.log import EventLog
 
-__all__ = ["Pieces", "Prompts", "Ragged", "Wording", "fill", "pad_left", "resolve_answers", "shared_prefix"]
+__all__ = ["Pieces", "Prompts", "Ragged", "Wording", "fill", "resolve_answers"]
 
 
 class Prompts:

@@ -54,7 +54,7 @@ def load_lm(
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtypes[config.dtype], attn_implementation="sdpa", **options, **quantization
+            source, dtype=dtypes[config.dtype], **options, **quantization
         )
     except (OSError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -68,6 +68,7 @@ def load_lm(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    switch_off_dropout(model)
     return model.requires_grad_(False).eval(), tokenizer
 
 
@@ -87,6 +88,17 @@ def context_length(config: LmConfig, model: PreTrainedModel) -> int:
             f"lm.model.context is {config.context}, LM {config.name!r} has {most} positions: lower it"
         )
     return config.context
+
+
+def switch_off_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout to 0: under train(), as an adapter needs it, an LM answers as under eval()."""
+    names = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in names:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _quantization(config: LmConfig) -> dict[str, Any]:

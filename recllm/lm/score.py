@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from recllm.lm.layout import attention
+
 CHUNK = 1 << 26
 """Most float32 logits that are normalised at a time (256 MiB)."""
 
@@ -55,13 +57,39 @@ def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
 
     Args:
         model: A causal LM of transformers, or a PEFT model around one.
-        batch: `recllm.data.collate.shared_prefix` of B prompts with C completions each.
-        representation: [B, d_c], passed on to the model; None: not passed.
+        batch: `recllm.lm.layout.title_batch` of B prompts with up to C completions each.
+        representation: [B, d_c], passed on to the model, to each token that of its own prompt; None: not
+            passed.
 
     Returns:
-        [B, C], float32 or wider.
+        [B, C], float32 or wider; NaN where a prompt has fewer completions.
     """
-    extra = {} if representation is None else {"representation": representation}
+    logps = token_logps(model, batch, representation)
+    present = batch["present"]
+    sums = logps.new_zeros(present.numel()).index_add(0, batch["cell"], logps).view(present.shape)
+    return sums.masked_fill(~present, torch.nan)
+
+
+def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tensor | None = None) -> Tensor:
+    """Log-probability of every token of every completion, in the order of `batch["target"]`.
+
+    Args:
+        model: as for `title_logps`.
+        batch: as for `title_logps`.
+        representation: as for `title_logps`.
+
+    Returns:
+        [M], float32 or wider.
+    """
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": attention(model, batch)}
+    if "position_ids" in batch:
+        inputs["position_ids"] = batch["position_ids"]
+    if representation is not None:
+        inputs["representation"] = representation[batch["sample"]]
+        if batch["sample"].shape[1] == 1:
+            inputs["representation"] = inputs["representation"][:, 0]
+        else:
+            inputs["segments"] = batch["slot"].clamp(min=0)
     rows, positions = batch["predict_row"], batch["predict_position"]
 
     def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -72,14 +100,10 @@ def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     hook = head.register_forward_pre_hook(gather)
     try:
-        keys = ("input_ids", "attention_mask", "position_ids")
-        logits = model(**{key: batch[key] for key in keys}, logits_to_keep=0, use_cache=False, **extra).logits
+        logits = model(**inputs, logits_to_keep=0, use_cache=False).logits
     finally:
         hook.remove()
-    logps = _token_logps(logits, batch["target"])
-    count, per_prompt = len(batch["input_ids"]), batch["per_prompt"]
-    owner = rows * per_prompt + batch["candidate"]
-    return logps.new_zeros(count * per_prompt).index_add(0, owner, logps).view(count, per_prompt)
+    return _token_logps(logits, batch["target"])
 
 
 def _wide(logits: Tensor) -> Tensor:

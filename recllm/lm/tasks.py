@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.data.collate import pad_left, shared_prefix
+from recllm.data.collate import pad_left
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Prompts
+from recllm.lm.layout import SHARED, title_batch
 
 Batch = dict[str, Any]
 
@@ -65,6 +66,7 @@ class Titles:
         candidates: int32 `[n, C]` dense items, the chosen one among them.
         representation: float32 `[n, d_c]`, the mean over all candidates, or None for an LM without a gate.
         listed: whether the prompt lists the candidates.
+        layout: how the LM is given several titles, see `recllm.lm.layout`.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Titles:
         candidates: NDArray[np.int32],
         representation: Tensor | None,
         listed: bool = False,
+        layout: str = SHARED,
     ) -> None:
         """See the class.
 
@@ -83,7 +86,7 @@ class Titles:
             ValueError: where a row's chosen item is not exactly once among its candidates.
         """
         self.prompts, self.rows, self.history, self.candidates = prompts, rows, history, candidates
-        self.representation, self.listed = representation, listed
+        self.representation, self.listed, self.layout = representation, listed, layout
         chosen = candidates == log.item[rows][:, None]
         if len(rows) and (bad := np.flatnonzero(chosen.sum(1) != 1)).size:
             raise ValueError(
@@ -110,7 +113,7 @@ class Titles:
             columns: int64 `[B, c]` candidates to score, by their place; all of them by default.
 
         Returns:
-            `prompt` (shared prefix), `lengths` `[B, c]` tokens of each title with its EOS, `chosen` `[B]`
+            `prompt` (`title_batch`), `lengths` `[B, c]` tokens of each title with its EOS, `chosen` `[B]`
             place of the chosen one among the scored, `index` `[B]`, `representation`.
         """
         listed = self.candidates[indices]
@@ -123,7 +126,7 @@ class Titles:
             place = (columns == place[:, None]).argmax(1)
         titles = self.prompts.completions(items.ravel())
         return {
-            "prompt": shared_prefix(prompts, titles, items.shape[1]),
+            "prompt": title_batch(prompts, titles, items.shape[1], self.layout),
             "lengths": torch.from_numpy(titles.lengths.reshape(items.shape)),
             "chosen": torch.from_numpy(place),
             "index": torch.from_numpy(np.asarray(indices)),

@@ -13,9 +13,7 @@ from recllm.data.prompts import (
     Ragged,
     Wording,
     fill,
-    pad_left,
     resolve_answers,
-    shared_prefix,
 )
 from recllm.lm.tiny import TinyConfig, train_tokenizer
 
@@ -235,39 +233,6 @@ def test_fill_reads_columns_and_leaves_placeholders_empty():
     assert fill("", users) == ["", "", ""]
     with pytest.raises(ValueError, match="job"):
         fill("{job}", users)
-
-
-def test_pad_left_by_hand():
-    batch = pad_left(Ragged.of([[5, 6, 7], [8]]), pad_id=9)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
-
-
-def test_shared_prefix_by_hand():
-    # Row 0: prompt 1 2, titles (3 E) and (3 4 E); row 1: prompt 5, titles (E) and (6 E). E = 9 is never fed.
-    batch = shared_prefix(Ragged.of([[1, 2], [5]]), Ragged.of([[3, 9], [3, 4, 9], [9], [6, 9]]), 2)
-    assert batch["input_ids"].tolist() == [[1, 2, 3, 3, 4], [5, 6, 0, 0, 0]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 2, 3], [0, 1, 0, 0, 0]]
-    assert batch["attention_mask"][0, 0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 0, 1, 0],
-        [1, 1, 0, 1, 1],
-    ]
-    assert batch["attention_mask"].diagonal(dim1=2, dim2=3).all()
-    assert batch["target"].tolist() == [3, 9, 3, 4, 9, 9, 6, 9]
-    assert batch["predict_row"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
-    assert batch["predict_position"].tolist() == [1, 2, 1, 3, 4, 0, 0, 1]
-    assert batch["candidate"].tolist() == [0, 0, 1, 1, 1, 0, 1, 1]
-
-
-def test_shared_prefix_refuses_wrong_counts_and_empty_completions():
-    with pytest.raises(ValueError, match="want 2 each"):
-        shared_prefix(Ragged.of([[1]]), Ragged.of([[2]]), 2)
-    with pytest.raises(ValueError, match="empty"):
-        shared_prefix(Ragged.of([[1]]), Ragged.of([[2], []]), 2)
 
 
 def test_no_rows_give_no_prompts(pieces, log):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from recllm.data.collate import pad_left
 from recllm.data.pieces import Pieces, Wording
@@ -56,6 +57,32 @@ def test_half_precision_and_context_are_as_configured():
     assert context_length(config, model) == 100
     with pytest.raises(ValueError, match=r"context is 513.*512"):
         context_length(LmConfig(context=513), model)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom"])
+def test_training_mode_drops_nothing(kind, tiny_lm, tmp_path):
+    """An adapter trains under train(); its frozen LM must answer there as it does under eval()."""
+    from transformers import BloomConfig, GPT2Config, OPTConfig
+
+    sizes = {"vocab_size": len(tiny_lm.tokenizer), "dropout": 0.5}
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = GPT2Config(n_embd=16, n_layer=2, n_head=2, resid_pdrop=0.5, attn_pdrop=0.5, **sizes)
+    elif kind == "opt":
+        config = OPTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24,
+                           word_embed_proj_dim=16, attention_dropout=0.5, layerdrop=0.5, **sizes)  # fmt: skip
+    else:
+        config = BloomConfig(hidden_size=16, n_layer=2, n_head=2, hidden_dropout=0.5, attention_dropout=0.5,
+                             vocab_size=sizes["vocab_size"])  # fmt: skip
+    fresh = AutoModelForCausalLM.from_config(config)
+    fresh.save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
+    with torch.no_grad():
+        wanted = fresh.eval()(input_ids=ids).logits
+        assert not torch.equal(fresh.train()(input_ids=ids).logits, wanted)
+        model, _ = load_lm(LmConfig(path=str(tmp_path)))
+        torch.testing.assert_close(model.train()(input_ids=ids).logits, wanted)
 
 
 @pytest.mark.parametrize(

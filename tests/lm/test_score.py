@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -12,8 +13,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from recllm.data.collate import Ragged, pad_left, shared_prefix
+from recllm.data.collate import Ragged, pad_left
 from recllm.lm import score
+from recllm.lm.layout import SEPARATE, title_batch
+from recllm.lm.load import switch_off_dropout
+from recllm.reclora import RecLoraConfig
 
 VOCABULARY, EOS = 50, 2
 PROMPTS = [[1, 7, 8, 9, 10], [1, 11], [1, 12, 13]]
@@ -37,6 +41,8 @@ def model_of(name: str, dtype: torch.dtype):
             Qwen2Config(intermediate_size=24, num_key_value_heads=1, initializer_range=0.3, **small)
         )
     else:
+        if name == "wide":  # FlexAttention wants heads of 16 at least
+            small["hidden_size"] = 32
         model = LlamaForCausalLM(
             LlamaConfig(intermediate_size=24, num_key_value_heads=1, initializer_range=0.3, **small)
         )
@@ -55,7 +61,7 @@ def separate(model) -> torch.Tensor:
 
 
 def packed():
-    return shared_prefix(Ragged.of(PROMPTS), Ragged.of([title for titles in TITLES for title in titles]), 3)
+    return title_batch(Ragged.of(PROMPTS), Ragged.of([title for titles in TITLES for title in titles]), 3)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
@@ -74,6 +80,92 @@ def test_packed_titles_equal_separate_sequences_with_gradients(name, dtype, tole
     for expected, got in zip(grads, packed_grads, strict=True):
         if expected is not None:
             assert (got - expected).norm() / expected.norm().clamp(min=1) < exact
+
+
+# Prompts and titles of many lengths: five samples that need three rows, two of them with a titleless cell.
+MIXED_PROMPTS = [[1, 5, 6, 7, 8, 9, 10, 11, 12], [1, 3], [1, 4, 5], [1, 6], [1, 9, 8, 7]]
+MIXED_TITLES = [
+    [[20, 21, EOS], [20, EOS], [22, 23, 24, EOS]],
+    [[25, EOS], [25, 26, EOS]],
+    [[27, 28, EOS], [29, EOS], [27, EOS]],
+    [[30, EOS]],
+    [[31, 32, EOS], [31, 33, EOS], [EOS]],
+]
+
+
+def mixed(**options):
+    titles = Ragged.of([title for titles in MIXED_TITLES for title in titles])
+    return title_batch(Ragged.of(MIXED_PROMPTS), titles, np.array(list(map(len, MIXED_TITLES))), **options)
+
+
+def gated(model, checkpointing=False):
+    """A RecLoRA with weights that matter, and a representation for each sample."""
+    torch.manual_seed(1)
+    config = RecLoraConfig(r=2, num_meta=4, representation_dim=5, gate_hidden=8, gate_temperature=0.5)
+    model = get_peft_model(model, config).double()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "reclora" in name:
+                value.normal_(0, 0.4)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    return model, torch.randn(len(MIXED_PROMPTS), 5, dtype=torch.float64)
+
+
+def test_several_samples_in_a_row_each_with_its_own_gate_equal_separate_sequences():
+    model, representation = gated(model_of("llama", torch.float64))
+    batch = mixed()
+    assert batch["input_ids"].shape[0] < len(MIXED_PROMPTS)
+    assert batch["sample"].shape[1] > 1
+    packed_rows, alone = (
+        score.title_logps(model, given, representation) for given in (batch, mixed(layout=SEPARATE))
+    )
+    one_by_one = torch.full_like(packed_rows, torch.nan)
+    for row, (prompt, titles) in enumerate(zip(MIXED_PROMPTS, MIXED_TITLES, strict=True)):
+        for column, title in enumerate(titles):
+            ids, own = torch.tensor([prompt + title]), representation[row : row + 1]
+            logits = model(input_ids=ids, representation=own).logits[0, len(prompt) - 1 : -1]
+            one_by_one[row, column] = logits.log_softmax(-1).gather(1, torch.tensor(title)[:, None]).sum()
+    assert torch.equal(packed_rows.isnan(), ~batch["present"])
+    torch.testing.assert_close(packed_rows, one_by_one, rtol=1e-9, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(alone, one_by_one, rtol=1e-9, atol=1e-9, equal_nan=True)
+    # Gates of other samples give other numbers.
+    other = score.title_logps(model, batch, representation.roll(1, 0))
+    assert (other - packed_rows)[batch["present"]].abs().max() > 1e-3
+    weight = torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)[batch["present"]]
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    assert len(parameters) == 2 * 2 * 2 + 6
+    grads = [
+        torch.autograd.grad((logps[batch["present"]] * weight).sum(), parameters)
+        for logps in (one_by_one, packed_rows)
+    ]
+    for expected, got in zip(*grads, strict=True):
+        assert expected.norm() > 1e-6
+        assert (got - expected).norm() / expected.norm() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_gradient_checkpointing_gives_the_same_values_and_gradients(name):
+    results = []
+    for checkpointing in (False, True):
+        model = model_of(name, torch.float64)
+        if name == "llama":
+            model, representation = gated(model, checkpointing)
+        else:
+            representation = None
+            if checkpointing:
+                switch_off_dropout(model)
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                model.train()
+        batch = mixed()
+        loss = score.title_logps(model, batch, representation)[batch["present"]].square().mean()
+        loss.backward()
+        results.append((loss, [p.grad for p in model.parameters() if p.grad is not None]))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-12, atol=0)
+    assert len(results[0][1]) >= 8
+    for expected, got in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
@@ -143,6 +235,7 @@ def test_representation_is_passed_on_only_when_given():
         def __init__(self):
             super().__init__()
             self.inner, self.kwargs = model_of("llama", torch.float32), []
+            self.config = self.inner.config
 
         def get_output_embeddings(self):
             return self.inner.get_output_embeddings()
@@ -155,7 +248,8 @@ def test_representation_is_passed_on_only_when_given():
     score.answer_logits(spy, pad_left(Ragged.of(PROMPTS)))
     score.answer_logits(spy, pad_left(Ragged.of(PROMPTS)), given)
     score.title_logps(spy, packed(), given)
-    assert [value is given for value in spy.kwargs] == [False, True, True]
+    score.title_logps(spy, packed())
+    assert [value is None for value in spy.kwargs] == [True, False, False, True]
 
 
 def test_answer_loss_and_score_by_hand():
@@ -166,3 +260,18 @@ def test_answer_loss_and_score_by_hand():
     # sigmoid(1 - 2) and sigmoid(0 - 2)
     assert score.answer_score(logits, 1, 2).tolist() == pytest.approx([0.268941, 0.119203], abs=1e-6)
     assert np.isfinite(score.answer_loss(logits.bfloat16(), torch.tensor([1.0, 0.0]), 1, 2).item())
+
+
+@pytest.mark.slow
+def test_flex_attention_scores_the_same():
+    """On a CPU it has no backward; it is compiled, which takes a minute."""
+    import shutil
+
+    if shutil.which("g++") is None and not torch.cuda.is_available():
+        pytest.skip("FlexAttention is compiled, and there is no compiler")
+    model = model_of("wide", torch.float32)
+    wanted = score.title_logps(model, mixed())
+    model.set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        got = score.title_logps(model, mixed())
+    torch.testing.assert_close(got, wanted.detach(), rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -106,12 +106,12 @@ def test_columns_select_candidates_and_the_chosen_place_follows(demo_log, tiny_l
     assert batch["chosen"].tolist() == [1, 1]
     assert batch["index"].tolist() == [4, 1]
     assert batch["representation"] is None
-    assert batch["prompt"]["per_prompt"] == 3
+    assert batch["prompt"]["present"].shape == (2, 3)
     wanted = np.take_along_axis(candidates[indices], columns, 1)
     pieces = tiny_lm.pieces
     titles = [[*pieces.table[pieces.item[item]], *pieces.table[pieces.eos]] for item in wanted.ravel()]
     prompt = batch["prompt"]
-    owner = prompt["predict_row"] * 3 + prompt["candidate"]
+    owner = prompt["cell"]
     assert [prompt["target"][owner == place].tolist() for place in range(6)] == titles
     # Scored alone or among all of them, a candidate has the same log-probability.
     from recllm.lm.score import title_logps
