@@ -14,6 +14,9 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from recllm import paths
 from recllm.run import Run, StageError, say
 
+FILE_ONLY = ("reward_chosen", "reward_rejected", "reward_accuracy", "margin", "rejected_logp")
+"""Validation figures that the curves' file and the report show, and the terminal does not."""
+
 
 class StepSeed(Callback):
     """Seeds torch before every step from (seed, step, rank).
@@ -56,14 +59,13 @@ class Curves(Callback):
         self.rows, self._count = state["rows"], state["count"]
         self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, module: Any, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
         """Sum what the step returned."""
         for name, value in outputs.items():
             if not torch.isfinite(value).all():
-                raise StageError(
-                    f"train/{name} is {float(value)} at step {trainer.global_step}; lower the learning rate "
-                    "and run make again"
-                )
+                raise StageError(broken(f"train/{name}", trainer.global_step, rows_of(batch), float(value)))
             self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu()
         self._count += 1
         if trainer.global_step % self.every == 0:
@@ -89,7 +91,8 @@ class Curves(Callback):
         }
         self._flush(trainer, **scores)
         losses = {name: value for name, value in self.rows[-1].items() if name.startswith("train/loss")}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **scores}.items())
+        told = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **told}.items())
         say(f"  step {trainer.global_step:>5}  {text}  ({time.monotonic() - self._clock:.0f} s)")
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,3 +138,22 @@ class Stop(EarlyStopping):
         """Stop at once where the interrupted run had already decided to."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+def rows_of(batch: Any) -> list[int]:
+    """Rows of the log that a batch reads, its parts' together; none where it does not say."""
+    if not isinstance(batch, dict):
+        return []
+    own = batch["row"].tolist() if "row" in batch else []
+    return own + [row for part in batch.values() for row in rows_of(part)]
+
+
+def broken(what: str, step: int, rows: list[int], value: float | None = None) -> str:
+    """The line on which training stops where a number is none."""
+    named = (
+        f", rows {', '.join(map(str, rows[:10]))}{' ...' if len(rows) > 10 else ''} of the log"
+        if rows
+        else ""
+    )
+    number = "is not finite" if value is None else f"is {value}"
+    return f"{what} {number} at step {step}{named}; lower the learning rate and run make again"

@@ -231,11 +231,12 @@ def aligned_rows(config: Config, log: EventLog, count: int) -> Rows:
     return rest[log.label[rest] == 1][:count]
 
 
-def mixed_lists(log: EventLog, rows: Rows, seed: int) -> NDArray[np.int32]:
-    """Candidate lists `[n, 20]` of training rows: uniform for every second row, else by popularity."""
+def drawn_lists(log: EventLog, rows: Rows, seed: int, kind: str = "mixed") -> NDArray[np.int32]:
+    """Candidate lists `[n, 20]` of training rows: of one kind, or `mixed`: uniform and popular by turns."""
     lists = np.empty((len(rows), 20), np.int32)
-    for place, kind in enumerate(("uniform", "popular")):
-        lists[place::2] = candidate_lists(log, rows[place::2], kind, 20, seed)
+    kinds = ("uniform", "popular") if kind == "mixed" else (kind,)
+    for place, name in enumerate(kinds):
+        lists[place :: len(kinds)] = candidate_lists(log, rows[place :: len(kinds)], name, 20, seed)
     return lists
 
 

@@ -252,7 +252,13 @@ class Stage3Config:
     label_smoothing: float = 0.0
     """Probability, below 0.5, that a rejected title is in truth the better one."""
     negatives: int = 3
-    """Rejected titles K of a row."""
+    """Rejected titles K of a row, drawn anew in every pass."""
+    negatives_from: str = "random"
+    """Which K of a row's candidates: `random`; hard ones, which the `reference` or the gate's `crm` scores
+    highest; `half`: half of them the reference's highest, the others random."""
+    lists: str = "mixed"
+    """How the 19 other candidates of a row are drawn: `uniform`, `popular` (in proportion to training events)
+    or `mixed` (by turns)."""
     rows: int = 4000
     """Liked training rows to align on, disjoint from the stage-2 subsample where the data suffice."""
     fit: FitConfig = field(default_factory=FitConfig)
@@ -262,6 +268,10 @@ class Stage3Config:
         losses = ("softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft")
         _check(self.loss in losses, "stage3.loss", self.loss, f"one of {', '.join(losses)}")
         _check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
+        kinds = ("random", "reference", "crm", "half")
+        _check(self.negatives_from in kinds, "stage3.negatives_from", self.negatives_from, ", ".join(kinds))
+        lists = ("mixed", "uniform", "popular")
+        _check(self.lists in lists, "stage3.lists", self.lists, ", ".join(lists))
         _check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
         _check(self.sft_weight >= 0, "stage3.sft_weight", self.sft_weight, "0 or more")
         smoothing = self.label_smoothing

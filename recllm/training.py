@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import Tensor
 from torchmetrics import MeanMetric
 
 from recllm import paths
-from recllm.callbacks import Curves, Last, StepSeed, Stop
+from recllm.callbacks import Curves, Last, StepSeed, Stop, broken, rows_of
 from recllm.data.loader import Loaders
 from recllm.lm.score import title_logps
 from recllm.metrics import ranking_values
@@ -33,15 +35,29 @@ class AdapterModule(lightning.LightningModule):
         """Train the adapter of `model`."""
         super().__init__()
         self.model = model
+        self.rows_of_step: list[int] = []
         self.hr, self.ndcg = MeanMetric(), MeanMetric()
 
-    def score_titles(self, batch: dict[str, Any]) -> None:
-        """Update and log `valid/hr@1` and `valid/ndcg@10` with a batch of the next-title task."""
+    def score_titles(self, batch: dict[str, Any]) -> Tensor:
+        """Update and log `valid/hr@1` and `valid/ndcg@10` with a batch of titles; their scores `[B, C]`."""
         logps = title_logps(self.model, batch["prompt"], batch["representation"])
         values = ranking_values(logps.float().cpu().numpy(), batch["chosen"].cpu().numpy())
         for name, metric in (("hr@1", self.hr), ("ndcg@10", self.ndcg)):
             metric.update(torch.from_numpy(values[name]).float())
             self.log(f"valid/{name}", metric, add_dataloader_idx=False)
+        return logps
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Stop before a gradient that is no number reaches the weights."""
+        if self.trainer.precision == "16-mixed":
+            return  # its scaler meets such gradients by design, skips the step and lowers the scale
+        grads = [value.grad for value in self.parameters() if value.grad is not None]
+        if grads and not torch.stack([grad.isfinite().all() for grad in grads]).all():
+            raise StageError(broken("a gradient", self.trainer.global_step, self.rows_of_step))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Remember which rows of the log the step reads."""
+        self.rows_of_step = rows_of(batch)
 
     def load_best(self, run: Run, monitor: str) -> None:
         """Take the adapter weights of the checkpoint with the best score of a monitor."""
@@ -97,6 +113,22 @@ def device_of(trainer: TrainerConfig) -> torch.device:
     """Where work outside of training runs: the GPU where training would use one, else the CPU."""
     gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
+
+
+def as_in_training(model: torch.nn.Module, precision: str) -> AbstractContextManager[Any]:
+    """A context in which a model computes as Lightning lets it under this precision.
+
+    Weights that train in 16 bits are turned to them at once, as `fit` would.
+    """
+    kinds = {"bf16": torch.bfloat16, "16": torch.float16}
+    bits, _, kind = precision.partition("-")
+    if bits not in kinds:
+        return nullcontext()
+    device = next(model.parameters()).device
+    if kind == "true":
+        model.to(kinds[bits])
+        return nullcontext()
+    return torch.autocast(device.type, kinds[bits])
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:

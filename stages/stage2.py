@@ -85,7 +85,7 @@ def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None) -> Data:
     retrieved = run.config.prompt.retrieved
     return Data(
         train=lm.answers(rows, crm, retrieved),
-        train_titles=lm.titles(liked, parents.mixed_lists(lm.log, liked, run.config.seed), crm),
+        train_titles=lm.titles(liked, parents.drawn_lists(lm.log, liked, run.config.seed), crm),
         valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
         valid_titles=lm.valid_titles(VALID_TITLES, crm),
     )

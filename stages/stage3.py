@@ -9,110 +9,186 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from recllm import parents
 from recllm.data import draws
 from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.data.log import Rows
+from recllm.data.rejected import draw, usable
 from recllm.lm.adapters import base_name, load_adapter, save_adapter
 from recllm.lm.infer import title_scores
 from recllm.lm.score import title_logps
 from recllm.lm.tasks import Batch, Titles, by_length
-from recllm.losses import preference_loss, preference_statistics
+from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
 from recllm.manifest import digest
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
-from recllm.run import Run, main, say
+from recllm.run import Run, StageError, main, say
 from recllm.schema import Stage3Config
-from recllm.training import AdapterModule, best_scores, device_of, fit, optimizer
+from recllm.training import AdapterModule, as_in_training, best_scores, device_of, fit, optimizer
 
 VALID_TITLES = 500
+STATISTICS = (
+    "reward_chosen",
+    "reward_rejected",
+    "margin",
+    "reward_accuracy",
+    "chosen_logp",
+    "rejected_logp",
+    "kl",
+)
+
+
+class Compared(NamedTuple):
+    """Candidates' log-probabilities under the reference `[n, C]`, and which are compared, bool `[n, C]`."""
+
+    logps: Tensor
+    allowed: Tensor
 
 
 class AlignModule(AdapterModule):
-    """Softmax-DPO against cached reference log-probabilities; as a control, the chosen title's likelihood."""
+    """A preference loss against cached reference log-probabilities; as a control, the chosen's likelihood."""
 
-    def __init__(self, model: Any, config: Stage3Config, steps: int) -> None:
-        """Train the adapter of `model`, the policy."""
+    def __init__(self, model: Any, config: Stage3Config, steps: int, valid: Compared) -> None:
+        """Train the adapter of `model`, the policy; `valid` is the reference on the validation rows."""
         super().__init__(model)
-        self.config, self.steps = config, steps
+        self.config, self.steps, self.valid = config, steps, valid
+        self.statistics = torch.nn.ModuleDict({name: MeanMetric() for name in STATISTICS})
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         """One optimizer step; column 0 of the scored titles is the chosen one."""
         self.model.train()
+        config, present = self.config, batch["prompt"]["present"]
         policy = title_logps(self.model, batch["prompt"], batch["representation"])
-        if self.config.loss == "sft":
-            return {"loss": -policy[:, 0].mean() * batch["share"]}
-        config, reference = self.config, batch["reference"]
-        loss = preference_loss(
-            config.loss,
-            policy,
-            reference,
-            config.beta,
-            lengths=batch["lengths"],
-            length_normalize=config.length_normalize,
-            sft_weight=config.sft_weight,
-            label_smoothing=config.label_smoothing,
-        )
-        statistics = preference_statistics(policy, reference, config.beta)
-        return {"loss": loss.mean() * batch["share"], **statistics}
+        if config.loss == "sft":
+            losses, statistics = -policy[:, 0], {"chosen_logp": policy[:, 0].detach().mean()}
+        else:
+            reference = None if config.loss in REFERENCE_FREE else batch["reference"]
+            losses = preference_loss(
+                config.loss,
+                policy,
+                reference,
+                config.beta,
+                present,
+                lengths=batch["lengths"],
+                length_normalize=config.length_normalize,
+                sft_weight=config.sft_weight,
+                label_smoothing=config.label_smoothing,
+            )
+            statistics = preference_statistics(policy, reference, config.beta, present)
+        if not (finite := losses.isfinite()).all():
+            bad = ", ".join(map(str, batch["row"][~finite].tolist()))
+            raise StageError(
+                f"the loss of rows {bad} of the log is not finite at step {self.trainer.global_step}; "
+                "lower stage3.fit.lr and run make again"
+            )
+        return {"loss": losses.mean() * batch["share"], **statistics}
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """Log-probabilities of all candidates of the stored validation rows."""
-        self.score_titles(batch)
+        """Ranks of the stored validation rows, and how far policy and reference are apart on them."""
+        policy = self.score_titles(batch)
+        rows = batch["index"].cpu()
+        # The chosen one first, as in training; the order of the others does not matter.
+        order = torch.argsort(torch.arange(policy.shape[1]) != batch["chosen"].cpu()[:, None], stable=True)
+        columns = [values[rows].gather(1, order).to(policy.device) for values in self.valid]
+        policy = policy.gather(1, order.to(policy.device))
+        found = preference_statistics(policy, columns[0], self.config.beta, columns[1])
+        for name, metric in self.statistics.items():
+            metric.update(found[name], weight=len(rows))
+            self.log(f"valid/{name}", metric)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay, no weight decay."""
         return optimizer(self, self.config.fit, self.steps)
 
 
-def reference(run: Run, model: Any, task: Titles) -> Tensor:
-    """Log-probabilities `[n, C]` of all candidates under the frozen reference, computed once.
+def reference(run: Run, model: Any, task: Titles) -> Compared:
+    """Log-probabilities of all candidates under the frozen reference, computed once, and what is compared.
 
-    They lie with the stage-2 adapter that they are of, so that every K and loss shares them; the file's name
-    holds what they depend on: adapter, LM, rows, candidates and the form of the prompts.
+    They lie with the stage-2 adapter that they are of, so that every K, loss and draw of negatives shares
+    them. The file's name holds what they depend on: adapter, gate, LM, data, every token of every text, rows,
+    candidates, the prompts' form, and the precision, which is that of training.
     """
     made_of = [run.manifest(role).identity for role in ("stage2", "lm", "stage1", "log")]
-    form = [run.content["config"][section] for section in ("prompt", "wording")]
-    name = digest([made_of, form, task.rows.tolist(), task.candidates.tolist()])[:32]
+    pieces = task.prompts.pieces
+    tokens = [pieces.table.tokens.tolist(), pieces.table.offsets.tolist(), task.prompts.max_length]
+    precision = run.config.stage3.fit.precision
+    form = [run.content["config"]["prompt"], task.listed, precision]
+    name = digest([made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()])[:32]
     path = run.parent("stage2") / FEATURES / f"reference-{name}.npy"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, title_scores(model.to(device_of(run.config.trainer)), task))
+        model.eval().to(device_of(run.config.trainer))
+        with as_in_training(model, precision):
+            np.save(temporary, title_scores(model, task))
         temporary.replace(path)
-    return torch.from_numpy(np.load(path))
+    logps = torch.from_numpy(np.load(path))
+    if not (finite := logps.isfinite().all(1)).all():
+        rows = ", ".join(map(str, task.rows[~finite.numpy()][:10]))
+        raise StageError(
+            f"the reference's log-probabilities of rows {rows} of the log are not finite; "
+            f"train {run.parents['stage2']} anew with a lower learning rate"
+        )
+    allowed = usable(task.texts, task.chosen)
+    np.put_along_axis(allowed, task.chosen[:, None], True, 1)
+    return Compared(logps, torch.from_numpy(allowed))
 
 
-def rejected(task: Titles, indices: Rows, count: int, seed: int) -> NDArray[np.int64]:
-    """Places `[B, 1 + count]` of the chosen candidate and `count` rejected ones, by seed and row."""
-    order = draws.uniform(seed, task.rows[indices], task.candidates.shape[1])
-    # The chosen one comes first, whatever it drew; the others follow in drawn order.
-    np.put_along_axis(order, task.chosen[indices][:, None], -1.0, 1)
-    return np.argsort(order, axis=1, kind="stable")[:, : 1 + count]
-
-
-def loaders(run: Run, task: Titles, logps: Tensor, valid: Titles, steps: int) -> Loaders:
+def loaders(
+    run: Run, task: Titles, hard: NDArray[Any] | None, logps: Tensor, valid: Titles, steps: int
+) -> Loaders:
     """Batches of rows with their chosen title and K rejected ones, drawn anew in every pass."""
     config = run.config.stage3
     stream = Stream(len(task), config.fit.batch_size, run.config.seed, task.lengths(scored=False))
     negatives = 0 if config.loss == "sft" else config.negatives
+    allowed = usable(task.texts, task.chosen)
 
     def train(step: int, rank: int, world: int) -> Batch:
         indices = stream.indices(step, rank, world)
         epoch = step * config.fit.batch_size // len(task)
-        columns = rejected(task, indices, negatives, draws.derive(run.config.seed, "rejected", str(epoch)))
-        batch = task(indices, columns)
+        seed = draws.derive(run.config.seed, "rejected", str(epoch))
+        scores = None if hard is None else hard[indices]
+        columns, present = draw(
+            task.rows[indices],
+            task.chosen[indices],
+            allowed[indices],
+            negatives,
+            seed,
+            config.negatives_from,
+            scores,
+        )
+        most = present.sum(1).max()
+        columns, present = columns[:, :most], present[:, :most]
+        batch = task(indices, columns, present)
         batch["share"] = stream.share(rank, world)
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 
     return Loaders(train=train, steps=steps, valid=[by_length(valid)], valid_batch=64)
+
+
+def answerable(task: Titles) -> Titles:
+    """The task without rows that teach nothing: no title is chosen, or no other text is there to reject."""
+    texts, place = task.texts, np.arange(len(task))
+    untitled = texts[place, task.chosen] == 0
+    alone = ~untitled & ~usable(texts, task.chosen).any(1)
+    if untitled.any() or alone.any():
+        say(
+            f"  {untitled.sum():,} rows left out whose chosen item has no title, "
+            f"{alone.sum():,} without any other title to reject"
+        )
+    kept = task.keep(~(untitled | alone))
+    if not len(kept):
+        raise StageError(
+            f"none of {len(task):,} rows has a title to choose and one to reject; see `wording.item`"
+        )
+    return kept
 
 
 def work(run: Run) -> None:
@@ -123,19 +199,24 @@ def work(run: Run) -> None:
     lm = parents.Lm.open(run, log, retrieval)
     start = run.parent("stage2") / RANKING_ADAPTER
     model = load_adapter(lm.model, start, trainable=True)
-    gated = model.peft_config["default"].peft_type == "RECLORA"
-    crm = parents.Crm.open(run, log, retrieval) if gated else None
+    gate = parents.Crm.open(run, log, retrieval)
+    crm = gate if model.peft_config["default"].peft_type == "RECLORA" else None
     rows = parents.aligned_rows(run.config, log, config.rows)
+    task = answerable(lm.titles(rows, parents.drawn_lists(log, rows, run.config.seed, config.lists), crm))
+    rows = task.rows
     fresh = int((~np.isin(rows, parents.subsample(run.config, log))).sum())
-    task = lm.titles(rows, parents.mixed_lists(log, rows, run.config.seed), crm)
     valid = lm.valid_titles(VALID_TITLES, crm)
-    logps = reference(run, model.eval(), task) if config.loss != "sft" else torch.zeros(task.candidates.shape)
+    hard = None
+    logps = torch.zeros(task.candidates.shape)
+    if config.negatives_from in ("reference", "half") or config.loss not in (*REFERENCE_FREE, "sft"):
+        logps = reference(run, model, task).logps
+    if config.negatives_from != "random":
+        hard = gate.logits(rows, task.candidates) if config.negatives_from == "crm" else logps.numpy()
     steps, interval = plan_steps(len(rows), config.fit.batch_size, config.fit.epochs, config.fit.validations)
     say(f"  {len(rows):,} rows ({fresh:,} not seen by stage 2), {steps:,} steps of {config.fit.batch_size}")
-    module = AlignModule(model, config, steps)
-    trainer = fit(
-        run, module, loaders(run, task, logps, valid, steps), config.fit, interval, ["valid/hr@1"], first=True
-    )
+    module = AlignModule(model, config, steps, reference(run, model, valid))
+    batches = loaders(run, task, hard, logps, valid, steps)
+    trainer = fit(run, module, batches, config.fit, interval, ["valid/hr@1"], first=True)
     if not trainer.is_global_zero:
         return
     scores = best_scores(run, "valid/hr@1", untrained=True)

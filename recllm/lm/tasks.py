@@ -41,13 +41,14 @@ class Answers:
         return self.prompts.ctr(self.rows, self.history).lengths
 
     def __call__(self, indices: Rows) -> Batch:
-        """`prompt` (left padded), `label` `[B]`, `representation` `[B, d_c]` or None, `cut` (prompts)."""
+        """`prompt` (left padded), `label` and `row` `[B]`, `representation` `[B, d_c]` or None, `cut`."""
         ragged = self.prompts.ctr(self.rows[indices], self.history[indices])
         representation = None if self.representation is None else self.representation[indices]
         assert ragged.cut is not None
         return {
             "prompt": pad_left(ragged),
             "label": self.label[indices],
+            "row": torch.from_numpy(np.asarray(self.rows[indices])),
             "representation": representation,
             "cut": int(ragged.cut.sum()),
         }
@@ -105,16 +106,41 @@ class Titles:
         pieces = self.prompts.pieces
         return tokens + pieces.lengths[pieces.item[self.candidates]].sum(1) if scored else tokens
 
-    def __call__(self, indices: Rows, columns: NDArray[np.int64] | None = None) -> Batch:
+    @property
+    def texts(self) -> NDArray[np.int32]:
+        """`[n, C]`, equal where candidates read the same, 0 where a candidate has no text."""
+        return self.prompts.pieces.item[self.candidates]
+
+    def keep(self, rows: NDArray[np.bool_]) -> Titles:
+        """The task on some of its rows."""
+        return Titles(
+            self.prompts,
+            self.prompts.log,
+            self.rows[rows],
+            self.history[rows],
+            self.candidates[rows],
+            None if self.representation is None else self.representation[torch.from_numpy(rows)],
+            self.listed,
+            self.layout,
+        )
+
+    def __call__(
+        self,
+        indices: Rows,
+        columns: NDArray[np.int64] | None = None,
+        present: NDArray[np.bool_] | None = None,
+    ) -> Batch:
         """Batch of the rows.
 
         Args:
             indices: int64 `[B]`.
             columns: int64 `[B, c]` candidates to score, by their place; all of them by default.
+            present: bool `[B, c]`, which of the columns are scored, from the left; all of them by default.
 
         Returns:
-            `prompt` (`title_batch`), `lengths` `[B, c]` tokens of each title with its EOS, `chosen` `[B]`
-            place of the chosen one among the scored, `index` `[B]`, `representation`.
+            `prompt` (`title_batch`), `lengths` `[B, c]` tokens of each title and its EOS (0 where it is not
+            scored), `chosen` `[B]` place of the chosen among the scored, `index` `[B]`, `row` `[B]` in the
+            log, `representation`.
         """
         listed = self.candidates[indices]
         items = listed if columns is None else np.take_along_axis(listed, columns, 1)
@@ -124,12 +150,17 @@ class Titles:
         place = self.chosen[indices]
         if columns is not None:
             place = (columns == place[:, None]).argmax(1)
-        titles = self.prompts.completions(items.ravel())
+        if present is None:
+            present = np.ones(items.shape, bool)
+        titles = self.prompts.completions(items[present])
+        lengths = np.zeros(items.shape, np.int64)
+        lengths[present] = titles.lengths
         return {
-            "prompt": title_batch(prompts, titles, items.shape[1], self.layout),
-            "lengths": torch.from_numpy(titles.lengths.reshape(items.shape)),
+            "prompt": title_batch(prompts, titles, present.sum(1), self.layout),
+            "lengths": torch.from_numpy(lengths),
             "chosen": torch.from_numpy(place),
             "index": torch.from_numpy(np.asarray(indices)),
+            "row": torch.from_numpy(np.asarray(self.rows[indices])),
             "representation": None if self.representation is None else self.representation[indices],
         }
 

@@ -1,0 +1,226 @@
+"""Stage 3: the cached reference, rows that teach nothing, what is drawn, and numbers that are none."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from recllm import parents
+from recllm.lm.adapters import add_adapter
+from recllm.lm.infer import title_scores
+from recllm.lm.layout import SEPARATE
+from recllm.losses import preference_loss
+from recllm.run import StageError
+from recllm.schema import AdapterConfig, FitConfig, Stage3Config, TrainerConfig
+from stages import stage3
+from stages.stage3 import AlignModule, Compared, answerable, loaders, reference
+
+
+@pytest.fixture
+def task(demo_log, demo_config, tiny_lm):
+    """Forty next-title rows, as the stage builds them."""
+    rows = demo_log.rows("train", "uniform200")
+    rows = rows[demo_log.label[rows] == 1][:40]
+    lm = parents.Lm(tiny_lm.model, tiny_lm.tokenizer, tiny_lm.prompts, demo_log, demo_config, None)
+    return lm.titles(rows, parents.drawn_lists(demo_log, rows, 0), None)
+
+
+@pytest.fixture
+def model(tiny_lm):
+    """A plain LoRA with weights that matter, on the tiny LM."""
+    model = add_adapter(copy.deepcopy(tiny_lm.model), AdapterConfig(kind="lora", r=2), None, 0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0, 0.3)
+    return model.eval()
+
+
+def run_of(folder, config=None, identity="one"):
+    """What the stage's functions read of a run."""
+    return SimpleNamespace(
+        config=SimpleNamespace(
+            stage3=config or Stage3Config(), seed=0, trainer=TrainerConfig(accelerator="cpu")
+        ),
+        content={"config": {"prompt": {"history": 10}}},
+        parent=lambda role: folder,
+        parents={"stage2": "stage2/reclora"},
+        manifest=lambda role: SimpleNamespace(identity=f"{role}-{identity}"),
+    )
+
+
+def test_the_cached_reference_equals_a_fresh_one_and_separate_sequences(tmp_path, task, model, monkeypatch):
+    fresh = reference(run_of(tmp_path), model, task)
+    files = list(tmp_path.rglob("*.npy"))
+    assert len(files) == 1
+    alone = copy.copy(task)
+    alone.layout = SEPARATE
+    np.testing.assert_allclose(fresh.logps.numpy(), title_scores(model, alone), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(stage3, "title_scores", lambda *_: pytest.fail("computed again"))
+    cached = reference(run_of(tmp_path), model, task)
+    assert torch.equal(cached.logps, fresh.logps)
+    assert torch.equal(cached.allowed, fresh.allowed)
+
+
+def test_whatever_shapes_the_reference_is_in_its_name(tmp_path, task, model):
+    made = {reference(run_of(tmp_path), model, task).logps.numpy().tobytes()}
+
+    def count():
+        return len(list(tmp_path.rglob("*.npy")))
+
+    reference(run_of(tmp_path, identity="another adapter"), model, task)
+    assert count() == 2
+    reference(run_of(tmp_path, Stage3Config(fit=FitConfig(precision="bf16-mixed"))), model, task)
+    assert count() == 3
+    reference(run_of(tmp_path), model, task.keep(np.arange(len(task)) < 30))
+    assert count() == 4
+    other = copy.copy(task)
+    other.prompts = copy.copy(task.prompts)
+    other.prompts.pieces = copy.copy(task.prompts.pieces)
+    table = copy.copy(other.prompts.pieces.table)
+    object.__setattr__(table, "tokens", table.tokens.copy())
+    table.tokens[-1] += 1  # another tokenizer
+    object.__setattr__(other.prompts.pieces, "table", table)
+    reference(run_of(tmp_path), model, other)
+    assert count() == 5
+    # K, loss and draws are not.
+    again = reference(run_of(tmp_path, Stage3Config(loss="dmpo", negatives=7, beta=0.1)), model, task)
+    assert count() == 5
+    assert again.logps.numpy().tobytes() in made
+
+
+def test_a_reference_that_is_no_number_names_its_rows(tmp_path, task, model):
+    with torch.no_grad():
+        next(value for name, value in model.named_parameters() if "lora_B" in name).fill_(torch.nan)
+    with pytest.raises(StageError, match=rf"rows {task.rows[0]}, .*stage2/reclora anew"):
+        reference(run_of(tmp_path), model, task)
+
+
+def with_texts(task, texts):
+    """The task with other texts of its candidates: place -> piece of another place, or 0."""
+    changed = copy.copy(task)
+    changed.prompts = copy.copy(task.prompts)
+    changed.prompts.pieces = copy.copy(task.prompts.pieces)
+    item = task.prompts.pieces.item.copy()
+    for row, column, piece in texts:
+        item[task.candidates[row, column]] = piece
+    object.__setattr__(changed.prompts.pieces, "item", item)
+    return changed
+
+
+def test_rows_that_teach_nothing_are_left_out_and_counted(task, capsys):
+    few = task.keep(np.arange(len(task)) < 2)
+    assert len(answerable(few)) == 2
+    assert capsys.readouterr().out == ""
+    own = few.chosen
+    untitled = with_texts(few, [(0, own[0], 0)])
+    kept = answerable(untitled)
+    assert kept.rows.tolist() == few.rows[1:].tolist()
+    assert "1 rows left out whose chosen item has no title, 0 without" in capsys.readouterr().out
+    piece = few.texts[1, own[1]]
+    alone = with_texts(few, [(1, column, piece) for column in range(20)])
+    kept = answerable(alone)
+    assert few.rows[1] not in kept.rows
+    assert "without any other title to reject" in capsys.readouterr().out
+    only = alone.keep(np.array([False, True]))
+    with pytest.raises(StageError, match="none of 1 rows has a title to choose"):
+        answerable(only)
+
+
+def batch_of(task, config, logps, hard=None, step=0):
+    return loaders(run_of(None, config), task, hard, logps, task, 10).train(step, 0, 1)
+
+
+@pytest.mark.parametrize("negatives_from", ["random", "reference", "half"])
+def test_a_batch_holds_k_rejected_titles_and_their_reference(task, model, negatives_from):
+    logps = torch.from_numpy(title_scores(model, task))
+    config = Stage3Config(negatives=4, negatives_from=negatives_from, fit=FitConfig(batch_size=16))
+    batch = batch_of(task, config, logps, logps.numpy())
+    assert batch["prompt"]["present"].shape == (16, 5)
+    assert (batch["chosen"] == 0).all()
+    assert batch["row"].tolist() == task.rows[batch["index"]].tolist()
+    from recllm.lm.score import title_logps
+
+    with torch.no_grad():
+        policy = title_logps(model, batch["prompt"])
+    torch.testing.assert_close(policy, batch["reference"], rtol=1e-4, atol=1e-4)
+    # At the start every reward is 0 whatever the draw: the loss is ln(1 + K).
+    loss = preference_loss("softmax-dpo", policy, batch["reference"], 1.0)
+    torch.testing.assert_close(loss, torch.full((16,), 5.0).log(), rtol=1e-3, atol=1e-3)
+    if negatives_from == "reference":
+        others = logps[batch["index"]].clone()
+        others[torch.arange(16), torch.from_numpy(task.chosen)[batch["index"]]] = -torch.inf
+        torch.testing.assert_close(batch["reference"][:, 1:], others.sort(descending=True).values[:, :4])
+    again = batch_of(task, config, logps, logps.numpy(), step=5)  # 40 rows in steps of 16: the third pass
+    assert again["reference"].shape == (16, 5)
+
+
+def test_rows_with_fewer_titles_than_k_are_masked(task, model):
+    piece = task.texts[0, (task.chosen[0] + 1) % 20]
+    same = with_texts(task, [(0, column, piece) for column in range(20) if column != task.chosen[0]])
+    one = same.keep(np.arange(len(task)) == 0)
+    logps = torch.from_numpy(title_scores(model, one))
+    config = Stage3Config(negatives=3, fit=FitConfig(batch_size=1))
+    batch = batch_of(one, config, logps)
+    assert batch["prompt"]["present"].tolist() == [[True, True]]
+    assert batch["lengths"].shape == (1, 2)
+
+
+def module_of(task, model, **config):
+    logps = torch.from_numpy(title_scores(model, task))
+    module = AlignModule(
+        model, Stage3Config(**config), 10, Compared(logps, torch.ones(logps.shape, dtype=torch.bool))
+    )
+    module.log = lambda *_, **__: None
+    return module, logps
+
+
+@pytest.mark.parametrize("loss", ["softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft"])
+def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task, model, loss):
+    module, logps = module_of(task, model, loss=loss, negatives=3)
+    batch = batch_of(task, Stage3Config(loss=loss, fit=FitConfig(batch_size=8)), logps)
+    out = module.training_step(batch, 0)
+    assert out["loss"].isfinite()
+    row = batch["row"][3].item()
+    batch["prompt"]["target"] = batch["prompt"]["target"].clone()
+    representation = batch["representation"]
+    original = stage3.title_logps
+    try:
+        stage3.title_logps = lambda *given: original(*given).index_fill(0, torch.tensor(3), torch.nan)
+        module._trainer = SimpleNamespace(global_step=7)
+        with pytest.raises(StageError, match=rf"the loss of rows {row} of the log .* at step 7; lower"):
+            module.training_step(batch, 0)
+    finally:
+        stage3.title_logps = original
+    assert representation is None
+
+
+def test_validation_compares_with_the_reference(task, model):
+    module, logps = module_of(task, model)
+    with torch.no_grad():
+        module.validation_step(task(np.arange(40)), 0)
+    start = {name: metric.compute().item() for name, metric in module.statistics.items()}
+    assert start["margin"] == pytest.approx(0, abs=1e-3)
+    assert start["kl"] == pytest.approx(0, abs=1e-4)
+    own = logps[torch.arange(40), torch.from_numpy(task.chosen)]
+    assert start["chosen_logp"] == pytest.approx(own.mean().item(), rel=1e-4)
+    # Another policy: the same statistics, with the chosen candidate moved to the front by hand.
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.mul_(-1)
+        policy = torch.from_numpy(title_scores(model, task))
+        module, _ = module_of(task, model)
+        module.valid = Compared(logps, torch.ones(logps.shape, dtype=torch.bool))
+        module.validation_step(task(np.arange(40)), 0)
+    reward = policy - logps
+    mine = reward[torch.arange(40), torch.from_numpy(task.chosen)]
+    margin = mine - (reward.sum(1) - mine) / 19
+    found = {name: metric.compute().item() for name, metric in module.statistics.items()}
+    assert found["margin"] == pytest.approx(margin.mean().item(), rel=1e-3)
+    best = reward.scatter(1, torch.from_numpy(task.chosen)[:, None], -torch.inf).amax(1)
+    assert found["reward_accuracy"] == pytest.approx((mine > best).float().mean().item())
+    assert found["kl"] > 0
