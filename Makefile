@@ -52,7 +52,7 @@ CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$
 WORK := prepare stage1 stage2 stage3 evaluate report
 ASKED := $(filter $(WORK),$(MAKECMDGOALS))
 
-BENCHES := bench-data bench-retrieval bench-loader
+BENCHES := bench-data bench-retrieval bench-loader bench-stage3
 
 .PHONY: help env own-environment plan $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
@@ -121,6 +121,9 @@ bench-retrieval: | $(READY)  ## ways to search a history, side by side
 
 bench-loader: .bench/fuxictr/.installed .bench/recbole/.installed | $(READY)  ## our loader, FuxiCTR's, RecBole's
 	@$(PYTHON) -m bench.loader
+
+bench-stage3: | $(READY)  ## a preference step and scoring: shared prompts against whole sequences
+	@$(PYTHON) -m bench.stage3
 
 .bench/%/.installed: bench/peers/%.txt
 	@echo "installing $* into .bench/$* (minutes)"

@@ -76,11 +76,11 @@ def _busy() -> float | None:
     return (user + nice + system + interrupt + soft) / os.sysconf("SC_CLK_TCK")
 
 
-def keep(name: str, figures: dict[str, Any]) -> Path:
-    """Write `results/data/<name>.json`: figures under what they were measured with."""
+def keep(name: str, figures: dict[str, Any], folder: str = "data") -> Path:
+    """Write `results/<folder>/<name>.json`: figures under what they were measured with."""
     from recllm.manifest import commit, hardware, now
 
-    path = REPOSITORY / "results" / "data" / f"{name}.json"
+    path = REPOSITORY / "results" / folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "command": os.environ.get("RECLLM_COMMAND", ""),

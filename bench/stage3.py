@@ -1,0 +1,234 @@
+"""Stage 3 against the way of the released trainers: time and memory of a step, and of scoring 20 candidates.
+
+`make bench-stage3` lets both take turns, each in a process of its own, on the same random batch: prompts of
+300 tokens, titles of 8 (EOS among them), a Llama of the tiny LM's size (or another one: --hidden ...) with a
+LoRA.
+
+- `released`: 1 + K whole sequences a row through the policy and through the frozen reference, logits over the
+  vocabulary at every position in float32, in every step.
+- `shared`: prompts shared by their titles, the head where a title's token is predicted, the reference's
+  log-probabilities from the cache that was filled once for all 20 candidates.
+- `reference`: filling that cache, per row; `with_reference` counts it into the steps of a single pass.
+
+Both compute the same loss (a run stops where they differ). Seconds are wall time, and CPU time of the own
+process, which does not count what other work held the cores; each the best of the rounds. Memory is what a
+run holds at its peak beyond the loaded model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.clock import REPOSITORY, keep
+from recllm.data.collate import Ragged
+from recllm.lm.config import TinyConfig
+from recllm.lm.layout import title_batch
+from recllm.lm.score import title_logps
+from recllm.losses import softmax_dpo
+
+PROMPT, TITLE, CANDIDATES, ROUNDS, SECONDS = 300, 8, 20, 3, 6.0
+KINDS = (1, 3, 7, 15)
+GOALS = {"step": {3: 4.0, 15: 10.0}, "score": 8.0}
+"""Wanted at least: how many times shorter a step at K and the scoring of 20 candidates are."""
+
+
+def policy(sizes: argparse.Namespace, device: str) -> Any:
+    """A random Llama with a LoRA on queries and values that has left its zero start."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.hidden,
+        intermediate_size=sizes.intermediate,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        max_position_embeddings=1024,
+    )
+    model = LlamaForCausalLM(config).requires_grad_(False)
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.normal_(0, 0.02)
+    return model.to(device)
+
+
+def drawn(rows: int, titles: int, vocabulary: int) -> tuple[Ragged, Ragged]:
+    """Random prompts and titles; a title ends in EOS, token 2."""
+    generator = np.random.default_rng(0)
+    prompts = generator.integers(3, vocabulary, (rows, PROMPT))
+    words = generator.integers(3, vocabulary, (rows * titles, TITLE))
+    words[:, -1] = 2
+    return Ragged.of(prompts.tolist()), Ragged.of(words.tolist())
+
+
+def whole_sequences(prompts: Ragged, titles: Ragged, count: int) -> dict[str, Tensor]:
+    """One row a title, prompt and title; the prompt's labels are -100."""
+    repeated = np.repeat(prompts.tokens.reshape(len(prompts), -1), count, axis=0)
+    ids = np.concatenate([repeated, titles.tokens.reshape(len(titles), -1)], 1).astype(np.int64)
+    labels = ids.copy()
+    labels[:, :PROMPT] = -100
+    return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+
+
+def whole_logps(model: Any, batch: dict[str, Tensor], count: int) -> Tensor:
+    """Summed log-probabilities `[B, count]` from logits over the vocabulary at every position."""
+    output = model(batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False)
+    logits, labels = output.logits[:, :-1].float(), batch["labels"][:, 1:].clone()
+    told = labels != -100
+    labels[~told] = 0
+    logps = logits.log_softmax(-1).gather(2, labels[:, :, None])[:, :, 0]
+    return (logps * told).sum(1).view(-1, count)
+
+
+def work(arm: str, count: int, sizes: argparse.Namespace, device: str) -> Callable[[], Tensor]:
+    """What an arm repeats; it returns a loss, or scores."""
+    model = policy(sizes, device)
+    prompts, titles = drawn(sizes.rows, count, sizes.vocabulary)
+    optimizer = torch.optim.AdamW([value for value in model.parameters() if value.requires_grad], lr=0.0)
+    whole = move_data_to_device(whole_sequences(prompts, titles, count), device)
+    shared = move_data_to_device(title_batch(prompts, titles, count), device)
+    # The reference is the start with other weights, so that the loss is more than ln(1 + K).
+    reference = policy(sizes, device).eval().requires_grad_(False)
+    with torch.no_grad():
+        for name, value in reference.named_parameters():
+            if "lora_B" in name:
+                value.mul_(-1)
+
+    def step(logps: Callable[[], Tensor], other: Callable[[], Tensor]) -> Tensor:
+        optimizer.zero_grad()
+        loss = softmax_dpo(logps(), other(), 1.0).mean()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def reference_anew() -> Tensor:
+        return whole_logps(reference, whole, count)
+
+    @torch.no_grad()
+    def scored(way: Callable[..., Tensor], *given: Any) -> Tensor:
+        return way(*given)
+
+    if arm == "released":
+        return lambda: step(lambda: whole_logps(model, whole, count), reference_anew)
+    if arm == "shared":
+        with torch.no_grad():
+            cached = title_logps(reference, shared)
+        return lambda: step(lambda: title_logps(model, shared), lambda: cached)
+    if arm == "score-released":
+        return lambda: scored(whole_logps, model.eval(), whole, count)
+    if arm == "score-shared":
+        return lambda: scored(title_logps, model.eval(), shared)
+    return lambda: torch.zeros(1)  # what only loading takes
+
+
+def measure(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a repetition, the result, and on a GPU the peak of its memory."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = work(arm, count, sizes, device)
+    result = run()
+    times: list[tuple[float, float]] = []
+    begin = time.perf_counter()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    while time.perf_counter() - begin < SECONDS or len(times) < 3:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - wall, time.process_time() - cpu))
+    wall, cpu = (min(column) for column in zip(*times, strict=True))
+    peak = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
+    return {"wall": wall, "cpu": cpu, "peak": peak, "result": result.double().cpu().ravel().tolist()}
+
+
+def child(arm: str, count: int, given: list[str]) -> dict[str, Any]:
+    """`measure` in a process of its own; on a CPU the peak is the kernel's."""
+    command = [sys.executable, "-m", "bench.stage3", arm, str(count), *given]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"error: {' '.join(command)} ended with {process.returncode}")
+    found = json.loads(text.splitlines()[-1])
+    return found | {"peak": found["peak"] or usage.ru_maxrss * 1024 / 1e6}
+
+
+def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The shortest times and the least memory of several rounds."""
+    return {name: min(found[name] for found in rounds) for name in ("wall", "cpu", "peak")} | {
+        "result": rounds[0]["result"]
+    }
+
+
+def compare(first: str, second: str, count: int, given: list[str]) -> dict[str, Any]:
+    """Two arms by turns: seconds of each, how many times the second is faster, memory beyond the model."""
+    rounds: dict[str, list[dict[str, Any]]] = {first: [], second: [], "idle": []}
+    for _ in range(ROUNDS):
+        for arm, found in rounds.items():
+            found.append(child(arm, count, given))
+    one, two, idle = (best(rounds[arm]) for arm in (first, second, "idle"))
+    error = np.abs(np.subtract(one["result"], two["result"])).max()
+    if error > 1e-3 * max(1.0, np.abs(one["result"]).max()):
+        raise SystemExit(f"error: {first} and {second} differ by {error}, K or candidates {count}")
+    return {
+        "seconds": {first: one["wall"], second: two["wall"]},
+        "cpu_seconds": {first: one["cpu"], second: two["cpu"]},
+        "peak_mb": {first: one["peak"] - idle["peak"], second: two["peak"] - idle["peak"]},
+        "faster": one["wall"] / two["wall"],
+        "faster_cpu": one["cpu"] / two["cpu"],
+    }
+
+
+def main() -> None:
+    """Measure one arm, or all and write `results/stage3/bench.json`."""
+    tiny = TinyConfig()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("arm", nargs="?")
+    parser.add_argument("count", nargs="?", type=int)
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
+    for name in ("hidden", "layers", "heads", "intermediate", "vocabulary"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(tiny, name), help="of the LM")
+    sizes = parser.parse_args()
+    if sizes.arm:
+        print(json.dumps(measure(sizes.arm, sizes.count, sizes)))
+        return
+    given = sys.argv[1:]
+    steps = {}
+    scoring = compare("score-released", "score-shared", CANDIDATES, given)
+    for k in KINDS:
+        found = compare("released", "shared", 1 + k, given)
+        for clock, name in (("seconds", "faster"), ("cpu_seconds", "faster_cpu")):
+            both = found[clock]["shared"] + scoring[clock]["score-shared"]
+            found[f"{name}_with_reference"] = found[clock]["released"] / both
+        steps[k] = found
+        print(
+            f"K = {k:>2}: {found['faster']:.1f}x ({found['faster_cpu']:.1f}x of CPU time); "
+            f"{found['faster_with_reference']:.1f}x with the reference of one pass; peak "
+            f"{found['peak_mb']['released']:,.0f} against {found['peak_mb']['shared']:,.0f} MB", flush=True,
+        )  # fmt: skip
+    print(f"scoring {CANDIDATES} candidates: {scoring['faster']:.1f}x ({scoring['faster_cpu']:.1f}x)")
+    about = {name: value for name, value in vars(sizes).items() if name not in ("arm", "count")}
+    about |= {"prompt": PROMPT, "title": TITLE, "threads": torch.get_num_threads(), "rounds": ROUNDS}
+    path = keep("bench", {"sizes": about, "goals": GOALS, "step": steps, "score": scoring}, "stage3")
+    print(path.relative_to(REPOSITORY))
+
+
+if __name__ == "__main__":
+    main()
