@@ -15,6 +15,7 @@ EXPORT = "export"
 ADAPTER = "adapter"
 RANKING_ADAPTER = "adapter-ranking"
 FEATURES = "features"
+SCORES = "scores"
 RESULTS = "results.json"
 REPORT = "report.html"
 

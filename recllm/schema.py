@@ -285,6 +285,8 @@ class EvaluateConfig:
 
     ctr_rows: str = "all"
     """Row set on which LM systems answer Yes/No; CRMs are measured on it and on all rows."""
+    aligned_rows: str = "uniform4000"
+    """Row set on which stage 3 and what it starts from answer Yes/No, too: what alignment costs there."""
     blend_rows: str = "uniform6000"
     """Row set of the validation split on which the stacking control is fitted."""
     candidates: list[str] = field(default_factory=lambda: ["uniform20", "popular20"])
@@ -301,6 +303,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _check_rows("evaluate.ctr_rows", self.ctr_rows)
+        _check_rows("evaluate.aligned_rows", self.aligned_rows)
         _check_rows("evaluate.blend_rows", self.blend_rows)
         lists = [kind for kind in self.candidates if not re.fullmatch(r"(uniform|popular|hard)\d+", kind)]
         _check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20")

@@ -1,16 +1,14 @@
 """Evaluation: every system on the test split, on the same rows, against every baseline, with intervals.
 
-Each system's scores are kept in `scores/` under the identity of what made them, so that an interrupted or
-extended evaluation computes only what is missing. Validation rows serve the stacking control; nothing is
-selected here.
+Scores of LMs are kept under the identity of what made them, so that an interrupted or extended evaluation
+computes only what is missing. Validation rows serve the stacking control; nothing is selected here.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,37 +19,15 @@ from recllm.bands import Bands
 from recllm.blend import apply_blend, logistic_blend
 from recllm.counting import Cooccurrence, popularity_ctr, popularity_rank
 from recllm.data.log import Rows
-from recllm.lm.adapters import load_adapter
-from recllm.lm.generate import valid_ratio
-from recllm.lm.infer import Scores, answer_scores, title_scores
-from recllm.lm.tasks import Titles
-from recllm.manifest import commit, digest, hardware, now
+from recllm.lm.infer import Scores
+from recllm.manifest import commit, hardware, now
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.results import ResultRow, of_seed, write
-from recllm.run import Run, main, read_config, say
-from recllm.training import device_of
+from recllm.run import Run, main
+from recllm.scores import LmSystems
 
 ROWS = "rows.json"
 SEEN_BY_LM = ("answers_as_text", "ratings_as_text")
-
-
-class Kept:
-    """Scores on disk, by what made them."""
-
-    def __init__(self, folder: Path) -> None:
-        """Keep in `folder`."""
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def get(self, name: str, identity: object, compute: Callable[[], Scores]) -> Scores:
-        """The stored scores, or those that `compute` returns, stored."""
-        path = self.folder / f"{name.replace(':', '-')}-{digest(identity)[:16]}.npy"
-        if not path.exists():
-            temporary = Path(f"{path}.tmp.npy")
-            np.save(temporary, compute())
-            temporary.replace(path)
-            say(f"  scored {name}")
-        return np.load(path)
 
 
 class Evaluation:
@@ -61,10 +37,10 @@ class Evaluation:
         """Open parents and row sets."""
         self.run, self.config = run, run.config.evaluate
         self.log = parents.event_log(run)
-        self.retrieval = parents.Retrieval.open(run, self.log)
-        self.kept = Kept(run.folder / "scores")
+        retrieval = parents.Retrieval.open(run, self.log)
         crms = [role for role in run.parents if role.startswith("crm:")]
-        self.crms = {role[4:]: parents.Crm.open(run, self.log, self.retrieval, role) for role in crms}
+        self.crms = {role[4:]: parents.Crm.open(run, self.log, retrieval, role) for role in crms}
+        self.lms = LmSystems(run, self.log, retrieval, self.crms)
         named = {folder: role for role, folder in run.parents.items() if ":" in role}
         self.gate = named[run.parents["stage1"]].partition(":")[2]
         self.start = named[run.parents["stage2"]].partition(":")[2]
@@ -72,68 +48,13 @@ class Evaluation:
         self.asked = self.log.rows("test", self.config.ctr_rows)
         self.rows: list[ResultRow] = []
 
-    def lm_logits(self, role: str, rows: Rows) -> Scores:
+    def lm_logits(self, role: str, rows: Rows, adapter: str = ADAPTER) -> Scores:
         """Yes/No logits `[n]` of an LM system; role `lm` is the LM untuned."""
-
-        def compute() -> Scores:
-            lm, model, crm, retrieved = self._open(role, ADAPTER)
-            return answer_scores(model, lm.answers(rows, crm, retrieved), self.config.batch_size)
-
-        return self.kept.get(f"ctr-{role}", [self._identity(role), rows.tolist()], compute)
-
-    def lm_titles(self, role: str, kind: str, adapter: str) -> Scores:
-        """Log-probabilities `[n, C]` of the stored candidates."""
-
-        def compute() -> Scores:
-            lm, model, crm, _ = self._open(role, adapter)
-            return title_scores(model, self._task(lm, crm, kind))
-
-        return self.kept.get(
-            f"{kind}-{role}", [self._identity(role), self._ranking(kind)[0].tolist()], compute
-        )
-
-    def lm_valid_ratio(self, role: str, kind: str, adapter: str) -> Scores:
-        """Per row 1 where the greedy title is a candidate, and 1 where it is the target: `[n, 2]`."""
-
-        def compute() -> Scores:
-            lm, model, crm, _ = self._open(role, adapter)
-            return valid_ratio(model, lm.tokenizer, self._task(lm, crm, kind, self.config.generate_rows))
-
-        identity = [self._identity(role), self.config.generate_rows, adapter]
-        return self.kept.get(f"generated-{kind}-{role}", identity, compute)
-
-    def _task(self, lm: parents.Lm, crm: parents.Crm | None, kind: str, count: int | None = None) -> Titles:
-        rows, candidates = self._ranking(kind)
-        return lm.titles(rows[:count], candidates[:count], crm)
+        return self.lms.logits(role, adapter, rows, self.config.batch_size)
 
     def _ranking(self, kind: str) -> tuple[Rows, NDArray[np.int32]]:
         rows, candidates = parents.ranking(self.run, self.log, "test", kind)
         return rows[: self.config.ranking_rows], candidates[: self.config.ranking_rows]
-
-    def _identity(self, role: str) -> list[str]:
-        roles = ("lm", "neighbours", "log", *({role} - {"lm"}))
-        return [
-            role,
-            *(self.run.manifest(name).identity for name in roles),
-            digest(self.run.content["config"]["prompt"]),
-        ]
-
-    def _open(self, role: str, adapter: str) -> tuple[parents.Lm, Any, parents.Crm | None, bool]:
-        """The LM with the system's adapter, its gate's CRM, and whether its Yes/No prompts are retrieved."""
-        lm = parents.Lm.open(self.run, self.log, self.retrieval)
-        device = device_of(self.run.config.trainer)
-        if role == "lm":
-            return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
-        folder = self.run.parent(role)
-        model = load_adapter(lm.model, folder / adapter).eval().to(device)
-        gated = model.peft_config["default"].peft_type == "RECLORA"
-        retrieved = read_config(folder)["config"]["prompt"]["retrieved"]
-        return lm, model, self.crms[self._gate_of(folder)] if gated else None, retrieved
-
-    def _gate_of(self, folder: Path) -> str:
-        """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""
-        read = read_config(folder)["parents"]["stage1"]
-        return next(name for name in self.crms if self.run.parents[f"crm:{name}"] == read)
 
     def ctr(self) -> None:
         """Rows of the CTR task."""
@@ -177,50 +98,91 @@ class Evaluation:
         weights = logistic_blend(features, self.log.label[valid])
         return apply_blend(np.stack([crm, lora], 1), weights)
 
+    def alignment_cost(self) -> None:
+        """Yes/No rows of what stage 3 starts from and of what it makes of it: what alignment costs there."""
+        rows = self.log.rows("test", self.config.aligned_rows)
+        labels, users = self.log.label[rows], self.log.user[rows]
+        crm_auc = metrics.auc(self.crms[self.gate].logits(rows), labels)
+        before = self.lm_logits(f"tuned:{self.start}", rows, RANKING_ADAPTER)
+        aligned = [role for role in self.run.parents if role.startswith("aligned:")]
+        scored = {"sft": before} | {role.partition(":")[2]: self.lm_logits(role, rows) for role in aligned}
+        for system, logits in scored.items():
+            other = None if system == "sft" else "sft"
+            difference = other and metrics.paired_bootstrap_auc(
+                logits, before, labels, users, self.config.bootstrap, seed=0
+            )
+            figures = metrics.ctr_metrics(logits, labels, users)
+            name = f"test/{self.config.aligned_rows}"
+            self._add(system, "ctr", name, len(rows), figures, other, difference, crm_auc)
+
     def ranking(self) -> None:
         """Rows of the ranking task, for each kind of candidates."""
-        log = self.log
-        counts = popularity_rank(log)
-        together = {False: Cooccurrence(log, directed=False), True: Cooccurrence(log, directed=True)}
+        asked = {"lm": ("lm", ADAPTER)}
+        for role in self.run.parents:
+            family, _, name = role.partition(":")
+            if family in ("tuned", "aligned"):
+                system = "sft" if role == f"tuned:{self.start}" else name
+                asked[system] = (role, RANKING_ADAPTER if family == "tuned" else ADAPTER)
+        told, said = {}, {}
+        for system, (role, adapter) in asked.items():  # one system after the other: each is opened once
+            for kind in self.config.candidates:
+                rows, lists = self._ranking(kind)
+                told[system, kind] = self.lms.titles(role, adapter, kind, rows, lists)
+                if count := self.config.generate_rows:
+                    said[system, kind] = self.lms.generated(role, adapter, kind, rows[:count], lists[:count])
+        counts = popularity_rank(self.log)
+        together = {directed: Cooccurrence(self.log, directed=directed) for directed in (False, True)}
         for kind in self.config.candidates:
-            rows, candidates = self._ranking(kind)
-            target = (candidates == log.item[rows][:, None]).argmax(1)
+            rows, lists = self._ranking(kind)
             scored: dict[str, Any] = {
-                "popularity": counts[candidates],
-                "cooccurrence": together[False].score(rows, candidates),
-                "cooccurrence-directed": together[True].score(rows, candidates),
-                self.gate: self.crms[self.gate].logits(rows, candidates),
-                "crm-ranker": self.crms["ranker"].logits(rows, candidates),
-                "lm": self.lm_titles("lm", kind, ADAPTER),
+                "popularity": counts[lists],
+                "cooccurrence": together[False].score(rows, lists),
+                "cooccurrence-directed": together[True].score(rows, lists),
+                self.gate: self.crms[self.gate].logits(rows, lists),
+                "crm-ranker": self.crms["ranker"].logits(rows, lists),
             }
-            generated = {"lm": self.lm_valid_ratio("lm", kind, ADAPTER)} if self.config.generate_rows else {}
-            pairs = {system: "popularity" for system in scored if system != "popularity"}
-            for role in self.run.parents:
-                family, _, name = role.partition(":")
-                if family not in ("tuned", "aligned"):
-                    continue
-                system = "sft" if (family, name) == ("tuned", self.start) else name
-                adapter = RANKING_ADAPTER if family == "tuned" else ADAPTER
-                scored[system] = self.lm_titles(role, kind, adapter)
-                if self.config.generate_rows:
-                    generated[system] = self.lm_valid_ratio(role, kind, adapter)
-                pairs[system] = "sft" if family == "aligned" else "lm"
-            _, end = log.history(rows)
-            strata = metrics.gap_strata(log.timestamp[rows] - log.timestamp[end - 1]) if log.timed else {}
-            values = {system: metrics.ranking_values(scores, target) for system, scores in scored.items()}
-            for system, of_rows in values.items():
-                other = pairs.get(system)
-                difference = other and metrics.paired_bootstrap(
-                    of_rows["hr@1"], values[other]["hr@1"], log.user[rows], self.config.bootstrap, seed=0
-                )
-                figures = metrics.means(of_rows)
-                for stratum, chosen in strata.items():
-                    figures[f"hr@1/{stratum}"] = metrics.means({"hr@1": of_rows["hr@1"]}, chosen)["hr@1"]
-                    figures[f"rows/{stratum}"] = float(chosen.sum())
-                if system in generated:
-                    figures["valid_ratio"], figures["generated_hr@1"] = map(float, generated[system].mean(0))
-                name = f"test/{len(rows)}"
-                self._add(system, "ranking", name, len(rows), figures, other, difference, None, kind)
+            pairs = {system: "popularity" for system in (*scored, "lm") if system != "popularity"}
+            pairs |= {
+                s: "sft" if role.startswith("aligned:") else "lm"
+                for s, (role, _) in asked.items()
+                if s != "lm"
+            }
+            scored |= {system: told[system, kind][..., 0] for system in asked}
+            target = (lists == self.log.item[rows][:, None]).argmax(1)
+            extra: dict[str, dict[str, float]] = {system: {} for system in scored}
+            for system in asked:
+                held = told[system, kind][np.arange(len(rows)), target, 1]
+                extra[system]["constrained_hr@1"] = float(held.mean())
+                if (system, kind) in said:
+                    valid, hit = said[system, kind].mean(0)
+                    extra[system] |= {"valid_ratio": float(valid), "generated_hr@1": float(hit)}
+            self._rank(kind, rows, target, scored, pairs, extra)
+
+    def _rank(
+        self,
+        kind: str,
+        rows: Rows,
+        target: NDArray[np.int64],
+        scored: dict[str, NDArray[Any]],
+        pairs: dict[str, str],
+        extra: dict[str, dict[str, float]],
+    ) -> None:
+        log = self.log
+        _, end = log.history(rows)
+        strata = metrics.gap_strata(log.timestamp[rows] - log.timestamp[end - 1]) if log.timed else {}
+        values = {system: metrics.ranking_values(scores, target) for system, scores in scored.items()}
+        for system, of_rows in values.items():
+            other = pairs.get(system)
+            difference = other and metrics.paired_bootstrap(
+                of_rows["hr@1"], values[other]["hr@1"], log.user[rows], self.config.bootstrap, seed=0
+            )
+            figures = metrics.means(of_rows) | extra[system]
+            for stratum, chosen in strata.items():
+                figures[f"hr@1/{stratum}"] = metrics.means({"hr@1": of_rows["hr@1"]}, chosen)["hr@1"]
+                figures[f"rows/{stratum}"] = float(chosen.sum())
+            self._add(
+                system, "ranking", f"test/{len(rows)}", len(rows), figures, other, difference, None, kind
+            )
 
     def _add(
         self,
@@ -243,7 +205,7 @@ class Evaluation:
         if is_lm:
             figures |= {key: float(self.run.manifest("lm").metrics.get(key, 0)) for key in SEEN_BY_LM}
         row = ResultRow(
-            system=system,
+            system=re.sub(r"-k\d+$", "", system) if aligned else system,  # K has a column of its own
             stage=self.run.manifest(role).stage
             if role
             else ("none" if counted else "lm" if is_lm else "stage1"),
@@ -273,6 +235,8 @@ def work(run: Run) -> None:
     """Score everything, write the rows of the table."""
     evaluation = Evaluation(run)
     evaluation.ctr()
+    if any(role.startswith("aligned:") for role in run.parents):
+        evaluation.alignment_cost()
     evaluation.ranking()
     write(run.folder / ROWS, evaluation.rows)
     headline = {

@@ -99,6 +99,7 @@ class AlignModule(AdapterModule):
         policy = policy.gather(1, order.to(policy.device))
         found = preference_statistics(policy, columns[0], self.config.beta, columns[1])
         for name, metric in self.statistics.items():
+            assert isinstance(metric, MeanMetric)
             metric.update(found[name], weight=len(rows))
             self.log(f"valid/{name}", metric)
 

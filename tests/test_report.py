@@ -99,6 +99,15 @@ def test_curves_skip_gaps_and_take_the_later_line_of_a_step(tmp_path: Path) -> N
     assert draw(series) == draw(series)  # the same file from the same data
 
 
+def test_rewards_of_chosen_and_rejected_share_a_panel() -> None:
+    steps = np.arange(3.0)
+    names = ("train/reward_chosen", "valid/reward_chosen", "train/reward_rejected", "valid/kl")
+    svg = base64.b64decode(draw({name: (steps, steps) for name in names}).partition(",")[2]).decode()
+    assert svg.count(">reward<") == 1
+    for label in ("train chosen", "valid chosen", "train rejected", "kl"):
+        assert f">{label}<" in svg, label
+
+
 def test_an_unusable_log_is_said(tmp_path: Path) -> None:
     fill(tmp_path / "demo")
     (tmp_path / "demo/stage2/reclora/logs/metrics.csv").write_text("epoch,step,train/loss\n")

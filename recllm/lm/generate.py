@@ -1,14 +1,16 @@
-"""Free generation of titles: how often an LM names one of the candidates when nothing holds it to them."""
+"""Decoding of titles: free, to see how often an LM names a candidate unheld, and held to the candidates."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recllm.data.collate import pad_left
 from recllm.lm.tasks import Titles
@@ -17,6 +19,38 @@ from recllm.lm.tasks import Titles
 def normalize(title: str) -> str:
     """Case and runs of white space do not matter."""
     return re.sub(r"\s+", " ", title).strip().casefold()
+
+
+def constrained(batch: Mapping[str, Any], logps: Tensor) -> Tensor:
+    """Where greedy decoding ends that may only spell a candidate of its prompt (a walk down their trie).
+
+    Exactly what a decoder with a mask over the vocabulary does, but without decoding: candidates that begin
+    alike have the same probabilities there, so all that it would meet has been scored.
+
+    Args:
+        batch: `recllm.lm.layout.title_batch`.
+        logps: [M], log-probability of every token of every completion.
+
+    Returns:
+        [B, C] in the dtype of `logps`: 1 at the candidate (shared evenly among those that read the same).
+    """
+    present, cell, target = batch["present"], batch["cell"], batch["target"]
+    count, most = present.shape
+    lengths = torch.bincount(cell, minlength=count * most)
+    place = torch.arange(len(cell), device=cell.device) - (lengths.cumsum(0) - lengths)[cell]
+    longest = int(lengths.max())
+    tokens = target.new_full((count * most, longest), -1)
+    tokens[cell, place] = target
+    scores = logps.new_full(tokens.shape, -torch.inf)
+    scores[cell, place] = logps
+    tokens, scores = tokens.view(count, most, longest), scores.view(count, most, longest)
+    alive = present.clone()
+    for step in range(longest):
+        now = scores[:, :, step].masked_fill(~alive, -torch.inf)
+        going = now.amax(1, keepdim=True) > -torch.inf  # the others have ended
+        best = tokens[:, :, step].gather(1, now.argmax(1, keepdim=True))
+        alive &= ~going | (tokens[:, :, step] == best)
+    return alive.to(logps.dtype) / alive.sum(1, keepdim=True)
 
 
 @torch.inference_mode()
@@ -33,11 +67,14 @@ def valid_ratio(model: Any, tokenizer: Any, task: Titles, size: int = 64) -> NDA
         float32 `[n, 2]`: 1 where the text is exactly a candidate's title; 1 where it is the chosen one's.
     """
     prompts, pieces = task.prompts, task.prompts.pieces
-    out = np.zeros((len(task), 2), np.float32)
+    items, place = np.unique(task.candidates, return_inverse=True)
+    spelled = tokenizer.batch_decode([pieces.table[piece].tolist() for piece in pieces.item[items]])
+    titles = np.array([normalize(title) for title in spelled], object)[place.reshape(task.candidates.shape)]
+    device = next(model.parameters()).device
+    said: list[str] = []
     for start in range(0, len(task), size):
         chosen = np.arange(start, min(start + size, len(task)))
         listed = task.candidates[chosen] if task.listed else None
-        device = next(model.parameters()).device
         batch = move_data_to_device(
             pad_left(prompts.ranking(task.rows[chosen], task.history[chosen], listed)), device
         )
@@ -53,9 +90,7 @@ def valid_ratio(model: Any, tokenizer: Any, task: Titles, size: int = 64) -> NDA
             pad_token_id=tokenizer.pad_token_id,
             **extra,
         )[:, batch["input_ids"].shape[1] :]
-        texts = [normalize(text) for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
-        for place, text in enumerate(texts):
-            items = task.candidates[chosen[place]]
-            titles = [normalize(tokenizer.decode(pieces.table[pieces.item[item]])) for item in items]
-            out[chosen[place]] = text in titles, text == titles[task.chosen[chosen[place]]]
-    return out
+        said += [normalize(text) for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
+    hits = titles == np.array(said, object)[:, None]
+    own = np.take_along_axis(hits, task.chosen[:, None], 1)[:, 0]
+    return np.stack([hits.any(1), own], 1).astype(np.float32)

@@ -11,7 +11,8 @@ from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.lm.score import answer_logits, title_logps
+from recllm.lm.generate import constrained
+from recllm.lm.score import answer_logits, title_logps, title_sums, token_logps
 from recllm.lm.tasks import Answers, Batch, Titles
 
 Scores = NDArray[np.float32]
@@ -33,6 +34,27 @@ def answer_scores(model: Any, task: Answers, size: int = 256) -> Scores:
 def title_scores(model: Any, task: Titles, size: int = 64) -> Scores:
     """Log-probabilities `[n, C]` of all candidates of every row, summed over their tokens."""
     return _scores(model, task, size, lambda b: title_logps(model, b["prompt"], b["representation"]))
+
+
+@torch.inference_mode()
+def title_choices(model: Any, task: Titles, size: int = 64) -> Scores:
+    """What an LM makes of all candidates of every row, from one pass over each prompt.
+
+    Args:
+        model: the LM, with or without an adapter.
+        task: rows, candidates, gate input.
+        size: rows of a batch.
+
+    Returns:
+        `[n, C, 2]`: the log-probability summed over the title's tokens; and where greedy decoding ends that
+        may only spell candidates: 1 there (shared evenly among candidates that read the same), 0 elsewhere.
+    """
+
+    def score(batch: Batch) -> Tensor:
+        logps = token_logps(model, batch["prompt"], batch["representation"])
+        return torch.stack([title_sums(batch["prompt"], logps), constrained(batch["prompt"], logps)], 2)
+
+    return _scores(model, task, size, score)
 
 
 def _scores(model: Any, task: Answers | Titles, size: int, score: Callable[[Batch], Tensor]) -> Scores:

@@ -64,7 +64,11 @@ def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     Returns:
         [B, C], float32 or wider; NaN where a prompt has fewer completions.
     """
-    logps = token_logps(model, batch, representation)
+    return title_sums(batch, token_logps(model, batch, representation))
+
+
+def title_sums(batch: Mapping[str, Any], logps: Tensor) -> Tensor:
+    """Sums [B, C] of the tokens' log-probabilities [M] of a batch of titles; NaN where there is no title."""
     present = batch["present"]
     sums = logps.new_zeros(present.numel()).index_add(0, batch["cell"], logps).view(present.shape)
     return sums.masked_fill(~present, torch.nan)

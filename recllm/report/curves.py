@@ -19,6 +19,14 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 POINTS = 300
 """A curve shows at most so many points; longer ones are averaged in equal stretches."""
 
+TOGETHER = {
+    "reward_chosen": ("reward", "chosen"),
+    "reward_rejected": ("reward", "rejected"),
+    "chosen_logp": ("log-probability", "chosen"),
+    "rejected_logp": ("log-probability", "rejected"),
+}
+"""Metrics that say something beside one another only: (panel, what tells their curves apart)."""
+
 _GRAY = "#7f7f7f"  # readable on white and on black
 
 
@@ -50,7 +58,7 @@ def read_series(path: Path) -> dict[str, Series]:
 
 
 def draw(series: dict[str, Series]) -> str:
-    """One panel for each metric; train and valid curves of the same metric share theirs.
+    """One panel for each metric; train and valid curves of the same metric share theirs, as do `TOGETHER`.
 
     Args:
         series: as `read_series` returns it; names like `train/loss`, `valid/auc`.
@@ -61,7 +69,8 @@ def draw(series: dict[str, Series]) -> str:
     panels: dict[str, dict[str, Series]] = {}
     for name, curve in sorted(series.items()):
         group, _, metric = name.rpartition("/")
-        panels.setdefault(metric, {})[group or "all"] = curve
+        panel, kind = TOGETHER.get(metric, (metric, ""))
+        panels.setdefault(panel, {})[f"{group or 'all'} {kind}".strip()] = curve
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     # Equal data must give an equal file: no random ids (and no date, below).

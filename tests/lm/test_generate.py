@@ -1,10 +1,14 @@
+import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from recllm.lm.generate import normalize, valid_ratio
+from recllm.data.collate import Ragged
+from recllm.lm.generate import constrained, normalize, valid_ratio
+from recllm.lm.infer import title_choices, title_scores
+from recllm.lm.layout import title_batch
 from recllm.lm.tasks import Titles
 
 
@@ -86,3 +90,51 @@ def test_greedy_generation_is_the_same_in_any_batch(task, tiny_lm):
 @pytest.mark.parametrize(("text", "wanted"), [(" A  b\nC ", "a b c"), ("STRASSE", "strasse"), ("ß", "ss")])
 def test_normalize(text, wanted):
     assert normalize(text) == wanted
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_constrained_decoding_equals_generation_that_may_only_spell_candidates(task, tiny_lm, seed):
+    """The walk down the trie of scored titles, and transformers' own constrained greedy search."""
+    model = copy.deepcopy(tiny_lm.model)
+    torch.manual_seed(seed)
+    with torch.no_grad():  # an untrained LM has hardly a preference
+        model.get_output_embeddings().weight.normal_(0, 1)
+    task.representation = None
+    tokenizer, pieces = tiny_lm.tokenizer, tiny_lm.pieces
+    choices = title_choices(model, task)
+    np.testing.assert_allclose(choices[..., 0], title_scores(model, task), rtol=1e-6)
+    assert (choices[..., 1].sum(1) == 1).all()
+    for row in range(5):
+        titles = [[*pieces.table[piece].tolist(), tokenizer.eos_token_id] for piece in task.texts[row]]
+        prompt = task.prompts.ranking(task.rows[[row]], task.history[[row]])[0].tolist()
+
+        def allowed(_, ids, titles=titles, prompt=prompt):
+            said = ids[len(prompt) :].tolist()
+            return [
+                title[len(said)] for title in titles if title[: len(said)] == said and len(title) > len(said)
+            ]
+
+        made = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=40, do_sample=False, prefix_allowed_tokens_fn=allowed,
+        )  # fmt: skip
+        said = made[0, len(prompt) :].tolist()
+        assert choices[row, :, 1].argmax() == titles.index(said)
+
+
+def test_constrained_decoding_by_hand():
+    # Titles A B E, A C E, D E, A B E again, and (second prompt) D E alone. p(A) > p(D), so D is out at once,
+    # although it is likelier as a whole; then p(B) > p(C): both that read A B share the choice.
+    titles = [[3, 4, 2], [3, 5, 2], [6, 2], [3, 4, 2], [6, 2]]
+    batch = title_batch(Ragged.of([[1], [1]]), Ragged.of(titles), np.array([4, 1]))
+    p = [[0.6, 0.3, 0.1], [0.6, 0.2, 0.9], [0.3, 0.9], [0.6, 0.3, 0.1], [0.01, 0.01]]
+    logps = torch.tensor([value for title in p for value in title]).log()
+    assert constrained(batch, logps).tolist() == [[0.5, 0, 0, 0.5], [1, 0, 0, 0]]
+
+
+def test_a_title_that_begins_another_ends_where_its_end_is_likelier():
+    titles = [[3, 2], [3, 4, 2]]
+    batch = title_batch(Ragged.of([[1]]), Ragged.of(titles), 2)
+    for end, wanted in ((0.6, [[1, 0]]), (0.3, [[0, 1]])):
+        logps = torch.tensor([0.5, end, 0.5, 0.4, 0.001]).log()
+        assert constrained(batch, logps).tolist() == wanted

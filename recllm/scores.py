@@ -1,0 +1,125 @@
+"""Scores of LM systems, computed once and kept on disk under the identity of what made them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm import parents
+from recllm.data.log import EventLog, Rows
+from recllm.lm.adapters import load_adapter
+from recllm.lm.generate import valid_ratio
+from recllm.lm.infer import Scores, answer_scores, title_choices
+from recllm.manifest import digest
+from recllm.paths import SCORES
+from recllm.run import Run, read_config, say
+from recllm.training import device_of
+
+Opened = tuple[parents.Lm, Any, "parents.Crm | None", bool]
+
+
+class Kept:
+    """Scores in a folder: an interrupted or extended evaluation computes only what is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        """Keep in `folder`, made when something is kept."""
+        self.folder = folder
+
+    def get(self, name: str, identity: object, compute: Callable[[], Scores]) -> Scores:
+        """The stored scores, or those that `compute` returns, stored.
+
+        Args:
+            name: what they are of, for people.
+            identity: everything that they depend on, as JSON takes it.
+            compute: called only where they are not there yet.
+        """
+        path = self.folder / f"{name.replace(':', '-')}-{digest(identity)[:16]}.npy"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.npy")
+            np.save(temporary, compute())
+            temporary.replace(path)
+            say(f"  scored {name}")
+        return np.load(path)
+
+
+class LmSystems:
+    """The untuned LM (role `lm`) and every adapter (roles `tuned:*`, `aligned:*`) of an evaluation.
+
+    Scores of the untuned LM lie in the LM's own folder, where every seed finds them; others with the run.
+    """
+
+    def __init__(
+        self, run: Run, log: EventLog, retrieval: parents.Retrieval, crms: dict[str, parents.Crm]
+    ) -> None:
+        """Systems among a run's parents; `crms` are those that gate them, by name."""
+        self.run, self.log, self.retrieval, self.crms = run, log, retrieval, crms
+        self.opened: tuple[tuple[str, str], Opened] | None = None
+
+    def logits(self, role: str, adapter: str, rows: Rows, size: int) -> Scores:
+        """Yes/No logits `[n]` of the rows' own items; `size` prompts a batch."""
+
+        def compute() -> Scores:
+            lm, model, crm, retrieved = self._open(role, adapter)
+            return answer_scores(model, lm.answers(rows, crm, retrieved), size)
+
+        return self._keep(f"ctr-{role}", role, adapter, rows.tolist(), compute)
+
+    def titles(self, role: str, adapter: str, kind: str, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """Log-probability of every candidate, and where constrained decoding ends, `[n, C, 2]`."""
+
+        def compute() -> Scores:
+            lm, model, crm, _ = self._open(role, adapter)
+            return title_choices(model, lm.titles(rows, lists, crm))
+
+        return self._keep(f"{kind}-{role}", role, adapter, [rows.tolist(), lists.tolist()], compute)
+
+    def generated(self, role: str, adapter: str, kind: str, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """Per row 1 where the freely generated title is a candidate, and where it is the target, `[n, 2]`."""
+
+        def compute() -> Scores:
+            lm, model, crm, _ = self._open(role, adapter)
+            return valid_ratio(model, lm.tokenizer, lm.titles(rows, lists, crm))
+
+        name = f"generated-{kind}-{role}"
+        return self._keep(name, role, adapter, [rows.tolist(), lists.tolist()], compute)
+
+    def _keep(
+        self, name: str, role: str, adapter: str, what: object, compute: Callable[[], Scores]
+    ) -> Scores:
+        roles = ("lm", "neighbours", "log", *({role} - {"lm"}))
+        made_of = [self.run.manifest(parent).identity for parent in roles]
+        form = self.run.content["config"]["prompt"]
+        kept = Kept((self.run.parent("lm") if role == "lm" else self.run.folder) / SCORES)
+        return kept.get(name, [role, made_of, adapter, form, what], compute)
+
+    def _open(self, role: str, adapter: str) -> Opened:
+        """The LM with the system's adapter, its gate's CRM, and whether its Yes/No prompts are retrieved.
+
+        The last one stays open: everything that is asked of a system is asked in turn.
+        """
+        if self.opened is None or self.opened[0] != (role, adapter):
+            self.opened = None  # two of them need not fit into memory
+            self.opened = (role, adapter), self._load(role, adapter)
+        return self.opened[1]
+
+    def _load(self, role: str, adapter: str) -> Opened:
+        lm = parents.Lm.open(self.run, self.log, self.retrieval)
+        device = device_of(self.run.config.trainer)
+        if role == "lm":
+            return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
+        folder = self.run.parent(role)
+        model = load_adapter(lm.model, folder / adapter).eval().to(device)
+        gated = model.peft_config["default"].peft_type == "RECLORA"
+        retrieved = read_config(folder)["config"]["prompt"]["retrieved"]
+        return lm, model, self.crms[self._gate_of(folder)] if gated else None, retrieved
+
+    def _gate_of(self, folder: Path) -> str:
+        """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""
+        read = read_config(folder)["parents"]["stage1"]
+        return next(name for name in self.crms if self.run.parents[f"crm:{name}"] == read)
