@@ -11,8 +11,8 @@ LoRA.
 - `reference`: filling that cache, per row; `with_reference` counts it into the steps of a single pass.
 
 Both compute the same loss (a run stops where they differ). Seconds are wall time, and CPU time of the own
-process, which does not count what other work held the cores; each the best of the rounds. Memory is what a
-run holds at its peak beyond the loaded model.
+process, which does not count what other work held the cores; each the median of a round's repetitions, and of
+the rounds. Memory is what a run holds at its peak beyond the loaded model.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def measure(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
         if device == "cuda":
             torch.cuda.synchronize()
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    wall, cpu = (min(column) for column in zip(*times, strict=True))
+    wall, cpu = np.median(times, axis=0).tolist()
     peak = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
     return {"wall": wall, "cpu": cpu, "peak": peak, "result": result.double().cpu().ravel().tolist()}
 
@@ -170,11 +170,12 @@ def child(arm: str, count: int, given: list[str]) -> dict[str, Any]:
     return found | {"peak": found["peak"] or usage.ru_maxrss * 1024 / 1e6}
 
 
-def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shortest times and the least memory of several rounds."""
-    return {name: min(found[name] for found in rounds) for name in ("wall", "cpu", "peak")} | {
-        "result": rounds[0]["result"]
+def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The median times and memory of several rounds."""
+    medians = {
+        name: float(np.median([found[name] for found in rounds])) for name in ("wall", "cpu", "peak")
     }
+    return medians | {"result": rounds[0]["result"]}
 
 
 def compare(first: str, second: str, count: int, given: list[str]) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def compare(first: str, second: str, count: int, given: list[str]) -> dict[str, 
     for _ in range(ROUNDS):
         for arm, found in rounds.items():
             found.append(child(arm, count, given))
-    one, two, idle = (best(rounds[arm]) for arm in (first, second, "idle"))
+    one, two, idle = (middle(rounds[arm]) for arm in (first, second, "idle"))
     error = np.abs(np.subtract(one["result"], two["result"])).max()
     if error > 1e-3 * max(1.0, np.abs(one["result"]).max()):
         raise SystemExit(f"error: {first} and {second} differ by {error}, K or candidates {count}")
