@@ -172,9 +172,7 @@ def child(arm: str, count: int, given: list[str]) -> dict[str, Any]:
 
 def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The median times and memory of several rounds."""
-    medians = {
-        name: float(np.median([found[name] for found in rounds])) for name in ("wall", "cpu", "peak")
-    }
+    medians = {name: float(np.median([found[name] for found in rounds])) for name in ("wall", "cpu", "peak")}
     return medians | {"result": rounds[0]["result"]}
 
 
