@@ -20,9 +20,10 @@ from typing import Any
 from recllm import paths
 from recllm.config import load_yaml, merge, parse_overrides
 from recllm.crm.config import CrmConfig
+from recllm.data.source import SourceConfig
 from recllm.manifest import Manifest, digest
 from recllm.run import config_digest, read_config
-from recllm.schema import ConfigError
+from recllm.schema import ConfigError, check_own
 
 VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW")
 GOALS = ("prepare", "stage1", "stage2", "stage3", "evaluate", "report")
@@ -32,7 +33,7 @@ VECTORS = "both"
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
 ALIGNED = ("sft-continued", "dpo", "s-dpo")
 READS = {
-    "tables": ("dataset",),
+    "tables": ("dataset", "source"),
     "log": ("dataset", "prepare"),
     "lm-text": ("dataset", "wording", "prompt", "lm", "subsample"),
     "neighbours": ("dataset", "wording", "lm", "retrieval"),
@@ -224,6 +225,8 @@ class Plan:
         config = merge(self.layers(*files), {**overrides, **(settings or {}), "seed": seed})
         resolved = dataclasses.asdict(config)
         sections = {section: resolved[section] for section in reads}
+        if config.source == SourceConfig():  # says nothing: a recipe that needs none knows no such section
+            sections.pop("source", None)
         node = Node(stage, request.dataset, folder, command, parents, sections, overrides, all_tags)
         self.nodes[folder] = node
         return node
@@ -241,8 +244,7 @@ class Plan:
 
     def _build(self) -> None:
         request = self.request
-        recipe = paths.recipe_folder(request.dataset)
-        tables = self._node("tables", "tables", f"data.{recipe}.recipe", {})
+        tables = self._node("tables", "tables", f"data.{self._recipe()}.recipe", {})
         log = self._node("log", "log", "stages.prepare", {"tables": tables})
         lm_tag = (f"lm:{self.lm_name}",) if self.lm_name != "tiny" else ()
         text = self._node("lm-text", f"lm/{self.lm_name}", "stages.lm", {"log": log}, tags=lm_tag)
@@ -258,6 +260,20 @@ class Plan:
         self.goals["prepare"].append(log)
         for seed in request.seeds:
             self._systems(seed, log, neighbours, lm)
+
+    def _recipe(self) -> str:
+        """Name of the folder in `data/` whose recipe writes the tables."""
+        name, config = self.request.dataset, merge(self.layers(), self.request.overrides)
+        if config.source.given:
+            check_own(config)
+            return paths.OWN
+        recipe = paths.recipe_folder(name)
+        if recipe == paths.OWN or not (paths.repository() / "data" / recipe / "recipe.py").exists():
+            raise ConfigError(
+                f"DATASET={name} has no data/{recipe}/recipe.py of its own and no source.events.path in "
+                f"conf/dataset/{name}.yaml; wanted one of the two: docs/own-data.md tells how"
+            )
+        return recipe
 
     def _systems(self, seed: int, log: Node, neighbours: Node, lm: Node) -> None:
         request = self.request

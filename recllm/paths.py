@@ -30,6 +30,10 @@ def repository() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+OWN = "own"
+"""Folder in `data/` of the recipe for every data set that its configuration describes."""
+
+
 def recipe_folder(dataset: str) -> str:
     """Name of a data set's folder in `data/`: hyphens become underscores, nothing else changes."""
     return dataset.replace("-", "_")

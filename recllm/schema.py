@@ -9,6 +9,7 @@ from typing import Any
 
 from recllm.crm.config import CrmConfig
 from recllm.data.config import PrepareConfig
+from recllm.data.source import SourceConfig
 from recllm.data.wording import Wording
 from recllm.lm.config import LmConfig, TinyConfig
 from recllm.retrieval.config import RetrievalConfig
@@ -43,7 +44,7 @@ class DatasetConfig:
     """Which data, and how an item is described to an LM."""
 
     name: str = "demo"
-    """Name of the data set; its recipe is `data/<name>` with hyphens as underscores."""
+    """Name of the data set; its recipe is `data/<name>`, hyphens as underscores, or `source` describes it."""
     card: str = ""
     """What the LM reads of an item (vectors, pretraining): a format string over the items table's columns."""
 
@@ -354,6 +355,7 @@ class Config:
     """Everything; a stage sees the sections that reach it, the others are None there."""
 
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    source: SourceConfig = field(default_factory=SourceConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     wording: Wording = field(default_factory=Wording)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -373,3 +375,24 @@ class Config:
         """Check ranges."""
         if self.subsample is not None:  # None where it does not reach a stage
             _check_rows("subsample", self.subsample)
+
+
+def check_own(config: Config) -> None:
+    """Refuse what does not go with a data set of one's own, as far as is known before a file is read.
+
+    Raises:
+        ConfigError: the first key that does not go with the section `source`.
+    """
+    source, prepare = config.source, config.prepare
+    _check(bool(config.dataset.card), "dataset.card", "''", "what an LM reads of an item, e.g. '{title}'")
+    threshold, negatives = prepare.label_threshold, prepare.sampled_negatives
+    _check(threshold is None, "prepare.label_threshold", threshold, "null, as source.label has the rule")
+    has_dislikes = source.label.rule != "clicks" or negatives > 0
+    _check(has_dislikes, "prepare.sampled_negatives", negatives, "1 or more, as clicks know no dislike")
+    if not source.events.timestamp:
+        wanted = "last, user or random, as source.events.timestamp is empty"
+        _check(prepare.split != "time", "prepare.split", prepare.split, wanted)
+    if not source.users.path:
+        fields, profile = prepare.user_fields, config.wording.profile
+        _check(not fields, "prepare.user_fields", fields, "none, as source.users.path is empty")
+        _check("{" not in profile, "wording.profile", repr(profile), "'', as source.users.path is empty")

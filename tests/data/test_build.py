@@ -109,6 +109,7 @@ def test_ids_without_a_training_event_read_unknown(tmp_path):
 def test_labels_duplicates_and_missing_times(tmp_path):
     rows = [("a", f"x{second}", 4.0 if second == 2 else 3.5, 1, second) for second in range(20)]
     rows += [("a", "x0", 3.5, 1, 0), ("a", "x1", 3.5, 1, None), ("a", "q", None, None, 30)]
+    rows += [("b", "q", 3.5, 1, 40)]
     config = PrepareConfig(
         min_history=1, label_threshold=3.5, candidates=2, ranking_valid_rows=0, ranking_test_rows=0
     )
@@ -116,11 +117,11 @@ def test_labels_duplicates_and_missing_times(tmp_path):
     assert metrics["dropped_duplicates"] == 1
     assert metrics["dropped_no_time"] == 1
     assert metrics["not_sample_no_label"] == 1
-    assert metrics["events"] == 21
-    assert metrics["samples"] == 19  # not the first, not the one without a label
+    assert metrics["events"] == 22
+    assert metrics["samples"] == 19  # not the first of a user, not the one without a label
     log = EventLog.open(tmp_path / "log")
-    assert log.label.tolist() == [0, 0, 1] + [0] * 17 + [-1]  # 3.5 is not above 3.5
-    assert log.rating.tolist() == [1, 1, 2] + [1] * 17 + [0]
+    assert log.label.tolist() == [0, 0, 1] + [0] * 17 + [-1, 0]  # 3.5 is not above 3.5
+    assert log.rating.tolist() == [1, 1, 2] + [1] * 17 + [0, 1]
 
 
 def test_permutations_hold_the_split_and_ranking_rows_are_their_liked_prefix(tmp_path):

@@ -51,7 +51,7 @@ def test_invented_files_in_the_raw_layout(tmp_path):
 def raw(tmp_path):
     folder = tmp_path / "given"
     folder.mkdir()
-    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,3.5,100\n")
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,3.5,100\n2,10,2,7\n")
     (folder / "movies.csv").write_text("movieId,title,genres\n10,Invented (1999),Drama\n")
     return folder
 
@@ -61,12 +61,12 @@ def test_a_published_zip_is_known_by_its_checksum(raw, tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w") as content:
         for name in ("ratings.csv", "movies.csv"):
             content.write(raw / name, f"ml-25m/{name}")
-    monkeypatch.setattr(recipe, "COUNTS", {"ratings": 1, "users": 1, "movies": 1, "rated movies": 1})
+    monkeypatch.setattr(recipe, "COUNTS", {"ratings": 2, "users": 2, "movies": 1, "rated movies": 1})
     monkeypatch.setattr(recipe, "CHECKSUM", "md5:" + hashlib.md5(path.read_bytes()).hexdigest())
     assert recipe.make(tmp_path / "tables", path)["published"] is True
-    monkeypatch.setattr(recipe, "COUNTS", {"ratings": 2, "users": 1, "movies": 1, "rated movies": 1})
+    monkeypatch.setattr(recipe, "COUNTS", {"ratings": 3, "users": 2, "movies": 1, "rated movies": 1})
     with pytest.raises(
-        ValueError, match=r"ml.zip has the published checksum and yet 1 ratings \(published: 2\)"
+        ValueError, match=r"ml.zip has the published checksum and yet 2 ratings \(published: 3\)"
     ):
         recipe.make(tmp_path / "tables", path)
 

@@ -1,0 +1,311 @@
+"""A data set of one's own: files, as `source` in conf/dataset/<name>.yaml describes them, to tables."""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+
+from recllm import run
+from recllm.data import faults, fields, tables
+from recllm.data.faults import FAULT, Fault
+from recllm.data.files import AT, File, open_files
+from recllm.data.source import (
+    ISO,
+    TIME_UNITS,
+    EventsSource,
+    ItemsSource,
+    LabelSource,
+    SourceConfig,
+    UsersSource,
+)
+
+RESERVED = ("item", "user", "title", "external")  # names that the tables use themselves
+
+
+def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | float]:
+    """Writes the tables of a data set of one's own; docs/own-data.md tells what is taken and what is not.
+
+    Args:
+        out: folder of the tables, e.g. `artifacts/corner-shop/tables`.
+        raw: folder that relative paths start at; None: the working directory.
+        config: where the files lie and what they hold.
+
+    Returns:
+        Counts of what was read, of what was left out by reason, and of what was written.
+
+    Raises:
+        ValueError: one line that names file, line or column, what was found and what was wanted.
+    """
+    if not config.given:
+        raise ValueError("source.events.path is empty, wanted the file of the events; see docs/own-data.md")
+    if raw is not None and not raw.is_dir():
+        raise ValueError(f"RAW={raw} is no folder, wanted the one that the paths under source start at")
+    base, drop = raw or Path(), config.faulty == "drop"
+    with tables.staging(out) as scratch:
+        items, counts = _items(config.items, base, scratch, drop)
+        items.write_parquet(scratch / "items.parquet")
+        counts |= _events(config, base, scratch, items["item"], drop)
+        events = pl.scan_parquet(scratch / "events.parquet")
+        met = events.select(pl.col("user").unique()).collect(engine="streaming").sort("user")
+        users, known = _users(config.users, base, scratch, met, drop)
+        users.write_parquet(scratch / "users.parquet")
+        label = pl.col("label")
+        rows, unlabelled, lowest, highest = (
+            events.select(pl.len(), label.null_count(), low=label.min(), high=label.max()).collect().row(0)
+        )
+        if lowest is not None and lowest == highest and config.label.rule != "clicks":
+            raise ValueError(
+                f"{config.events.path}: all {rows - unlabelled} labels are {lowest}, wanted both 0 and 1; "
+                "change what source.label says is liked"
+            )
+        counts |= known | {"events": rows, "events_without_label": unlabelled}
+    return dict(counts | {"items": items.height, "users": users.height})
+
+
+def _items(source: ItemsSource, base: Path, scratch: Path, drop: bool) -> tuple[pl.DataFrame, dict[str, int]]:
+    roles = {"item": ("source.items.item", source.item), "title": ("source.items.title", source.title)}
+    files = open_files("items", source, base, roles, scratch, rest=True)
+    frame = _attributes("items", files, dict.fromkeys(source.lists, source.list_separator))
+    if not source.title:
+        frame = frame.with_columns(title=pl.lit(None, pl.String))
+    if source.untitled:
+        named = pl.format(
+            source.untitled.replace("{item}", "{}"), *["item"] * source.untitled.count("{item}")
+        )
+        frame = frame.with_columns(pl.col("title").fill_null(named))
+    no_title = pl.col("title").is_null()
+    wanted = "a title, or source.items.untitled to make one of, e.g. 'Item {item}'"
+    return _once("items", frame, files, [Fault("no_title", "title", no_title, wanted)], drop)
+
+
+def _users(
+    source: UsersSource, base: Path, scratch: Path, met: pl.DataFrame, drop: bool
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The users of the file and, without attributes, the others that have events."""
+    if not source.path:
+        return met, {}
+    files = open_files(
+        "users", source, base, {"user": ("source.users.user", source.user)}, scratch, rest=True
+    )
+    users, counts = _once("users", _attributes("users", files, {}), files, [], drop)
+    strangers = met.join(users, on="user", how="anti", maintain_order="left")
+    return pl.concat([users, strangers], how="diagonal"), counts | {
+        "users_without_attributes": strangers.height
+    }
+
+
+def _attributes(table: str, files: list[File], lists: dict[str, str]) -> pl.LazyFrame:
+    """Place, id, title and every other column of items or users."""
+    frames, left_out = [], dict[str, str]()
+    for file in files:
+        schema = file.frame.collect_schema()
+        if missing := [column for column in lists if column not in schema]:
+            known = ", ".join(column for column in schema if not column.startswith("@"))
+            raise ValueError(
+                f"{file.shown} has other columns {known}, wanted {missing[0]!r} (source.{table}.lists)"
+            )
+        chosen = [pl.col(AT)]
+        for column, dtype in schema.items():
+            if column in ("@item", "@user"):
+                chosen.append(fields.text(column, dtype).alias(column[1:]))
+            elif column == "@title":
+                chosen.append(fields.clean(pl.col(column)).alias("title"))
+            elif column in RESERVED:
+                left_out[column] = "the name has another meaning; rename it"
+            elif column != AT:
+                values = fields.attribute(column, dtype, lists.get(column))
+                chosen += values
+                left_out |= {} if values else {column: f"it holds {dtype}"}
+        frames.append(file.frame.select(chosen))
+    for column, reason in left_out.items():
+        run.say(f"{table}: column {column!r} of {files[0].shown} is left out: {reason}")
+    return pl.concat(frames, how="diagonal_relaxed")
+
+
+def _once(
+    table: str, frame: pl.LazyFrame, files: list[File], others: Sequence[Fault], drop: bool
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Items or users with one row an id: like rows are one, different ones of the same id are faults."""
+    key = table.removesuffix("s")
+    values = pl.exclude(AT)
+    usable = ~pl.any_horizontal(pl.col(key).is_null(), *(fault.condition for fault in others))
+    causes = [
+        Fault("no_id", key, pl.col(key).is_null(), "an id"),
+        *others,
+        Fault(
+            "second_row_of_an_id",
+            key,
+            usable.cum_sum().over(key) > 1,
+            "one row an id; an earlier row differs",
+        ),
+    ]
+    repeated = ~pl.struct(values).is_first_distinct()
+    flagged = faults.flagged(frame, causes, pl.all_horizontal(values.is_null()), repeated).collect()
+    counts = faults.settle(table, files, causes, faults.summary(flagged.lazy()).collect(), drop)
+    return flagged.filter(pl.col(FAULT) == 0).drop(AT, FAULT), counts
+
+
+def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, drop: bool) -> dict[str, int]:
+    """Writes events.parquet, in the files' order, and says what was left out."""
+    source, label = config.events, config.label
+    roles = {
+        name: (f"source.events.{name}", getattr(source, name))
+        for name in ("user", "item", "rating", "timestamp")
+    }
+    if label.rule == "column":
+        roles["label"] = ("source.label.column", label.column)
+    files = open_files("events", source, base, roles, scratch, rest=False)
+    causes = _causes(config)
+    known = pl.LazyFrame({"item": items, "@known": pl.repeat(True, len(items), eager=True)})
+    frame = pl.concat([_typed(file, source) for file in files])
+    frame = frame.join(known, on="item", how="left", maintain_order="left")
+    empty = pl.all_horizontal(
+        pl.col("user", "item", "@label").is_null(), ~pl.col("@rated"), ~pl.col("@timed")
+    )
+    frame = faults.flagged(frame, causes, empty)
+    good = frame.filter(pl.col(FAULT) == 0).with_columns(label=_label(label))
+    _, found = pl.collect_all([tables.sink(good, scratch), faults.summary(frame)], engine="streaming")
+    counts = faults.settle("events", files, causes, found, drop)
+    latest = pl.scan_parquet(scratch / "events.parquet").select(pl.col("timestamp").max()).collect().item()
+    if TIME_UNITS.get(source.time_unit, 1) > 1 and latest is not None and latest < fields.EARLIEST_CLOCK:
+        raise ValueError(
+            f"{files[0].shown}, column {source.timestamp!r}: the latest time is of "
+            f"{datetime.fromtimestamp(latest, UTC):%Y}, wanted {source.time_unit} since 1970; "
+            "it looks like source.events.time_unit: seconds"
+        )
+    return counts
+
+
+def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
+    """The events of one file, typed; `@rated`, `@timed`: whether there is anything; `@rating`: unrounded."""
+    schema = file.frame.collect_schema()
+
+    def text(role: str) -> pl.Expr:
+        column = f"@{role}"
+        return fields.text(column, schema[column]) if column in schema else pl.lit(None, pl.String)
+
+    stars, moment = pl.lit(None, pl.Float64), pl.lit(None, pl.Int64)
+    if "@rating" in schema:
+        stars = fields.number("@rating", schema["@rating"], source.decimal_comma)
+    if "@timestamp" in schema:
+        moment = fields.seconds("@timestamp", schema["@timestamp"], source.time_unit)
+    rating = stars if source.not_rated is None else pl.when(stars != source.not_rated).then(stars)
+    if source.rating_step:
+        rating = (rating / source.rating_step).round() * source.rating_step
+    rated = text("rating").is_not_null()
+    if source.not_rated is not None:
+        rated = rated & (stars.is_null() | (stars != source.not_rated))
+    return file.frame.select(
+        AT,
+        user=text("user"),
+        item=text("item"),
+        rating=rating,
+        timestamp=moment,
+        **{
+            "@rated": rated,
+            "@rating": stars,
+            "@timed": text("timestamp").is_not_null(),
+            "@label": text("label"),
+        },
+    )
+
+
+def _causes(config: SourceConfig) -> list[Fault]:
+    """Why an event cannot be used, in the order in which it is asked."""
+    source, label = config.events, config.label
+    rated, stars, moment = pl.col("@rated"), pl.col("@rating"), pl.col("timestamp")
+    causes = [
+        Fault("no_user", "user", pl.col("user").is_null(), "an id"),
+        Fault("no_item", "item", pl.col("item").is_null(), "an id"),
+        Fault("unknown_item", "item", pl.col("@known").is_null(), f"an item of {config.items.path}"),
+    ]
+    if source.rating:
+        low, high = source.rating_scale
+        wanted = f"a number from {low:g} to {high:g} (source.events.rating_scale), or nothing if not rated"
+        causes += [
+            Fault("rating_no_number", "rating", rated & stars.is_null(), wanted),
+            Fault("rating_not_finite", "rating", rated & ~stars.is_finite(), wanted),
+            Fault("rating_out_of_scale", "rating", rated & ~stars.is_between(low, high), wanted),
+        ]
+    if label.rule == "column":
+        said = pl.col("@label")
+        texts = [*label.liked, *label.disliked, *label.history]
+        wanted = f"one of {', '.join(texts)} (source.label: liked, disliked, history), or nothing"
+        causes.append(Fault("label_unknown", "label", said.is_not_null() & ~said.is_in(texts), wanted))
+    if source.timestamp:
+        unit = source.time_unit
+        causes += [
+            Fault("no_time", "timestamp", ~pl.col("@timed"), f"a time ({unit})"),
+            Fault("time_unreadable", "timestamp", moment.is_null(), lambda value: _readable(value, unit)),
+            Fault(
+                "time_out_of_range",
+                "timestamp",
+                ~moment.is_between(0, fields.LATEST - 1),
+                lambda value: _in_range(value, unit),
+            ),
+        ]
+    return causes
+
+
+def _readable(value: object, unit: str) -> str:
+    """What is wanted of a time that cannot be read, with the unit that it seems to have."""
+    wanted = (
+        f"{unit} since 1970"
+        if unit in TIME_UNITS
+        else "a time such as 2024-03-01T12:00:00Z"
+        if unit == ISO
+        else f"a time of the form {unit}"
+    )
+    looks_like = (
+        "seconds or milliseconds" if _as_number(value) is not None else "iso" if "-" in str(value) else ""
+    )
+    hint = (
+        f"; it looks like source.events.time_unit: {looks_like}" if looks_like and looks_like != unit else ""
+    )
+    return wanted + hint
+
+
+def _in_range(value: object, unit: str) -> str:
+    wanted, number = "a time from 1970 to 2100", _as_number(value)
+    if number is None or number < 0 or unit not in TIME_UNITS:
+        return wanted
+    fitting = [name for name, parts in TIME_UNITS.items() if number / parts < fields.LATEST]
+    return f"{wanted} in {unit}" + (
+        f"; it looks like source.events.time_unit: {fitting[0]}" if fitting else ""
+    )
+
+
+def _as_number(value: object) -> float | None:
+    try:
+        return float(str(value))
+    except ValueError:
+        return None
+
+
+def _label(label: LabelSource) -> pl.Expr:
+    """1 liked, 0 not, null for an event that is history only."""
+    if label.rule == "clicks":
+        return pl.lit(1, pl.Int8)
+    if label.rule == "rating":
+        return (pl.col("rating") > label.threshold).cast(pl.Int8)
+    said = pl.col("@label")
+    return pl.when(said.is_in(label.liked)).then(1).when(said.is_in(label.disliked)).then(0).cast(pl.Int8)
+
+
+def work(task: run.Run) -> None:
+    """Write the tables as a stage of the pipeline, and say what was left out."""
+    counts = make(task.folder, task.raw, task.config.source)
+    for table in ("events", "items", "users"):
+        dropped = {name: rows for name, rows in counts.items() if name.startswith(f"dropped_{table}_")}
+        reasons = ", ".join(
+            f"{rows:,} {name.removeprefix(f'dropped_{table}_')}" for name, rows in dropped.items()
+        )
+        read = f", {counts[f'read_{table}']:,} rows read" if f"read_{table}" in counts else ""
+        run.say(f"[{task.name}] {counts[table]:,} {table}{read}; left out: {reasons or 'none'}")
+    task.finish(task.folder.glob("*.parquet"), dict(counts))
+
+
+if __name__ == "__main__":
+    sys.exit(run.main(work, sys.argv[1:]))

@@ -1,0 +1,303 @@
+"""Delimited text, as bytes: is it whole, in which encoding, and which line is which record.
+
+Polars reads the columns. It fills short lines up without a word, does not say where a broken one is, and
+reads UTF-8 only; so every file is looked through once before.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 1 << 22
+_HEAD = 1 << 20
+BLANK, UNCLOSED = -1, -2  # in place of a record's number of fields
+_LF, _CR = 10, 13
+
+Fields = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a file's text is written.
+
+    Attributes:
+        separator: between two fields, one ASCII character.
+        quote: around a field that holds separators or line breaks; empty: none.
+        encoding: as Python names it.
+        columns: names of the columns where no first line names them.
+        section: of the configuration, for messages.
+    """
+
+    separator: str = ","
+    quote: str = '"'
+    encoding: str = "utf-8"
+    columns: tuple[str, ...] = ()
+    section: str = "source"
+
+
+@dataclass(frozen=True)
+class Delimited:
+    """A file that was looked through.
+
+    Attributes:
+        path: what can be read as UTF-8: the file itself, or a copy of it.
+        columns: names of its columns, in order.
+        rows: its records, without the line of names; an empty line is one of them.
+        dialect: how it is written.
+    """
+
+    path: Path
+    columns: list[str]
+    rows: int
+    dialect: Dialect
+
+    def line(self, row: int) -> int:
+        """The line, from 1, on which the record `row` begins, from 0; line breaks within quotes count."""
+        row += not self.dialect.columns
+        for fields, lines in _records(
+            _Text(self.path, replace(self.dialect, encoding="utf-8"), ""), self.dialect
+        ):
+            if row < len(fields):
+                return int(lines[row])
+            row -= len(fields)
+        raise IndexError(f"{self.path} has no such record")
+
+
+def inspect(path: Path, dialect: Dialect, copy: Path, shown: str) -> Delimited:
+    """Looks a file through, and copies it where it is not plain UTF-8 with line feeds.
+
+    Args:
+        path: the file; compressed where it ends in `.gz`.
+        dialect: how it is written.
+        copy: where a UTF-8 copy goes, should one be needed.
+        shown: the file's name in messages.
+
+    Raises:
+        ValueError: the file is empty, is not in its encoding, or a line has not as many fields as the first.
+    """
+    text = _Text(path, dialect, shown)
+    columns = list(dialect.columns) or _names(text, dialect)
+    as_letters = f", or set {dialect.section}.quote: '' if {dialect.quote} is a letter like any"
+    rows = 0
+    try:
+        for fields, lines in _records(text, dialect):
+            wrong = np.flatnonzero((fields != len(columns)) & (fields != BLANK))
+            if len(wrong):
+                got, line = fields[wrong[0]], lines[wrong[0]]
+                is_ = "opens a quote that is never closed" if got == UNCLOSED else f"has {got} fields"
+                as_in = f"{dialect.section}.columns" if dialect.columns else "line 1"
+                raise ValueError(
+                    f"{shown} line {line} {is_}, wanted {len(columns)} fields as in {as_in}; "
+                    f"mend the line{as_letters if dialect.quote else ''}"
+                )
+            rows += len(fields)
+    except _Stray as stray:
+        raise ValueError(
+            f"{shown} {stray}, wanted quotes around whole fields, and those within doubled; "
+            f"mend the line{as_letters}"
+        ) from None
+    if not text.same:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with copy.open("wb") as sink:
+            sink.writelines(text)
+        path = copy
+    return Delimited(path, columns, rows - (not dialect.columns), dialect)
+
+
+class _Text:
+    """A file in blocks of UTF-8, in which every line ends with a line feed or CR LF; iterate again to reread.
+
+    Attributes:
+        same: whether all that was read so far is what stands in the file.
+    """
+
+    def __init__(self, path: Path, dialect: Dialect, shown: str) -> None:
+        self.path, self.encoding, self.shown, self.section = path, dialect.encoding, shown, dialect.section
+        self.same = path.suffix != ".gz"
+
+    def __iter__(self) -> Iterator[bytes]:
+        decoder = codecs.getincrementaldecoder(self.encoding)()
+        is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
+        line, held = 1, b""  # held: a carriage return whose line feed may come next
+        with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as stream:
+            while True:
+                try:
+                    raw = stream.read(BLOCK)
+                except (OSError, EOFError, zlib.error) as error:
+                    raise ValueError(f"{self.shown} cannot be read ({error}); get the file again") from error
+                try:
+                    is_plain = is_utf8 and raw.isascii() and not decoder.getstate()[0]
+                    block = raw if is_plain else decoder.decode(raw, final=not raw).encode()
+                except UnicodeError as error:
+                    raise self._undecodable(error, line) from error
+                if not is_plain and not is_utf8:
+                    self.same &= block == raw
+                if b"\0" in block:
+                    at = line + block[: block.index(b"\0")].count(b"\n")
+                    raise ValueError(
+                        f"{self.shown} line {at} holds a zero byte, wanted text in {self.encoding}; "
+                        f"give the file's encoding, e.g. {self.section}.encoding: utf-16"
+                    )
+                block, held = held + block, b""
+                if raw and block.endswith(b"\r"):
+                    block, held = block[:-1], b"\r"
+                if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
+                    block, self.same = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), False
+                line += block.count(b"\n")
+                yield block
+                if not raw:
+                    return
+
+    def _undecodable(self, error: UnicodeError, line: int) -> ValueError:
+        reason, guess = str(error), "latin-1"
+        if isinstance(error, UnicodeDecodeError):
+            line += error.object[: error.start].count(b"\n")
+            reason = f"byte 0x{error.object[error.start]:02x}"
+            guess = "utf-16" if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else guess
+        return ValueError(
+            f"{self.shown} line {line} is not in {self.encoding} ({reason}); "
+            f"give the file's encoding, e.g. {self.section}.encoding: {guess}"
+        )
+
+
+def _names(text: _Text, dialect: Dialect) -> list[str]:
+    """The names in the first line, which must lie within the first _HEAD bytes."""
+    head, shown = b"", text.shown
+    for block in text:
+        head += block
+        if len(head) >= _HEAD:
+            break
+    if not head.strip(b"\xef\xbb\xbf\r\n"):
+        raise ValueError(f"{shown} is empty, wanted a line of column names and rows below it")
+    lines = io.StringIO(head.decode().removeprefix("\ufeff"), newline="")
+    try:
+        names = [name.strip() for name in next(_reader(lines, dialect))]
+    except csv.Error as error:
+        raise ValueError(f"{shown} line 1 cannot be read ({error}), wanted the columns' names") from error
+    if not any(names):
+        raise ValueError(f"{shown} line 1 is empty, wanted the columns' names")
+    return names
+
+
+def _reader(stream: TextIO, dialect: Dialect) -> Any:
+    """Python's reader: slow, but it says on which line quotes are wrong."""
+    return csv.reader(
+        stream,
+        delimiter=dialect.separator,
+        quotechar=dialect.quote or None,
+        quoting=csv.QUOTE_MINIMAL if dialect.quote else csv.QUOTE_NONE,
+        strict=True,
+    )
+
+
+def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, in blocks that end with a line feed."""
+    left = b""
+    for block in blocks:
+        end = block.rfind(b"\n") + 1
+        if end:
+            yield left + block[:end]
+            left = block[end:]
+        else:
+            left += block
+    if left:
+        yield left
+
+
+class _Quotes:
+    """Which bytes lie in quotes, block by block of whole lines; each quote opens, closes, or is one of two.
+
+    Attributes:
+        inside: whether the next block begins in quotes.
+        opened: the line on which they were opened.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.inside, self.opened = False, 0
+        self.sign, self.separator = ord(dialect.quote), ord(dialect.separator)
+
+    def mask(self, data: NDArray[np.uint8], line: int) -> NDArray[np.bool_]:
+        """Marks what lies in quotes in a block that begins with that line.
+
+        Raises:
+            _Stray: a quote opens within a field, or closes where none ends: readers differ on what that is.
+        """
+        places = np.flatnonzero(data == self.sign)
+        opens = np.arange(len(places)) % 2 == int(self.inside)
+        before = data[np.maximum(places - 1, 0)]
+        after = data[np.minimum(places + 1, len(data) - 1)]
+        at_start = (places == 0) | ((places == 3) & (data[:3].tobytes() == codecs.BOM_UTF8))
+        at_end = places == len(data) - 1
+        starts = at_start | (before == self.separator) | (before == _LF) | (before == self.sign)
+        ends = at_end | (after == self.separator) | (after == _LF) | (after == _CR) | (after == self.sign)
+        stray = np.flatnonzero(np.where(opens, ~starts, ~ends))
+        if len(stray):
+            first = stray[0]
+            at = line + int(np.count_nonzero(data[: places[first]] == _LF))
+            if opens[first]:
+                raise _Stray(f"line {at} has a quote within a field")
+            if first:
+                self.opened = line + int(np.count_nonzero(data[: places[first - 1]] == _LF))
+            where = "" if self.opened == at else f" on line {at}"
+            raise _Stray(f"line {self.opened} opens a quote that closes within a field{where}")
+        if len(places):
+            toggles = np.zeros(len(data), np.bool_)
+            toggles[places] = True
+            within = np.logical_xor.accumulate(toggles) ^ self.inside
+            if within[-1] and opens[-1]:
+                self.opened = line + int(np.count_nonzero(data[: places[-1]] == _LF))
+            self.inside = bool(within[-1])
+            return within
+        return np.full(len(data), self.inside)
+
+
+class _Stray(ValueError):
+    """A quote where none can be; the text says on which line."""
+
+
+def _records(blocks: Iterable[bytes], dialect: Dialect) -> Iterator[tuple[Fields, Fields]]:
+    """For each block the records that end in it: their number of fields, and the line that they begin on."""
+    separator, quote = ord(dialect.separator), dialect.quote.encode()
+    quotes = _Quotes(dialect) if quote else None
+    marks_before, length_before = 0, 0  # of the record that goes on from the last block
+    line_before, line = 1, 1  # on which it begins; on which the block begins
+    for block in _whole_lines(blocks):
+        data = np.frombuffer(block, np.uint8)
+        is_break = data == _LF
+        is_mark = is_break | (data == separator)
+        has_quotes = quotes is not None and (quotes.inside or quote in block)
+        if quotes is not None and has_quotes:
+            is_mark &= ~quotes.mask(data, line)
+        marks = np.flatnonzero(is_mark)
+        places = np.flatnonzero(data[marks] == _LF)  # of the records' ends among the marks
+        ends = marks[places]
+        breaks = np.flatnonzero(is_break) if has_quotes else ends
+        if len(ends):
+            fields = np.diff(places, prepend=-1)
+            fields[0] += marks_before
+            lengths = np.diff(ends, prepend=-1) - 1
+            lengths[0] += length_before
+            fields[(lengths == 0) | ((lengths == 1) & (data[ends - 1] == _CR))] = BLANK
+            before = np.searchsorted(breaks, ends) if has_quotes else np.arange(len(ends))
+            following = line + 1 + before  # lines that begin after these ends
+            yield fields, np.concatenate([[line_before], following[:-1]])
+            marks_before, length_before = -int(places[-1]) - 1, -int(ends[-1]) - 1
+            line_before = int(following[-1])
+        marks_before, length_before = marks_before + len(marks), length_before + len(data)
+        line += len(breaks)
+    if length_before:  # the last line has no line end
+        yield (
+            np.array([UNCLOSED if quotes is not None and quotes.inside else marks_before + 1]),
+            np.array([line_before]),
+        )

@@ -1,0 +1,165 @@
+"""What describes a data set of one's own: where its files lie, what their columns mean, what counts as liked.
+
+The section `source` of conf/dataset/<name>.yaml, for data/own/recipe.py; docs/own-data.md is the guide.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass, field
+
+RULES = ("rating", "column", "clicks")
+TIME_UNITS = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000}
+ISO = "iso"
+
+
+def _check(ok: bool, key: str, got: object, wanted: str) -> None:
+    if not ok:
+        raise ValueError(f"source.{key} is {got!r}, wanted {wanted}; docs/own-data.md tells how")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A table's file, or the folder of its files, and how text is written there."""
+
+    path: str = ""
+    """File or folder of files: .csv, .tsv, .txt, .dat (also .gz) or .parquet. Relative paths start at RAW."""
+    separator: str = ""
+    """The character between columns of text; empty: a tab for .tsv, else a comma."""
+    quote: str = '"'
+    """The character around text that holds separators or line breaks; empty: quotes are letters like any."""
+    encoding: str = "utf-8"
+    """Encoding of text, as Python names it: utf-8, latin-1, cp1252, utf-16 ..."""
+    columns: list[str] = field(default_factory=list)
+    """Names of the columns where a text file has no line of names; empty: its first line names them."""
+    nulls: list[str] = field(default_factory=list)
+    r"""Texts that mean "nothing", beside the empty one: NA, NULL, \N ..."""
+
+
+@dataclass(frozen=True)
+class EventsSource(FileSource):
+    """The log: one row an event."""
+
+    user: str = "user"
+    """Column of the user's id; ids are text, compared letter by letter."""
+    item: str = "item"
+    """Column of the item's id."""
+    rating: str = ""
+    """Column of the rating; empty: the log has none."""
+    rating_scale: list[float] = field(default_factory=list)
+    """The lowest and the highest rating, e.g. [1, 5]; needed where there are ratings."""
+    rating_step: float = 0.0
+    """Ratings are rounded to multiples of it, e.g. 0.5 (0: they stay); at most 100 levels can be."""
+    not_rated: float | None = None
+    """The rating that stands for "not rated", e.g. 0; null: an empty field alone does."""
+    decimal_comma: bool = False
+    """Whether 4,5 is four and a half."""
+    timestamp: str = ""
+    """Column of the time; empty: the log has none, and the order of its rows is that of a user's events."""
+    time_unit: str = "seconds"
+    """seconds, milliseconds or microseconds since 1970, iso, or a strptime format as "%d.%m.%Y %H:%M"."""
+
+
+@dataclass(frozen=True)
+class ItemsSource(FileSource):
+    """The catalogue: one row an item. Columns that are not named here keep their names."""
+
+    item: str = "item"
+    """Column of the item's id."""
+    title: str = "title"
+    """Column of the title."""
+    untitled: str = ""
+    """Title of an item without one: a format string such as "Item {item}"; empty: such an item is a fault."""
+    lists: list[str] = field(default_factory=list)
+    """Columns that hold several values: each is written with commas, and `<column>_first` holds the first."""
+    list_separator: str = "|"
+    """The text between the values of such a column."""
+
+
+@dataclass(frozen=True)
+class UsersSource(FileSource):
+    """What is known of users; without a path nothing is. Columns that are not named here keep their names."""
+
+    user: str = "user"
+    """Column of the user's id."""
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """What counts as liked."""
+
+    rule: str = "rating"
+    """`rating`: liked = rating > threshold; `column`: a column says; `clicks`: every event is a liked one."""
+    threshold: float | None = None
+    """Rule `rating`: the highest rating that is not liked; an event without a rating is history only."""
+    column: str = ""
+    """Rule `column`: the column of the events that says it; an empty field is history only."""
+    liked: list[str] = field(default_factory=lambda: ["1", "true", "True"])
+    """Rule `column`: texts that mean liked."""
+    disliked: list[str] = field(default_factory=lambda: ["0", "false", "False"])
+    """Rule `column`: texts that mean not liked."""
+    history: list[str] = field(default_factory=list)
+    """Rule `column`: texts of events that are history but no samples."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A data set of one's own; without `events.path` the recipe of the data set's own name is run."""
+
+    events: EventsSource = field(default_factory=EventsSource)
+    items: ItemsSource = field(default_factory=ItemsSource)
+    users: UsersSource = field(default_factory=UsersSource)
+    label: LabelSource = field(default_factory=LabelSource)
+    faulty: str = "error"
+    """A row that cannot be used: `error` stops at the first one, `drop` leaves them out and counts them."""
+
+    @property
+    def given(self) -> bool:
+        """Whether this describes a data set."""
+        return bool(self.events.path)
+
+    def __post_init__(self) -> None:
+        """Check what can be known before a file is read."""
+        if not self.given:
+            return
+        events, label = self.events, self.label
+        _check(bool(self.items.path), "items.path", "", "the file or folder of the items")
+        for name, file in (("events", events), ("items", self.items), ("users", self.users)):
+            for key, value, most in (("separator", file.separator, 1), ("quote", file.quote, 1)):
+                _check(
+                    len(value.encode()) <= most, f"{name}.{key}", value, "one ASCII character, or none at all"
+                )
+            _check(_is_encoding(file.encoding), f"{name}.encoding", file.encoding, "e.g. utf-8 or latin-1")
+        for key, column in (("events.user", events.user), ("events.item", events.item)):
+            _check(bool(column), key, column, "the name of a column")
+        _check(bool(self.items.item), "items.item", "", "the name of a column")
+        _check(
+            bool(self.items.title or self.items.untitled), "items.title", "", "a column, or items.untitled"
+        )
+        braces = self.items.untitled.replace("{item}", "")
+        _check(not set("{}") & set(braces), "items.untitled", self.items.untitled, "no braces but {item}")
+        if events.rating:
+            scale = events.rating_scale
+            _check(len(scale) == 2 and scale[0] < scale[1], "events.rating_scale", scale, "[lowest, highest]")
+        _check(events.rating_step >= 0, "events.rating_step", events.rating_step, "0 or more")
+        units = (*TIME_UNITS, ISO)
+        known = events.time_unit in units or "%" in events.time_unit
+        _check(known, "events.time_unit", events.time_unit, f"{', '.join(units)}, or a strptime format")
+        _check(label.rule in RULES, "label.rule", label.rule, f"one of {', '.join(RULES)}")
+        if label.rule == "rating":
+            _check(bool(events.rating), "events.rating", "", "a column, or label.rule: column or clicks")
+            _check(label.threshold is not None, "label.threshold", None, "liked = rating > threshold")
+        if label.rule == "column":
+            _check(bool(label.column), "label.column", "", "the column that says what was liked")
+            texts = [*label.liked, *label.disliked, *label.history]
+            _check(len(texts) == len(set(texts)), "label", texts, "each text in one list only")
+            _check(bool(label.liked and label.disliked), "label", texts, "some text in liked and in disliked")
+        _check(self.faulty in ("error", "drop"), "faulty", self.faulty, "error or drop")
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        codecs.lookup(name)
+    except LookupError:
+        return False
+    return True
