@@ -50,11 +50,11 @@ export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
 CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
          EXPERIMENT="$(EXPERIMENT)" RAW="$(RAW)" $(ARGS)
 WORK := prepare stage1 stage2 stage3 evaluate report
-ASKED := $(filter $(WORK),$(MAKECMDGOALS))
+ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 
 BENCHES := bench-data bench-retrieval bench-loader bench-stage3
 
-.PHONY: help env own-environment plan $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment plan describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,10 @@ evaluate: plan ## evaluate every system and print the table
 report: plan   ## the same, and report.html (table and curves)
 $(WORK):
 	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk $@
+
+describe: plan ## look at the data: splits, histories, popularity, prompts and their tokens; describe.html
+	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk describe
+	@$(PYTHON) -m stages.describe $(CHOICE)
 
 plan: | $(READY)
 	@$(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)

@@ -26,7 +26,7 @@ from recllm.run import config_digest, read_config
 from recllm.schema import ConfigError, check_own
 
 VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW")
-GOALS = ("prepare", "stage1", "stage2", "stage3", "evaluate", "report")
+GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report")
 GOAL_OF = {"tables": "prepare", "log": "prepare"}
 GATE = "sim"
 VECTORS = "both"
@@ -258,6 +258,7 @@ class Plan:
             parents = {"log": log, "lm": text, "neighbours": neighbours}
             lm = self._node("lm-prompts", f"lm/{self.lm_name}", "stages.lm", parents, tags=lm_tag)
         self.goals["prepare"].append(log)
+        self.goals["describe"].append(log)
         for seed in request.seeds:
             self._systems(seed, log, neighbours, lm)
 

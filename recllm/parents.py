@@ -23,6 +23,7 @@ from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.probe import layout_of, windows
 from recllm.lm.tasks import Answers, Titles
+from recllm.lm.tiny import train_tokenizer
 from recllm.manifest import Manifest
 from recllm.retrieval.category import SameCategory
 from recllm.retrieval.neighbours import Neighbours
@@ -130,7 +131,7 @@ class Lm:
         """Load the LM of the parent `lm`, or by hub id or path."""
         model, tokenizer = causal_lm(run)
         pieces = build_pieces(run.config, log, tokenizer)
-        context = context_length(run.config.lm.model, model)
+        context = context_length(run.config.lm.model, model.config)
         layout = layout_of(model, context)
         if layout == SEPARATE:
             window = min(windows(model.config), default=context)
@@ -196,6 +197,16 @@ def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str
     users = pl.read_parquet(log.folder / "users.parquet")
     titles = [title or "" for title in items["title"].to_list()]
     return titles, fill(config.dataset.card, items), fill(config.wording.profile, users)
+
+
+def tiny_tokenizer(config: Config, log: EventLog) -> Any:
+    """The tokenizer of the tiny LM: made of the data set's texts, weighed by training events."""
+    titles, cards, profiles = texts(config, log)
+    names = config.wording.names(titles)
+    seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
+    pieces = [*names, *cards, *profiles]
+    counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]
+    return train_tokenizer(config.lm.tiny, config.wording, log.meta["rating_levels"], pieces, counts)
 
 
 def build_pieces(config: Config, log: EventLog, tokenizer: Any) -> Pieces:

@@ -18,6 +18,7 @@ FEATURES = "features"
 SCORES = "scores"
 RESULTS = "results.json"
 REPORT = "report.html"
+DESCRIPTION = "describe.html"
 
 
 def artifacts() -> Path:

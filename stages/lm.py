@@ -26,7 +26,7 @@ from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Prompts
 from recllm.lm import documents
 from recllm.lm.load import context_length
-from recllm.lm.tiny import build_model, train_tokenizer
+from recllm.lm.tiny import build_model
 from recllm.run import Run, is_first_process, main, say
 from recllm.schema import FitConfig
 from recllm.training import best, best_scores, fit, optimizer
@@ -198,7 +198,7 @@ def work(run: Run) -> None:
         model, tokenizer = parents.causal_lm(run)
         parents.build_pieces(run.config, log, tokenizer)
         facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
-        run.finish([], {**facts, "context": context_length(config.model, model), **_size(model)})
+        run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return
     export = parents.export_folder(run)
     counts = {
@@ -211,7 +211,7 @@ def work(run: Run) -> None:
         text = second_phase(run, log, prompts, parents.Retrieval.open(run, log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
-        tokenizer = _tokenizer(run, log)
+        tokenizer = parents.tiny_tokenizer(run.config, log)
         torch.manual_seed(config.seed)
         model = build_model(config.tiny, tokenizer)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
@@ -229,15 +229,6 @@ def work(run: Run) -> None:
     model.save_pretrained(export)
     tokenizer.save_pretrained(export)
     run.finish([export], {**figures, **counts, **_size(model), "vocabulary": len(tokenizer)})
-
-
-def _tokenizer(run: Run, log: EventLog) -> Any:
-    titles, cards, profiles = parents.texts(run.config, log)
-    names = run.config.wording.names(titles)
-    seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
-    pieces = [*names, *cards, *profiles]
-    counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]
-    return train_tokenizer(run.config.lm.tiny, run.config.wording, log.meta["rating_levels"], pieces, counts)
 
 
 def _size(model: Any) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 from recllm.lm.config import LmConfig
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load_lm(
@@ -26,7 +26,7 @@ def load_lm(
     Raises:
         ValueError: A key has a value that does not exist, or weights or tokenizer cannot be had.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a stage prints a few lines, a bar for every file would hide them
@@ -35,6 +35,50 @@ def load_lm(
     if config.dtype not in dtypes:
         raise ValueError(f"lm.model.dtype is {config.dtype!r}, want one of {', '.join(dtypes)}")
     quantization = _quantization(config)
+    tokenizer, _ = load_tokenizer(config, path)
+    source, options = _source(config, path)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtypes[config.dtype], **options, **quantization
+        )
+    except (OSError, ImportError) as error:
+        raise _unloadable(config, source, error) from error
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    switch_off_dropout(model)
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def load_tokenizer(
+    config: LmConfig, path: str | Path | None = None
+) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
+    """An LM's fast tokenizer, and the LM's shape as transformers knows it; no weights are read.
+
+    Args:
+        config: Which one.
+        path: Folder that is loaded in place of `config.path`.
+
+    Raises:
+        ValueError: The LM is not named, or its tokenizer cannot be had.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    source, options = _source(config, path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        shape = AutoConfig.from_pretrained(source, **options)
+    except (OSError, ImportError) as error:
+        raise _unloadable(config, source, error) from error
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"lm.model.path {source!r} has no fast tokenizer: add a tokenizer.json, or choose another LM"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer, shape
+
+
+def _source(config: LmConfig, path: str | Path | None) -> tuple[str, dict[str, Any]]:
+    """Folder or hub id, and what else `from_pretrained` needs to find it."""
     source = str(path if path is not None else config.path or "")
     if not source:
         raise ValueError(
@@ -48,37 +92,27 @@ def load_lm(
             raise ValueError(
                 f"lm.model.path is {source!r}, no such folder: give a folder with weights, or a hub id"
             )
-    options: dict[str, Any] = (
-        {"revision": config.revision} if config.revision and not os.path.isdir(source) else {}
+    return source, {"revision": config.revision} if config.revision and not os.path.isdir(source) else {}
+
+
+def _unloadable(config: LmConfig, source: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:200]
+    return ValueError(
+        f"lm.model.path {source!r} (lm.model.revision {config.revision}) cannot be loaded: {reason}"
     )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtypes[config.dtype], **options, **quantization
-        )
-    except (OSError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"lm.model.path {source!r} (lm.model.revision {config.revision}) cannot be loaded: {reason}"
-        ) from error
-    if not tokenizer.is_fast:
-        raise ValueError(
-            f"lm.model.path {source!r} has no fast tokenizer: add a tokenizer.json, or choose another LM"
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    switch_off_dropout(model)
-    return model.requires_grad_(False).eval(), tokenizer
 
 
-def context_length(config: LmConfig, model: PreTrainedModel) -> int:
+def context_length(config: LmConfig, shape: PretrainedConfig) -> int:
     """Most tokens of prompt and answer together.
+
+    Args:
+        config: Its `context` bounds what the LM allows.
+        shape: The LM's own configuration (`model.config`).
 
     Raises:
         ValueError: `lm.model.context` is more than the LM's positions.
     """
-    most = getattr(model.config, "max_position_embeddings", None)
+    most = getattr(shape, "max_position_embeddings", None)
     if config.context is None:
         if most is None:
             raise ValueError(f"LM {config.name!r} states no longest input: set lm.model.context (tokens)")

@@ -1,18 +1,17 @@
-"""Training curves from Lightning's CSV logs, as an image that an HTML page can carry inside."""
+"""Training curves from Lightning's CSV logs."""
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
+
+from recllm.report.sheet import sheet
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -26,8 +25,6 @@ TOGETHER = {
     "rejected_logp": ("log-probability", "rejected"),
 }
 """Metrics that say something beside one another only: (panel, what tells their curves apart)."""
-
-_GRAY = "#7f7f7f"  # readable on white and on black
 
 
 def read_series(path: Path) -> dict[str, Series]:
@@ -71,31 +68,15 @@ def draw(series: dict[str, Series]) -> str:
         group, _, metric = name.rpartition("/")
         panel, kind = TOGETHER.get(metric, (metric, ""))
         panels.setdefault(panel, {})[f"{group or 'all'} {kind}".strip()] = curve
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    # Equal data must give an equal file: no random ids (and no date, below).
-    style: Any = {"font.size": 8, "svg.hashsalt": "recllm", "svg.fonttype": "none"}
-    style |= dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GRAY
-    )
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(3.6 * columns, 2.3 * rows), layout="constrained")
-        figure.patch.set_alpha(0)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, (metric, curves) in zip(axes, panels.items(), strict=False):
-            axis.patch.set_alpha(0)
-            axis.set_title(metric)
-            for group, (steps, values) in curves.items():
-                x, y = _thinned(steps), _thinned(values)
-                axis.plot(x, y, linewidth=1.2, marker="o" if len(x) < 20 else None, markersize=3, label=group)
-            axis.legend(frameon=False)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.set_xlabel("step")
-        for axis in axes[len(panels) :]:
-            axis.set_axis_off()
-        out = io.BytesIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(out.getvalue()).decode()
+    return sheet({metric: partial(_plot, curves) for metric, curves in panels.items()})
+
+
+def _plot(curves: dict[str, Series], axis: Axes) -> None:
+    for group, (steps, values) in curves.items():
+        x, y = _thinned(steps), _thinned(values)
+        axis.plot(x, y, linewidth=1.2, marker="o" if len(x) < 20 else None, markersize=3, label=group)
+    axis.legend(frameon=False)
+    axis.set_xlabel("step")
 
 
 def _number(cell: object) -> float | None:

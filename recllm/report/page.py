@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recllm import results
 from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
 from recllm.report.curves import draw, read_series
+from recllm.report.html import write_page
 
 STAGES = {
     "log": "prepare",
@@ -51,23 +49,18 @@ def write_report(folder: Path, out: Path) -> list[str]:
     if not rows:
         missing.append(f"No results: {RESULTS} is missing or empty; `make evaluate` writes it.")
     manifests = _manifests(folder, missing)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template("page.html.j2").render(
+    curves = _curves(folder, missing)  # adds to `missing`, which the page lists first
+    write_page(
+        out,
+        "page.html.j2",
         dataset=folder.resolve().name,
         missing=missing,
         facts=_facts(rows, manifests),
         results=[(TASKS[task], results.views(rows, task)) for task in TASKS],
         bands=results.band_views(rows),
-        # Before the page is rendered this adds to `missing`, which the page lists first.
-        curves=_curves(folder, missing),
+        curves=curves,
         stages=[_stage(name, manifest) for name, manifest in manifests.items()],
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(out)
     return missing
 
 

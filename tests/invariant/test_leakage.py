@@ -162,7 +162,7 @@ def learnt(log, config, pieces, stored):
         cooccurrence_vectors(log, 8),
         popularity_rank(log),
         popularity_ctr(log),
-        np.array(lm_stage._tokenizer(run, log).get_vocab()),
+        np.array(parents.tiny_tokenizer(config, log).get_vocab()),
     ]
 
 

@@ -21,7 +21,7 @@ def test_pretrained_weights_load_frozen_and_know_their_language():
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert context_length(LmConfig(), model) == 512
+    assert context_length(LmConfig(), model.config) == 512
     # BOS is put in front although the tokenizer adds none by itself, and the weights miss it if it lacks.
     pieces = Pieces.build(
         tokenizer, Wording(), [None, "Once upon a time, there was a little girl named"], ["1"], []
@@ -54,9 +54,9 @@ def test_half_precision_and_context_are_as_configured():
     config = LmConfig(path=str(STORIES), dtype="auto", context=100)
     model, _ = load_lm(config)
     assert model.dtype == torch.float16
-    assert context_length(config, model) == 100
+    assert context_length(config, model.config) == 100
     with pytest.raises(ValueError, match=r"context is 513.*512"):
-        context_length(LmConfig(context=513), model)
+        context_length(LmConfig(context=513), model.config)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom"])

@@ -1,0 +1,84 @@
+"""`make describe`: after prepare alone, and when more is there."""
+
+import shutil
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recllm.dag import Plan, parse
+from recllm.manifest import Manifest
+from recllm.run import config_digest
+from stages import describe
+
+
+@pytest.fixture
+def prepared(demo_log, tmp_path, monkeypatch):
+    """A data set's artifacts with nothing but a log of 40 users."""
+    monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path))
+    shutil.copytree(demo_log.folder, tmp_path / "demo" / "log")
+    done("tables", {})
+    done("log", {"notes": ["a <note>"]})
+    return tmp_path / "demo"
+
+
+def done(stage, metrics):
+    plan = Plan(parse(["stage2"]))
+    (node,) = (node for node in plan.nodes.values() if node.stage == stage)
+    (plan.root / node.folder).mkdir(parents=True, exist_ok=True)
+    parents = {p.folder: Manifest.read(plan.root / p.folder).identity for p in node.parents.values()}
+    Manifest(stage, "demo", "", parents, config_digest(node.content), [], metrics, 0, "", "", 0.0).write(
+        plan.root / node.folder
+    )
+    return plan.root / node.folder
+
+
+def test_prepare_alone_is_enough(prepared, capsys):
+    assert describe.main(["DATASET=demo"]) == 0
+    out, page = capsys.readouterr().out, (prepared / "describe.html").read_text()
+    assert out.splitlines()[-1] == str(prepared / "describe.html")
+    assert "a &lt;note&gt;" in page
+    assert "neighbours are not there yet" in page
+    for shown in (out, page):
+        assert "yes or no" in shown
+        assert "next title" in shown
+    assert "(1 stars)" in page or "(5 stars)" in page
+    assert "<b> Yes</b>" in page
+    assert "<b> No</b>" in page
+    assert "&lt;/s&gt;</b>" in page  # a title and EOS
+
+
+def test_prompts_show_the_neighbours_once_they_are_there(prepared, demo_log, capsys):
+    row = demo_log.rows("test", describe.SAMPLE)
+    row = row[demo_log.label[row] == 1][0]
+    nearest = np.full((len(demo_log.user), 30), -1, np.int32)
+    oldest = demo_log.history(np.array([row]))[0][0]
+    nearest[row, :2] = oldest + 1, oldest
+    done("lm-text", {})
+    folder = done("neighbours", {})
+    np.save(folder / "neighbours.npy", nearest)
+    assert describe.main(["DATASET=demo"]) == 0
+    page = (prepared / "describe.html").read_text()
+    assert "neighbours are not there yet" not in page
+    example = page.partition("<h3>Yes or no, liked")[2].partition("</pre>")[0]
+    titles = pl.read_parquet(demo_log.folder / "items.parquet")["title"]
+    first, second = (titles[int(demo_log.item[oldest + place])] for place in (0, 1))
+    assert f"rated them:\n{first} (" in example
+    assert f"{second} (" in example
+    assert example.count(" stars)") == 2
+
+
+def test_without_the_lms_tokenizer_the_rest_is_told(prepared, capsys):
+    assert describe.main(["DATASET=demo", "LM=nobody/nothing-of-this-name"]) == 0
+    page = (prepared / "describe.html").read_text()
+    assert "Prompts: lm.model.path &#39;nobody/nothing-of-this-name&#39;" in page
+    assert "Not counted: see above." in page
+    assert "cold users" in page
+
+
+def test_without_a_log_it_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path))
+    assert describe.main(["DATASET=demo"]) == 2
+    assert capsys.readouterr().err.startswith("error: no event log in ")
+    assert describe.main(["DATASET=dmo"]) == 2
+    assert "DATASET=dmo is not known" in capsys.readouterr().err
