@@ -10,12 +10,25 @@ work as for LoRA:
 
 from peft.utils import register_peft_method
 
+from recllm.reclora.card import Card, write_card
 from recllm.reclora.config import RecLoraConfig
-from recllm.reclora.export import export_user
-from recllm.reclora.gate import Gate
+from recllm.reclora.export import export_mean, export_user, export_users, pick_user
+from recllm.reclora.heads import Gate, SoftPrompt
 from recllm.reclora.layer import RecLoraLinear
 from recllm.reclora.model import RecLoraModel
 
 register_peft_method(name="reclora", config_cls=RecLoraConfig, model_cls=RecLoraModel, prefix="reclora_")
 
-__all__ = ["Gate", "RecLoraConfig", "RecLoraLinear", "RecLoraModel", "export_user"]
+__all__ = [
+    "Card",
+    "Gate",
+    "RecLoraConfig",
+    "RecLoraLinear",
+    "RecLoraModel",
+    "SoftPrompt",
+    "export_mean",
+    "export_user",
+    "export_users",
+    "pick_user",
+    "write_card",
+]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils import PeftType
 
-MIXTURES = ("product",)
-INITS = ("gaussian",)
+MIXTURES = ("product", "factor", "core")
+INITS = ("gaussian", "milora", "pissa", "random-svd")
 GATES = ("shared", "module")
+GATE_INPUTS = ("target", "user", "out-of-fold", "shuffled", "none")
 
 
 def _add_peft_type(name: str) -> None:
@@ -39,25 +41,45 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 @dataclass
 class RecLoraConfig(PeftConfig):
-    """Configuration of a RecLoRA adapter: `num_meta` meta-LoRAs of rank `r` and the gate that mixes them.
+    """Configuration of a RecLoRA adapter: meta-LoRAs A_k [r, d_in], B_k [d_out, r] and what mixes them.
+
+    With s = lora_alpha / r, R the representation and alpha = gate(R), the update of y = W x is
+
+        product  s sum_k alpha_k B_k A_k x                      (the paper's formula; rank N_m r)
+        factor   s (sum_k alpha_k B_k) (sum_k alpha_k A_k) x    (what its public code computes; rank r)
+        core     s B G(R) A x                                   (CFLoRA of ReLLaX; one A and B, rank r)
+
+    An initialization by singular vectors starts from A0, B0 that are not zero and subtracts the same mixture
+    of them, so that the update is zero at the start for every R and W stays as it is:
+    mix(A, B) - mix(A0, B0).
 
     Attributes:
         r: Rank of each meta-LoRA. Default: the paper's 8.
-        lora_alpha: Numerator of the scale s = lora_alpha / r. Default: the paper's 16.
-        num_meta: Number of meta-LoRAs N_m that the gate mixes.
-        mixture: How they are mixed. `product` is the paper's y = W x + s sum_k alpha_k B_k A_k x.
+        lora_alpha: Numerator of the scale s. Default: the paper's 16.
+        num_meta: Number of meta-LoRAs N_m that the gate mixes; `core` has one, whatever is said here.
+        mixture: `product`, `factor` or `core`, as above.
         representation_dim: Width d of the representation that `model(..., representation=R)` is given.
-        gate_temperature: t_p of alpha = softmax(beta / t_p); higher is nearer to uniform.
-        gate_hidden: Hidden width of the gate's MLP.
+        gate_temperature: t_p of alpha = softmax(beta / t_p); higher is nearer to uniform. `core` has none.
+        gate_hidden: Hidden width of the MLPs that read the representation (gate and soft prompt).
         gate: `shared` for one gate for all target modules, `module` for one gate per target module.
+        gate_input: What R is, for whoever loads the adapter: the CRM's representation of the `target`, of the
+            `user` alone, `out-of-fold` (of a CRM that has not seen the row), or `shuffled` (another row's, a
+            control). The tuner itself only knows `none`: alpha = 1 / N_m, there is no gate, and no
+            representation is needed (unless for a soft prompt).
+        soft_prompt: Virtual tokens m that an MLP makes of the representation and puts before the prompt
+            (after ReLLaX, which writes them into placeholders); 0 for none.
         init: Start of A and B. `gaussian`: A_k independent random draws (kaiming-uniform with LoRA's
-            fan-in), B zero.
-        rescale: Whether the update is multiplied by N_m. Alpha is near 1/N_m at first, which shrinks the
-            update; with `rescale` a uniform gate has the scale lora_alpha / r of a plain LoRA. Off is the
-            paper's formula.
+            fan-in), B zero. Or singular triplets of W, dealt out to the meta-LoRAs: `pissa` (the largest),
+            `milora` (the smallest), `random-svd` (drawn at random, a control).
+        rescale: Whether the `product` update is multiplied by N_m. Alpha is near 1/N_m at first, which
+            shrinks the update; with `rescale` a uniform gate has the scale lora_alpha / r of a plain LoRA.
+            Off is the paper's formula.
         target_modules: Names (or name endings) of the `nn.Linear` modules to adapt, or one regular
             expression.
         exclude_modules: Names, or one regular expression, of modules to leave alone.
+        init_weights: Whether a start by singular vectors is computed. False in a saved configuration: there
+            it comes from the adapter's file, and what the file lacks is NaN.
+        svd_cache: Folder in which singular triplets are kept; None: they are computed each time. Not saved.
 
     Raises:
         ValueError: If a value is out of range or a name unknown.
@@ -71,12 +93,18 @@ class RecLoraConfig(PeftConfig):
     gate_temperature: float = field(default=5.0, metadata={"help": "temperature of the gate's softmax"})
     gate_hidden: int = field(default=64, metadata={"help": "hidden width of the gate"})
     gate: str = field(default="shared", metadata={"help": f"one of {GATES}"})
+    gate_input: str = field(default="target", metadata={"help": f"one of {GATE_INPUTS}"})
+    soft_prompt: int = field(default=0, metadata={"help": "virtual tokens made of the representation"})
     init: str = field(default="gaussian", metadata={"help": f"one of {INITS}"})
-    rescale: bool = field(default=False, metadata={"help": "multiply the update by num_meta"})
+    rescale: bool = field(default=False, metadata={"help": "multiply the product form by num_meta"})
     target_modules: list[str] | str = field(
         default_factory=lambda: ["q_proj", "v_proj"], metadata={"help": "modules to adapt"}
     )
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to leave alone"})
+    init_weights: bool = field(default=True, compare=False, metadata={"help": "compute the start"})
+    svd_cache: str | None = field(
+        default=None, compare=False, metadata={"help": "folder of singular triplets"}
+    )
 
     def __post_init__(self) -> None:
         """Checks the values."""
@@ -85,9 +113,17 @@ class RecLoraConfig(PeftConfig):
         _one_of("mixture", self.mixture, MIXTURES)
         _one_of("init", self.init, INITS)
         _one_of("gate", self.gate, GATES)
+        _one_of("gate_input", self.gate_input, GATE_INPUTS)
         for name in ("r", "lora_alpha", "num_meta", "representation_dim", "gate_temperature", "gate_hidden"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"RecLoraConfig: {name}={getattr(self, name)!r}, wanted a number above 0")
+        if self.soft_prompt < 0:
+            raise ValueError(f"RecLoraConfig: soft_prompt={self.soft_prompt!r}, wanted 0 or more tokens")
+        if self.mixture == "core" and not self.gated:
+            raise ValueError(
+                "RecLoraConfig: mixture='core' with gate_input='none' is a plain LoRA; "
+                "set mixture='product', num_meta=1"
+            )
         if not self.target_modules:
             raise ValueError(
                 "RecLoraConfig: target_modules is empty; name modules, e.g. target_modules=['q_proj']"
@@ -97,6 +133,28 @@ class RecLoraConfig(PeftConfig):
             self.target_modules = sorted(set(self.target_modules))
 
     @property
+    def gated(self) -> bool:
+        """Whether a gate reads the representation."""
+        return self.gate_input != "none"
+
+    @property
+    def reads_representation(self) -> bool:
+        """Whether a forward needs `representation`."""
+        return self.gated or self.soft_prompt > 0
+
+    @property
+    def metas(self) -> int:
+        """Meta-LoRAs that there are: N_m, or the one of `core`."""
+        return 1 if self.mixture == "core" else self.num_meta
+
+    @property
     def scale(self) -> float:
-        """Factor of sum_k alpha_k B_k A_k: s = lora_alpha / r, times N_m with `rescale`."""
-        return self.lora_alpha / self.r * (self.num_meta if self.rescale else 1)
+        """Factor of the mixture: s = lora_alpha / r, in the product form with `rescale` times N_m."""
+        rescaled = self.rescale and self.mixture == "product"
+        return self.lora_alpha / self.r * (self.num_meta if rescaled else 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is saved: no path of this machine, and that the start is in the adapter's file."""
+        return {name: value for name, value in super().to_dict().items() if name != "svd_cache"} | {
+            "init_weights": False
+        }

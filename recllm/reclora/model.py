@@ -1,9 +1,10 @@
-"""The RecLoRA tuner: puts the layers in, owns the gates, brings a forward's representation to the layers."""
+"""The RecLoRA tuner: puts the layers in, owns gates and soft prompts, brings them the representation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -12,12 +13,14 @@ from peft.utils.integrations import init_empty_weights
 from torch import Tensor, nn
 
 from recllm.reclora.config import RecLoraConfig
-from recllm.reclora.gate import Gate, OpenGates, RankWeights
+from recllm.reclora.heads import Gate, Head, SoftPrompt
 from recllm.reclora.layer import RecLoraLinear
+from recllm.reclora.mixture import MISSING, Opened, OpenGates, weigh
+from recllm.reclora.prompt import cut, put_before
 
 
 class GatedCheckpoint:
-    """A gradient-checkpointing function that recomputes a layer with the rank weights of its own forward.
+    """A gradient-checkpointing function that recomputes a layer with the weights of its own forward.
 
     The recomputation happens in the backward, when the forward is over and its weights are closed, or another
     forward's are open; so they are kept with the checkpoint, as the layer's other inputs are.
@@ -73,8 +76,11 @@ class RecLoraModel(BaseTuner):
 
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.reclora_gate = nn.ModuleDict()
+        self.reclora_prompt = nn.ModuleDict()
         self._open_gates = OpenGates()
         self._opener: nn.Module | None = None
+        self._enabled = True
+        self._put_before = 0
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         # PEFT itself only complains when none of the names is found. A string is a regular expression.
@@ -124,20 +130,26 @@ class RecLoraModel(BaseTuner):
         low_cpu_mem_usage: bool = False,
         state_dict: dict[str, Tensor] | None = None,
     ) -> None:
-        """Adds an adapter: its layers (PEFT), then its gate. Arguments as in PEFT."""
-        trainable = {parameter: parameter.requires_grad for parameter in self.reclora_gate.parameters()}
+        """Adds an adapter: its layers (PEFT), then its gate and soft prompt. Arguments as in PEFT."""
+        trainable = {
+            parameter: parameter.requires_grad for head in self._heads() for parameter in head.parameters()
+        }
         super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage, state_dict)
         config = self._config(adapter_name)
         layers = [layer for _, layer in self.layers(adapter_name)]
         for index, layer in enumerate(layers):
             layer.gate_index[adapter_name] = index if config.gate == "module" else 0
-        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
-            gate = Gate(len(layers) if config.gate == "module" else 1, config)
         weight = layers[0].reclora_A[adapter_name]
-        gate.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-        gate.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
-        self.reclora_gate[adapter_name] = gate
-        for parameter, flag in trainable.items():  # adding an adapter must not freeze the others' gates
+        with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+            if config.gated:
+                self.reclora_gate[adapter_name] = Gate(len(layers) if config.gate == "module" else 1, config)
+            if config.soft_prompt:
+                table = model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+                self.reclora_prompt[adapter_name] = SoftPrompt(config, table)
+        for head in self._heads(adapter_name):
+            head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+            head.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
+        for parameter, flag in trainable.items():  # adding an adapter must not freeze the others' heads
             parameter.requires_grad = flag
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
@@ -148,6 +160,8 @@ class RecLoraModel(BaseTuner):
         for module in {id(m): m for m in (model, backbone)}.values():
             self._handles.append(module.register_forward_pre_hook(self._open, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._close, always_call=True))
+        self._handles.append(backbone.register_forward_pre_hook(self._put_prompt, with_kwargs=True))
+        self._handles.append(backbone.register_forward_hook(self._cut_prompt))
         if hasattr(model, "prepare_inputs_for_generation"):
             # `generate` refuses arguments that this function does not name.
             vars(model)["prepare_inputs_for_generation"] = self._prepare_inputs_for_generation
@@ -167,8 +181,20 @@ class RecLoraModel(BaseTuner):
             function = vars(layer).get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, GatedCheckpoint):
                 vars(layer)["_gradient_checkpointing_func"] = GatedCheckpoint(function, self._open_gates)
-        self._open_gates.current = RankWeights(
-            {name: self._rank_weights(name, representation, segments) for name in self.active_adapters},
+        if representation.dim() != (2 if segments is None else 3):
+            raise ValueError(
+                f"representation has shape {list(representation.shape)} "
+                f"{'without' if segments is None else 'with'} segments; "
+                "wanted [batch, dim], or [batch, segments, dim] and segments [batch, seq]"
+            )
+        every = representation[:, None] if segments is None else representation
+        gates, prompts = (
+            {name: heads[name](every) for name in self.active_adapters if name in heads}
+            for heads in (self.reclora_gate, self.reclora_prompt)
+        )
+        self._open_gates.current = Opened(
+            {name: weigh(gate, self._config(name)) for name, gate in gates.items()},
+            torch.cat(list(prompts.values()), 2) if prompts else None,
             segments,
         )
         self._opener = module
@@ -178,17 +204,23 @@ class RecLoraModel(BaseTuner):
         if module is self._opener:
             self._open_gates.current = self._opener = None
 
-    def _rank_weights(self, adapter_name: str, representation: Tensor, segments: Tensor | None) -> Tensor:
-        if representation.dim() != (2 if segments is None else 3):
-            raise ValueError(
-                f"representation has shape {list(representation.shape)} "
-                f"{'without' if segments is None else 'with'} segments; "
-                "wanted [batch, dim], or [batch, segments, dim] and segments [batch, seq]"
-            )
-        config = self._config(adapter_name)
-        gate = self._gate(adapter_name)
-        alpha = gate(representation[:, None] if segments is None else representation)
-        return (alpha * config.scale).repeat_interleave(config.r, dim=-1)
+    def _put_prompt(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        self._put_before = 0
+        if not self._enabled or not any(name in self.reclora_prompt for name in self.active_adapters):
+            return args, kwargs
+        opened = self._open_gates.current
+        if opened is None or opened.prompts is None:
+            raise ValueError(MISSING)
+        inputs = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
+        embed = self.model.get_input_embeddings()  # type: ignore[operator]
+        inputs, segments, self._put_before = put_before(inputs, opened.prompts, opened.segments, embed)
+        self._open_gates.current = replace(opened, segments=segments)
+        return (), inputs
+
+    def _cut_prompt(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return cut(output, self._put_before) if self._put_before else output
 
     def _prepare_inputs_for_generation(
         self,
@@ -204,8 +236,12 @@ class RecLoraModel(BaseTuner):
     def _config(self, adapter_name: str) -> RecLoraConfig:
         return cast(RecLoraConfig, self.peft_config[adapter_name])
 
-    def _gate(self, adapter_name: str) -> Gate:
-        return cast(Gate, self.reclora_gate[adapter_name])
+    def _heads(self, adapter_name: str | None = None) -> Iterator[Head]:
+        """Gates and soft prompts, of one adapter or of all."""
+        for heads in (self.reclora_gate, self.reclora_prompt):
+            for name, head in heads.items():
+                if adapter_name in (None, name):
+                    yield cast(Head, head)
 
     def _name(self, adapter_name: str | None) -> str:
         """The adapter that a report is about: the named one, or the active one."""
@@ -234,41 +270,53 @@ class RecLoraModel(BaseTuner):
 
         Returns:
             `[batch, num_meta]` for a shared gate, `[batch, modules, num_meta]` for one gate per module (in
-            the order of `layers`); rows sum to 1.
+            the order of `layers`); rows sum to 1. The mixture `core` has matrices `[..., r, r]` in place of
+            the last axis.
 
         Raises:
-            ValueError: If the shape is wrong or the adapter unknown.
+            ValueError: If the shape is wrong, the adapter unknown, or without a gate.
         """
         if representation.dim() != 2:
             raise ValueError(f"representation has shape {list(representation.shape)}, wanted [batch, dim]")
         name = self._name(adapter_name)
-        gate = self._gate(name)
+        if name not in self.reclora_gate:
+            raise ValueError(f"adapter {name!r} has no gate (gate_input='none'), so alpha is 1 / num_meta")
+        gate = cast(Gate, self.reclora_gate[name])
         alpha = gate(representation[:, None].to(gate.mean.device))[:, :, 0].transpose(0, 1)
         return alpha if self._config(name).gate == "module" else alpha[:, 0]
 
     def set_statistics(self, mean: Tensor, std: Tensor, adapter_name: str | None = None) -> None:
-        """Sets mean and std `[dim]` by which the gate's input is standardized; saved with the adapter.
+        """Sets mean and std `[dim]` by which the representation is standardized; saved with the adapter.
 
         Without it the representation goes in as it is (mean 0, std 1).
         """
-        self._gate(self._name(adapter_name)).set_statistics(mean, std)
+        for head in self._heads(self._name(adapter_name)):
+            head.set_statistics(mean, std)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Makes an adapter the active one: it alone trains, or none with `inference_mode`."""
         super().set_adapter(adapter_name, inference_mode=inference_mode)
-        for name, gate in self.reclora_gate.items():
-            gate.requires_grad_(name in self.active_adapters and not inference_mode)
+        for heads in (self.reclora_gate, self.reclora_prompt):
+            for name, head in heads.items():
+                head.requires_grad_(name in self.active_adapters and not inference_mode)
 
     def set_requires_grad(self, adapter_names: str | Sequence[str], requires_grad: bool = True) -> None:
-        """Switches the training of adapters, gates among them."""
+        """Switches the training of adapters, gates and soft prompts among them."""
         super().set_requires_grad(adapter_names, requires_grad)
         for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
-            self.reclora_gate[name].requires_grad_(requires_grad)
+            for head in self._heads(name):
+                head.requires_grad_(requires_grad)
+
+    def _enable_adapter_layers(self, enabled: bool = True) -> None:
+        super()._enable_adapter_layers(enabled)
+        self._enabled = enabled
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Deletes an adapter and its gate."""
+        """Deletes an adapter, its gate and its soft prompt."""
         super().delete_adapter(adapter_name)
-        del self.reclora_gate[adapter_name]
+        for heads in (self.reclora_gate, self.reclora_prompt):
+            if adapter_name in heads:
+                del heads[adapter_name]
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""One user's export is an ordinary LoRA for stock PEFT."""
+"""Exports are ordinary LoRAs for stock PEFT, in a process that has no recllm."""
 
 import json
 import subprocess
@@ -10,59 +10,127 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recllm.reclora import RecLoraConfig, export_user
+from recllm.reclora import Card, RecLoraConfig, export_mean, export_user, export_users, pick_user
 
 STOCK = """
 import sys, torch
+sys.modules["recllm"] = None  # importing it fails
 from peft import PeftModel
 from transformers import LlamaForCausalLM
-base, adapter, ids, out = sys.argv[1:]
-model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base, dtype=torch.float64), adapter).eval()
-assert "recllm" not in sys.modules
-torch.save(model(torch.load(ids)).logits.detach(), out)
+base, ids, out, *adapters = sys.argv[1:]
+logits = {}
+for adapter in adapters:
+    lm = LlamaForCausalLM.from_pretrained(base, dtype=torch.float64)
+    model = PeftModel.from_pretrained(lm, adapter, autocast_adapter_dtype=False).eval()
+    logits[adapter] = model(torch.load(ids)).logits.detach()
+torch.save(logits, out)
 """
+
+CASES = {
+    "product": (8, {"rescale": True}),
+    "product-module": (8, {"gate": "module"}),
+    "product-milora": (16, {"init": "milora", "gate": "module"}),  # 2 * 3 * 2, filled up
+    "factor": (8, {"mixture": "factor"}),
+    "factor-pissa": (8, {"mixture": "factor", "init": "pissa", "gate": "module"}),
+    "core": (8, {"mixture": "core", "gate": "module"}),
+    "core-pissa": (16, {"mixture": "core", "init": "pissa", "r": 5}),
+    "no-gate": (8, {"gate_input": "none", "init": "pissa", "num_meta": 1, "r": 4}),
+}
+USERS = {"users": {"rescale": True}, "users-module": {"gate": "module", "init": "milora", "rescale": True}}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """All exports, and what stock PEFT makes of them in one process without recllm: folder, name -> logits."""
+    folder = tmp_path_factory.mktemp("exports")
+    ids, users = inputs()
+    for name, (_, arguments) in CASES.items():
+        model = reclora(**arguments)
+        export_user(model, None if name == "no-gate" else users[0], folder / name)
+    names = list(CASES)
+    for name, arguments in USERS.items():
+        model = reclora(**arguments)
+        export_users(model, users, folder / name)
+        export_mean(model, users, folder / f"{name}-mean")
+        pick_user(folder / name, 1, folder / f"{name}-1")
+        names += [name, f"{name}-mean", f"{name}-1"]
+    tiny_lm().save_pretrained(folder / "base")
+    torch.save(ids, folder / "ids.pt")
+    command = [sys.executable, "-c", STOCK, "base", "ids.pt", "logits.pt", *names]
+    subprocess.run(command, check=True, cwd=folder)
+    return folder, torch.load(folder / "logits.pt")
+
+
+def tiny_lm():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4)).to(torch.float64).eval()
 
 
 def reclora(**arguments):
-    torch.manual_seed(0)
-    lm = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4
-        )
-    ).to(torch.float64)
-    base = {name: value.clone() for name, value in lm.state_dict().items()}
-    config = RecLoraConfig(
-        r=2, num_meta=3, lora_alpha=5, representation_dim=4, gate_temperature=0.3, **arguments
-    )
-    model = get_peft_model(lm, config).eval()
+    values = {"r": 2, "num_meta": 3, "lora_alpha": 40, "representation_dim": 4, "gate_temperature": 0.3}
+    model = get_peft_model(tiny_lm(), RecLoraConfig(**(values | arguments))).eval()
+    generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn_like(parameter)
-    return model, base
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    return model
 
 
-@pytest.mark.parametrize(("gate", "rescale"), [("shared", True), ("module", False)])
-def test_exported_user_equals_gated_in_stock_peft(tmp_path, gate, rescale):
-    model, base = reclora(gate=gate, rescale=rescale)
-    ids, users = torch.randint(0, 40, (2, 6)), torch.randn(2, 4, dtype=torch.float64)
-    export_user(model, users[0], tmp_path / "user")
-    LlamaForCausalLM(model.get_base_model().config).to(torch.float64).save_pretrained(
-        tmp_path / "base", state_dict=base
+def inputs():
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 40, (2, 6), generator=generator), torch.randn(
+        3, 4, generator=generator, dtype=torch.float64
     )
-    torch.save(ids, tmp_path / "ids.pt")
-    paths = [str(tmp_path / name) for name in ("base", "user", "ids.pt", "logits.pt")]
-    subprocess.run([sys.executable, "-c", STOCK, *paths], check=True, cwd=tmp_path)
-    stock = torch.load(tmp_path / "logits.pt")
-
-    gated = model(ids, representation=users[:1].expand(2, -1)).logits
-    torch.testing.assert_close(stock, gated, rtol=1e-9, atol=1e-9)
-    other = model(ids, representation=users[1:].expand(2, -1)).logits
-    assert (stock - other).abs().max() > 1e-3
 
 
-def test_file_holds_lora_and_nothing_else(tmp_path):
-    model, _ = reclora()
-    export_user(model, torch.randn(4), tmp_path)
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_exported_user_equals_gated_in_stock_peft(exported, name):
+    folder, stock = exported
+    rank, arguments = CASES[name]
+    config = json.loads((folder / name / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", rank, rank)
+    model, (ids, users) = reclora(**arguments), inputs()
+    close(stock[name], model(ids, representation=users[:1].expand(2, -1)).logits)
+    other = tiny_lm() if name == "no-gate" else model
+    extra = {} if name == "no-gate" else {"representation": users[1:2].expand(2, -1)}
+    assert (stock[name] - other(ids, **extra).logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", USERS)
+def test_many_users_are_one_stack_and_a_file_of_gates(exported, name):
+    folder, stock = exported
+    model, (ids, users) = reclora(**USERS[name]), inputs()
+    alpha = load_file(folder / name / "gates.safetensors")["alpha"]
+    assert torch.equal(alpha, model.alpha(users))
+    assert alpha.shape == ((3, 3) if name == "users" else (3, 4, 3))
+    names = set(load_file(folder / name / "adapter_model.safetensors"))
+    assert all(".lora_" in key for key in names)  # vLLM refuses anything else in there
+    one = stock[f"{name}-1"]
+    close(one, model(ids, representation=users[1:2].expand(2, -1)).logits)
+    head = model.base_model.reclora_gate["default"]
+    with torch.no_grad():
+        head.weight_2.zero_()
+        head.bias_2.zero_()
+        close(stock[name], model(ids, representation=users[:2]).logits)
+        # One gate for everybody that gives the mean alpha: beta = t_p log alpha.
+        head.bias_2.copy_(head.temperature * alpha.mean(0).reshape(head.bias_2.shape).log())
+        close(stock[f"{name}-mean"], model(ids, representation=users[:2]).logits)
+    assert (stock[f"{name}-mean"] - one).abs().max() > 1e-3
+    assert (stock[name] - one).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="row 3 is none of the 3 gates"):
+        pick_user(folder / name, 3, folder / "none")
+
+
+def test_file_holds_lora_and_nothing_else_and_the_card_says_what_it_is(tmp_path):
+    model = reclora()
+    model.peft_config["default"].base_model_name_or_path = "somebody/an-lm"
+    card = Card(data="ml-1m, 77,600 rows", metrics={"AUC": 0.80123}, license="MIT")
+    export_user(model, torch.randn(4), tmp_path, card=card)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     prefix = "base_model.model.model.layers"
     expected = {
@@ -72,20 +140,37 @@ def test_file_holds_lora_and_nothing_else(tmp_path):
         for x in "AB"
     }
     assert set(tensors) == expected
-    assert tensors[f"{prefix}.0.self_attn.q_proj.lora_A.weight"].shape == (6, 16)
+    a, b = (tensors[f"{prefix}.0.self_attn.q_proj.lora_{x}.weight"] for x in "AB")
+    assert a.shape == (8, 16)  # 3 meta-LoRAs of rank 2, filled up to 8
+    assert a[6:].abs().max() == b[:, 6:].abs().max() == 0
+    assert a[:6].abs().min() > 0
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["peft_type"] == "LORA"
-    assert config["r"] == 6
-    assert config["lora_alpha"] == 15
     assert config["target_modules"] == ["q_proj", "v_proj"]
+    page = (tmp_path / "README.md").read_text()
+    head = page.split("---")[1].splitlines()
+    assert {"base_model: somebody/an-lm", "license: MIT"} <= set(head)
+    for line in (
+        "| data | ml-1m, 77,600 rows |",
+        "| AUC | 0.8012 |",
+        "| method | LORA, rank 8, lora_alpha 8 |",
+    ):
+        assert line in page.splitlines()
+    assert "import recllm" not in page
 
 
 def test_wrong_arguments_are_refused(tmp_path):
-    model, _ = reclora()
-    with pytest.raises(ValueError, match=r"shape \[1, 4\], wanted \[dim\]"):
-        export_user(model, torch.zeros(1, 4), tmp_path)
-    with pytest.raises(ValueError, match="3 wide, wanted 4"):
-        export_user(model, torch.zeros(3), tmp_path)
-    with pytest.raises(ValueError, match="without RecLoRA"):
-        export_user(model.get_base_model(), torch.zeros(4), tmp_path)
+    model = reclora()
+    cases = [
+        (model, torch.zeros(1, 4), r"shape \[1, 4\], wanted \[dim\]"),
+        (model, None, r"got None|has None, wanted \[dim\]"),
+        (model, torch.zeros(3), "3 wide, wanted 4"),
+        (model.get_base_model(), torch.zeros(4), "without RecLoRA"),
+        (reclora(soft_prompt=2), torch.zeros(4), "soft prompt of 2 tokens, which a LoRA cannot hold"),
+    ]
+    for wrong, representation, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
+            export_user(wrong, representation, tmp_path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="mixture='factor', wanted 'product'"):
+        export_users(reclora(mixture="factor"), torch.zeros(2, 4), tmp_path)
     assert not list(tmp_path.iterdir())

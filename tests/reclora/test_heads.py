@@ -1,4 +1,4 @@
-"""The gate against hand arithmetic, and its place in the rank space."""
+"""What reads the representation, against hand arithmetic."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recllm.reclora import Gate, RecLoraConfig
-from recllm.reclora.gate import OpenGates, RankWeights
+from recllm.reclora.heads import SoftPrompt
 
 
 def small_gate(num_gates=1, **arguments):
@@ -88,24 +88,26 @@ def test_wrong_statistics_are_refused(mean, std, message):
         small_gate().set_statistics(mean, std)
 
 
-def test_rank_weights_of_packed_rows_are_each_tokens_own():
-    weights = torch.arange(12.0).view(1, 2, 3, 2)  # two rows of three segments
-    segments = torch.tensor([[0, 0, 2, 1], [1, 2, 2, 0]])
-    picked = RankWeights({"default": weights}, segments).of("default", 0, torch.zeros(2, 4, 5))
-    expected = [[[0, 1], [0, 1], [4, 5], [2, 3]], [[8, 9], [10, 11], [10, 11], [6, 7]]]
-    assert picked.tolist() == expected
+def test_core_starts_at_the_identity_and_adds_what_the_head_gives():
+    gate = small_gate(num_gates=2, mixture="core", r=3)
+    x = torch.randn(4, 1, 2, dtype=torch.float64)
+    assert torch.equal(gate(x), torch.eye(3, dtype=torch.float64).expand(2, 4, 1, 3, 3))
+    with torch.no_grad():
+        gate.bias_2[1] = torch.arange(9.0)
+    expected = torch.tensor([[1.0, 1, 2], [3, 5, 5], [6, 7, 9]], dtype=torch.float64)  # row by row, plus I
+    assert torch.equal(gate(x)[1, 0, 0], expected)
+    assert torch.equal(gate(x)[0, 0, 0], torch.eye(3, dtype=torch.float64))
 
 
-def test_open_gates_give_back_what_was_open_after_an_error():
-    gates, outer = OpenGates(), RankWeights({}, None)
-    gates.current = outer
-    inner = RankWeights({}, None)
-
-    def fails_within():
-        with gates.opened(inner):
-            assert gates.current is inner
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fails_within()
-    assert gates.current is outer
+def test_a_soft_prompt_starts_as_tokens_of_the_vocabulary_whoever_asks():
+    torch.manual_seed(0)
+    table = torch.randn(7, 4)
+    prompt = SoftPrompt(RecLoraConfig(soft_prompt=3, representation_dim=2), table)
+    tokens = prompt(torch.randn(5, 2, 2))
+    assert tokens.shape == (5, 2, 3, 4)
+    assert torch.equal(tokens, tokens[:1, :1].expand(5, 2, -1, -1))
+    for token in tokens[0, 0]:
+        assert (token == table).all(1).any()
+    prompt.weight_2.data.normal_()
+    tokens = prompt(torch.randn(5, 2, 2))
+    assert not torch.allclose(tokens[0, 0], tokens[1, 0])

@@ -1,0 +1,164 @@
+"""The three mixtures as maps of the rank space, and the mixing weights of the forward in progress.
+
+The A_k lie stacked, the B_k side by side, so that every mixture is: to the rank space by A, a map there, back
+by B. No loop over k, and no weights per sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recllm.reclora.config import RecLoraConfig
+
+MISSING = (
+    "RecLoRA is active but got no representation; call model(..., representation=R) "
+    "or use `with model.disable_adapter():`"
+)
+
+
+def weigh(gate: Tensor, config: RecLoraConfig) -> Tensor:
+    """Brings what a gate gives into the form that `mix` and `plain` take; the scale is in it.
+
+    Args:
+        gate: alpha `[..., num_meta]`, or for `core` G `[..., r, r]`.
+        config: Mixture and scale.
+
+    Returns:
+        `product`: a weight for every direction of the rank space, `[..., num_meta * r]`. `factor`:
+        `[..., num_meta]`, with the scale's root, since it is multiplied twice. `core`: `[..., r, r]`.
+    """
+    if config.mixture == "product":
+        return (gate * config.scale).repeat_interleave(config.r, dim=-1)
+    return gate * (math.sqrt(config.scale) if config.mixture == "factor" else config.scale)
+
+
+def uniform(config: RecLoraConfig, like: Tensor) -> Tensor:
+    """The weights of a gate that is uniform: alpha = 1 / N_m, or G = I."""
+    if config.mixture == "core":
+        return weigh(torch.eye(config.r).to(like), config)
+    return weigh(like.new_full((config.num_meta,), 1 / config.num_meta), config)
+
+
+def mix(hidden: Tensor, weights: Tensor | None, config: RecLoraConfig) -> Tensor:
+    """Maps the rank space.
+
+    Args:
+        hidden: A x, `[batch, seq, metas * r]`.
+        weights: What `weigh` returned, `[batch, 1 or seq, ...]`; None for a uniform gate.
+        config: The mixture.
+
+    Returns:
+        `[batch, seq, metas * r]`, for B.
+    """
+    if weights is None and config.mixture == "product":
+        return hidden * (config.scale / config.num_meta)
+    if config.mixture == "core":
+        assert weights is not None
+        maps = weights.to(hidden.dtype).transpose(-1, -2)
+        if maps.shape[1] == 1:
+            return torch.bmm(hidden, maps[:, 0])
+        return (hidden[..., None, :] @ maps)[..., 0, :]
+    if config.mixture == "factor":
+        each = hidden.unflatten(-1, (config.num_meta, config.r))
+        if weights is None:
+            mean = each.mean(-2) * (config.scale / config.num_meta)
+            return mean.repeat(*(1 for _ in mean.shape[:-1]), config.num_meta)
+        alpha = weights.to(hidden.dtype)[..., None]
+        return (alpha * (alpha * each).sum(-2, keepdim=True)).flatten(-2)
+    assert weights is not None
+    return hidden * weights.to(hidden.dtype)
+
+
+def plain(a: Tensor, b: Tensor, weights: Tensor, config: RecLoraConfig) -> tuple[Tensor, Tensor]:
+    """A and B of the plain LoRA, of scale 1, that the mixture is for one gate.
+
+    Args:
+        a: The stacked A_k, `[metas * r, d_in]`.
+        b: The B_k side by side, `[d_out, metas * r]`.
+        weights: What `weigh` returned, without batch and segment axes.
+        config: The mixture.
+
+    Returns:
+        `[rank, d_in]` and `[d_out, rank]`: rank N_m r for `product`, r for the others.
+    """
+    weights = weights.to(b)
+    if config.mixture == "product":
+        return a, b * weights
+    if config.mixture == "core":
+        return a, b @ weights
+    every = a.unflatten(0, (config.num_meta, config.r)), b.unflatten(1, (config.num_meta, config.r))
+    return torch.einsum("n,nri->ri", weights, every[0]), torch.einsum("n,onr->or", weights, every[1])
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the layers, and the soft prompt, need of one forward.
+
+    Attributes:
+        weights: Adapter name -> `[num_gates, batch, segments, ...]`, what `weigh` returned.
+        prompts: `[batch, segments, tokens, width]` embeddings of the active soft prompts; None: there is
+            none.
+        segments: `[batch, seq]` int64, the segment of every token; None when a row is one segment.
+    """
+
+    weights: dict[str, Tensor]
+    prompts: Tensor | None
+    segments: Tensor | None
+
+    def of(self, adapter_name: str, gate: int, x: Tensor) -> Tensor:
+        """Returns the weights for a layer's input.
+
+        Args:
+            adapter_name: The adapter.
+            gate: The layer's gate.
+            x: The layer's input, `[batch, seq, d_in]`.
+
+        Returns:
+            `[batch, 1 or seq, ...]`, on the device of `x`.
+
+        Raises:
+            ValueError: If the shapes of `x` and of representation or segments do not fit.
+        """
+        weights = self.weights[adapter_name][gate].to(x.device)
+        if x.dim() != 3 or x.shape[0] != weights.shape[0]:
+            raise ValueError(
+                f"representation has {weights.shape[0]} rows, a target module's input shape {list(x.shape)}; "
+                "wanted [batch, seq, dim] with one representation a row"
+            )
+        if self.segments is None:
+            return weights
+        if self.segments.shape != x.shape[:2]:
+            raise ValueError(
+                f"segments has shape {list(self.segments.shape)}, wanted {list(x.shape[:2])} as input_ids"
+            )
+        flat = weights.flatten(2)
+        index = self.segments.to(x.device)[..., None].expand(-1, -1, flat.shape[-1])
+        return flat.gather(1, index).unflatten(2, weights.shape[2:])
+
+
+class OpenGates:
+    """The weights of the forward in progress; one object that a model and all its RecLoRA layers share.
+
+    It is empty outside of a forward, so that a call that brings no representation meets no weights of an
+    earlier one. What a checkpointed layer needs when it is recomputed in the backward is held by
+    `GatedCheckpoint`.
+    """
+
+    def __init__(self) -> None:
+        """Starts with nothing open."""
+        self.current: Opened | None = None
+
+    @contextmanager
+    def opened(self, weights: Opened | None) -> Iterator[None]:
+        """Makes `weights` the current ones within the context."""
+        before, self.current = self.current, weights
+        try:
+            yield
+        finally:
+            self.current = before
