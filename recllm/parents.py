@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from recllm import paths
+from recllm.columns import UNKNOWN
 from recllm.crm import Model, load
 from recllm.crm.features import FeatureCache
 from recllm.data.batches import CrmInputs, chronological
@@ -85,6 +87,8 @@ class Crm:
     model: Model
     cache: FeatureCache
     manifest: Manifest
+    gate_input: str = "target"
+    seed: int = 0
 
     @classmethod
     def open(cls, run: Run, log: EventLog, retrieval: Retrieval, role: str = "stage1") -> Crm:
@@ -94,12 +98,30 @@ class Crm:
         inputs = crm_inputs(log, manifest.metrics["inputs"], retrieval)
         return cls(model, FeatureCache(folder / paths.FEATURES, model, inputs, manifest.identity), manifest)
 
+    def read_as(self, gate_input: str | None, seed: int) -> Crm | None:
+        """The CRM as a gate reads it (`AdapterConfig.gate_input`), or None where nothing is read.
+
+        Args:
+            gate_input: `user` asks for every row with an unknown item; `shuffled` gives every row another
+                row's representation, by a permutation of all rows of a call; `target` changes nothing.
+            seed: of the permutation.
+        """
+        return None if gate_input is None else dataclasses.replace(self, gate_input=gate_input, seed=seed)
+
     def representations(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> torch.Tensor:
         """float32 `[n, d_c]` for pairs, or the mean over targets `[n, C]` of each row."""
+        if self.gate_input == "user":
+            targets = np.full(len(rows), UNKNOWN, np.int32)
         if targets is None or targets.ndim == 1:
-            return torch.from_numpy(np.array(self.cache.get(rows, targets)[1]))
-        flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[1]
-        return torch.from_numpy(np.array(flat).reshape(*targets.shape, -1).mean(1))
+            found = np.array(self.cache.get(rows, targets)[1])
+        else:
+            flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[1]
+            found = np.array(flat).reshape(*targets.shape, -1).mean(1)
+        if self.gate_input == "shuffled":
+            # The next one on a random circle through all rows: no row keeps its own.
+            circle = np.random.default_rng(self.seed).permutation(len(rows))
+            found[circle] = found[np.roll(circle, 1)]
+        return torch.from_numpy(found)
 
     def trained_on(self, log: EventLog, rows: Rows) -> int:
         """How many of these training samples the CRM was trained on."""
@@ -127,8 +149,8 @@ class Lm:
     layout: str = SHARED
 
     @classmethod
-    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None) -> Lm:
-        """Load the LM of the parent `lm`, or by hub id or path."""
+    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None, reserved: int = 0) -> Lm:
+        """Load the LM of the parent `lm`, or by hub id or path; prompts leave `reserved` tokens free."""
         model, tokenizer = causal_lm(run)
         pieces = build_pieces(run.config, log, tokenizer)
         context = context_length(run.config.lm.model, model.config)
@@ -145,7 +167,8 @@ class Lm:
                 raise ValueError("trainer.attention=flex needs a GPU; wanted sdpa here")
             if layout == SHARED:
                 model.set_attn_implementation("flex_attention")  # after the example, which runs on any device
-        return cls(model, tokenizer, Prompts(log, pieces, context), log, run.config, retrieval, layout)
+        prompts = Prompts(log, pieces, context - reserved)
+        return cls(model, tokenizer, prompts, log, run.config, retrieval, layout)
 
     def shown(self, rows: Rows, retrieved: bool) -> Rows:
         """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""
@@ -155,9 +178,15 @@ class Lm:
             return self.retrieval.nearest(rows, k)
         return self.log.recent(rows, k)
 
-    def answers(self, rows: Rows, crm: Crm | None, retrieved: bool) -> Answers:
-        """The Yes/No task on rows; a gate reads the CRM's representation of each row's own target."""
+    def answers(self, rows: Rows, crm: Crm | None, retrieved: bool, mixed: bool = False) -> Answers:
+        """The Yes/No task on rows; a gate reads the CRM's representation of each row's own target.
+
+        With `mixed`, all rows follow once more with the other kind of history.
+        """
         shown = self.shown(rows, retrieved)
+        if mixed:
+            shown = np.concatenate([shown, self.shown(rows, not retrieved)])
+            rows = np.concatenate([rows, rows])
         return Answers(self.prompts, rows, shown, crm.representations(rows) if crm else None)
 
     def titles(self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None) -> Titles:

@@ -37,6 +37,7 @@ SYSTEMS = (
     "popularity", "cooccurrence", "cooccurrence-directed",
     "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
     "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
+    "dora", "rslora", "vera", "adalora", "pissa", "milora",
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
     "reclora-milora", "reclora-pissa",
     "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "blend",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recllm import parents
 from recllm.data.log import EventLog, Rows
-from recllm.lm.adapters import load_adapter
+from recllm.lm.adapters import load_adapter, needs
 from recllm.lm.generate import valid_ratio
 from recllm.lm.infer import Scores, answer_scores, title_choices
 from recllm.manifest import digest
@@ -109,15 +109,17 @@ class LmSystems:
         return self.opened[1]
 
     def _load(self, role: str, adapter: str) -> Opened:
-        lm = parents.Lm.open(self.run, self.log, self.retrieval)
         device = device_of(self.run.config.trainer)
         if role == "lm":
+            lm = parents.Lm.open(self.run, self.log, self.retrieval)
             return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
         folder = self.run.parent(role)
+        reads, virtual = needs(folder / adapter)
+        lm = parents.Lm.open(self.run, self.log, self.retrieval, virtual)
         model = load_adapter(lm.model, folder / adapter).eval().to(device)
-        gated = model.peft_config["default"].peft_type == "RECLORA"
         retrieved = read_config(folder)["config"]["prompt"]["retrieved"]
-        return lm, model, self.crms[self._gate_of(folder)] if gated else None, retrieved
+        crm = self.crms[self._gate_of(folder)].read_as(reads, self.run.config.seed)
+        return lm, model, crm, retrieved
 
     def _gate_of(self, folder: Path) -> str:
         """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""

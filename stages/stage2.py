@@ -20,11 +20,13 @@ from torchmetrics.classification import BinaryAUROC
 from recllm import parents
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog
+from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles, by_length
 from recllm.metrics import auc
-from recllm.paths import ADAPTER, RANKING_ADAPTER
+from recllm.paths import ADAPTER, RANKING_ADAPTER, SVD
+from recllm.reclora import Card
 from recllm.run import Run, StageError, main, say
 from recllm.schema import Stage2Config
 from recllm.training import AdapterModule, best_scores, fit, optimizer
@@ -40,6 +42,7 @@ class TuneModule(AdapterModule):
         super().__init__(model)
         self.answers, self.config, self.steps = answers, config, steps
         self.auc = BinaryAUROC()
+        self.adalora = adalora.is_adalora(model)
 
     def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
         """One optimizer step; both parts are means over rows."""
@@ -52,7 +55,26 @@ class TuneModule(AdapterModule):
             told = batch["titles"]
             parts["title"] = -title_logps(self.model, told["prompt"], told["representation"]).mean()
             loss = loss + self.config.title_weight * parts["title"] * told["share"]
+        if self.adalora:
+            loss = loss + adalora.penalty(self.model)
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """AdaLoRA prunes after the optimizer's step."""
+        if self.adalora:
+            adalora.allocate(self.model, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside the weights that train, AdaLoRA's allocation."""
+        super().on_save_checkpoint(checkpoint)
+        if self.adalora:
+            checkpoint["adalora"] = adalora.state(self.model)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again; the best weights alone, which the end loads, come without."""
+        super().on_load_checkpoint(checkpoint)
+        if "adalora" in checkpoint:
+            adalora.load_state(self.model, checkpoint["adalora"])
 
     def validation_step(self, batch: Batch, index: int, dataloader_idx: int = 0) -> None:
         """Loader 0: Yes/No scores; loader 1: log-probabilities of candidates."""
@@ -84,7 +106,7 @@ def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None) -> Data:
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
     return Data(
-        train=lm.answers(rows, crm, retrieved),
+        train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=lm.titles(liked, parents.drawn_lists(lm.log, liked, run.config.seed), crm),
         valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
         valid_titles=lm.valid_titles(VALID_TITLES, crm),
@@ -135,15 +157,22 @@ def work(run: Run) -> None:
     config = run.config.stage2
     log = parents.event_log(run)
     retrieval = parents.Retrieval.open(run, log)
-    lm = parents.Lm.open(run, log, retrieval)
+    lm = parents.Lm.open(run, log, retrieval, config.adapter.soft_prompt)
     gate = parents.Crm.open(run, log, retrieval)
     check_out_of_fold(run, log, gate)
-    crm = gate if config.adapter.kind == "reclora" else None
+    crm = gate.read_as(config.adapter.reads, run.config.seed)
     data = open_data(run, lm, crm)
-    model = add_adapter(lm.model, config.adapter, data.train.representation, run.config.seed)
     told = round(config.title_share * config.fit.batch_size)
     rows_a_step = config.fit.batch_size - told
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
+    model = add_adapter(
+        lm.model,
+        config.adapter,
+        data.train.representation,
+        run.config.seed,
+        steps,
+        run.parent("lm") / SVD,
+    )
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     say(
         f"  {len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, "
@@ -156,25 +185,34 @@ def work(run: Run) -> None:
     )
     if not trainer.is_global_zero:
         return
+    rows = np.unique(data.train.rows)
     for monitor, folder in (("valid/hr@1", RANKING_ADAPTER), ("valid/auc", ADAPTER)):
         module.load_best(run, monitor)
-        save_adapter(model, run.folder / folder, base_name(run.config.lm.model))
+        card = Card(
+            base=base_name(run.config.lm.model),
+            data=f"{run.config.dataset.name}: {len(rows):,} training samples, Yes/No and next titles",
+            metrics=best_scores(run, monitor),
+            license=config.license,
+            title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
+        )
+        save_adapter(model, run.folder / folder, card)
     cut = sum(
         data.train(np.arange(i, min(i + 4096, len(data.train))))["cut"]
         for i in range(0, len(data.train), 4096)
     )
     metrics = {
         "steps": steps,
-        "rows": len(data.train),
-        "rows_crm_was_trained_on": gate.trained_on(log, data.train.rows),
+        "rows": len(rows),
+        "prompts": len(data.train),
+        "rows_crm_was_trained_on": gate.trained_on(log, rows),
         "trainable": trained,
         "cut_prompts": cut,
         "ranking": best_scores(run, "valid/hr@1"),
-        "crm_auc_on_these_rows": auc(gate.logits(data.train.rows), log.label[data.train.rows]),
+        "crm_auc_on_these_rows": auc(gate.logits(rows), log.label[rows]),
         "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
         **best_scores(run, "valid/auc"),
     }
-    if crm is not None:
+    if crm is not None and config.adapter.gate_input != "none" and config.adapter.mixture != "core":
         metrics["gate"] = _gate(model, data.valid)
     run.finish([run.folder / ADAPTER, run.folder / RANKING_ADAPTER], metrics)
 

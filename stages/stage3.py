@@ -21,14 +21,15 @@ from recllm import parents
 from recllm.data import draws
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.rejected import draw, usable
-from recllm.lm.adapters import base_name, load_adapter, save_adapter
+from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter
 from recllm.lm.infer import title_scores
 from recllm.lm.score import title_logps
 from recllm.lm.tasks import Batch, Titles, by_length
 from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
 from recllm.manifest import digest
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
-from recllm.run import Run, StageError, main, say
+from recllm.reclora import Card
+from recllm.run import Run, StageError, main, read_config, say
 from recllm.schema import Stage3Config
 from recllm.training import AdapterModule, as_in_training, best_scores, device_of, fit, optimizer
 
@@ -197,11 +198,12 @@ def work(run: Run) -> None:
     config = run.config.stage3
     log = parents.event_log(run)
     retrieval = parents.Retrieval.open(run, log)
-    lm = parents.Lm.open(run, log, retrieval)
     start = run.parent("stage2") / RANKING_ADAPTER
+    reads, virtual = needs(start)
+    lm = parents.Lm.open(run, log, retrieval, virtual)
     model = load_adapter(lm.model, start, trainable=True)
     gate = parents.Crm.open(run, log, retrieval)
-    crm = gate if model.peft_config["default"].peft_type == "RECLORA" else None
+    crm = gate.read_as(reads, run.config.seed)
     rows = parents.aligned_rows(run.config, log, config.rows)
     task = answerable(lm.titles(rows, parents.drawn_lists(log, rows, run.config.seed, config.lists), crm))
     rows = task.rows
@@ -227,7 +229,14 @@ def work(run: Run) -> None:
     else:
         say("  no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
         model = load_adapter(model.unload(), start)
-    save_adapter(model, run.folder / ADAPTER, base_name(run.config.lm.model))
+    card = Card(
+        base=base_name(run.config.lm.model),
+        data=f"{run.config.dataset.name}: {len(rows):,} liked training samples, next titles",
+        metrics=scores,
+        license=read_config(run.parent("stage2"))["config"]["stage2"]["license"],
+        title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
+    )
+    save_adapter(model, run.folder / ADAPTER, card)
     figures = {"steps": steps, "rows": len(rows), "rows_not_in_stage2": fresh, "gained": gained}
     if crm is not None:
         figures["rows_crm_was_trained_on"] = crm.trained_on(log, rows)

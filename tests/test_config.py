@@ -208,12 +208,12 @@ def test_a_stage_sees_its_sections_and_execution_keys_only():
 def test_the_words_checked_here_are_those_that_the_rooms_know():
     from recllm import crm
     from recllm.crm.config import NAMES
-    from recllm.reclora.config import GATES, MIXTURES
+    from recllm.reclora.config import GATE_INPUTS, GATES, INITS, MIXTURES
 
-    for mixture in MIXTURES:
-        merge([], {"stage2.adapter.mixture": mixture})
-    for gate in GATES:
-        merge([], {"stage2.adapter.gate": gate})
+    words = {"mixture": MIXTURES, "gate": GATES, "gate_input": GATE_INPUTS, "init": INITS}
+    for key, values in words.items():
+        for value in values:
+            merge([], {f"stage2.adapter.{key}": value})
     assert sorted(NAMES) == sorted(crm._MODELS)
 
 

@@ -1,4 +1,4 @@
-"""Puts a LoRA of either kind on a frozen LM."""
+"""Puts an adapter of any kind on a frozen LM, and reads saved ones."""
 
 from __future__ import annotations
 
@@ -6,70 +6,122 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor
 
 from recllm.lm.config import LmConfig
-from recllm.reclora import RecLoraConfig
+from recllm.reclora import Card, RecLoraConfig, write_card
 from recllm.schema import AdapterConfig
 
+BUDGET = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
+"""AdaLoRA's schedule as shares of all steps: first prune, last prune before the end, steps between prunings.
+About those of the paper's largest task (arXiv 2303.10512, appendix D)."""
 
-def add_adapter(lm: Any, config: AdapterConfig, representation: Tensor | None, seed: int) -> PeftModel:
-    """A fresh adapter that starts at the LM's own output.
+
+def add_adapter(
+    lm: Any,
+    config: AdapterConfig,
+    representation: Tensor | None,
+    seed: int,
+    steps: int = 1000,
+    svd_cache: Path | None = None,
+) -> PeftModel:
+    """A fresh adapter that starts at the LM's own output (but for a soft prompt, which the LM has not).
 
     Args:
         lm: the frozen LM.
         config: kind, rank, gate.
-        representation: float32 `[n, d_c]` of the tuning rows; it standardizes the gate's input.
+        representation: float32 `[n, d_c]` of the tuning rows; it standardizes the gate's input. None: the
+            adapter reads none.
         seed: of the adapter's random start.
+        steps: optimizer steps to come (`adalora` plans by them).
+        svd_cache: folder for singular vectors; None: they are not kept.
     """
     torch.manual_seed(seed)
-    if config.kind == "lora":
-        plain = LoraConfig(
-            r=config.r,
-            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=0.0,
-            target_modules=config.target_modules,
-            task_type="CAUSAL_LM",
-        )
-        return get_peft_model(lm, plain)
-    assert representation is not None
-    gated = RecLoraConfig(
-        r=config.r,
-        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-        num_meta=config.num_meta,
-        mixture=config.mixture,
-        representation_dim=representation.shape[1],
-        gate=config.gate,
-        gate_hidden=config.gate_hidden,
-        gate_temperature=config.gate_temperature,
-        rescale=config.rescale,
-        target_modules=config.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(lm, gated)
-    model.base_model.set_statistics(representation.mean(0), representation.std(0, correction=0))  # type: ignore[operator]
+    model = get_peft_model(lm, _peft_config(config, representation, steps, svd_cache))
+    if config.reads:
+        assert representation is not None
+        mean, std = representation.mean(0), representation.std(0, correction=0)
+        model.base_model.set_statistics(mean, std)  # type: ignore[operator]
     return model
 
 
+def _peft_config(
+    config: AdapterConfig, representation: Tensor | None, steps: int, svd_cache: Path | None
+) -> PeftConfig:
+    common: dict[str, Any] = {"target_modules": config.target_modules, "task_type": "CAUSAL_LM"}
+    scaled: dict[str, Any] = common | {"r": config.r, "lora_alpha": config.lora_alpha}
+    if config.kind == "vera":
+        return VeraConfig(**common, r=config.r)
+    if config.kind == "adalora":
+        schedule = {name: max(1, int(share * steps)) for name, share in BUDGET.items()}
+        schedule["tinit"] = min(schedule["tinit"], steps - schedule["tfinal"] - 1)
+        return AdaLoraConfig(
+            **common,
+            lora_alpha=scaled["lora_alpha"],
+            target_r=config.r,
+            init_r=config.r + max(1, config.r // 2),
+            total_step=steps,
+            **schedule,
+        )
+    start: dict[str, Any] = {"init": config.init, "svd_cache": svd_cache and str(svd_cache)}
+    if config.kind == "reclora":
+        return RecLoraConfig(
+            **scaled,
+            **start,
+            num_meta=config.num_meta,
+            mixture=config.mixture,
+            representation_dim=1 if representation is None else representation.shape[1],
+            gate=config.gate,
+            gate_input=config.gate_input,
+            gate_hidden=config.gate_hidden,
+            gate_temperature=config.gate_temperature,
+            soft_prompt=config.soft_prompt,
+            rescale=config.rescale,
+        )
+    if config.init != "gaussian":
+        # Not PEFT's own PiSSA, which changes the frozen weights (and has no MiLoRA): the same function, with
+        # the start subtracted in the forward, so that the LM under the adapter stays what it is.
+        return RecLoraConfig(**scaled, **start, num_meta=1, gate_input="none", representation_dim=1)
+    return LoraConfig(**scaled, use_dora=config.kind == "dora", use_rslora=config.kind == "rslora")
+
+
 def load_adapter(lm: Any, folder: Any, trainable: bool = False) -> PeftModel:
-    """A saved adapter of either kind on the LM that it was made for; `adapter_config.json` has its type."""
+    """A saved adapter of any kind on the LM that it was made for; `adapter_config.json` has its type."""
     return PeftModel.from_pretrained(lm, folder, is_trainable=trainable)
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, the same to the bit in every process.
+def needs(folder: Path) -> tuple[str | None, int]:
+    """What a saved adapter needs beside the LM.
+
+    Returns:
+        What its gate reads (`target` for a soft prompt without a gate), or None where no representation is
+        read; and its virtual tokens before a prompt.
+    """
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, RecLoraConfig) or not config.reads_representation:
+        return None, 0
+    return config.gate_input if config.gated else "target", config.soft_prompt
+
+
+def save_adapter(model: PeftModel, folder: Path, card: Card) -> None:
+    """Write configuration, weights and model card, the same to the bit in every process.
 
     Args:
         model: the LM with its adapter.
         folder: made if absent.
-        base: what a reader loads the LM by: hub id, or its name here; no path of this machine.
+        card: what the card says; its `base` is what a reader loads the LM by, no path of this machine.
     """
     config: Any = model.peft_config["default"]
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path = card.base
     config.target_modules = sorted(config.target_modules)  # PEFT holds a set, whose order varies
+    if isinstance(config, AdaLoraConfig):
+        # Directions that were pruned by then are zero in the weights. The pattern is that of the last step,
+        # the weights are of the best one: together they would cut what is not zero.
+        config.rank_pattern = None
     # No adapter here trains embeddings; "auto" would look the LM's name up on the hub to find that out.
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    write_card(folder, card, config)
 
 
 def base_name(config: LmConfig) -> str:

@@ -11,7 +11,7 @@ from peft.utils import PeftType
 MIXTURES = ("product", "factor", "core")
 INITS = ("gaussian", "milora", "pissa", "random-svd")
 GATES = ("shared", "module")
-GATE_INPUTS = ("target", "user", "out-of-fold", "shuffled", "none")
+GATE_INPUTS = ("target", "user", "shuffled", "none")
 
 
 def _add_peft_type(name: str) -> None:
@@ -63,9 +63,8 @@ class RecLoraConfig(PeftConfig):
         gate_hidden: Hidden width of the MLPs that read the representation (gate and soft prompt).
         gate: `shared` for one gate for all target modules, `module` for one gate per target module.
         gate_input: What R is, for whoever loads the adapter: the CRM's representation of the `target`, of the
-            `user` alone, `out-of-fold` (of a CRM that has not seen the row), or `shuffled` (another row's, a
-            control). The tuner itself only knows `none`: alpha = 1 / N_m, there is no gate, and no
-            representation is needed (unless for a soft prompt).
+            `user` alone, or `shuffled` (another row's, a control). The tuner itself only knows `none`: alpha
+            = 1 / N_m, there is no gate, and no representation is needed (unless for a soft prompt).
         soft_prompt: Virtual tokens m that an MLP makes of the representation and puts before the prompt
             (after ReLLaX, which writes them into placeholders); 0 for none.
         init: Start of A and B. `gaussian`: A_k independent random draws (kaiming-uniform with LoRA's

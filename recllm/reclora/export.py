@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recllm.reclora.card import Card, write_card
 from recllm.reclora.config import RecLoraConfig
-from recllm.reclora.mixture import plain, uniform, weigh
+from recllm.reclora.mixture import uniform, weigh
 from recllm.reclora.model import RecLoraModel
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -175,12 +175,8 @@ def _write(
     tensors: dict[str, Tensor] = {}
     rank = 0
     for index, (path, layer) in enumerate(tuner.layers(name)):
-        a, b = layer.reclora_A[name], layer.reclora_B[name]
-        weights = uniform(config, b) if gates is None else weigh(gates[index], config)
-        left, right = plain(a, b, weights, config)
-        if name in layer.reclora_A0:
-            left_0, right_0 = plain(layer.reclora_A0[name], layer.reclora_B0[name], weights, config)
-            left, right = torch.cat([left, left_0]), torch.cat([right, -right_0], 1)
+        b = layer.reclora_B[name]
+        left, right = layer.plain(name, uniform(config, b) if gates is None else weigh(gates[index], config))
         rank = next((served for served in RANKS if served >= len(left)), len(left))
         missing = rank - len(left)
         left = torch.cat([left, left.new_zeros(missing, left.shape[1])])

@@ -40,7 +40,9 @@ def singular_start(layer: nn.Module, config: RecLoraConfig) -> tuple[Tensor, Ten
         ValueError: If W has fewer singular values than metas * r, or more than half of them are zero.
     """
     with torch.no_grad():
+        kept = layer.weight
         weight = dequantize_module_weight(layer).detach()
+        layer.weight = kept  # on a CPU, PEFT puts an 8-bit weight in its place that has lost its scales
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         count = config.metas * config.r
         if count > min(weight.shape):

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recllm.reclora.config import RecLoraConfig
 from recllm.reclora.init import singular_start
-from recllm.reclora.mixture import MISSING, OpenGates, mix
+from recllm.reclora.mixture import MISSING, OpenGates, mix, plain, uniform
 
 
 class RecLoraLinear(nn.Module, BaseTunerLayer):
@@ -48,6 +48,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         self.gate_index: dict[str, int] = {}
         self.configs: dict[str, RecLoraConfig] = {}
         self.open_gates = open_gates
+        self.merged_adapters = []  # PEFT's default is one list for all layers
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -90,8 +91,10 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: If an adapter with a gate is active and the forward was given no representation.
         """
+        if self.merged and self.disable_adapters:
+            self.unmerge()
         base = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
+        if self.merged or self.disable_adapters:
             return base
         result = base
         for name in self.active_adapters:
@@ -104,13 +107,73 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
                 if self.open_gates.current is None:
                     raise ValueError(MISSING)
                 weights = self.open_gates.current.of(name, self.gate_index[name], x)
-            result = result + F.linear(mix(F.linear(own, a), weights, config), b)
+            update = F.linear(mix(F.linear(own, a), weights, config), b)
             if name in self.reclora_A0:
                 # Apart from the above, not joined with it in one product: where A and B are still the start,
                 # the same sums cancel to the bit; and A0 and B0 get no gradient that nobody wants.
                 start = mix(F.linear(own, self.reclora_A0[name]), weights, config)
-                result = result - F.linear(start, self.reclora_B0[name])
+                update = update - F.linear(start, self.reclora_B0[name])
+            result = result + update
         return result.to(base.dtype)
+
+    def plain(self, adapter_name: str, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """A `[rank, d_in]` and B `[d_out, rank]` of the plain LoRA, of scale 1, that it is for one gate.
+
+        Args:
+            adapter_name: The adapter.
+            weights: What `weigh` or `uniform` returned, without batch and segment axes.
+        """
+        config = self.configs[adapter_name]
+        a, b = plain(self.reclora_A[adapter_name], self.reclora_B[adapter_name], weights, config)
+        if adapter_name not in self.reclora_A0:
+            return a, b
+        a0, b0 = plain(self.reclora_A0[adapter_name], self.reclora_B0[adapter_name], weights, config)
+        return torch.cat([a, a0]), torch.cat([b, -b0], 1)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """The update `[d_out, d_in]` of an adapter without a gate.
+
+        Raises:
+            ValueError: If the update differs from row to row.
+        """
+        config = self.configs[adapter_name]
+        if config.reads_representation:
+            raise ValueError(
+                f"adapter {adapter_name!r} reads a representation: its update differs from row to row and "
+                "cannot be merged; recllm.reclora.export_user(model, representation, directory) writes one "
+                "user's as a plain LoRA"
+            )
+        a, b = self.plain(adapter_name, uniform(config, self.reclora_B[adapter_name]))
+        return b @ a
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Adds the update of adapters without a gate to W, which must not be quantized. Arguments as in PEFT.
+
+        Raises:
+            ValueError: If an adapter has a gate, W is quantized, or (`safe_merge`) the sum is not finite.
+        """
+        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.reclora_A]
+        deltas = {name: self.get_delta_weight(name) for name in names}
+        for name, delta in deltas.items():
+            weight = self.base_layer.weight
+            if not weight.is_floating_point() or weight.shape != delta.shape:
+                raise ValueError(
+                    f"adapter {name!r} cannot be merged into quantized weights; "
+                    "recllm.reclora.export_user(model, None, directory) writes it as a plain LoRA"
+                )
+            merged = weight.data + delta.to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"adapter {name!r} merged gives weights that are not finite")
+            weight.data = merged
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Takes merged updates off W again, up to rounding."""
+        while self.merged_adapters:
+            weight = self.base_layer.weight
+            weight.data = weight.data - self.get_delta_weight(self.merged_adapters.pop()).to(weight.dtype)
 
     def __repr__(self) -> str:
         """Marks the layer in a printed model."""

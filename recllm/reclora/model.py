@@ -318,15 +318,8 @@ class RecLoraModel(BaseTuner):
             if adapter_name in heads:
                 del heads[adapter_name]
 
-    def _check_merge_allowed(self) -> None:
-        raise ValueError(
-            "RecLoRA weights differ from row to row and cannot be merged; "
-            "recllm.reclora.export_user(model, representation, directory) writes one user's as a plain LoRA"
-        )
-
-    def unload(self) -> nn.Module:
-        """Returns the LM as it was before `get_peft_model`."""
-        model = super().unload()
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
         for handle in self._handles:
             handle.remove()
         model.__dict__.pop("prepare_inputs_for_generation", None)

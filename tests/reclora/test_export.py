@@ -41,7 +41,7 @@ USERS = {"users": {"rescale": True}, "users-module": {"gate": "module", "init": 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """All exports, and what stock PEFT makes of them in one process without recllm: folder, name -> logits."""
+    """All exports, and what stock PEFT makes of them in a process without recllm: folder, name -> logits."""
     folder = tmp_path_factory.mktemp("exports")
     ids, users = inputs()
     for name, (_, arguments) in CASES.items():

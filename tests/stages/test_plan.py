@@ -167,6 +167,25 @@ def test_crms_that_all_leave_rows_out_need_no_other_gate(root):
     assert nodes["stage1/sim"].config["stage1"]["hold_out"] == "0.2"
 
 
+def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
+    systems = sorted(file.stem for file in (REPOSITORY / "conf" / "stage2").glob("*.yaml"))
+    assert len(systems) > 15
+    nodes = needed("stage2", f"SYSTEM={' '.join(systems)}")
+    assert of_stage(nodes, "stage2") == {f"stage2/{name}" for name in systems}
+    assert of_stage(nodes, "lm") == {"lm/tiny/text", "lm/tiny/prompts"}
+    assert {node.parents["lm"].folder for node in nodes.values() if node.stage == "stage2"} == {
+        "lm/tiny/prompts"
+    }
+    shown = {name: nodes[f"stage2/{name}"].config["prompt"]["retrieved"] for name in systems}
+    assert [name for name in systems if not shown[name]] == ["tallrec"]
+    assert nodes["lm/tiny/prompts"].config["prompt"]["retrieved"] is True
+    adapters = {name: nodes[f"stage2/{name}"].config["stage2"]["adapter"] for name in systems}
+    wide, gated = adapters["lora-wide"], adapters["reclora"]
+    assert wide["r"] == gated["r"] * gated["num_meta"]
+    assert wide["lora_alpha"] / wide["r"] == gated["lora_alpha"] / gated["r"]
+    assert nodes["stage2/rella"].config["stage2"]["mixed_prompts"] is True
+
+
 def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path):
     one, two = tmp_path / "one" / "model", tmp_path / "two" / "model"
     one.mkdir(parents=True)

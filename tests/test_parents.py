@@ -1,0 +1,61 @@
+"""How a gate reads a CRM, and what a prompt shows."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from recllm.columns import UNKNOWN
+from recllm.parents import Crm, Lm
+
+ITEMS = 50
+
+
+class Cache:
+    """Stands for a CRM: the representation of (row, target) is (row, target)."""
+
+    def get(self, rows, targets=None):
+        targets = np.asarray(rows) % 7 + 2 if targets is None else targets
+        return np.zeros(len(rows)), np.stack([rows, targets], 1).astype(np.float32)
+
+
+def crm(gate_input="target", seed=0):
+    return Crm(None, Cache(), None).read_as(gate_input, seed)
+
+
+def test_what_reads_nothing_gets_nothing():
+    assert crm(None) is None
+    rows = np.array([9, 4])
+    assert crm().representations(rows).tolist() == [[9, 4], [4, 6]]
+    lists = np.array([[2, 4], [3, 7]], np.int32)
+    assert crm().representations(rows, lists).tolist() == [[9, 3], [4, 5]]  # means of the targets
+
+
+def test_the_user_alone_is_asked_for_with_an_unknown_item():
+    rows, lists = np.array([9, 4]), np.array([[2, 4], [3, 7]], np.int32)
+    for targets in (None, lists):
+        assert crm("user").representations(rows, targets).tolist() == [[9, UNKNOWN], [4, UNKNOWN]]
+
+
+def test_shuffled_gives_every_row_another_ones():
+    rows = np.arange(100, 160)
+    for targets in (None, np.full((60, 2), 3, np.int32)):
+        found = crm("shuffled").representations(rows, targets)
+        own = crm().representations(rows, targets)
+        assert not (found == own).all(1).any()
+        assert sorted(found.tolist()) == sorted(own.tolist())
+        assert torch.equal(found, crm("shuffled").representations(rows, targets))
+        assert not torch.equal(found, crm("shuffled", seed=1).representations(rows, targets))
+
+
+def test_mixed_prompts_show_every_row_with_both_histories(tiny_lm, demo_log, demo_config):
+    nearest = SimpleNamespace(nearest=lambda rows, k: np.tile(rows[:, None] - 1, (1, k)))
+    lm = Lm(None, None, tiny_lm.prompts, demo_log, demo_config, nearest)
+    rows = demo_log.rows("train", "uniform300")[:5]
+    once, twice = lm.answers(rows, None, True), lm.answers(rows, crm(), True, mixed=True)
+    assert (len(once), len(twice)) == (5, 10)
+    assert (twice.rows == np.concatenate([rows, rows])).all()
+    assert (twice.history[:5] == once.history).all()
+    assert (twice.history[5:] == demo_log.recent(rows, demo_config.prompt.history)).all()
+    assert torch.equal(twice.representation[:5], twice.representation[5:])
+    assert torch.equal(twice.label, once.label.repeat(2))
