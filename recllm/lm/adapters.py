@@ -54,7 +54,7 @@ def _peft_config(
     if config.kind == "vera":
         return VeraConfig(**common, r=config.r)
     if config.kind == "adalora":
-        schedule = {name: max(1, int(share * steps)) for name, share in BUDGET.items()}
+        schedule: dict[str, Any] = {name: max(1, int(share * steps)) for name, share in BUDGET.items()}
         schedule["tinit"] = min(schedule["tinit"], steps - schedule["tfinal"] - 1)
         return AdaLoraConfig(
             **common,

@@ -214,7 +214,7 @@ class RecLoraModel(BaseTuner):
         if opened is None or opened.prompts is None:
             raise ValueError(MISSING)
         inputs = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
-        embed = self.model.get_input_embeddings()  # type: ignore[operator]
+        embed = self.model.get_input_embeddings()
         inputs, segments, self._put_before = put_before(inputs, opened.prompts, opened.segments, embed)
         self._open_gates.current = replace(opened, segments=segments)
         return (), inputs
@@ -318,8 +318,8 @@ class RecLoraModel(BaseTuner):
             if adapter_name in heads:
                 del heads[adapter_name]
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:  # PEFT's says None, wrongly
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         for handle in self._handles:
             handle.remove()
         model.__dict__.pop("prepare_inputs_for_generation", None)

@@ -98,7 +98,7 @@ def test_exported_user_equals_gated_in_stock_peft(exported, name):
     close(stock[name], model(ids, representation=users[:1].expand(2, -1)).logits)
     other = tiny_lm() if name == "no-gate" else model
     extra = {} if name == "no-gate" else {"representation": users[1:2].expand(2, -1)}
-    assert (stock[name] - other(ids, **extra).logits).abs().max() > 1e-3
+    assert (stock[name] - other(ids, **extra).logits).abs().max() > 1e-5  # far above the equality's 1e-9
 
 
 @pytest.mark.parametrize("name", USERS)
@@ -120,8 +120,8 @@ def test_many_users_are_one_stack_and_a_file_of_gates(exported, name):
         # One gate for everybody that gives the mean alpha: beta = t_p log alpha.
         head.bias_2.copy_(head.temperature * alpha.mean(0).reshape(head.bias_2.shape).log())
         close(stock[f"{name}-mean"], model(ids, representation=users[:2]).logits)
-    assert (stock[f"{name}-mean"] - one).abs().max() > 1e-3
-    assert (stock[name] - one).abs().max() > 1e-3
+    assert (stock[f"{name}-mean"] - one).abs().max() > 1e-5
+    assert (stock[name] - one).abs().max() > 1e-5
     with pytest.raises(ValueError, match="row 3 is none of the 3 gates"):
         pick_user(folder / name, 3, folder / "none")
 

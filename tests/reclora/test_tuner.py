@@ -218,7 +218,8 @@ def test_compiled_in_one_graph(arguments):
     torch.testing.assert_close(
         compiled(ids, representation=representation).logits, expected, rtol=1e-9, atol=1e-9
     )
-    other = compiled(ids, representation=representation.flip(0)).logits  # the gate is no constant of the graph
+    # The gate is no constant of the graph.
+    other = compiled(ids, representation=representation.flip(0)).logits
     assert (other - expected).abs().max() > 1e-4
 
 
