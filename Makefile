@@ -59,7 +59,7 @@ BENCHES := bench-data bench-retrieval bench-loader bench-stage3
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-12s %s\n", $$1, $$2}'
 	@echo
-	@echo '  variables: DATASET=demo|ml-1m|ml-25m  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
+	@echo '  variables: DATASET=demo|ml-1m|ml-25m|goodreads|your own  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
 	@echo '             SEED="0 1 2"  EXPERIMENT=quick  RAW=folder-or-archive  ARGS="key=value ..."  PYTHON=...'
 
 prepare: plan  ## raw logs -> tables -> event log, splits, ids, candidates

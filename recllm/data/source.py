@@ -1,6 +1,7 @@
 """What describes a data set of one's own: where its files lie, what their columns mean, what counts as liked.
 
-The section `source` of conf/dataset/<name>.yaml, for data/own/recipe.py; docs/own-data.md is the guide.
+The section `source` of conf/dataset/<name>.yaml, for data/own/recipe.py; docs/own-data.md is the guide. A
+recipe that knows its files asks here which part of them to take.
 """
 
 from __future__ import annotations
@@ -110,6 +111,10 @@ class SourceConfig:
     items: ItemsSource = field(default_factory=ItemsSource)
     users: UsersSource = field(default_factory=UsersSource)
     label: LabelSource = field(default_factory=LabelSource)
+    subset: str = "all"
+    """Part of a published data set (goodreads: a genre, as `poetry`); all: the whole. Not for own files."""
+    feedback: str = ""
+    """Log of a published data set (goodreads: interactions, reviews); empty: its first. Not for own files."""
     faulty: str = "error"
     """A row that cannot be used: `error` stops at the first one, `drop` leaves them out and counts them."""
 
