@@ -18,10 +18,8 @@ the rounds. Memory is what a run holds at its peak beyond the loaded model.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
+import multiprocessing
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +38,7 @@ from recllm.lm.layout import title_batch
 from recllm.lm.score import title_logps
 from recllm.losses import softmax_dpo
 
-PROMPT, TITLE, CANDIDATES, ROUNDS, SECONDS = 300, 8, 20, 3, 6.0
+PROMPT, TITLE, CANDIDATES, ROUNDS, SECONDS = 300, 8, 20, 3, 2.0
 KINDS = (1, 3, 7, 15)
 GOALS = {"step": {3: 4.0, 15: 10.0}, "score": 8.0}
 """Wanted at least: how many times shorter a step at K and the scoring of 20 candidates are."""
@@ -145,7 +143,7 @@ def measure(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
     begin = time.perf_counter()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    while time.perf_counter() - begin < SECONDS or len(times) < 3:
+    while time.perf_counter() - begin < SECONDS or len(times) < 2:
         wall, cpu = time.perf_counter(), time.process_time()
         run()
         if device == "cuda":
@@ -156,18 +154,25 @@ def measure(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
     return {"wall": wall, "cpu": cpu, "peak": peak, "result": result.double().cpu().ravel().tolist()}
 
 
-def child(arm: str, count: int, given: list[str]) -> dict[str, Any]:
-    """`measure` in a process of its own; on a CPU the peak is the kernel's."""
-    command = [sys.executable, "-m", "bench.stage3", arm, str(count), *given]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    text = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"error: {' '.join(command)} ended with {process.returncode}")
-    found = json.loads(text.splitlines()[-1])
-    return found | {"peak": found["peak"] or usage.ru_maxrss * 1024 / 1e6}
+def child(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
+    """`measure` in a process of its own, forked before any tensor is made; a CPU's peak is the kernel's."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def run() -> None:
+        found = measure(arm, count, sizes)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        there.send(found | {"peak": found["peak"] or peak})
+
+    process = context.Process(target=run)
+    process.start()
+    there.close()
+    try:
+        found: dict[str, Any] = here.recv()
+    except EOFError:
+        raise SystemExit(f"error: {arm} with {count} titles a row ended without a result") from None
+    process.join()
+    return found
 
 
 def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
@@ -176,12 +181,12 @@ def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     return medians | {"result": rounds[0]["result"]}
 
 
-def compare(first: str, second: str, count: int, given: list[str]) -> dict[str, Any]:
+def compare(first: str, second: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
     """Two arms by turns: seconds of each, how many times the second is faster, memory beyond the model."""
     rounds: dict[str, list[dict[str, Any]]] = {first: [], second: [], "idle": []}
     for _ in range(ROUNDS):
         for arm, found in rounds.items():
-            found.append(child(arm, count, given))
+            found.append(child(arm, count, sizes))
     one, two, idle = (middle(rounds[arm]) for arm in (first, second, "idle"))
     error = np.abs(np.subtract(one["result"], two["result"])).max()
     if error > 1e-3 * max(1.0, np.abs(one["result"]).max()):
@@ -196,23 +201,17 @@ def compare(first: str, second: str, count: int, given: list[str]) -> dict[str, 
 
 
 def main() -> None:
-    """Measure one arm, or all and write `results/stage3/bench.json`."""
+    """Measure all and write `results/stage3/bench.json`."""
     tiny = TinyConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("arm", nargs="?")
-    parser.add_argument("count", nargs="?", type=int)
-    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
+    parser.add_argument("--rows", type=int, default=2, help="rows of a batch")
     for name in ("hidden", "layers", "heads", "intermediate", "vocabulary"):
         parser.add_argument(f"--{name}", type=int, default=getattr(tiny, name), help="of the LM")
     sizes = parser.parse_args()
-    if sizes.arm:
-        print(json.dumps(measure(sizes.arm, sizes.count, sizes)))
-        return
-    given = sys.argv[1:]
     steps = {}
-    scoring = compare("score-released", "score-shared", CANDIDATES, given)
+    scoring = compare("score-released", "score-shared", CANDIDATES, sizes)
     for k in KINDS:
-        found = compare("released", "shared", 1 + k, given)
+        found = compare("released", "shared", 1 + k, sizes)
         for clock, name in (("seconds", "faster"), ("cpu_seconds", "faster_cpu")):
             both = found[clock]["shared"] + scoring[clock]["score-shared"]
             found[f"{name}_with_reference"] = found[clock]["released"] / both
@@ -223,8 +222,12 @@ def main() -> None:
             f"{found['peak_mb']['released']:,.0f} against {found['peak_mb']['shared']:,.0f} MB", flush=True,
         )  # fmt: skip
     print(f"scoring {CANDIDATES} candidates: {scoring['faster']:.1f}x ({scoring['faster_cpu']:.1f}x)")
-    about = {name: value for name, value in vars(sizes).items() if name not in ("arm", "count")}
-    about |= {"prompt": PROMPT, "title": TITLE, "threads": torch.get_num_threads(), "rounds": ROUNDS}
+    about = vars(sizes) | {
+        "prompt": PROMPT,
+        "title": TITLE,
+        "threads": torch.get_num_threads(),
+        "rounds": ROUNDS,
+    }
     path = keep("bench", {"sizes": about, "goals": GOALS, "step": steps, "score": scoring}, "stage3")
     print(path.relative_to(REPOSITORY))
 
