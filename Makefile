@@ -49,7 +49,7 @@ export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
 
 CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
          EXPERIMENT="$(EXPERIMENT)" RAW="$(RAW)" $(ARGS)
-WORK := prepare stage1 stage2 stage3 evaluate report
+WORK := prepare stage1 stage2 stage3 evaluate report tune
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 
 BENCHES := bench-data bench-retrieval bench-loader bench-stage3
@@ -68,6 +68,7 @@ stage2: plan   ## tune the LM on the subsample, with and without the gate
 stage3: plan   ## align the LM to preferences, evaluate every system, print the table
 evaluate: plan ## evaluate every system and print the table
 report: plan   ## the same, and report.html (table and curves)
+tune: plan     ## search stage 1's settings on validation (CRM=din); run it twice for two trials side by side
 $(WORK):
 	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk $@
 

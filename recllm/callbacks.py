@@ -18,6 +18,10 @@ FILE_ONLY = ("reward_chosen", "reward_rejected", "reward_accuracy", "margin", "r
 """Validation figures that the curves' file and the report show, and the terminal does not."""
 
 
+class NotFinite(StageError):
+    """A loss that is no number any more."""
+
+
 class StepSeed(Callback):
     """Seeds torch before every step from (seed, step, rank).
 
@@ -65,7 +69,7 @@ class Curves(Callback):
         """Sum what the step returned."""
         for name, value in outputs.items():
             if not torch.isfinite(value).all():
-                raise StageError(broken(f"train/{name}", trainer.global_step, rows_of(batch), float(value)))
+                raise NotFinite(broken(f"train/{name}", trainer.global_step, rows_of(batch), float(value)))
             self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu()
         self._count += 1
         if trainer.global_step % self.every == 0:

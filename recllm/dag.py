@@ -11,8 +11,6 @@ A CRM has the neighbours as a parent only where it reads them: all others depend
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,13 @@ from recllm.config import load_yaml, merge, parse_overrides
 from recllm.crm.config import CrmConfig
 from recllm.data.source import SourceConfig
 from recllm.manifest import Manifest, digest
+from recllm.request import ALIGNED, GATE, GOALS, Request, choice
 from recllm.run import config_digest, read_config
 from recllm.schema import ConfigError, check_own
 
-VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW")
-GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report")
 GOAL_OF = {"tables": "prepare", "log": "prepare"}
-GATE = "sim"
 VECTORS = "both"
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
-ALIGNED = ("sft-continued", "dpo", "s-dpo")
 READS = {
     "tables": ("dataset", "source"),
     "log": ("dataset", "prepare"),
@@ -39,31 +34,12 @@ READS = {
     "neighbours": ("dataset", "wording", "lm", "retrieval"),
     "lm-prompts": ("dataset", "wording", "prompt", "lm", "subsample"),
     "stage1": ("stage1", "seed"),
+    "tune": ("stage1", "tune", "seed"),
     "stage2": ("dataset", "wording", "prompt", "lm", "subsample", "stage2", "seed"),
     "stage3": ("dataset", "wording", "prompt", "lm", "subsample", "stage3", "seed"),
     "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
     "report": (),
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked make for."""
-
-    goals: tuple[str, ...]
-    dataset: str
-    crms: tuple[str, ...]
-    systems: tuple[str, ...]
-    lm: str
-    seeds: tuple[int, ...]
-    experiment: str
-    raw: str
-    overrides: dict[str, Any]
-
-    @property
-    def gate(self) -> str:
-        """The CRM whose representation gates stage 2: the last one named."""
-        return self.crms[-1]
 
 
 @dataclass(frozen=True)
@@ -90,73 +66,6 @@ class Node:
             "overrides": self.overrides,
             "config": self.config,
         }
-
-
-def parse(arguments: Sequence[str]) -> Request:
-    """Read goals, `VARIABLE=...` and `key=value` words.
-
-    Raises:
-        ConfigError: a name that has no file, an unknown key, a seed that is no number.
-    """
-    values = dict.fromkeys(VARIABLES, "")
-    goals, keys = [], []
-    for word in arguments:
-        name, equals, value = word.partition("=")
-        if word in GOALS:
-            goals.append(word)
-        elif equals and name in VARIABLES:
-            values[name] = value.strip()
-        else:
-            keys.append(word)
-    conf = paths.repository() / "conf"
-    dataset = values["DATASET"] or "demo"
-    _choice("DATASET", dataset, conf / "dataset")
-    systems = values["SYSTEM"].split()
-    stage2 = [name for name in systems if (conf / "stage2" / f"{name}.yaml").exists()]
-    stage3 = [name for name in systems if (conf / "stage3" / f"{name}.yaml").exists()]
-    for name in systems:
-        if name not in stage2 + stage3:
-            known = ", ".join(
-                sorted(file.stem for room in ("stage2", "stage3") for file in (conf / room).glob("*.yaml"))
-            )
-            raise ConfigError(f"SYSTEM={name} is not known; wanted some of {known}")
-    crms = tuple(values["CRM"].split() or ("din", GATE))
-    for crm in crms:
-        _choice("CRM", crm, conf / "stage1")
-    if values["EXPERIMENT"]:
-        _choice("EXPERIMENT", values["EXPERIMENT"], conf / "experiment")
-    lm = values["LM"] or "tiny"
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lm)
-    if not (conf / "lm" / f"{lm}.yaml").exists() and not Path(lm).exists() and not hub_id:
-        known = ", ".join(sorted(file.stem for file in (conf / "lm").glob("*.yaml")))
-        raise ConfigError(
-            f"LM={lm} is not known; wanted one of {known}, a local path, or a hub id such as org/name"
-        )
-    seeds = values["SEED"].split() or ["0"]
-    if bad := [seed for seed in seeds if not seed.isdigit()]:
-        raise ConfigError(f"SEED={bad[0]} is no whole number; e.g. SEED='0 1 2'")
-    overrides = parse_overrides(keys)
-    if "seed" in overrides:
-        raise ConfigError(f"ARGS=seed={overrides['seed']} is given as SEED={overrides['seed']}")
-    if values["RAW"] and not Path(values["RAW"]).exists():
-        raise ConfigError(f"RAW={values['RAW']} does not exist; wanted the folder or archive of the raw data")
-    return Request(
-        goals=tuple(goals) or ("report",),
-        dataset=dataset,
-        crms=crms,
-        systems=(*(stage2 or ("lora", "reclora")), *(stage3 or ALIGNED)),
-        lm=lm,
-        seeds=tuple(int(seed) for seed in seeds),
-        experiment=values["EXPERIMENT"],
-        raw=values["RAW"],
-        overrides=overrides,
-    )
-
-
-def _choice(variable: str, name: str, folder: Path) -> None:
-    if not (folder / f"{name}.yaml").exists():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ConfigError(f"{variable}={name} is not known; wanted one of {known}")
 
 
 class Plan:
@@ -311,6 +220,8 @@ class Plan:
         asked = ",".join(dict.fromkeys(request.crms + request.systems)) if self._is_special() else "all"
         evaluate = self._node("evaluate", f"evaluate/{asked}", "stages.evaluate", parents, (), seed, gate_tag)
         self.goals["stage1"] += [crms[crm] for crm in request.crms]
+        if "tune" in request.goals:
+            self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         self.goals["stage2"] += list(tuned.values())
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
@@ -323,6 +234,16 @@ class Plan:
             return node
         del self.nodes[node.folder]  # with the neighbours as parent its name says the LM too
         return self._node("stage1", name, command, {"log": log, "neighbours": neighbours}, files, seed)
+
+    def _tuned(self, crm: str, node: Node, seed: int) -> Node:
+        """The study of a CRM's settings: what the CRM depends on, and the space."""
+        file = f"stage1/{crm}.yaml"
+        tuned = self._node("tune", f"tune/{crm}", node.command, node.parents, (file,), seed)
+        for searched in tuned.config["tune"]["space"]:
+            parse_overrides([f"{searched['key']}=0"], "tune.space")
+            if not searched["key"].startswith("stage1."):
+                raise ConfigError(f"{searched['key']} (tune.space) is no key of stage1")
+        return tuned
 
     def _held_out(self, gate: Node, rows: str, seed: int) -> Node:
         """The gate's CRM with the same settings, trained without the samples that stage 2 tunes on.
@@ -348,7 +269,7 @@ class Plan:
         for name in request.systems:
             if (self.conf / "stage3" / f"{name}.yaml").exists():
                 start = merge(self.layers(f"stage3/{name}.yaml"), request.overrides).stage3.start
-                _choice("stage3.start", start, self.conf / "stage2")
+                choice("stage3.start", start, self.conf / "stage2")
                 asked.append(start)
         return list(dict.fromkeys((*asked, self._start())))
 

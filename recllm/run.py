@@ -24,6 +24,14 @@ class StageError(RuntimeError):
     """A stage that cannot go on; its text is one line for the user."""
 
 
+class Busy(StageError):
+    """Another process is at work in the folder."""
+
+
+SHARED = ("tune",)
+"""Stages that several processes may be at work in; they see to it themselves."""
+
+
 def is_first_process() -> bool:
     """Whether this process writes: rank 0, also before torch.distributed is up."""
     return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
@@ -130,7 +138,7 @@ class Run:
             raw=raw[0] if raw else None,
         )
         run.done = run._is_done()
-        if is_first_process() and not run.done:
+        if is_first_process() and not run.done and run.stage not in SHARED:
             run._take()
         say(f"[{run.name}] " + ("nothing has changed" if run.done else "starts"))
         return run
@@ -139,6 +147,11 @@ class Run:
     def name(self) -> str:
         """The folder within `artifacts/<dataset>`, e.g. `stage2/reclora+din`."""
         return str(self.folder.relative_to(self.root))
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set."""
+        return str(self.content["dataset"])
 
     def parent(self, role: str) -> Path:
         """Folder of the parent with this role."""
@@ -165,12 +178,15 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise StageError(
-                f"another process is at work in {self.folder}; wait for it, or stop it"
-            ) from error
+            raise Busy(f"another process is at work in {self.folder}; wait for it, or stop it") from error
         # From here on a manifest would speak of files that are about to change.
         (self.folder / paths.MANIFEST).unlink(missing_ok=True)
         self._seconds_before = self._clock_before()
+
+    def close(self) -> None:
+        """Give the folder back to other processes; at the latest, that is when this one ends."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _clock_before(self) -> float:
         """Wall time of earlier attempts that this one resumes, in seconds."""

@@ -11,8 +11,9 @@ from recllm.crm.config import CrmConfig
 from recllm.data.config import PrepareConfig
 from recllm.data.source import SourceConfig
 from recllm.data.wording import Wording
-from recllm.lm.config import LmConfig, TinyConfig
+from recllm.lm.config import LmConfig, LmTrainingConfig, TinyConfig
 from recllm.retrieval.config import RetrievalConfig
+from recllm.tuning.config import TuneConfig
 
 EXECUTION = "trainer"
 """The section that says how, not what: it makes no finished stage stale."""
@@ -103,32 +104,6 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
-class LmTrainingConfig:
-    """How `LM=tiny` is trained on text of the training split."""
-
-    text_tokens: int = 4_500_000
-    """Tokens of the first phase (item cards, timelines, questions with answers)."""
-    prompt_tokens: int = 6_000_000
-    """Tokens of the second phase (prompts with retrieved histories)."""
-    batch_tokens: int = 3_584
-    """Tokens of one optimizer step."""
-    block: int = 224
-    """Tokens of a packed training row."""
-    label_weight: float = 4.0
-    """Loss weight of a rating or answer token; a title token weighs 1."""
-    question_share: float = 0.25
-    """Share of the first phase's tokens that are questions with answers (of the subsample only)."""
-    timeline_share: float = 0.15
-    """Share of the second phase's tokens that are timelines and cards, so that the LM forgets little."""
-    lr: float = 3e-3
-    """Peak learning rate of the first phase."""
-    prompt_lr: float = 2e-3
-    """Peak learning rate of the second phase."""
-    precision: str = "32-true"
-    """Lightning's precision for pretraining."""
-
-
-@dataclass(frozen=True)
 class LmStageConfig:
     """The causal LM: which one, and how `tiny` is made."""
 
@@ -170,6 +145,11 @@ class Stage1Config:
         _check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
         _check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
         _check_hold_out("stage1.hold_out", self.hold_out)
+
+    @property
+    def monitor(self) -> str:
+        """The validation score that selects: AUC, or the hit rate at 1 of what is trained to rank."""
+        return "valid/auc" if self.objective == "ctr" else "valid/hr@1"
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -406,6 +386,7 @@ class Config:
     stage2: Stage2Config = field(default_factory=Stage2Config)
     stage3: Stage3Config = field(default_factory=Stage3Config)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     seed: int = 0
     """Seed of stages 1 to 3 (`SEED=`); the split and the LM have their own."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ def fit(
     interval: int,
     monitors: list[str],
     first: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> lightning.Trainer:
     """Train, or go on where a killed run left off.
 
@@ -157,6 +159,7 @@ def fit(
         interval: steps between validations.
         monitors: scores of which the best checkpoint is kept, higher is better; the first one stops early.
         first: validate before the first step, so that the curve starts with what no training gives.
+        callbacks: what else watches the training.
 
     Returns:
         The trainer; `best(run, monitor)` is where the checkpoints are.
@@ -183,11 +186,12 @@ def fit(
         )
         for monitor in monitors
     ]
-    callbacks: list[Callback] = [
+    watching: list[Callback] = [
         StepSeed(run.config.seed or 0),
         Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50)),
         Stop(monitors[0], mode="max", patience=settings.patience, min_delta=0.0),
         *selections,
+        *callbacks,
         Last(run, config.checkpoint_every, interval),
     ]
     trainer = lightning.Trainer(
@@ -199,7 +203,7 @@ def fit(
         max_steps=loaders.steps,
         val_check_interval=interval,
         gradient_clip_val=settings.clip or None,
-        callbacks=callbacks,
+        callbacks=watching,
         logger=_loggers(run),
         deterministic=config.deterministic or None,
         num_sanity_val_steps=0,

@@ -9,6 +9,7 @@ changed, and the rules to `artifacts/<dataset>/plan.mk`; `status` shows what is 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,9 @@ from omegaconf import OmegaConf
 
 from recllm import paths
 from recllm.config import merge
-from recllm.dag import ENDS_WITH_TABLE, Plan, parse
+from recllm.dag import ENDS_WITH_TABLE, Node, Plan
+from recllm.request import parse
+from recllm.run import SHARED
 from recllm.schema import EXECUTION, Config, ConfigError
 
 SHOWN = "shown.txt"
@@ -36,8 +39,9 @@ def write(plan: Plan) -> Path:
     if not shown.exists() or shown.read_text() != names:
         shown.write_text(names)
     path = plan.root / "plan.mk"
-    path.write_text(rules(plan))
-    return path
+    partial = path.with_name(f"plan.mk.{os.getpid()}")  # two `make tune` side by side both write it
+    partial.write_text(rules(plan))
+    return partial.replace(path)
 
 
 def rules(plan: Plan) -> str:
@@ -52,7 +56,7 @@ def rules(plan: Plan) -> str:
         f"EXECUTION := {execution}",
     ]
     for goal in plan.request.goals:
-        targets = [str(plan.manifest(node)) for node in plan.goals[goal]]
+        targets = [target(plan, node) for node in plan.goals[goal]]
         if goal in ENDS_WITH_TABLE:
             targets = [str(plan.root / paths.RESULTS)]
         lines += [f".PHONY: {goal}", f"{goal}: {' '.join(targets)}"]
@@ -66,11 +70,17 @@ def rules(plan: Plan) -> str:
         folder = plan.root / node.folder
         parents = " ".join(str(plan.manifest(parent)) for parent in node.parents.values())
         raw = f" raw={plan.request.raw}" if node.stage == "tables" and plan.request.raw else ""
+        lines += [f".PHONY: {folder}"] if node.stage in SHARED else []
         lines += [
-            f"{plan.manifest(node)}: {folder / paths.CONFIG} {parents}",
+            f"{target(plan, node)}: {folder / paths.CONFIG} {parents}",
             f"\t@$(PYTHON) -m {node.command} {folder} $(EXECUTION){raw}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def target(plan: Plan, node: Node) -> str:
+    """What Make sees of a node: its manifest; of a study, which has no end, the folder."""
+    return str(plan.root / node.folder if node.stage in SHARED else plan.manifest(node))
 
 
 def show(plan: Plan) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.retrieval import RetrievalHitRate
@@ -149,37 +151,64 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
     )
 
 
+def data(run: Run) -> CrmInputs:
+    """What batches are made of."""
+    log, config = parents.event_log(run), run.config.stage1
+    retrieval = parents.Retrieval.open(run, log) if config.crm.search == "semantic" else None
+    return parents.crm_inputs(log, config.inputs, retrieval)
+
+
+def train(
+    run: Run, inputs: CrmInputs, callbacks: Sequence[Callback] = ()
+) -> tuple[Model, lightning.Trainer, dict[str, Any]]:
+    """Train: the model after the last step, the trainer, and what the manifest says of the training."""
+    config, log = run.config.stage1, inputs.log
+    torch.manual_seed(run.config.seed)
+    model = build(fields(log), config.crm)
+    rows = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
+    if config.objective == "ctr":
+        size = config.fit.batch_size
+        steps, interval = plan_steps(len(rows), size, config.fit.epochs, config.fit.validations)
+        loaders = ctr_loaders(run, inputs, rows, steps)
+    else:
+        rows = rows[log.label[rows] == 1]
+        size = max(1, config.fit.batch_size // (1 + config.negatives))
+        steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
+        loaders = rank_loaders(run, inputs, rows, steps)
+    held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
+    say(f"  {len(rows):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
+    module = CrmModule(model, config, steps, run.config.trainer.compile)
+    trainer = fit(run, module, loaders, config.fit, interval, [config.monitor], callbacks=callbacks)
+    figures = {"steps": steps, "rows": len(rows), "hold_out": config.hold_out, "inputs": config.inputs}
+    return model, trainer, figures
+
+
 def work(run: Run) -> None:
     """Train, export the best checkpoint, and say what it reached."""
     config = run.config.stage1
-    log = parents.event_log(run)
-    retrieval = parents.Retrieval.open(run, log) if config.crm.search == "semantic" else None
-    inputs = parents.crm_inputs(log, config.inputs, retrieval)
-    torch.manual_seed(run.config.seed)
-    model = build(fields(log), config.crm)
-    train = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
-    if config.objective == "ctr":
-        monitor, size = "valid/auc", config.fit.batch_size
-        steps, interval = plan_steps(len(train), size, config.fit.epochs, config.fit.validations)
-        loaders = ctr_loaders(run, inputs, train, steps)
-    else:
-        train = train[log.label[train] == 1]
-        monitor, size = "valid/hr@1", max(1, config.fit.batch_size // (1 + config.negatives))
-        steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
-        loaders = rank_loaders(run, inputs, train, steps)
-    held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
-    say(f"  {len(train):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
-    module = CrmModule(model, config, steps, run.config.trainer.compile)
-    trainer = fit(run, module, loaders, config.fit, interval, [monitor])
+    model, trainer, figures = train(run, data(run))
     if not trainer.is_global_zero:
         return
-    state = torch.load(best(run, monitor), weights_only=True)["state_dict"]
+    state = torch.load(best(run, config.monitor), weights_only=True)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     facts = {"inputs": config.inputs, "config": dataclasses.asdict(config)}
     export(model, parents.export_folder(run), facts)
-    figures = {"steps": steps, "rows": len(train), "hold_out": config.hold_out, "inputs": config.inputs}
-    run.finish([parents.export_folder(run)], {**figures, **best_scores(run, monitor)})
+    run.finish([parents.export_folder(run)], {**figures, **best_scores(run, config.monitor)})
+
+
+def tune(run: Run) -> None:
+    """Train trial after trial of a study until its budget is spent; data are read once for all of them."""
+    from recllm.tuning.search import Search
+
+    search, shown = Search.open(run), None
+    while claimed := search.claim():
+        trial, one = claimed
+        with search.told(trial, one) as pruning:
+            if one.config.stage1.inputs != shown:
+                shown, inputs = one.config.stage1.inputs, data(one)
+            train(one, inputs, [pruning])
+    search.report()
 
 
 if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))
+    sys.exit(main(lambda run: tune(run) if run.stage == "tune" else work(run), sys.argv[1:]))

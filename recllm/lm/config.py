@@ -43,3 +43,29 @@ class TinyConfig:
     """Most tokens, those of the template among them; small data use fewer."""
     context: int = 512
     """Longest input (tokens)."""
+
+
+@dataclass(frozen=True)
+class LmTrainingConfig:
+    """How `LM=tiny` is trained on text of the training split."""
+
+    text_tokens: int = 4_500_000
+    """Tokens of the first phase (item cards, timelines, questions with answers)."""
+    prompt_tokens: int = 6_000_000
+    """Tokens of the second phase (prompts with retrieved histories)."""
+    batch_tokens: int = 3_584
+    """Tokens of one optimizer step."""
+    block: int = 224
+    """Tokens of a packed training row."""
+    label_weight: float = 4.0
+    """Loss weight of a rating or answer token; a title token weighs 1."""
+    question_share: float = 0.25
+    """Share of the first phase's tokens that are questions with answers (of the subsample only)."""
+    timeline_share: float = 0.15
+    """Share of the second phase's tokens that are timelines and cards, so that the LM forgets little."""
+    lr: float = 3e-3
+    """Peak learning rate of the first phase."""
+    prompt_lr: float = 2e-3
+    """Peak learning rate of the second phase."""
+    precision: str = "32-true"
+    """Lightning's precision for pretraining."""

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from recllm.dag import Plan, parse
+from recllm.dag import Plan
 from recllm.manifest import Manifest, describe_outputs
+from recllm.request import parse
 from recllm.run import config_digest, read_config
 from stages import plan
 
@@ -367,3 +368,23 @@ def test_the_makefile_turns_its_variables_into_these_words(root):
     line = next(line for line in out.splitlines() if "stages.plan write" in line)
     for word in ("stage2", 'CRM="sim din"', 'SEED="0 1"', "stage2.fit.lr=1", 'DATASET="demo"'):
         assert word in line
+
+
+def test_a_study_depends_on_what_its_crm_reads_and_is_never_up_to_date(root):
+    assert set(needed("tune", "CRM=din")) == {"tables", "log", "tune/din"}
+    nodes = needed("tune", "CRM=din sim", "SEED=1")
+    assert of_stage(nodes, "tune") == {"tune/din+s1", "tune/sim+s1"}
+    assert nodes["tune/sim+s1"].parents["neighbours"].folder == "neighbours/both"
+    assert "tune" in nodes["tune/din+s1"].config
+    assert not of_stage(needed("stage1"), "tune")
+    written = plan.write(Plan(parse(["tune", "CRM=din"]))).read_text()
+    folder = root / "tune" / "din"
+    assert f".PHONY: {folder}\n" in written
+    assert f"\n{folder}: {folder / 'config.yaml'} {root / 'log' / 'manifest.json'}\n" in written
+
+
+@pytest.mark.parametrize("key", ["stage1.fit.lrr", "stage2.fit.lr", "stage1.fit"])
+def test_what_cannot_be_searched_is_refused_before_anything_runs(root, key):
+    space = f"tune.space=[{{key: {key}, low: 0.0, high: 1.0}}]"
+    with pytest.raises(ValueError, match=rf"{key} \(tune\.space\)"):
+        Plan(parse(["tune", space]))
