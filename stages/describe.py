@@ -16,7 +16,7 @@ import numpy as np
 
 from recllm import parents, paths
 from recllm.columns import SPLITS
-from recllm.dag import Plan, parse
+from recllm.dag import Plan
 from recllm.data.batches import chronological
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Prompts
@@ -30,6 +30,7 @@ from recllm.report.describe import (
     ask_titles,
     write_description,
 )
+from recllm.request import parse
 from recllm.run import load_sections
 from recllm.schema import Config, ConfigError
 

@@ -6,8 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm.dag import Plan, parse
+from recllm.dag import Plan
 from recllm.manifest import Manifest
+from recllm.request import parse
 from recllm.run import config_digest
 from stages import describe
 
