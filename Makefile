@@ -52,7 +52,7 @@ CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$
 WORK := prepare stage1 stage2 stage3 evaluate report tune
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage3
+BENCHES := bench-data bench-retrieval bench-loader bench-stage2 bench-stage3
 
 .PHONY: help env own-environment plan describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
@@ -126,6 +126,9 @@ bench-retrieval: | $(READY)  ## ways to search a history, side by side
 
 bench-loader: .bench/fuxictr/.installed .bench/recbole/.installed | $(READY)  ## our loader, FuxiCTR's, RecBole's
 	@$(PYTHON) -m bench.loader
+
+bench-stage2: | $(READY)  ## a training step of RecLoRA beside LoRA, loops, X-LoRA, and the public code's way
+	@$(PYTHON) -m bench.stage2
 
 bench-stage3: | $(READY)  ## a preference step and scoring: shared prompts against whole sequences
 	@$(PYTHON) -m bench.stage3
