@@ -213,7 +213,7 @@ def take_turns(steps: dict[str, Step], rounds: int, device: str, same: bool = Tr
 
 
 def grown(step: Step, device: str) -> float:
-    """MB that the process grows by at the peak of its first step with these rows: gradients, optimizer, all."""
+    """MB that the process grows by at the peak of a step: activations, gradients, on a CPU AdamW's state."""
     if device == "cuda":
         step()
         torch.cuda.reset_peak_memory_stats()
