@@ -16,7 +16,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recllm.schema import Config, ConfigError
+from recllm.checks import ConfigError
+from recllm.schema import Config
 
 
 def keys(value: Mapping[str, Any], prefix: str = "") -> list[str]:

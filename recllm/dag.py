@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from recllm import paths
+from recllm.checks import ConfigError
 from recllm.config import load_yaml, merge, parse_overrides
 from recllm.crm.config import CrmConfig
 from recllm.data.source import SourceConfig
 from recllm.manifest import Manifest, digest
 from recllm.request import ALIGNED, GATE, GOALS, Request, choice
 from recllm.run import config_digest, read_config
-from recllm.schema import ConfigError, check_own
+from recllm.schema import check_own
 
 GOAL_OF = {"tables": "prepare", "log": "prepare"}
 VECTORS = "both"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from recllm import paths
+from recllm.checks import ConfigError
 from recllm.config import parse_overrides
-from recllm.schema import ConfigError
 
 VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW")
 GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune")

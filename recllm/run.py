@@ -15,9 +15,10 @@ from typing import IO, Any
 from omegaconf import OmegaConf
 
 from recllm import paths
+from recllm.checks import ConfigError
 from recllm.config import freeze, override, parse_overrides
 from recllm.manifest import Manifest, check_parents, describe_outputs, digest, now, write_json
-from recllm.schema import EXECUTION, Config, ConfigError
+from recllm.schema import EXECUTION, Config
 
 
 class StageError(RuntimeError):

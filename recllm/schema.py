@@ -7,37 +7,17 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from recllm.checks import check, check_hold_out, check_rows
 from recllm.crm.config import CrmConfig
 from recllm.data.config import PrepareConfig
 from recllm.data.source import SourceConfig
 from recllm.data.wording import Wording
-from recllm.lm.config import LmConfig, LmTrainingConfig, TinyConfig
+from recllm.lm.config import LmStageConfig
 from recllm.retrieval.config import RetrievalConfig
 from recllm.tuning.config import TuneConfig
 
 EXECUTION = "trainer"
 """The section that says how, not what: it makes no finished stage stale."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; its text is one line for the user."""
-
-
-def _check(ok: bool, key: str, got: object, wanted: str) -> None:
-    if not ok:
-        raise ConfigError(f"{key}={got} is not usable; wanted {wanted}")
-
-
-def _check_hold_out(key: str, got: str) -> None:
-    """Refuse what is no prefix of the training permutation: only prefixes nest."""
-    known = re.fullmatch(r"none|uniform\d+|0?\.\d+", got)
-    _check(known is not None, key, got, "none, uniform<n> or a fraction such as 0.1")
-
-
-def _check_rows(key: str, got: str) -> None:
-    """Refuse a row set's name that `EventLog.rows` does not know."""
-    known = re.fullmatch(r"all|first\d+|uniform\d+|0?\.\d+|1\.0+", got)
-    _check(known is not None, key, got, "all, first<n>, uniform<n> or a fraction such as 0.1")
 
 
 @dataclass(frozen=True)
@@ -63,7 +43,7 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.history >= 1, "prompt.history", self.history, "at least 1 event")
+        check(self.history >= 1, "prompt.history", self.history, "at least 1 event")
 
 
 @dataclass(frozen=True)
@@ -93,25 +73,14 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.epochs > 0, "epochs", self.epochs, "more than 0")
-        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 row")
-        _check(self.lr > 0, "lr", self.lr, "more than 0")
-        _check(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
-        _check(self.validations >= 1, "validations", self.validations, "at least 1")
+        check(self.epochs > 0, "epochs", self.epochs, "more than 0")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 row")
+        check(self.lr > 0, "lr", self.lr, "more than 0")
+        check(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
+        check(self.validations >= 1, "validations", self.validations, "at least 1")
         precisions = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
-        _check(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
-        _check_rows("valid_rows", self.valid_rows)
-
-
-@dataclass(frozen=True)
-class LmStageConfig:
-    """The causal LM: which one, and how `tiny` is made."""
-
-    model: LmConfig = field(default_factory=LmConfig)
-    tiny: TinyConfig = field(default_factory=TinyConfig)
-    training: LmTrainingConfig = field(default_factory=LmTrainingConfig)
-    seed: int = 0
-    """Seed of the LM's start and of its text; apart from `seed`, so that all seeds share one LM."""
+        check(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
+        check_rows("valid_rows", self.valid_rows)
 
 
 @dataclass(frozen=True)
@@ -139,12 +108,12 @@ class Stage1Config:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.objective in ("ctr", "rank"), "stage1.objective", self.objective, "ctr or rank")
-        _check(self.recent >= 1, "stage1.recent", self.recent, "at least 1 event")
+        check(self.objective in ("ctr", "rank"), "stage1.objective", self.objective, "ctr or rank")
+        check(self.recent >= 1, "stage1.recent", self.recent, "at least 1 event")
         least = 1 if self.crm.search else 0
-        _check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
-        _check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
-        _check_hold_out("stage1.hold_out", self.hold_out)
+        check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
+        check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
+        check_hold_out("stage1.hold_out", self.hold_out)
 
     @property
     def monitor(self) -> str:
@@ -207,19 +176,19 @@ class AdapterConfig:
         }
         for key, values in known.items():
             got = getattr(self, key)
-            _check(got in values, f"stage2.adapter.{key}", got, f"one of {', '.join(values)}")
-        _check(self.r >= 1, "stage2.adapter.r", self.r, "at least 1")
-        _check(self.num_meta >= 1, "stage2.adapter.num_meta", self.num_meta, "at least 1")
+            check(got in values, f"stage2.adapter.{key}", got, f"one of {', '.join(values)}")
+        check(self.r >= 1, "stage2.adapter.r", self.r, "at least 1")
+        check(self.num_meta >= 1, "stage2.adapter.num_meta", self.num_meta, "at least 1")
         temperature = self.gate_temperature
-        _check(temperature > 0, "stage2.adapter.gate_temperature", temperature, "more than 0")
-        _check(self.soft_prompt >= 0, "stage2.adapter.soft_prompt", self.soft_prompt, "0 or more tokens")
+        check(temperature > 0, "stage2.adapter.gate_temperature", temperature, "more than 0")
+        check(self.soft_prompt >= 0, "stage2.adapter.soft_prompt", self.soft_prompt, "0 or more tokens")
         gated, plain = self.kind == "reclora", self.kind in ("lora", "reclora")
         wanted = f"0, since stage2.adapter.kind={self.kind}; or kind=reclora"
-        _check(gated or not self.soft_prompt, "stage2.adapter.soft_prompt", self.soft_prompt, wanted)
+        check(gated or not self.soft_prompt, "stage2.adapter.soft_prompt", self.soft_prompt, wanted)
         wanted = f"gaussian, since stage2.adapter.kind={self.kind}; or kind=lora or reclora"
-        _check(plain or self.init == "gaussian", "stage2.adapter.init", self.init, wanted)
+        check(plain or self.init == "gaussian", "stage2.adapter.init", self.init, wanted)
         same = gated and self.mixture == "core" and self.gate_input == "none"
-        _check(not same, "stage2.adapter.gate_input", "none", "a gate for mixture=core; or kind=lora")
+        check(not same, "stage2.adapter.gate_input", "none", "a gate for mixture=core; or kind=lora")
 
     @property
     def reads(self) -> str | None:
@@ -250,8 +219,8 @@ class Stage2Config:
     def __post_init__(self) -> None:
         """Check ranges."""
         known = ("crm", "out_of_fold")
-        _check(self.representation in known, "stage2.representation", self.representation, " or ".join(known))
-        _check(0 <= self.title_share < 1, "stage2.title_share", self.title_share, "a share from 0 to below 1")
+        check(self.representation in known, "stage2.representation", self.representation, " or ".join(known))
+        check(0 <= self.title_share < 1, "stage2.title_share", self.title_share, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -286,17 +255,17 @@ class Stage3Config:
     def __post_init__(self) -> None:
         """Check ranges."""
         losses = ("softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft")
-        _check(self.loss in losses, "stage3.loss", self.loss, f"one of {', '.join(losses)}")
-        _check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
+        check(self.loss in losses, "stage3.loss", self.loss, f"one of {', '.join(losses)}")
+        check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
         kinds = ("random", "reference", "crm", "half")
-        _check(self.negatives_from in kinds, "stage3.negatives_from", self.negatives_from, ", ".join(kinds))
+        check(self.negatives_from in kinds, "stage3.negatives_from", self.negatives_from, ", ".join(kinds))
         lists = ("mixed", "uniform", "popular")
-        _check(self.lists in lists, "stage3.lists", self.lists, ", ".join(lists))
-        _check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
-        _check(self.sft_weight >= 0, "stage3.sft_weight", self.sft_weight, "0 or more")
+        check(self.lists in lists, "stage3.lists", self.lists, ", ".join(lists))
+        check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
+        check(self.sft_weight >= 0, "stage3.sft_weight", self.sft_weight, "0 or more")
         smoothing = self.label_smoothing
-        _check(0 <= smoothing < 0.5, "stage3.label_smoothing", smoothing, "a probability from 0 to below 0.5")
-        _check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
+        check(0 <= smoothing < 0.5, "stage3.label_smoothing", smoothing, "a probability from 0 to below 0.5")
+        check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
 
 
 @dataclass(frozen=True)
@@ -322,11 +291,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check_rows("evaluate.ctr_rows", self.ctr_rows)
-        _check_rows("evaluate.aligned_rows", self.aligned_rows)
-        _check_rows("evaluate.blend_rows", self.blend_rows)
+        check_rows("evaluate.ctr_rows", self.ctr_rows)
+        check_rows("evaluate.aligned_rows", self.aligned_rows)
+        check_rows("evaluate.blend_rows", self.blend_rows)
         lists = [kind for kind in self.candidates if not re.fullmatch(r"(uniform|popular|hard)\d+", kind)]
-        _check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20")
+        check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20")
 
 
 @dataclass(frozen=True)
@@ -361,12 +330,12 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        _check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
-        _check(self.attention in ("sdpa", "flex"), "trainer.attention", self.attention, "sdpa or flex")
+        check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        check(self.attention in ("sdpa", "flex"), "trainer.attention", self.attention, "sdpa or flex")
         every = self.checkpoint_every
-        _check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
+        check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
         there = not self.wandb or importlib.util.find_spec("wandb") is not None
-        _check(there, "trainer.wandb", self.wandb, "false, or the library: pip install wandb")
+        check(there, "trainer.wandb", self.wandb, "false, or the library: pip install wandb")
 
 
 @dataclass(frozen=True)
@@ -394,7 +363,7 @@ class Config:
     def __post_init__(self) -> None:
         """Check ranges."""
         if self.subsample is not None:  # None where it does not reach a stage
-            _check_rows("subsample", self.subsample)
+            check_rows("subsample", self.subsample)
 
 
 def check_own(config: Config) -> None:
@@ -404,15 +373,15 @@ def check_own(config: Config) -> None:
         ConfigError: the first key that does not go with the section `source`.
     """
     source, prepare = config.source, config.prepare
-    _check(bool(config.dataset.card), "dataset.card", "''", "what an LM reads of an item, e.g. '{title}'")
+    check(bool(config.dataset.card), "dataset.card", "''", "what an LM reads of an item, e.g. '{title}'")
     threshold, negatives = prepare.label_threshold, prepare.sampled_negatives
-    _check(threshold is None, "prepare.label_threshold", threshold, "null, as source.label has the rule")
+    check(threshold is None, "prepare.label_threshold", threshold, "null, as source.label has the rule")
     has_dislikes = source.label.rule != "clicks" or negatives > 0
-    _check(has_dislikes, "prepare.sampled_negatives", negatives, "1 or more, as clicks know no dislike")
+    check(has_dislikes, "prepare.sampled_negatives", negatives, "1 or more, as clicks know no dislike")
     if not source.events.timestamp:
         wanted = "last, user or random, as source.events.timestamp is empty"
-        _check(prepare.split != "time", "prepare.split", prepare.split, wanted)
+        check(prepare.split != "time", "prepare.split", prepare.split, wanted)
     if not source.users.path:
         fields, profile = prepare.user_fields, config.wording.profile
-        _check(not fields, "prepare.user_fields", fields, "none, as source.users.path is empty")
-        _check("{" not in profile, "wording.profile", repr(profile), "'', as source.users.path is empty")
+        check(not fields, "prepare.user_fields", fields, "none, as source.users.path is empty")
+        check("{" not in profile, "wording.profile", repr(profile), "'', as source.users.path is empty")

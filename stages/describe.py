@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from recllm import parents, paths
+from recllm.checks import ConfigError
 from recllm.columns import SPLITS
 from recllm.dag import Plan
 from recllm.data.batches import chronological
@@ -32,7 +33,7 @@ from recllm.report.describe import (
 )
 from recllm.request import parse
 from recllm.run import load_sections
-from recllm.schema import Config, ConfigError
+from recllm.schema import Config
 
 SAMPLE = "uniform20000"
 """Rows of each split whose prompts are counted in tokens."""

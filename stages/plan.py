@@ -17,11 +17,12 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from recllm import paths
+from recllm.checks import ConfigError
 from recllm.config import merge
 from recllm.dag import ENDS_WITH_TABLE, Node, Plan
 from recllm.request import parse
 from recllm.run import SHARED
-from recllm.schema import EXECUTION, Config, ConfigError
+from recllm.schema import EXECUTION, Config
 
 SHOWN = "shown.txt"
 

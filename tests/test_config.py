@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from recllm.checks import ConfigError
 from recllm.config import KEYS, SCHEMA, check_keys, load_yaml, merge, parse_overrides
 from recllm.losses import PREFERENCE_LOSSES
 from recllm.run import load_sections
-from recllm.schema import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))

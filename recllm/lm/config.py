@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -69,3 +69,14 @@ class LmTrainingConfig:
     """Peak learning rate of the second phase."""
     precision: str = "32-true"
     """Lightning's precision for pretraining."""
+
+
+@dataclass(frozen=True)
+class LmStageConfig:
+    """The causal LM: which one, and how `tiny` is made."""
+
+    model: LmConfig = field(default_factory=LmConfig)
+    tiny: TinyConfig = field(default_factory=TinyConfig)
+    training: LmTrainingConfig = field(default_factory=LmTrainingConfig)
+    seed: int = 0
+    """Seed of the LM's start and of its text; apart from `seed`, so that all seeds share one LM."""

@@ -75,8 +75,8 @@ def test_row_sets_nest_and_stay_within_their_split(demo_log, split):
 
 @pytest.mark.parametrize("name", ["", "some", "uniform", "first-3", "1.5", "0", "all2", "10%", "1"])
 def test_unknown_row_sets_are_refused(demo_log, name):
+    from recllm.checks import ConfigError
     from recllm.config import merge
-    from recllm.schema import ConfigError
 
     with pytest.raises(ValueError, match=r"row set .*wanted"):
         demo_log.rows("train", name)

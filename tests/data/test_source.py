@@ -2,8 +2,8 @@ import re
 
 import pytest
 
+from recllm.checks import ConfigError
 from recllm.config import merge
-from recllm.schema import ConfigError
 
 GOOD = {
     "events": {"path": "e.csv", "rating": "stars", "rating_scale": [1, 5]},

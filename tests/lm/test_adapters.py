@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from recllm.checks import ConfigError
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, load_adapter, needs, save_adapter
 from recllm.reclora import Card
-from recllm.schema import AdapterConfig, ConfigError
+from recllm.schema import AdapterConfig
 
 KINDS = {
     "lora": {"kind": "lora"},

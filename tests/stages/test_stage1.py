@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from recllm.checks import ConfigError
 from recllm.config import load_yaml, merge
 from recllm.crm import build
 from recllm.data.batches import CrmInputs
 from recllm.data.loader import plan_steps
 from recllm.run import Run
-from recllm.schema import ConfigError
 from recllm.training import best_scores, fit
 from stages import stage1
 from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
