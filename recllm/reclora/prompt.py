@@ -27,7 +27,8 @@ def put_before(
         The arguments, `segments` of the extended row, and how many tokens were put before the row.
 
     Raises:
-        ValueError: If packed rows come without a 4-D mask, or a cache without these virtual tokens.
+        ValueError: If packed rows come without a 4-D mask, any with FlexAttention's block mask, or a cache
+            without these virtual tokens.
     """
     inputs = dict(inputs)
     ids, embeds = inputs.pop("input_ids", None), inputs.get("inputs_embeds")
@@ -39,6 +40,10 @@ def put_before(
     added = count * tokens
     cache, mask, positions = (inputs.get(k) for k in ("past_key_values", "attention_mask", "position_ids"))
     past = cache.get_seq_length() if cache is not None else 0
+    if mask is not None and not isinstance(mask, Tensor):
+        raise ValueError(
+            f"a soft prompt cannot extend a {type(mask).__name__}; wanted a tensor: trainer.attention=sdpa"
+        )
     if past:
         added = 0
         fits = mask is None or (mask.dim() == 2 and mask.shape[1] + tokens == past + length)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from recllm.reclora import RecLoraConfig
@@ -145,7 +146,7 @@ def test_generate_equals_greedy_by_hand_with_padding_and_beams():
         assert torch.equal(alone, together[row - 1 : row])
 
 
-def test_a_cache_of_something_else_is_refused():
+def test_a_cache_of_something_else_and_a_block_mask_are_refused():
     model = prompted()
     ids, representation = inputs()
     with model.disable_adapter():
@@ -159,6 +160,9 @@ def test_a_cache_of_something_else_is_refused():
         )
     with pytest.raises(ValueError, match="representation has 2 rows"):
         model(ids, representation=representation[:2])
+    mask = create_block_mask(lambda row, head, query, key: query >= key, 3, None, 7, 7, device="cpu")
+    with pytest.raises(ValueError, match="cannot extend a BlockMask; wanted a tensor"):
+        model(ids, attention_mask=mask, representation=representation)
 
 
 def test_checkpointing_changes_nothing():
