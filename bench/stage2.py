@@ -336,11 +336,15 @@ def crm_inputs(fields: Fields, rows: int, length: int = 60) -> dict[str, Tensor]
     }
 
 
+COMPARISONS = {"rank": rank, "head": head, "anchors": anchors}
+
+
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", choices=COMPARISONS, help="one comparison instead of all")
     parser.add_argument("--grown", nargs=2, metavar=("WAY", "SIZE"), help="MB of one way, in this process")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -348,11 +352,11 @@ def main() -> None:
         _head(*arguments.grown, arguments.device, rows=1)()  # code that is loaded at first use
         print(grown(_head(*arguments.grown, arguments.device), arguments.device))
         return
-    figures: dict[str, Any] = {"device": arguments.device, "rounds": arguments.rounds, "goals": GOALS}
-    for name, measure in (("rank", rank), ("head", head), ("anchors", anchors)):
-        figures[name] = measure(arguments.rounds, arguments.device)
-        print(name, figures[name], flush=True)
-    print(f"written to {keep('bench', figures, 'stage2')}")
+    about = {"device": arguments.device, "rounds": arguments.rounds, "goals": GOALS}
+    for name in [arguments.only] if arguments.only else COMPARISONS:
+        figures = COMPARISONS[name](arguments.rounds, arguments.device)
+        print(name, figures)
+        print(f"written to {keep(name, about | figures, 'stage2')}", flush=True)
 
 
 if __name__ == "__main__":
