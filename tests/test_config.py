@@ -160,6 +160,9 @@ def test_every_file_merges_with_the_schema(path):
         for key, value in part.items():
             if isinstance(value, dict):
                 agrees(value, whole[key])
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                for one, other in zip(value, whole[key], strict=True):
+                    agrees(one, other)
             else:
                 assert whole[key] == value, key
 
