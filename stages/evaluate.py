@@ -72,7 +72,7 @@ class Evaluation:
                 scored |= {role[6:]: self.lm_logits(role, rows) for role in tuned}
                 pairs |= {system: self.gate for system in scored if system not in ("popularity", *self.crms)}
                 if "lora" in scored:
-                    scored["blend"] = self._blend(rows, gate.logits(rows), scored["lora"])
+                    scored["blend"] = self._blend(gate.logits(rows), scored["lora"])
                     pairs |= {"blend": self.gate} | {s: "lora" for s in scored if s.startswith("reclora")}
             if "din" in scored and self.gate != "din":
                 pairs[self.gate] = "din"
@@ -91,7 +91,7 @@ class Evaluation:
                     system, "ctr", name, len(rows), figures, other, difference, crm_auc if is_lm else None
                 )
 
-    def _blend(self, rows: Rows, crm: Scores, lora: Scores) -> Any:
+    def _blend(self, crm: Scores, lora: Scores) -> Any:
         """Logistic regression on the gate CRM's logit and plain LoRA's, fitted on validation rows."""
         valid = self.log.rows("valid", self.config.blend_rows)
         features = np.stack([self.crms[self.gate].logits(valid), self.lm_logits("tuned:lora", valid)], 1)
