@@ -57,7 +57,7 @@ BENCHES := bench-data bench-retrieval bench-loader bench-stage2 bench-stage3
 .PHONY: help env own-environment plan describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
-	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo '  variables: DATASET=demo|ml-1m|ml-25m|goodreads|your own  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
 	@echo '             SEED="0 1 2"  EXPERIMENT=quick  RAW=folder-or-archive  ARGS="key=value ..."  PYTHON=...'

@@ -1,14 +1,6 @@
-"""Names and reserved ids that every room shares."""
-
-USER = "user"
-ITEM = "item"
-RATING = "rating"
-LABEL = "label"
-TIMESTAMP = "timestamp"
-TITLE = "title"
+"""Reserved ids and split codes that every room shares."""
 
 # Dense ids: 0 pads, 1 stands for everything without a training event, real ids start at 2.
-PADDING = 0
 UNKNOWN = 1
 FIRST_ID = 2
 

@@ -24,7 +24,7 @@ from recllm.data.prompts import Pieces, Prompts, fill
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.probe import layout_of, windows
-from recllm.lm.tasks import Answers, Titles
+from recllm.lm.tasks import Answers, Titles, Verdicts
 from recllm.lm.tiny import train_tokenizer
 from recllm.manifest import Manifest
 from recllm.retrieval.category import SameCategory
@@ -207,11 +207,34 @@ class Lm:
             self.layout,
         )
 
+    def verdicts(
+        self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, retrieved: bool
+    ) -> Verdicts:
+        """The Yes/No task on every candidate of liked rows; a gate reads each candidate's representation."""
+        k, shape = self.config.prompt.history, candidates.shape
+        if retrieved:
+            assert self.retrieval is not None
+            shown = self.retrieval.searcher.search(rows, candidates, k, "time")
+        else:
+            shown = np.broadcast_to(self.log.recent(rows, k)[:, None], (*shape, k))
+        representation = None
+        if crm:
+            flat = crm.representations(np.repeat(rows, shape[1]), candidates.ravel())
+            representation = flat.view(*shape, -1)
+        return Verdicts(self.prompts, self.log, rows, shown, candidates, representation)
+
     def valid_titles(self, count: int, crm: Crm | None) -> Titles:
         """The next-title task on stored validation rows, each once with every kind of candidate list."""
+        return self.titles(*self._valid(count), crm)
+
+    def valid_verdicts(self, count: int, crm: Crm | None, retrieved: bool) -> Verdicts:
+        """The Yes/No task on the candidates of the rows of `valid_titles`."""
+        return self.verdicts(*self._valid(count), crm, retrieved)
+
+    def _valid(self, count: int) -> tuple[Rows, NDArray[np.int32]]:
         parts = [self.log.ranking("valid", kind) for kind in LISTS]
         rows = np.concatenate([rows[:count] for rows, _ in parts])
-        return self.titles(rows, np.concatenate([lists[:count] for _, lists in parts]), crm)
+        return rows, np.concatenate([lists[:count] for _, lists in parts])
 
 
 def causal_lm(run: Run) -> tuple[Any, Any]:

@@ -40,7 +40,8 @@ SYSTEMS = (
     "dora", "rslora", "vera", "adalora", "pissa", "milora",
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
     "reclora-milora", "reclora-pissa",
-    "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "blend",
+    "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "sft-pointwise",
+    "s-dpo-pointwise", "blend",
 )
 # fmt: on
 """The order of systems in a table; unknown ones follow in alphabetical order."""

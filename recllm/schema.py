@@ -229,6 +229,10 @@ class Stage3Config:
 
     start: str = "reclora"
     """System of stage 2 to start from; it is also the frozen reference."""
+    task: str = "titles"
+    """What is compared: `titles`, the log-probability of a candidate's title; `answers`, point-wise: that of
+    Yes to each candidate, in a prompt and with a gate of its own. They start from the stage-2 checkpoint with
+    the best validation HR@1 and AUC."""
     loss: str = "softmax-dpo"
     """`softmax-dpo` (K = 1 is DPO), `dpo-pairwise`, `dmpo`, `mppo` (no reference): see `recllm/losses.py`.
     Or as a control `sft`: the chosen title's likelihood, as many steps."""
@@ -254,8 +258,13 @@ class Stage3Config:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        losses = ("softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft")
+        losses: tuple[str, ...] = ("softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft")
         check(self.loss in losses, "stage3.loss", self.loss, f"one of {', '.join(losses)}")
+        check(self.task in ("titles", "answers"), "stage3.task", self.task, "titles or answers")
+        if self.task == "answers":
+            losses = losses[:-1]  # the likelihood of Yes alone is best where every answer is Yes
+            wanted = f"one of {', '.join(losses)} where stage3.task is answers"
+            check(self.loss in losses, "stage3.loss", self.loss, wanted)
         check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
         kinds = ("random", "reference", "crm", "half")
         check(self.negatives_from in kinds, "stage3.negatives_from", self.negatives_from, ", ".join(kinds))

@@ -14,7 +14,7 @@ from recllm import parents
 from recllm.data.log import EventLog, Rows
 from recllm.lm.adapters import load_adapter, needs
 from recllm.lm.generate import valid_ratio
-from recllm.lm.infer import Scores, answer_scores, title_choices
+from recllm.lm.infer import Scores, answer_scores, candidate_scores, title_choices
 from recllm.manifest import digest
 from recllm.paths import SCORES
 from recllm.run import Run, read_config, say
@@ -78,6 +78,16 @@ class LmSystems:
             return title_choices(model, lm.titles(rows, lists, crm))
 
         return self._keep(f"{kind}-{role}", role, adapter, [rows.tolist(), lists.tolist()], compute)
+
+    def verdicts(self, role: str, adapter: str, kind: str, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """Log-probability of Yes to every candidate, `[n, C]`."""
+
+        def compute() -> Scores:
+            lm, model, crm, retrieved = self._open(role, adapter)
+            return candidate_scores(model, lm.verdicts(rows, lists, crm, retrieved), 16)
+
+        name = f"verdicts-{kind}-{role}"
+        return self._keep(name, role, adapter, [rows.tolist(), lists.tolist()], compute)
 
     def generated(self, role: str, adapter: str, kind: str, rows: Rows, lists: NDArray[np.int32]) -> Scores:
         """Per row 1 where the freely generated title is a candidate, and where it is the target, `[n, 2]`."""

@@ -22,7 +22,7 @@ from torchmetrics import MeanMetric
 from recllm import paths
 from recllm.callbacks import Curves, Last, StepSeed, Stop, broken, rows_of
 from recllm.data.loader import Loaders
-from recllm.lm.score import title_logps
+from recllm.lm.score import candidate_logps
 from recllm.metrics import ranking_values
 from recllm.run import Run, StageError, is_first_process, say
 from recllm.schema import FitConfig, TrainerConfig
@@ -39,9 +39,9 @@ class AdapterModule(lightning.LightningModule):
         self.rows_of_step: list[int] = []
         self.hr, self.ndcg = MeanMetric(), MeanMetric()
 
-    def score_titles(self, batch: dict[str, Any]) -> Tensor:
-        """Update and log `valid/hr@1` and `valid/ndcg@10` with a batch of titles; their scores `[B, C]`."""
-        logps = title_logps(self.model, batch["prompt"], batch["representation"])
+    def score_candidates(self, batch: dict[str, Any]) -> Tensor:
+        """Update and log `valid/hr@1`, `valid/ndcg@10` of a batch of candidates; their scores `[B, C]`."""
+        logps = candidate_logps(self.model, batch)
         values = ranking_values(logps.float().cpu().numpy(), batch["chosen"].cpu().numpy())
         for name, metric in (("hr@1", self.hr), ("ndcg@10", self.ndcg)):
             metric.update(torch.from_numpy(values[name]).float())

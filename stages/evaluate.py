@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from recllm.lm.infer import Scores
 from recllm.manifest import commit, hardware, now
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.results import ResultRow, of_seed, write
-from recllm.run import Run, main
+from recllm.run import Run, main, read_config
 from recllm.scores import LmSystems
 
 ROWS = "rows.json"
+STARTS = {"sft": RANKING_ADAPTER, "sft-pointwise": ADAPTER}
+"""Systems from which stage 3 starts, by what it compares (titles, answers): the adapter of its stage 2."""
 SEEN_BY_LM = ("answers_as_text", "ratings_as_text")
 
 
@@ -44,6 +47,12 @@ class Evaluation:
         named = {folder: role for role, folder in run.parents.items() if ":" in role}
         self.gate = named[run.parents["stage1"]].partition(":")[2]
         self.start = named[run.parents["stage2"]].partition(":")[2]
+        self.aligned = {
+            role.partition(":")[2]: "sft" if task_of(run.parent(role)) == "titles" else "sft-pointwise"
+            for role in run.parents
+            if role.startswith("aligned:")
+        }
+        """Systems of stage 3, and which of `STARTS` each started from."""
         self.everything = self.log.rows("test", "all")
         self.asked = self.log.rows("test", self.config.ctr_rows)
         self.rows: list[ResultRow] = []
@@ -72,7 +81,7 @@ class Evaluation:
                 scored |= {role[6:]: self.lm_logits(role, rows) for role in tuned}
                 pairs |= {system: self.gate for system in scored if system not in ("popularity", *self.crms)}
                 if "lora" in scored:
-                    scored["blend"] = self._blend(rows, gate.logits(rows), scored["lora"])
+                    scored["blend"] = self._blend(gate.logits(rows), scored["lora"])
                     pairs |= {"blend": self.gate} | {s: "lora" for s in scored if s.startswith("reclora")}
             if "din" in scored and self.gate != "din":
                 pairs[self.gate] = "din"
@@ -91,7 +100,7 @@ class Evaluation:
                     system, "ctr", name, len(rows), figures, other, difference, crm_auc if is_lm else None
                 )
 
-    def _blend(self, rows: Rows, crm: Scores, lora: Scores) -> Any:
+    def _blend(self, crm: Scores, lora: Scores) -> Any:
         """Logistic regression on the gate CRM's logit and plain LoRA's, fitted on validation rows."""
         valid = self.log.rows("valid", self.config.blend_rows)
         features = np.stack([self.crms[self.gate].logits(valid), self.lm_logits("tuned:lora", valid)], 1)
@@ -103,13 +112,16 @@ class Evaluation:
         rows = self.log.rows("test", self.config.aligned_rows)
         labels, users = self.log.label[rows], self.log.user[rows]
         crm_auc = metrics.auc(self.crms[self.gate].logits(rows), labels)
-        before = self.lm_logits(f"tuned:{self.start}", rows, RANKING_ADAPTER)
-        aligned = [role for role in self.run.parents if role.startswith("aligned:")]
-        scored = {"sft": before} | {role.partition(":")[2]: self.lm_logits(role, rows) for role in aligned}
+        scored = {
+            start: self.lm_logits(f"tuned:{self.start}", rows, adapter)
+            for start, adapter in STARTS.items()
+            if start in self.aligned.values()
+        }
+        scored |= {system: self.lm_logits(f"aligned:{system}", rows) for system in self.aligned}
         for system, logits in scored.items():
-            other = None if system == "sft" else "sft"
+            other = self.aligned.get(system)
             difference = other and metrics.paired_bootstrap_auc(
-                logits, before, labels, users, self.config.bootstrap, seed=0
+                logits, scored[other], labels, users, self.config.bootstrap, seed=0
             )
             figures = metrics.ctr_metrics(logits, labels, users)
             name = f"test/{self.config.aligned_rows}"
@@ -123,10 +135,17 @@ class Evaluation:
             if family in ("tuned", "aligned"):
                 system = "sft" if role == f"tuned:{self.start}" else name
                 asked[system] = (role, RANKING_ADAPTER if family == "tuned" else ADAPTER)
+        pointwise = [system for system, start in self.aligned.items() if start != "sft"]
+        if pointwise:
+            asked["sft-pointwise"] = (f"tuned:{self.start}", ADAPTER)
+            pointwise.append("sft-pointwise")
         told, said = {}, {}
         for system, (role, adapter) in asked.items():  # one system after the other: each is opened once
             for kind in self.config.candidates:
                 rows, lists = self._ranking(kind)
+                if system in pointwise:
+                    told[system, kind] = self.lms.verdicts(role, adapter, kind, rows, lists)[..., None]
+                    continue
                 told[system, kind] = self.lms.titles(role, adapter, kind, rows, lists)
                 if count := self.config.generate_rows:
                     said[system, kind] = self.lms.generated(role, adapter, kind, rows[:count], lists[:count])
@@ -142,15 +161,11 @@ class Evaluation:
                 "crm-ranker": self.crms["ranker"].logits(rows, lists),
             }
             pairs = {system: "popularity" for system in (*scored, "lm") if system != "popularity"}
-            pairs |= {
-                s: "sft" if role.startswith("aligned:") else "lm"
-                for s, (role, _) in asked.items()
-                if s != "lm"
-            }
+            pairs |= {system: self.aligned.get(system, "lm") for system in asked if system != "lm"}
             scored |= {system: told[system, kind][..., 0] for system in asked}
             target = (lists == self.log.item[rows][:, None]).argmax(1)
             extra: dict[str, dict[str, float]] = {system: {} for system in scored}
-            for system in asked:
+            for system in asked.keys() - set(pointwise):
                 held = told[system, kind][np.arange(len(rows)), target, 1]
                 extra[system]["constrained_hr@1"] = float(held.mean())
                 if (system, kind) in said:
@@ -197,7 +212,7 @@ class Evaluation:
         kind: str | None = None,
     ) -> None:
         role = next((r for r in self.run.parents if r.partition(":")[2] == system), None)
-        if system == "sft":
+        if system in STARTS:
             role = f"tuned:{self.start}"
         aligned = role is not None and role.startswith("aligned:")
         counted = system in ("popularity", "cooccurrence", "cooccurrence-directed", "blend")
@@ -231,11 +246,16 @@ class Evaluation:
         self.rows.append(of_seed(row, self.run.config.seed))
 
 
+def task_of(folder: Path) -> str:
+    """What a stage 3 compared: its `stage3.task`."""
+    return str(read_config(folder)["config"]["stage3"]["task"])
+
+
 def work(run: Run) -> None:
     """Score everything, write the rows of the table."""
     evaluation = Evaluation(run)
     evaluation.ctr()
-    if any(role.startswith("aligned:") for role in run.parents):
+    if evaluation.aligned:
         evaluation.alignment_cost()
     evaluation.ranking()
     write(run.folder / ROWS, evaluation.rows)

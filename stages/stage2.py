@@ -83,7 +83,7 @@ class TuneModule(AdapterModule):
             self.auc.update(answer_score(logits, *self.answers), batch["label"].long())
             self.log("valid/auc", self.auc, add_dataloader_idx=False)
         else:
-            self.score_titles(batch)
+            self.score_candidates(batch)
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay, no weight decay."""

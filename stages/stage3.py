@@ -1,4 +1,6 @@
-"""Stage 3: align a stage-2 adapter to preferences with Softmax-DPO over several rejected titles.
+"""Stage 3: align a stage-2 adapter to preferences with Softmax-DPO over several rejected candidates.
+
+What is compared is the log-probability of a title (`stage3.task=titles`) or of Yes to an item (`answers`).
 
 The reference is stage 2's adapter with its gate, frozen; its log-probabilities of all candidates are computed
 once, so that the rejected titles are drawn anew in every pass at no cost. Selected on validation HR@1, with
@@ -20,11 +22,12 @@ from torchmetrics import MeanMetric
 from recllm import parents
 from recllm.data import draws
 from recllm.data.loader import Loaders, Stream, plan_steps
+from recllm.data.log import Rows
 from recllm.data.rejected import draw, usable
 from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter
-from recllm.lm.infer import title_scores
-from recllm.lm.score import title_logps
-from recllm.lm.tasks import Batch, Titles, by_length
+from recllm.lm.infer import candidate_scores
+from recllm.lm.score import candidate_logps
+from recllm.lm.tasks import Batch, Titles, Verdicts, by_length
 from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
 from recllm.manifest import digest
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
@@ -33,7 +36,10 @@ from recllm.run import Run, StageError, main, read_config, say
 from recllm.schema import Stage3Config
 from recllm.training import AdapterModule, as_in_training, best_scores, device_of, fit, optimizer
 
-VALID_TITLES = 500
+VALID_ROWS = {"titles": 500, "answers": 150}
+"""Stored validation rows of each kind of list; 20 prompts a row where answers are compared."""
+BATCH = {"titles": 64, "answers": 8}
+"""Rows that are scored together."""
 STATISTICS = (
     "reward_chosen",
     "reward_rejected",
@@ -43,6 +49,9 @@ STATISTICS = (
     "rejected_logp",
     "kl",
 )
+
+
+Asked = Titles | Verdicts
 
 
 class Compared(NamedTuple):
@@ -65,7 +74,7 @@ class AlignModule(AdapterModule):
         """One optimizer step; column 0 of the scored titles is the chosen one."""
         self.model.train()
         config, present = self.config, batch["prompt"]["present"]
-        policy = title_logps(self.model, batch["prompt"], batch["representation"])
+        policy = candidate_logps(self.model, batch)
         if config.loss == "sft":
             losses, statistics = -policy[:, 0], {"chosen_logp": policy[:, 0].detach().mean()}
         else:
@@ -92,7 +101,7 @@ class AlignModule(AdapterModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Ranks of the stored validation rows, and how far policy and reference are apart on them."""
-        policy = self.score_titles(batch)
+        policy = self.score_candidates(batch)
         rows = batch["index"].cpu()
         # The chosen one first, as in training; the order of the others does not matter.
         order = torch.argsort(torch.arange(policy.shape[1]) != batch["chosen"].cpu()[:, None], stable=True)
@@ -109,7 +118,7 @@ class AlignModule(AdapterModule):
         return optimizer(self, self.config.fit, self.steps)
 
 
-def reference(run: Run, model: Any, task: Titles) -> Compared:
+def reference(run: Run, model: Any, task: Asked) -> Compared:
     """Log-probabilities of all candidates under the frozen reference, computed once, and what is compared.
 
     They lie with the stage-2 adapter that they are of, so that every K, loss and draw of negatives shares
@@ -120,7 +129,7 @@ def reference(run: Run, model: Any, task: Titles) -> Compared:
     pieces = task.prompts.pieces
     tokens = [pieces.table.tokens.tolist(), pieces.table.offsets.tolist(), task.prompts.max_length]
     precision = run.config.stage3.fit.precision
-    form = [run.content["config"]["prompt"], task.listed, precision]
+    form = [run.content["config"]["prompt"], run.config.stage3.task, task.listed, precision]
     name = digest([made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()])[:32]
     path = run.parent("stage2") / FEATURES / f"reference-{name}.npy"
     if not path.exists():
@@ -128,7 +137,7 @@ def reference(run: Run, model: Any, task: Titles) -> Compared:
         temporary = path.with_suffix(f".{os.getpid()}.npy")
         model.eval().to(device_of(run.config.trainer))
         with as_in_training(model, precision):
-            np.save(temporary, title_scores(model, task))
+            np.save(temporary, candidate_scores(model, task, BATCH[run.config.stage3.task]))
         temporary.replace(path)
     logps = torch.from_numpy(np.load(path))
     if not (finite := logps.isfinite().all(1)).all():
@@ -143,9 +152,9 @@ def reference(run: Run, model: Any, task: Titles) -> Compared:
 
 
 def loaders(
-    run: Run, task: Titles, hard: NDArray[Any] | None, logps: Tensor, valid: Titles, steps: int
+    run: Run, task: Asked, hard: NDArray[Any] | None, logps: Tensor, valid: Asked, steps: int
 ) -> Loaders:
-    """Batches of rows with their chosen title and K rejected ones, drawn anew in every pass."""
+    """Batches of rows with their chosen candidate and K rejected ones, drawn anew in every pass."""
     config = run.config.stage3
     stream = Stream(len(task), config.fit.batch_size, run.config.seed, task.lengths(scored=False))
     negatives = 0 if config.loss == "sft" else config.negatives
@@ -172,10 +181,10 @@ def loaders(
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 
-    return Loaders(train=train, steps=steps, valid=[by_length(valid)], valid_batch=64)
+    return Loaders(train=train, steps=steps, valid=[by_length(valid)], valid_batch=BATCH[config.task])
 
 
-def answerable(task: Titles) -> Titles:
+def answerable(task: Asked) -> Asked:
     """The task without rows that teach nothing: no title is chosen, or no other text is there to reject."""
     texts, place = task.texts, np.arange(len(task))
     untitled = texts[place, task.chosen] == 0
@@ -193,22 +202,31 @@ def answerable(task: Titles) -> Titles:
     return kept
 
 
+def asked(run: Run, lm: parents.Lm, crm: parents.Crm | None, rows: Rows) -> tuple[Asked, Asked]:
+    """What is compared on training rows that teach something, and on validation rows."""
+    config = run.config.stage3
+    lists = parents.drawn_lists(lm.log, rows, run.config.seed, config.lists)
+    count, retrieved = VALID_ROWS[config.task], run.config.prompt.retrieved
+    if config.task == "titles":
+        return answerable(lm.titles(rows, lists, crm)), lm.valid_titles(count, crm)
+    task = answerable(lm.verdicts(rows, lists, crm, retrieved))
+    return task, lm.valid_verdicts(count, crm, retrieved)
+
+
 def work(run: Run) -> None:
     """Train, and keep what is best on validation: an update, or none."""
     config = run.config.stage3
     log = parents.event_log(run)
     retrieval = parents.Retrieval.open(run, log)
-    start = run.parent("stage2") / RANKING_ADAPTER
+    start = run.parent("stage2") / (RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)
     lm = parents.Lm.open(run, log, retrieval, virtual)
     model = load_adapter(lm.model, start, trainable=True)
     gate = parents.Crm.open(run, log, retrieval)
     crm = gate.read_as(reads, run.config.seed)
-    rows = parents.aligned_rows(run.config, log, config.rows)
-    task = answerable(lm.titles(rows, parents.drawn_lists(log, rows, run.config.seed, config.lists), crm))
+    task, valid = asked(run, lm, crm, parents.aligned_rows(run.config, log, config.rows))
     rows = task.rows
     fresh = int((~np.isin(rows, parents.subsample(run.config, log))).sum())
-    valid = lm.valid_titles(VALID_TITLES, crm)
     hard = None
     logps = torch.zeros(task.candidates.shape)
     if config.negatives_from in ("reference", "half") or config.loss not in (*REFERENCE_FREE, "sft"):
@@ -231,7 +249,7 @@ def work(run: Run) -> None:
         model = load_adapter(model.unload(), start)
     card = Card(
         base=base_name(run.config.lm.model),
-        data=f"{run.config.dataset.name}: {len(rows):,} liked training samples, next titles",
+        data=f"{run.config.dataset.name}: {len(rows):,} liked training samples, {config.task} compared",
         metrics=scores,
         license=read_config(run.parent("stage2"))["config"]["stage2"]["license"],
         title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",

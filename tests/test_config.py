@@ -115,6 +115,7 @@ def test_a_wrong_type_in_a_layer_names_key_and_source():
         ("stage2.fit.precision", "fp8"),
         ("stage2.title_share", 1.0),
         ("stage3.loss", "softmax"),
+        ("stage3.task", "pairs"),
         ("stage3.sft_weight", -0.1),
         ("stage3.label_smoothing", 0.5),
         ("stage2.adapter.kind", "qlora"),
@@ -160,6 +161,9 @@ def test_every_file_merges_with_the_schema(path):
         for key, value in part.items():
             if isinstance(value, dict):
                 agrees(value, whole[key])
+            elif isinstance(value, list) and value and isinstance(value[0], dict):
+                for one, other in zip(value, whole[key], strict=True):
+                    agrees(one, other)
             else:
                 assert whole[key] == value, key
 

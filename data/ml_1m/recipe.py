@@ -8,6 +8,9 @@ import polars as pl
 
 from recllm import run
 from recllm.data import archive, download, tables, titles
+from recllm.data.delimited import Dialect
+from recllm.data.fields import LATEST
+from recllm.data.layout import Column, Known, Layout
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 CHECKSUM = "md5:c4d9eecfca2ab87c1945afe126590906"
@@ -53,6 +56,21 @@ OCCUPATIONS = [  # by code; each reads on after "The user is a woman aged 25 to 
 ]
 
 
+def _layout(**columns: Column) -> Layout:
+    return Layout(columns, Dialect("\t", "", columns=tuple(columns), section=""))
+
+
+NUMBER, TEXT = Column(pl.Int64()), Column(pl.String())
+RATINGS = _layout(
+    user=NUMBER,
+    item=NUMBER,
+    rating=Column(pl.Int64(), 1, 5),
+    timestamp=Column(pl.Int64(), 0, LATEST - 1),
+)
+MOVIES = _layout(item=NUMBER, title=TEXT, genres=TEXT)
+USERS = _layout(user=NUMBER, gender=TEXT, age=NUMBER, occupation=NUMBER, zip=TEXT)
+
+
 @dataclass(frozen=True)
 class RecipeConfig:
     """What the recipe may be told."""
@@ -75,19 +93,28 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         given, are the published ones.
 
     Raises:
-        ValueError: one line: a file is missing, empty or corrupt, or what has the published checksum has
-            other counts.
+        ValueError: one line: a file is missing, empty or corrupt, a row cannot be, or what has the published
+            checksum has other counts.
     """
     cache = out.parent / "raw"
     archive.show_licence(cache, "MovieLens-1M", TERMS)
     given = raw or download.fetch(URL, cache, CHECKSUM)
     files = archive.find(given, cache, ["ratings.dat", "movies.dat", "users.dat"])
-    ratings = _read(files["ratings.dat"], {c: pl.Int64 for c in ("user", "item", "rating", "timestamp")})
-    movies = _read(files["movies.dat"], {"item": pl.Int64, "title": pl.String, "genres": pl.String})
     people = _read(
         files["users.dat"],
-        {"user": pl.Int64, "gender": pl.String, "age": pl.Int64, "occupation": pl.Int64, "zip": pl.String},
+        USERS,
+        {
+            "gender": ("F or M", pl.Series(list(GENDERS))),
+            "age": (f"one of {', '.join(map(str, AGES))}", pl.Series(list(AGES))),
+            "occupation": (f"0 to {len(OCCUPATIONS) - 1}", pl.Series(range(len(OCCUPATIONS)))),
+        },
     )
+    movies = _read(files["movies.dat"], MOVIES)
+    known = {
+        "user": ("a user of users.dat", people["user"]),
+        "item": ("a movie of movies.dat", movies["item"]),
+    }
+    ratings = _read(files["ratings.dat"], RATINGS, known)
     counts = {"ratings": ratings.height, "users": people.height, "movies": movies.height}
     stars = dict(ratings.group_by("rating").len().iter_rows())
     found = counts | {f"ratings of {number}": stars.get(number, 0) for number in HISTOGRAM}
@@ -109,14 +136,15 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         age=pl.col("age").replace_strict(AGES, return_dtype=pl.String),
         occupation=pl.col("occupation").replace_strict(dict(enumerate(OCCUPATIONS)), return_dtype=pl.String),
     )
-    tables.write(out, events, items, users)
+    tables.write(out, events, items, users, scale=(1, 5))
     return {**counts, "published": published}
 
 
-def _read(path: Path, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+def _read(path: Path, layout: Layout, known: Known | None = None) -> pl.DataFrame:
     # polars takes separators of one byte; no field holds a tab, and titles hold single colons only
     text = path.read_bytes().replace(b"::", b"\t").decode("latin-1").encode("utf-8")
-    return pl.read_csv(text, separator="\t", has_header=False, quote_char=None, schema=schema)
+    layout.check(path, text, list(known or {}), known)
+    return layout.scan(path, text).collect()
 
 
 def work(task: run.Run) -> None:

@@ -8,6 +8,8 @@ import polars as pl
 
 from recllm import run
 from recllm.data import archive, download, tables, titles
+from recllm.data.fields import LATEST
+from recllm.data.layout import Column, Layout
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-25m.zip"
 CHECKSUM = "md5:6b51fb2759a8657d3bfcbfc42b592ada"
@@ -16,8 +18,17 @@ TERMS = (
     "https://files.grouplens.org/datasets/movielens/ml-25m-README.html"
 )
 COUNTS = {"ratings": 25_000_095, "users": 162_541, "movies": 62_423, "rated movies": 59_047}
-RATINGS = {"userId": pl.Int64(), "movieId": pl.Int64(), "rating": pl.Float32(), "timestamp": pl.Int64()}
-MOVIES = {"movieId": pl.Int64(), "title": pl.String(), "genres": pl.String()}
+RATINGS = Layout(
+    {
+        "userId": Column(pl.Int64()),
+        "movieId": Column(pl.Int64()),
+        "rating": Column(pl.Float32(), 0.5, 5),
+        "timestamp": Column(pl.Int64(), 0, LATEST - 1),
+    }
+)
+MOVIES = Layout(
+    {"movieId": Column(pl.Int64()), "title": Column(pl.String()), "genres": Column(pl.String())},
+)
 
 
 @dataclass(frozen=True)
@@ -41,17 +52,18 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         Counts of ratings, users and movies; `published`: whether they are the published ones.
 
     Raises:
-        ValueError: one line: a file is missing, empty or corrupt, or what has the published checksum has
-            other counts.
+        ValueError: one line: a file is missing, empty or corrupt, a row cannot be, or what has the published
+            checksum has other counts.
     """
     cache = out.parent / "raw"
     archive.show_licence(cache, "MovieLens-25M", TERMS)
     given = raw or download.fetch(URL, cache, CHECKSUM)
     files = archive.find(given, cache, ["ratings.csv", "movies.csv"])
-    ratings = pl.scan_csv(files["ratings.csv"], schema=RATINGS, glob=False)
-    movies = pl.read_csv(files["movies.csv"], schema=MOVIES, glob=False)
-    ids = [ratings.select(pl.col(name).unique()) for name in ("userId", "movieId")]
-    users, rated = pl.collect_all(ids, engine="streaming")
+    ids = MOVIES.check(files["movies.csv"], distinct=["movieId"])["movieId"]
+    movies = MOVIES.scan(files["movies.csv"]).collect()
+    known = {"movieId": ("a movie of movies.csv", ids)}
+    met = RATINGS.check(files["ratings.csv"], distinct=["userId", "movieId"], known=known)
+    ratings = RATINGS.scan(files["ratings.csv"])
     events = ratings.select(
         user="userId",
         item="movieId",
@@ -66,10 +78,11 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         year=titles.year(pl.col("title")),
         genres=pl.col("genres").str.replace_all("|", ", ", literal=True),
     )
-    tables.write(out, events, items, users.select(user="userId").sort("user"))
+    users = met["userId"].rename("user").to_frame()
+    tables.write(out, events, items, users, scale=(0.5, 5))
     written = pl.scan_parquet(out / "events.parquet").select(pl.len()).collect().item()
     counts = {"ratings": written, "users": users.height, "movies": movies.height}
-    published = archive.is_published(given, CHECKSUM, {**counts, "rated movies": rated.height}, COUNTS)
+    published = archive.is_published(given, CHECKSUM, {**counts, "rated movies": len(met["movieId"])}, COUNTS)
     return {**counts, "published": published}
 
 

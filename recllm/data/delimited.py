@@ -36,7 +36,7 @@ class Dialect:
         quote: around a field that holds separators or line breaks; empty: none.
         encoding: as Python names it.
         columns: names of the columns where no first line names them.
-        section: of the configuration, for messages.
+        section: of the configuration, for messages; empty: none says how the file is written.
     """
 
     separator: str = ","
@@ -44,6 +44,10 @@ class Dialect:
     encoding: str = "utf-8"
     columns: tuple[str, ...] = ()
     section: str = "source"
+
+    def hint(self, text: str) -> str:
+        """What the configuration can do about it, for a message; nothing where there is none."""
+        return text.format(section=self.section) if self.section else ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def inspect(path: Path, dialect: Dialect, copy: Path, shown: str) -> Delimited:
     """
     text = _Text(path, dialect, shown)
     columns = list(dialect.columns) or _names(text, dialect)
-    as_letters = f", or set {dialect.section}.quote: '' if {dialect.quote} is a letter like any"
+    as_letters = dialect.hint(f", or set {{section}}.quote: '' if {dialect.quote} is a letter like any")
     rows = 0
     try:
         for fields, lines in _records(text, dialect):
@@ -96,9 +100,9 @@ def inspect(path: Path, dialect: Dialect, copy: Path, shown: str) -> Delimited:
             if len(wrong):
                 got, line = fields[wrong[0]], lines[wrong[0]]
                 is_ = "opens a quote that is never closed" if got == UNCLOSED else f"has {got} fields"
-                as_in = f"{dialect.section}.columns" if dialect.columns else "line 1"
+                as_in = dialect.hint(" as in {section}.columns") if dialect.columns else " as in line 1"
                 raise ValueError(
-                    f"{shown} line {line} {is_}, wanted {len(columns)} fields as in {as_in}; "
+                    f"{shown} line {line} {is_}, wanted {len(columns)} fields{as_in}; "
                     f"mend the line{as_letters if dialect.quote else ''}"
                 )
             rows += len(fields)
@@ -123,7 +127,7 @@ class _Text:
     """
 
     def __init__(self, path: Path, dialect: Dialect, shown: str) -> None:
-        self.path, self.encoding, self.shown, self.section = path, dialect.encoding, shown, dialect.section
+        self.path, self.encoding, self.shown, self.dialect = path, dialect.encoding, shown, dialect
         self.same = path.suffix != ".gz"
 
     def __iter__(self) -> Iterator[bytes]:
@@ -147,7 +151,7 @@ class _Text:
                     at = line + block[: block.index(b"\0")].count(b"\n")
                     raise ValueError(
                         f"{self.shown} line {at} holds a zero byte, wanted text in {self.encoding}; "
-                        f"give the file's encoding, e.g. {self.section}.encoding: utf-16"
+                        f"{self._mend('utf-16')}"
                     )
                 block, held = held + block, b""
                 if raw and block.endswith(b"\r"):
@@ -166,9 +170,21 @@ class _Text:
             reason = f"byte 0x{error.object[error.start]:02x}"
             guess = "utf-16" if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else guess
         return ValueError(
-            f"{self.shown} line {line} is not in {self.encoding} ({reason}); "
-            f"give the file's encoding, e.g. {self.section}.encoding: {guess}"
+            f"{self.shown} line {line} is not in {self.encoding} ({reason}); {self._mend(guess)}"
         )
+
+    def _mend(self, encoding: str) -> str:
+        known = self.dialect.hint(f"give the file's encoding, e.g. {{section}}.encoding: {encoding}")
+        return known or "get the file again"
+
+
+def names(path: Path, dialect: Dialect, shown: str) -> list[str]:
+    """The columns' names in a file's first line.
+
+    Raises:
+        ValueError: there are none, or the file is not in its encoding.
+    """
+    return _names(_Text(path, dialect, shown), dialect)
 
 
 def _names(text: _Text, dialect: Dialect) -> list[str]:

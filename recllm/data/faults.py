@@ -13,6 +13,7 @@ FAULT = "@fault"
 EMPTY = 255  # a row in which every wanted column is empty, such as an empty line: no row at all
 REPEATED = 254  # a row of items or users that is like an earlier one in everything: the earlier one stands
 _LONGEST = 60  # characters of a value in a message
+_MEND = "mend the row, or leave such rows out with source.faulty: drop"
 
 
 class Fault(NamedTuple):
@@ -49,7 +50,12 @@ def summary(frame: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def settle(
-    table: str, files: list[File], faults: Sequence[Fault], found: pl.DataFrame, drop: bool
+    table: str,
+    files: list[File],
+    faults: Sequence[Fault],
+    found: pl.DataFrame,
+    drop: bool,
+    mend: str = _MEND,
 ) -> dict[str, int]:
     """Turns a summary into counts, or into an error.
 
@@ -59,6 +65,7 @@ def settle(
         faults: as given to `flagged`.
         found: a summary, collected.
         drop: whether faulty rows are left out.
+        mend: what can be done about a faulty row, for the message.
 
     Returns:
         `read_<table>` without empty lines, and `dropped_<table>_<reason>` for each reason that occurs.
@@ -71,8 +78,7 @@ def settle(
     total = sum(file.rows for file in files)
     if sum(rows.values()) != total:
         raise ValueError(
-            f"{files[0].shown} was read as {sum(rows.values())} rows, wanted its {total}; double the quotes "
-            f"within its fields, or set source.{table}.quote: '' if they are letters like any"
+            f"{files[0].shown} was read as {sum(rows.values())} rows, wanted its {total}; mend its quotes"
         )
     counts = {f"read_{table}": total - rows.get(EMPTY, 0)}
     reasons = {code: fault.reason for code, fault in enumerate(faults, start=1) if code in rows}
@@ -80,7 +86,8 @@ def settle(
         code = min(reasons, key=lambda code: first[code])
         more = sum(rows[code] for code in reasons) - 1
         raise ValueError(
-            describe(files, faults[code - 1], first[code]) + (f" ({more} more such rows)" if more else "")
+            describe(files, faults[code - 1], first[code], mend)
+            + (f" ({more} more such rows)" if more else "")
         )
     if REPEATED in rows:
         reasons[REPEATED] = "repeated"
@@ -91,14 +98,11 @@ def settle(
     return counts | {f"dropped_{table}_{reason}": count for reason, count in dropped.items()}
 
 
-def describe(files: list[File], fault: Fault, at: int) -> str:
+def describe(files: list[File], fault: Fault, at: int, mend: str) -> str:
     """One line on a faulty row: file, line, column, what was found and what was wanted."""
     file = file_of(files, at)
     value = file.value(at, fault.role)
     shown = "nothing" if value is None else repr(value)
     shown = shown if len(shown) <= _LONGEST else shown[:_LONGEST] + " ..."
     wanted = fault.wanted if isinstance(fault.wanted, str) else fault.wanted(value)
-    return (
-        f"{file.place(at)}, column {file.names[fault.role]!r}: found {shown}, wanted {wanted}; "
-        "mend the row, or leave such rows out with source.faulty: drop"
-    )
+    return f"{file.place(at)}, column {file.names[fault.role]!r}: found {shown}, wanted {wanted}; {mend}"

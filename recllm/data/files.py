@@ -90,7 +90,7 @@ def open_files(
             frame, columns, rows = _scan_text(delimited, source.nulls)
         read_as = frame.collect_schema().names()
         chosen = [
-            pl.col(read_as[_find(name, columns, roles[role][0], shown)]).alias(f"@{role}")
+            pl.col(read_as[find(name, columns, roles[role][0], shown)]).alias(f"@{role}")
             for role, name in names.items()
         ]
         if rest:
@@ -102,6 +102,20 @@ def open_files(
     if not sum(file.rows for file in files):
         raise ValueError(f"{files[0].shown} has no rows, wanted the {table}")
     return files
+
+
+def open_text(path: Path, shown: str, dialect: Dialect, copy: Path, columns: list[str]) -> File:
+    """Opens one text file, of which these columns are wanted, each as a role of its own name.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or lacks a column.
+    """
+    delimited = inspect(path, dialect, copy, shown)
+    frame, present, rows = _scan_text(delimited, [])
+    read_as = frame.collect_schema().names()
+    chosen = [pl.col(read_as[find(name, present, "", shown)]).alias(f"@{name}") for name in columns]
+    numbered = frame.select(chosen).with_row_index(AT).with_columns(pl.col(AT).cast(pl.Int64))
+    return File(shown, rows, {name: name for name in columns}, numbered, delimited)
 
 
 def _paths(table: str, path: str, base: Path) -> list[tuple[Path, str]]:
@@ -162,15 +176,26 @@ def _scan_text(file: Delimited, nulls: list[str]) -> tuple[pl.LazyFrame, list[st
     return frame, file.columns, file.rows
 
 
-def _find(name: str, columns: list[str], key: str, shown: str) -> int:
-    """Place of the column of that name; the key in the message is that of the role."""
+def find(name: str, columns: list[str], key: str, shown: str) -> int:
+    """Place of the column of that name.
+
+    Args:
+        name: of the column.
+        columns: names of all.
+        key: of the configuration that gives the name, for messages; empty: none does.
+        shown: the file's name in messages.
+
+    Raises:
+        ValueError: there is no such column, or there are several.
+    """
+    given_by = f" ({key})" if key else ""
     if columns.count(name) == 1:
         return columns.index(name)
     if columns.count(name):
         raise ValueError(
-            f"{shown} has {columns.count(name)} columns {name!r} ({key}), wanted one; rename the others"
+            f"{shown} has {columns.count(name)} columns {name!r}{given_by}, wanted one; rename the others"
         )
-    if len(columns) == 1 and (others := [sign for sign in ",;\t|" if sign in columns[0]]):
+    if key and len(columns) == 1 and (others := [sign for sign in ",;\t|" if sign in columns[0]]):
         section = ".".join(key.split(".")[:2])
         raise ValueError(
             f"{shown} has one column, {columns[0]!r}, wanted {name!r} ({key}) and others; "
@@ -178,7 +203,7 @@ def _find(name: str, columns: list[str], key: str, shown: str) -> int:
         )
     near = difflib.get_close_matches(name, columns, 1, 0.5)
     hint = f"; the nearest is {near[0]!r}" if near else ""
-    raise ValueError(f"{shown} has columns {', '.join(columns)}, wanted also {name!r} ({key}){hint}")
+    raise ValueError(f"{shown} has columns {', '.join(columns)}, wanted also {name!r}{given_by}{hint}")
 
 
 def _first_line(error: Exception) -> str:

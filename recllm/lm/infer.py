@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recllm.lm.generate import constrained
-from recllm.lm.score import answer_logits, title_logps, title_sums, token_logps
-from recllm.lm.tasks import Answers, Batch, Titles
+from recllm.lm.score import answer_logits, candidate_logps, title_sums, token_logps
+from recllm.lm.tasks import Answers, Batch, Titles, Verdicts
 
 Scores = NDArray[np.float32]
 
@@ -31,9 +31,9 @@ def answer_scores(model: Any, task: Answers, size: int = 256) -> Scores:
 
 
 @torch.inference_mode()
-def title_scores(model: Any, task: Titles, size: int = 64) -> Scores:
-    """Log-probabilities `[n, C]` of all candidates of every row, summed over their tokens."""
-    return _scores(model, task, size, lambda b: title_logps(model, b["prompt"], b["representation"]))
+def candidate_scores(model: Any, task: Titles | Verdicts, size: int = 64) -> Scores:
+    """Log-probabilities `[n, C]` of all candidates of every row, or of Yes to each; `size` rows a batch."""
+    return _scores(model, task, size, lambda batch: candidate_logps(model, batch))
 
 
 @torch.inference_mode()
@@ -57,7 +57,9 @@ def title_choices(model: Any, task: Titles, size: int = 64) -> Scores:
     return _scores(model, task, size, score)
 
 
-def _scores(model: Any, task: Answers | Titles, size: int, score: Callable[[Batch], Tensor]) -> Scores:
+def _scores(
+    model: Any, task: Answers | Titles | Verdicts, size: int, score: Callable[[Batch], Tensor]
+) -> Scores:
     device = next(model.parameters()).device
     order = np.argsort(task.lengths(), kind="stable")
     parts = [

@@ -67,6 +67,26 @@ def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     return title_sums(batch, token_logps(model, batch, representation))
 
 
+def candidate_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """Log-probability of every candidate of a batch of `recllm.lm.tasks`: `Titles`, or `Verdicts`.
+
+    Args:
+        model: as for `title_logps`.
+        batch: `prompt` and `representation`, as the task makes them.
+
+    Returns:
+        [B, C], float32 or wider; NaN where a row has fewer candidates.
+    """
+    prompt = batch["prompt"]
+    if "answers" not in prompt:
+        return title_logps(model, prompt, batch["representation"])
+    yes_id, no_id = prompt["answers"]
+    logits = answer_logits(model, prompt, batch["representation"])
+    logps = F.logsigmoid(_wide(logits[:, yes_id]) - _wide(logits[:, no_id]))
+    present: Tensor = prompt["present"]
+    return logps.new_full(present.shape, torch.nan).masked_scatter(present, logps)
+
+
 def title_sums(batch: Mapping[str, Any], logps: Tensor) -> Tensor:
     """Sums [B, C] of the tokens' log-probabilities [M] of a batch of titles; NaN where there is no title."""
     present = batch["present"]

@@ -1,4 +1,4 @@
-"""The two questions that an LM is asked, as functions from row indices to batches."""
+"""The questions that an LM is asked, as functions from row indices to batches."""
 
 from __future__ import annotations
 
@@ -88,13 +88,7 @@ class Titles:
         """
         self.prompts, self.rows, self.history, self.candidates = prompts, rows, history, candidates
         self.representation, self.listed, self.layout = representation, listed, layout
-        chosen = candidates == log.item[rows][:, None]
-        if len(rows) and (bad := np.flatnonzero(chosen.sum(1) != 1)).size:
-            raise ValueError(
-                f"row {rows[bad[0]]} has its own item {chosen[bad[0]].sum()} times as a candidate, not once; "
-                "run `make prepare` again"
-            )
-        self.chosen = chosen.argmax(1) if len(rows) else np.zeros(0, np.int64)
+        self.chosen = _places(log, rows, candidates)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -165,7 +159,115 @@ class Titles:
         }
 
 
-def by_length(task: Answers | Titles) -> tuple[Callable[[Rows], Batch], int]:
+class Verdicts:
+    """The Yes/No question of `Answers`, asked of every candidate of a row: point-wise preferences.
+
+    Each candidate has a prompt and a gate of its own, both functions of the history and of this candidate
+    only: neither they nor their order depend on which candidate is the chosen one.
+
+    Args:
+        prompts: builds the text.
+        log: the event log.
+        rows: int64 `[n]` liked rows of the log; the row's own item is the chosen one.
+        history: int64 `[n, C, k]` events that each candidate's prompt shows, in time order.
+        candidates: int32 `[n, C]` dense items, the chosen one among them.
+        representation: float32 `[n, C, d_c]`, each candidate's own, or None for an LM without a gate.
+    """
+
+    listed = False
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        log: EventLog,
+        rows: Rows,
+        history: Rows,
+        candidates: NDArray[np.int32],
+        representation: Tensor | None,
+    ) -> None:
+        """See the class.
+
+        Raises:
+            ValueError: where a row's chosen item is not exactly once among its candidates.
+        """
+        self.prompts, self.rows, self.history, self.candidates = prompts, rows, history, candidates
+        self.representation, self.chosen = representation, _places(log, rows, candidates)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self, scored: bool = True) -> NDArray[np.int64]:
+        """Tokens of each row `[n]`: of all its candidates' prompts where `scored`, else of the longest."""
+        row = np.repeat(np.arange(len(self)), self.candidates.shape[1])
+        history = self.history.reshape(len(row), -1)
+        tokens = self.prompts.ctr(self.rows[row], history, self.candidates.ravel()).lengths
+        tokens = tokens.reshape(self.candidates.shape)
+        return tokens.sum(1) if scored else tokens.max(1, initial=0)
+
+    @property
+    def texts(self) -> NDArray[np.int32]:
+        """As of `Titles`."""
+        return self.prompts.pieces.item[self.candidates]
+
+    def keep(self, rows: NDArray[np.bool_]) -> Verdicts:
+        """The task on some of its rows."""
+        representation = None if self.representation is None else self.representation[torch.from_numpy(rows)]
+        return Verdicts(
+            self.prompts, self.prompts.log, self.rows[rows], self.history[rows], self.candidates[rows],
+            representation,
+        )  # fmt: skip
+
+    def __call__(
+        self,
+        indices: Rows,
+        columns: NDArray[np.int64] | None = None,
+        present: NDArray[np.bool_] | None = None,
+    ) -> Batch:
+        """Batch of the rows.
+
+        Args:
+            indices: int64 `[B]`.
+            columns: as of `Titles`.
+            present: as of `Titles`.
+
+        Returns:
+            As of `Titles`, but `prompt` holds a prompt a scored candidate (left padded), which of them are
+            `present` `[B, c]` and the two `answers`' tokens; `representation` is `[M, d_c]`, one a prompt;
+            `lengths` are 1.
+        """
+        place = self.chosen[indices]
+        if columns is None:
+            columns = np.tile(np.arange(self.candidates.shape[1]), (len(indices), 1))
+        else:
+            place = (columns == place[:, None]).argmax(1)
+        if present is None:
+            present = np.ones(columns.shape, bool)
+        row, column = np.repeat(indices, present.sum(1)), columns[present]
+        pieces = self.prompts.pieces
+        asked = self.prompts.ctr(self.rows[row], self.history[row, column], self.candidates[row, column])
+        shown = {"present": torch.from_numpy(present), "answers": (pieces.yes_id, pieces.no_id)}
+        return {
+            "prompt": pad_left(asked) | shown,
+            "lengths": torch.from_numpy(present.astype(np.int64)),
+            "chosen": torch.from_numpy(place),
+            "index": torch.from_numpy(np.asarray(indices)),
+            "row": torch.from_numpy(np.asarray(self.rows[indices])),
+            "representation": None if self.representation is None else self.representation[row, column],
+        }
+
+
+def _places(log: EventLog, rows: Rows, candidates: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Place of each row's own item among its candidates, `[n]`; a ValueError where it is not there once."""
+    own = candidates == log.item[rows][:, None]
+    if len(rows) and (bad := np.flatnonzero(own.sum(1) != 1)).size:
+        raise ValueError(
+            f"row {rows[bad[0]]} has its own item {own[bad[0]].sum()} times as a candidate, not once; "
+            "run `make prepare` again"
+        )
+    return own.argmax(1) if len(rows) else np.zeros(0, np.int64)
+
+
+def by_length(task: Answers | Titles | Verdicts) -> tuple[Callable[[Rows], Batch], int]:
     """A task as a validation loader takes it, rows of like length side by side: `(make, rows)`."""
     order = np.argsort(task.lengths(), kind="stable")
     return lambda indices: task(order[indices]), len(task)

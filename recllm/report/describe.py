@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import EngFormatter, LogFormatter
 from numpy.typing import NDArray
 
 from recllm.columns import FIRST_ID, SPLITS
@@ -292,7 +292,7 @@ def _histories(parts: dict[str, Part], axis: Axes) -> None:
         met = np.flatnonzero(counts)
         axis.step(met, np.cumsum(counts[met]) / len(part.rows), where="post", linewidth=1.2, label=name)
     axis.set_xscale("symlog", linthresh=1)  # a history may be empty
-    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_ylim(0, 1.02)
     axis.set_xlabel("at most so many earlier events")
     axis.set_ylabel("share of samples")
@@ -304,7 +304,7 @@ def _popularity(log: EventLog, axis: Axes) -> None:
     ranks = np.unique(np.geomspace(1, len(counts), 300).astype(np.int64))
     axis.loglog(ranks, counts[ranks - 1], linewidth=1.2)
     for side in (axis.xaxis, axis.yaxis):
-        side.set_major_formatter("{x:,.0f}")
+        side.set_major_formatter(EngFormatter(sep=""))
     axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # where a decade is all there is
     axis.set_xlabel("rank of the item")
     axis.set_ylabel("training events")
@@ -326,7 +326,7 @@ def _ratings(log: EventLog, parts: dict[str, Part], axis: Axes) -> None:
 def _times(log: EventLog, parts: dict[str, Part], axis: Axes) -> None:
     counts = [_over_time(log, part.rows) for part in parts.values()]
     axis.stackplot(_middles(log), *counts, labels=list(parts), step="mid", linewidth=0)
-    axis.yaxis.set_major_formatter("{x:,.0f}")
+    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
     axis.set_ylabel(f"samples in 1/{BINS} of the time")
     axis.legend(frameon=False)
     _date_axis(axis)

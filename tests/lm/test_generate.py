@@ -7,7 +7,7 @@ import torch
 
 from recllm.data.collate import Ragged
 from recllm.lm.generate import constrained, normalize, valid_ratio
-from recllm.lm.infer import title_choices, title_scores
+from recllm.lm.infer import candidate_scores, title_choices
 from recllm.lm.layout import title_batch
 from recllm.lm.tasks import Titles
 
@@ -102,7 +102,7 @@ def test_constrained_decoding_equals_generation_that_may_only_spell_candidates(t
     task.representation = None
     tokenizer, pieces = tiny_lm.tokenizer, tiny_lm.pieces
     choices = title_choices(model, task)
-    np.testing.assert_allclose(choices[..., 0], title_scores(model, task), rtol=1e-6)
+    np.testing.assert_allclose(choices[..., 0], candidate_scores(model, task), rtol=1e-6)
     assert (choices[..., 1].sum(1) == 1).all()
     for row in range(5):
         titles = [[*pieces.table[piece].tolist(), tokenizer.eos_token_id] for piece in task.texts[row]]

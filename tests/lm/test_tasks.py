@@ -6,16 +6,21 @@ import torch
 
 from recllm import parents
 from recllm.data.collate import pad_left
-from recllm.lm.tasks import Answers, Titles
+from recllm.lm.infer import answer_scores, candidate_scores
+from recllm.lm.score import candidate_logps
+from recllm.lm.tasks import Answers, Titles, Verdicts
+from recllm.retrieval.neighbours import Neighbours
+from recllm.retrieval.vectors import normalize
 
 
 class Representations:
     """Stands for `parents.Crm`: the representation of a pair is a function of the pair and nothing else."""
 
     def representations(self, rows, targets):
-        pairs = np.stack([np.broadcast_to(rows[:, None], targets.shape), targets], 2).reshape(-1, 2)
-        flat = [np.random.default_rng(pair).normal(size=5) for pair in pairs]
-        return torch.tensor(np.array(flat).reshape(*targets.shape, 5).mean(1), dtype=torch.float32)
+        rows = rows.reshape(-1, *[1] * (targets.ndim - 1))
+        pairs = np.stack([np.broadcast_to(rows, targets.shape), targets], -1).reshape(-1, 2)
+        flat = np.array([np.random.default_rng(pair).normal(size=5) for pair in pairs], np.float32)
+        return torch.from_numpy(flat if targets.ndim == 1 else flat.reshape(*targets.shape, 5).mean(1))
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +29,17 @@ def ranking(demo_log):
     rows, candidates = demo_log.ranking("valid", "uniform20")
     _, first = np.unique(demo_log.user[rows], return_index=True)
     return rows[first[:6]], candidates[first[:6]]
+
+
+def verdicts_of(log, config, tiny_lm, rows, candidates, retrieved):
+    """The Yes/No task on candidates exactly as the stages build it."""
+    prompts = copy.copy(tiny_lm.prompts)
+    prompts.log = log
+    vectors = np.random.default_rng(0).normal(size=(log.n_items, 8)).astype(np.float32)
+    searcher = Neighbours(log, normalize(vectors))
+    retrieval = parents.Retrieval(np.zeros((0, 0), np.int32), searcher)
+    lm = parents.Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, retrieval)
+    return lm.verdicts(rows, candidates, Representations(), retrieved)
 
 
 def titles_of(log, config, tiny_lm, rows, candidates, listed):
@@ -58,6 +74,81 @@ def test_making_another_candidate_the_chosen_one_changes_nothing_but_the_choice(
     for name, value in one["prompt"].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(two["prompt"][name])), name
     assert not torch.equal(one["chosen"], two["chosen"])
+
+
+@pytest.mark.parametrize("retrieved", [False, True])
+def test_prompts_and_gates_of_verdicts_do_not_tell_the_chosen_one_either(
+    demo_log, demo_config, tiny_lm, ranking, retrieved
+):
+    rows, candidates = ranking
+    before = verdicts_of(demo_log, demo_config, tiny_lm, rows, candidates, retrieved)
+    other_place = (before.chosen + 1 + np.arange(len(rows))) % candidates.shape[1]
+    changed = copy.copy(demo_log)
+    changed.item = np.array(demo_log.item)
+    changed.item[rows] = candidates[np.arange(len(rows)), other_place]
+    after = verdicts_of(changed, demo_config, tiny_lm, rows, candidates, retrieved)
+
+    np.testing.assert_array_equal(after.chosen, other_place)
+    np.testing.assert_array_equal(before.history, after.history)
+    assert before.history.max() < rows.max()
+    one, two = before(np.arange(len(rows))), after(np.arange(len(rows)))
+    assert torch.equal(one["representation"], two["representation"])
+    assert torch.equal(one["prompt"]["input_ids"], two["prompt"]["input_ids"])
+    assert not torch.equal(one["chosen"], two["chosen"])
+    # Each candidate's history is its own where it is retrieved, and the same for all where it is recent.
+    differs = (before.history != before.history[:, :1]).any()
+    assert differs == retrieved
+
+
+def test_verdicts_ask_what_answers_ask(demo_log, demo_config, tiny_lm, ranking):
+    """The chosen candidate's log P(Yes) is log sigmoid of the logit that the Yes/No task gives the row."""
+    rows, candidates = ranking
+    task = verdicts_of(demo_log, demo_config, tiny_lm, rows, candidates, False)
+    task.representation = None
+    scores = torch.from_numpy(candidate_scores(tiny_lm.model, task, 4))
+    assert scores.shape == candidates.shape
+    k = task.history.shape[2]
+    answers = Answers(tiny_lm.prompts, rows, demo_log.recent(rows, k), None)
+    wanted = torch.from_numpy(answer_scores(tiny_lm.model, answers)).sigmoid().log()
+    own = scores[torch.arange(len(rows)), torch.from_numpy(task.chosen)]
+    torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
+    # Some of the candidates, in another order, one of them missing.
+    columns = np.stack([task.chosen, (task.chosen + 5) % 20, (task.chosen + 2) % 20], 1)
+    present = np.ones(columns.shape, bool)
+    present[1, 2] = False
+    batch = task(np.arange(len(rows)), columns, present)
+    assert batch["chosen"].tolist() == [0] * len(rows)
+    assert batch["lengths"].tolist() == present.astype(int).tolist()
+    assert len(batch["prompt"]["input_ids"]) == present.sum()
+    with torch.no_grad():
+        part = candidate_logps(tiny_lm.model, batch)
+    assert part[1, 2].isnan()
+    expected = scores.gather(1, torch.from_numpy(columns))
+    torch.testing.assert_close(part[present], expected[present], rtol=1e-4, atol=1e-5)
+
+
+def test_verdicts_give_each_prompt_the_gate_input_of_its_candidate(demo_log, demo_config, tiny_lm, ranking):
+    rows, candidates = ranking
+    task = verdicts_of(demo_log, demo_config, tiny_lm, rows, candidates, True)
+    indices = np.array([4, 1])
+    columns = np.array([[3, 0], [9, 8]])
+    batch = task(indices, columns)
+    pairs = zip(rows[indices].repeat(2), candidates[indices[:, None], columns].ravel(), strict=True)
+    for place, (row, item) in enumerate(pairs):
+        wanted = Representations().representations(np.array([row]), np.array([item]))[0]
+        assert torch.equal(batch["representation"][place], wanted)
+        pieces = tiny_lm.pieces
+        tail = [*pieces.table[pieces.item[item]], *pieces.table[pieces.ask], *pieces.table[pieces.answer]]
+        assert batch["prompt"]["input_ids"][place, -len(tail) :].tolist() == tail
+    kept = task.keep(np.arange(len(rows)) == 4)(np.array([0]), columns[:1])
+    assert torch.equal(kept["representation"], batch["representation"][:2])
+    every, longest = task.lengths(), task.lengths(scored=False)
+    assert (longest * 20 >= every).all()
+    assert (longest < every).all()
+    broken = candidates.copy()
+    broken[2] = 1
+    with pytest.raises(ValueError, match=f"row {rows[2]} has its own item 0 times"):
+        Verdicts(tiny_lm.prompts, demo_log, rows, task.history, broken, None)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popular"])

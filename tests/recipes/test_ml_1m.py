@@ -78,6 +78,48 @@ def test_other_counts_are_said_and_missing_files_refused(raw, tmp_path, capsys):
         recipe.make(tmp_path / "tables", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "problem"),
+    [
+        (
+            "ratings",
+            "2::20::x::91",
+            " line 4, column 'rating': found 'x', wanted a whole number from 1 to 5; mend the",
+        ),
+        (
+            "ratings",
+            "2::20::6::91",
+            " line 4, column 'rating': found '6', wanted a whole number from 1 to 5; mend the",
+        ),
+        (
+            "ratings",
+            "2::20::3.5::91",
+            " line 4, column 'rating': found '3.5', wanted a whole number from 1 to 5",
+        ),
+        ("ratings", "2::20::4", " line 4 has 3 fields, wanted 4 fields; mend the line"),
+        ("ratings", "2::20::4::91::7", " line 4 has 5 fields, wanted 4 fields; mend the line"),
+        ("ratings", "3::20::4::91", " line 4, column 'user': found '3', wanted a user of users.dat; "),
+        ("ratings", "2::30::4::91", " line 4, column 'item': found '30', wanted a movie of movies.dat; "),
+        ("users", "3::X::1::10::1", " line 3, column 'gender': found 'X', wanted F or M; "),
+        (
+            "users",
+            "3::F::2::10::1",
+            " line 3, column 'age': found '2', wanted one of 1, 18, 25, 35, 45, 50, 56; ",
+        ),
+        ("users", "3::F::1::21::1", " line 3, column 'occupation': found '21', wanted 0 to 20; "),
+        ("movies", "30::::War", " line 3, column 'title': found nothing, wanted text; "),
+    ],
+)
+def test_a_row_that_cannot_be_is_named_and_nothing_is_left(raw, tmp_path, name, line, problem):
+    path = raw / f"{name}.dat"
+    path.write_text(FILES[f"{name}.dat"] + line, encoding="latin-1")
+    with pytest.raises(ValueError, match="wanted") as error:
+        recipe.make(tmp_path / "tables", raw)
+    assert str(error.value).startswith(f"{path}{problem}")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "tables").exists()
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="MovieLens-1M is not at ../shared/datasets/ml-1m")
 def test_counts_of_the_paper(tmp_path):
     counts = recipe.make(tmp_path / "tables", SHARED)

@@ -1,5 +1,6 @@
 import hashlib
 import importlib.util
+import re
 import sys
 import zipfile
 from pathlib import Path
@@ -54,6 +55,114 @@ def raw(tmp_path):
     (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n1,10,3.5,100\n2,10,2,7\n")
     (folder / "movies.csv").write_text("movieId,title,genres\n10,Invented (1999),Drama\n")
     return folder
+
+
+HEAD = "userId,movieId,rating,timestamp"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("ratings", "2,10,x,101\n", " line 4, column 'rating': found 'x', wanted a number from 0.5 to 5; "),
+        (
+            "ratings",
+            "2,10,5.5,101\n",
+            " line 4, column 'rating': found '5.5', wanted a number from 0.5 to 5; ",
+        ),
+        (
+            "ratings",
+            "2,10,0,1\n2,10,-1,1\n",
+            " line 4, column 'rating': found '0', wanted a number from 0.5 to",
+        ),
+        (
+            "ratings",
+            "2,10,nan,101\n",
+            " line 4, column 'rating': found 'nan', wanted a number from 0.5 to 5; ",
+        ),
+        (
+            "ratings",
+            "2,10,inf,101\n",
+            " line 4, column 'rating': found 'inf', wanted a number from 0.5 to 5; ",
+        ),
+        (
+            "ratings",
+            "2,10,,101\n",
+            " line 4, column 'rating': found nothing, wanted a number from 0.5 to 5; ",
+        ),
+        (
+            "ratings",
+            "2,10,4,-1\n",
+            " line 4, column 'timestamp': found '-1', wanted a whole number from 0 to ",
+        ),
+        (
+            "ratings",
+            "2,10,4,1700000000000\n",
+            " line 4, column 'timestamp': found '1700000000000', wanted a whole",
+        ),
+        ("ratings", "\nu2,10,4,1\n", " line 5, column 'userId': found 'u2', wanted a whole number; "),
+        (
+            "ratings",
+            "2,99999999999999999999,4,1\n",
+            " line 4, column 'movieId': found '99999999999999999999', wa",
+        ),
+        ("ratings", "2,11,4,1\n", " line 4, column 'movieId': found '11', wanted a movie of movies.csv; "),
+        ("ratings", f"{HEAD}\n", " line 4, column 'userId': found 'userId', wanted a whole number; "),
+        ("ratings", "2,10,4\n", " line 4 has 3 fields, wanted 4 fields as in line 1; mend the line"),
+        ("ratings", "2,10,4.", " line 4 has 3 fields, wanted 4 fields as in line 1; mend the line"),
+        ("ratings", "2,10,4,1,5\n", " line 4 has 5 fields, wanted 4 fields as in line 1; mend the line"),
+        ("ratings", '2,10,"4,1\n', " line 4 opens a quote that is never closed, wanted 4 fields"),
+        ("ratings", "2,10,4,\x001\n", " line 4 holds a zero byte, wanted text in utf-8; get the file again"),
+        ("movies", "11,Caf\xe9 (2000),War\n", " line 3 is not in utf-8 (byte 0xe9); get the file again"),
+        (
+            "movies",
+            '11,5" Pipe (2000),War\n',
+            " line 3 has a quote within a field, wanted quotes around whole",
+        ),
+        ("movies", "x,Number (2000),War\n", " line 3, column 'movieId': found 'x', wanted a whole number; "),
+        ("movies", "11,,War\n", " line 3, column 'title': found nothing, wanted text; "),
+    ],
+)
+def test_a_row_that_cannot_be_is_named_and_nothing_is_left(raw, tmp_path, name, content, problem):
+    path = raw / f"{name}.csv"
+    path.write_bytes(path.read_bytes() + content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"wanted|get") as error:
+        recipe.make(tmp_path / "tables", raw)
+    assert str(error.value).startswith(f"{path}{problem}")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "tables").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "ratings.csv is empty (0 bytes), wanted its data"),
+        (f"{HEAD}\n", "ratings.csv has no usable row of 0"),
+        ("userId,movie,rating,timestamp\n1,10,4,1\n", "wanted also 'movieId'; the nearest is 'movie'"),
+        (f"{HEAD}\n1,10,4,1\n1,10,2,2\n", "all 2 events are of the user 1, wanted two users at least"),
+        (f"{HEAD}\r1,10,4,1\r2,10,2,2\r", "wanted line feeds as line ends; mend the file"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_and_nothing_is_left(raw, tmp_path, content, problem):
+    (raw / "ratings.csv").write_bytes(content.encode())
+    with pytest.raises(ValueError, match=re.escape(problem)) as error:
+        recipe.make(tmp_path / "tables", raw)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "tables").exists()
+
+
+def test_what_may_be_odd_is_read(raw, tmp_path):
+    """Other order and more columns, CR LF beside LF, empty lines, great ids, scripts, quotes, line breaks."""
+    big = 2**40
+    (raw / "ratings.csv").write_bytes(
+        f"\ufefftimestamp,userId,rating,movieId,note\r\n7,{big},5,10,x\r\n\n8,2,0.5,{big},\n".encode()
+    )
+    title = 'שלום "x",\n🎉 (1999)'
+    quoted = title.replace('"', '""')
+    (raw / "movies.csv").write_text(f'movieId,title,genres\n10,Plain,War\n{big},"{quoted}",Drama|War\n')
+    recipe.make(tmp_path / "tables", raw)
+    events, items = (pl.read_parquet(tmp_path / "tables" / f"{n}.parquet") for n in ("events", "items"))
+    assert events.rows() == [(big, 10, 5.0, 1, 7), (2, big, 0.5, 0, 8)]
+    assert items.row(1) == (big, 'שלום "x", 🎉 (1999)', "Drama", 1999, "Drama, War")
 
 
 def test_a_published_zip_is_known_by_its_checksum(raw, tmp_path, monkeypatch):

@@ -9,8 +9,10 @@ import torch
 
 from recllm import parents
 from recllm.lm.adapters import add_adapter
-from recllm.lm.infer import title_scores
+from recllm.lm.infer import candidate_scores
 from recllm.lm.layout import SEPARATE
+from recllm.lm.score import candidate_logps
+from recllm.lm.tasks import Verdicts
 from recllm.losses import preference_loss
 from recllm.run import StageError
 from recllm.schema import AdapterConfig, FitConfig, Stage3Config, TrainerConfig
@@ -58,8 +60,8 @@ def test_the_cached_reference_equals_a_fresh_one_and_separate_sequences(tmp_path
     assert len(files) == 1
     alone = copy.copy(task)
     alone.layout = SEPARATE
-    np.testing.assert_allclose(fresh.logps.numpy(), title_scores(model, alone), rtol=1e-4, atol=1e-4)
-    monkeypatch.setattr(stage3, "title_scores", lambda *_: pytest.fail("computed again"))
+    np.testing.assert_allclose(fresh.logps.numpy(), candidate_scores(model, alone), rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr(stage3, "candidate_scores", lambda *_: pytest.fail("computed again"))
     cached = reference(run_of(tmp_path), model, task)
     assert torch.equal(cached.logps, fresh.logps)
     assert torch.equal(cached.allowed, fresh.allowed)
@@ -136,16 +138,14 @@ def batch_of(task, config, logps, hard=None, step=0):
 
 @pytest.mark.parametrize("negatives_from", ["random", "reference", "half"])
 def test_a_batch_holds_k_rejected_titles_and_their_reference(task, model, negatives_from):
-    logps = torch.from_numpy(title_scores(model, task))
+    logps = torch.from_numpy(candidate_scores(model, task))
     config = Stage3Config(negatives=4, negatives_from=negatives_from, fit=FitConfig(batch_size=16))
     batch = batch_of(task, config, logps, logps.numpy())
     assert batch["prompt"]["present"].shape == (16, 5)
     assert (batch["chosen"] == 0).all()
     assert batch["row"].tolist() == task.rows[batch["index"]].tolist()
-    from recllm.lm.score import title_logps
-
     with torch.no_grad():
-        policy = title_logps(model, batch["prompt"])
+        policy = candidate_logps(model, batch)
     torch.testing.assert_close(policy, batch["reference"], rtol=1e-4, atol=1e-4)
     # At the start every reward is 0 whatever the draw: the loss is ln(1 + K).
     loss = preference_loss("softmax-dpo", policy, batch["reference"], 1.0)
@@ -158,11 +158,37 @@ def test_a_batch_holds_k_rejected_titles_and_their_reference(task, model, negati
     assert again["reference"].shape == (16, 5)
 
 
+def test_point_wise_a_batch_holds_a_prompt_a_candidate(tmp_path, task, model):
+    """Answers instead of titles: the same draws and the same loss at the start."""
+    history = np.broadcast_to(task.history[:, None], (*task.candidates.shape, task.history.shape[1]))
+    verdicts = Verdicts(task.prompts, task.prompts.log, task.rows, history, task.candidates, None)
+    config = Stage3Config(task="answers", negatives=4, fit=FitConfig(batch_size=8))
+    compared = reference(run_of(tmp_path, config), model, verdicts)
+    assert (compared.logps < 0).all()
+    of_titles = reference(run_of(tmp_path), model, task)
+    assert (of_titles.logps != compared.logps).all()  # another file: they do not take each other's numbers
+    batch = batch_of(verdicts, config, compared.logps)
+    assert len(batch["prompt"]["input_ids"]) == 8 * 5
+    with torch.no_grad():
+        policy = candidate_logps(model, batch)
+    torch.testing.assert_close(policy, batch["reference"], rtol=1e-4, atol=1e-4)
+    module = AlignModule(model, config, 10, compared)
+    module.log = lambda *_, **__: None
+    out = module.training_step(batch, 0)
+    assert out["loss"].item() == pytest.approx(np.log(5), rel=1e-3)
+    out["loss"].backward()
+    moved = [value.grad.abs().max() for name, value in model.named_parameters() if "lora_B" in name]
+    assert min(moved) > 0
+    with torch.no_grad():
+        module.validation_step(verdicts(np.arange(8)), 0)
+    assert module.statistics["kl"].compute().item() == pytest.approx(0, abs=1e-4)
+
+
 def test_rows_with_fewer_titles_than_k_are_masked(task, model):
     piece = task.texts[0, (task.chosen[0] + 1) % 20]
     same = with_texts(task, [(0, column, piece) for column in range(20) if column != task.chosen[0]])
     one = same.keep(np.arange(len(task)) == 0)
-    logps = torch.from_numpy(title_scores(model, one))
+    logps = torch.from_numpy(candidate_scores(model, one))
     config = Stage3Config(negatives=3, fit=FitConfig(batch_size=1))
     batch = batch_of(one, config, logps)
     assert batch["prompt"]["present"].tolist() == [[True, True]]
@@ -170,7 +196,7 @@ def test_rows_with_fewer_titles_than_k_are_masked(task, model):
 
 
 def module_of(task, model, **config):
-    logps = torch.from_numpy(title_scores(model, task))
+    logps = torch.from_numpy(candidate_scores(model, task))
     module = AlignModule(
         model, Stage3Config(**config), 10, Compared(logps, torch.ones(logps.shape, dtype=torch.bool))
     )
@@ -187,14 +213,14 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task
     row = batch["row"][3].item()
     batch["prompt"]["target"] = batch["prompt"]["target"].clone()
     representation = batch["representation"]
-    original = stage3.title_logps
+    original = stage3.candidate_logps
     try:
-        stage3.title_logps = lambda *given: original(*given).index_fill(0, torch.tensor(3), torch.nan)
+        stage3.candidate_logps = lambda *given: original(*given).index_fill(0, torch.tensor(3), torch.nan)
         module._trainer = SimpleNamespace(global_step=7)
         with pytest.raises(StageError, match=rf"the loss of rows {row} of the log .* at step 7; lower"):
             module.training_step(batch, 0)
     finally:
-        stage3.title_logps = original
+        stage3.candidate_logps = original
     assert representation is None
 
 
@@ -212,7 +238,7 @@ def test_validation_compares_with_the_reference(task, model):
         for name, value in model.named_parameters():
             if "lora_B" in name:
                 value.mul_(-1)
-        policy = torch.from_numpy(title_scores(model, task))
+        policy = torch.from_numpy(candidate_scores(model, task))
         module, _ = module_of(task, model)
         module.valid = Compared(logps, torch.ones(logps.shape, dtype=torch.bool))
         module.validation_step(task(np.arange(40)), 0)
