@@ -204,7 +204,7 @@ def main() -> None:
     """Measure all and write `results/stage3/bench.json`."""
     tiny = TinyConfig()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2, help="rows of a batch")
+    parser.add_argument("--rows", type=int, default=4, help="rows of a batch")
     for name in ("hidden", "layers", "heads", "intermediate", "vocabulary"):
         parser.add_argument(f"--{name}", type=int, default=getattr(tiny, name), help="of the LM")
     sizes = parser.parse_args()
