@@ -13,25 +13,30 @@ from recllm.run import config_digest
 from stages import describe
 
 
+@pytest.fixture(scope="module")
+def nodes():
+    """Stage -> node of the plan; to resolve it takes a second or more, so it is done once."""
+    return {node.stage: node for node in Plan(parse(["stage2"])).nodes.values()}
+
+
 @pytest.fixture
-def prepared(demo_log, tmp_path, monkeypatch):
+def prepared(demo_log, nodes, tmp_path, monkeypatch):
     """A data set's artifacts with nothing but a log of 40 users."""
     monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path))
     shutil.copytree(demo_log.folder, tmp_path / "demo" / "log")
-    done("tables", {})
-    done("log", {"notes": ["a <note>"]})
+    done(tmp_path / "demo", nodes["tables"], {})
+    done(tmp_path / "demo", nodes["log"], {"notes": ["a <note>"]})
     return tmp_path / "demo"
 
 
-def done(stage, metrics):
-    plan = Plan(parse(["stage2"]))
-    (node,) = (node for node in plan.nodes.values() if node.stage == stage)
-    (plan.root / node.folder).mkdir(parents=True, exist_ok=True)
-    parents = {p.folder: Manifest.read(plan.root / p.folder).identity for p in node.parents.values()}
-    Manifest(stage, "demo", "", parents, config_digest(node.content), [], metrics, 0, "", "", 0.0).write(
-        plan.root / node.folder
-    )
-    return plan.root / node.folder
+def done(root, node, metrics):
+    """Pretend that a stage was done; returns its folder."""
+    folder = root / node.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    parents = {p.folder: Manifest.read(root / p.folder).identity for p in node.parents.values()}
+    digest = config_digest(node.content)
+    Manifest(node.stage, "demo", "", parents, digest, [], metrics, 0, "", "", 0.0).write(folder)
+    return folder
 
 
 def test_prepare_alone_is_enough(prepared, capsys):
@@ -49,14 +54,14 @@ def test_prepare_alone_is_enough(prepared, capsys):
     assert "&lt;/s&gt;</b>" in page  # a title and EOS
 
 
-def test_prompts_show_the_neighbours_once_they_are_there(prepared, demo_log, capsys):
+def test_prompts_show_the_neighbours_once_they_are_there(prepared, nodes, demo_log):
     row = demo_log.rows("test", describe.SAMPLE)
     row = row[demo_log.label[row] == 1][0]
     nearest = np.full((len(demo_log.user), 30), -1, np.int32)
     oldest = demo_log.history(np.array([row]))[0][0]
     nearest[row, :2] = oldest + 1, oldest
-    done("lm-text", {})
-    folder = done("neighbours", {})
+    done(prepared, nodes["lm-text"], {})
+    folder = done(prepared, nodes["neighbours"], {})
     np.save(folder / "neighbours.npy", nearest)
     assert describe.main(["DATASET=demo"]) == 0
     page = (prepared / "describe.html").read_text()
@@ -69,7 +74,7 @@ def test_prompts_show_the_neighbours_once_they_are_there(prepared, demo_log, cap
     assert example.count(" stars)") == 2
 
 
-def test_without_the_lms_tokenizer_the_rest_is_told(prepared, capsys):
+def test_without_the_lms_tokenizer_the_rest_is_told(prepared):
     assert describe.main(["DATASET=demo", "LM=nobody/nothing-of-this-name"]) == 0
     page = (prepared / "describe.html").read_text()
     assert "Prompts: lm.model.path &#39;nobody/nothing-of-this-name&#39;" in page
