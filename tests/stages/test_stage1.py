@@ -16,7 +16,6 @@ from recllm.data.batches import CrmInputs
 from recllm.data.loader import plan_steps
 from recllm.run import Run
 from recllm.training import best_scores, fit
-from stages import stage1
 from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
 
 REPOSITORY = Path(__file__).parents[2]
