@@ -22,7 +22,8 @@ SIZES = """
     stage2.fit.epochs=1 stage2.fit.validations=2 stage2.fit.valid_rows=uniform100 subsample=0.02
     stage3.rows=160 stage3.fit.batch_size=8 stage3.fit.validations=2
     prepare.ranking_valid_rows=30 prepare.ranking_test_rows=30
-    evaluate.ctr_rows=uniform300 evaluate.ranking_rows=30 evaluate.generate_rows=5 evaluate.bootstrap=50
+    evaluate.ctr_rows=uniform300 evaluate.aligned_rows=uniform300 evaluate.ranking_rows=30
+    evaluate.generate_rows=5 evaluate.bootstrap=50
     evaluate.blend_rows=uniform100 evaluate.candidates=[uniform20,popular20,hard20]
     trainer.threads=1 trainer.accelerator=cpu trainer.checkpoint_every=1
 """
