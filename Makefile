@@ -52,7 +52,7 @@ CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$
 WORK := prepare stage1 stage2 stage3 evaluate report tune
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage2 bench-stage3
+BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3
 
 .PHONY: help env own-environment plan describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
@@ -126,6 +126,21 @@ bench-retrieval: | $(READY)  ## ways to search a history, side by side
 
 bench-loader: .bench/fuxictr/.installed .bench/recbole/.installed | $(READY)  ## our loader, FuxiCTR's, RecBole's
 	@$(PYTHON) -m bench.loader
+
+bench-stage1: .bench/fuxictr/zoo/.installed .bench/recbole/.installed | $(READY)  ## training of DIN, SIM, DeepFM beside both
+	@$(PYTHON) -m bench.stage1
+
+# FuxiCTR's wheel lacks most of its models: they are taken from its repository (FUXICTR_GIT: a clone of yours).
+FUXICTR_GIT ?= https://github.com/reczoo/FuxiCTR
+FUXICTR_COMMIT := 0245987fdc1d43c36164ea496a02324885a8557a
+.bench/fuxictr/zoo/.installed: .bench/fuxictr/.installed
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@git clone --quiet --bare $(FUXICTR_GIT) $(@D)/repository
+	@git --git-dir $(@D)/repository archive $(FUXICTR_COMMIT) model_zoo | tar x -C $(@D) --strip-components 1
+	@rm -rf $(@D)/repository && touch $@
+
+bench-tables: | $(READY)  ## a step of DIN by rows with tables of 1 and 6 million rows: time and memory
+	@$(PYTHON) -m bench.tables
 
 bench-stage2: | $(READY)  ## a training step of RecLoRA beside LoRA, loops, X-LoRA, and the public code's way
 	@$(PYTHON) -m bench.stage2

@@ -73,12 +73,15 @@ def make_log(folder: Path) -> None:
 
 
 def write_for_peers(folder: Path, log: EventLog, history: int) -> None:
-    """Training rows as FuxiCTR reads them (`train.npz`), the whole log as RecBole does (`atomic/`)."""
-    batch = {name: value.numpy() for name, value in CrmInputs(log, history)(log.rows("train", "all")).items()}
-    columns = dict(zip(["user_id", *USER_FIELDS], batch["user"].T, strict=True))
-    columns |= dict(zip(["item_id", *ITEM_FIELDS], batch["item"].T, strict=True))
-    columns |= {"history_item": batch["recent_item"][..., 0], "history_genre": batch["recent_item"][..., -1]}
-    np.savez(folder / "train.npz", **columns, label=batch["label"].astype(np.int32))
+    """Rows as FuxiCTR reads them (`train.npz`, `valid.npz`), the whole log as RecBole does (`atomic/`)."""
+    for split in ("train", "valid"):
+        rows = log.rows(split, "all")
+        batch = {name: value.numpy() for name, value in CrmInputs(log, history)(rows).items()}
+        columns = dict(zip(["user_id", *USER_FIELDS], batch["user"].T, strict=True))
+        columns |= dict(zip(["item_id", *ITEM_FIELDS], batch["item"].T, strict=True))
+        items = batch["recent_item"]
+        columns |= {"history_item": items[..., 0], "history_genre": items[..., -1]}
+        np.savez(folder / f"{split}.npz", **columns, label=batch["label"].astype(np.int32))
     atomic = folder / "atomic"
     atomic.mkdir(exist_ok=True)
     inter = {"user_id:token": log.user, "item_id:token": log.item, "label:float": log.label}

@@ -1,0 +1,201 @@
+"""Training of stage 1 beside FuxiCTR and RecBole: samples a second, and the AUC of one pass over equal data.
+
+`make bench-stage1` makes the log of `bench/loader.py` (a million events, five user and three item fields) and
+trains the same models on it: embedding 16, history 30, attention 64, MLP 128-64, batch 4,096, on one and two
+threads, each run in a process and an environment of its own, taking turns; of each the best of the rounds. A
+step is the library's own: its loader, forward, backward, optimizer; ours with the clipping and the
+regularizer that it trains with.
+
+What is not the same: our events carry their rating besides (the peers' models have no place for it).
+FuxiCTR's DeepFM pools the history's items and genres, as ours does; RecBole's reads no history, nor does
+`deepfm-flat` (one event). FuxiCTR's SIM is soft search over 100 events, 20 kept, 30 recent, so `sim-soft` is
+its like; `sim-hard` finds its 20 by category before the model. RecBole makes its own split, and its AUC is of
+that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch.nn import functional
+
+from bench.clock import REPOSITORY, keep, rate
+from bench.loader import BATCH, CLOCKS, ITEM_FIELDS, PLACE, USER_FIELDS, make_log, write_for_peers
+from recllm.crm import CrmConfig, Fields, Model, build
+from recllm.data.batches import CrmInputs
+from recllm.data.loader import Stream
+from recllm.data.log import EventLog
+from recllm.metrics import auc
+from recllm.retrieval.category import SameCategory
+from recllm.schema import FitConfig
+from recllm.training import optimizer
+
+HISTORY, LONG, KEPT, SECONDS = 30, 100, 20, 6.0
+SIM = {"name": "sim", "soft_k": KEPT, "soft_recent": HISTORY}
+OURS: dict[str, tuple[dict[str, Any], int, int]] = {  # settings, recent events, retrieved ones
+    "din": ({"name": "din"}, HISTORY, 0),
+    "deepfm": ({"name": "deepfm"}, HISTORY, 0),
+    "deepfm-flat": ({"name": "deepfm"}, 1, 0),
+    "sim-soft": ({**SIM, "retrieval": "soft"}, LONG, 0),
+    "sim-hard": ({**SIM, "retrieval": "hard"}, HISTORY, KEPT),
+}
+SHAPE = {"embedding_dim": 16, "event_dim": 16, "mlp": [128, 64], "attention_mlp": [64], "interval": False}
+PEERS = {
+    "fuxictr": ("bench.peers.fuxictr_train", ["DIN", "DeepFM", "SIM"]),
+    "recbole": ("bench.peers.recbole_train", ["DIN", "DeepFM"]),
+}
+AGAINST = {
+    "din": ("fuxictr DIN", "recbole DIN"),
+    "deepfm": ("fuxictr DeepFM",),
+    "deepfm-flat": ("recbole DeepFM",),
+    "sim-soft": ("fuxictr SIM",),
+    "sim-hard": ("fuxictr SIM",),
+}
+
+
+def write_long(folder: Path, log: EventLog) -> None:
+    """What FuxiCTR's SIM reads: rows with the place in their user's history, histories, items."""
+    length = np.arange(len(log.user)) - log.offsets[log.user]
+    for split in ("train", "valid"):
+        rows = log.rows(split, "all")
+        user = log.user_fields[log.user[rows]]
+        columns = {name: user[:, place] for place, name in enumerate(["user_id", *USER_FIELDS])}
+        columns |= {"user_index": log.user[rows], "item_index": log.item[rows], "seq_len": length[rows]}
+        pl.DataFrame(columns | {"label": log.label[rows].astype(np.int32)}).write_parquet(
+            folder / f"long_{split}.parquet"
+        )
+    histories = np.split(np.asarray(log.item, np.int64), log.offsets[1:-1])
+    pl.DataFrame({"full_item_seq": histories}).write_parquet(folder / "user_info.parquet")
+    items = {name: log.item_fields[:, place] for place, name in enumerate(["item_id", *ITEM_FIELDS])}
+    pl.DataFrame({"item_index": np.arange(len(log.item_fields)), **items}).write_parquet(
+        folder / "item_info.parquet"
+    )
+
+
+def step(model: Model, adam: torch.optim.Optimizer, batch: dict[str, torch.Tensor]) -> float:
+    """One step of training as stage 1 does it; the loss."""
+    loss = functional.binary_cross_entropy_with_logits(model(batch)[0], batch["label"])
+    (loss + model.l2(batch)).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def ours(folder: Path, name: str, threads: int, whole: bool) -> None:
+    """Print the rates of training as JSON; `whole`: the AUC after one pass instead."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    log = EventLog.open(folder / "log")
+    settings, recent, retrieved = OURS[name]
+    inputs = CrmInputs(log, recent, retrieved, searcher=SameCategory(log) if retrieved else None)
+    sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
+    fields = Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
+    model = build(fields, CrmConfig(**settings, **SHAPE))
+    rows, valid = log.rows("train", "all"), log.rows("valid", "all")
+    steps = len(rows) // BATCH
+    adam = optimizer(model, FitConfig(), steps)["optimizer"]
+    stream = Stream(len(rows), BATCH, seed=0)
+
+    def losses() -> Iterator[float]:
+        for number in itertools.count():
+            yield step(model, adam, inputs(rows[stream.indices(number)]))
+
+    if not whole:
+        print(json.dumps(rate(losses(), BATCH, SECONDS)))
+        return
+    for _ in itertools.islice(losses(), steps):
+        pass
+    model.eval()
+    with torch.inference_mode():
+        logits = torch.cat(
+            [model(inputs(part))[0] for part in np.array_split(valid, len(valid) // BATCH + 1)]
+        )
+    print(json.dumps({"auc": auc(log.label[valid], logits.numpy())}))
+
+
+def commands() -> dict[str, list[str]]:
+    """Every system's command; the folder, the threads and `--whole` follow."""
+    found = {f"recllm {name}": [sys.executable, "-m", "bench.stage1", "--ours", name] for name in OURS}
+    for peer, (module, models) in PEERS.items():
+        python = PLACE / peer / "bin" / "python"
+        if not python.exists():
+            raise SystemExit(f"error: no environment for {peer} at {python}; run `make bench-stage1`")
+        found |= {f"{peer} {model}": [str(python), "-m", module, model] for model in models}
+    return found
+
+
+def call(command: list[str], folder: Path, threads: int, *words: str) -> dict[str, float]:
+    """The figures that a command prints as its last line."""
+    done = subprocess.run(
+        [*command, str(folder), str(threads), *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise SystemExit(f"error: {' '.join(command)}: {done.stderr.strip().splitlines()[-1]}")
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def measure(folder: Path, threads: list[int], rounds: int) -> dict[str, Any]:
+    """Best rates of every system by threads, and ours over the peers'."""
+    best: dict[str, dict[str, dict[str, float]]] = {f"{count} threads": {} for count in threads}
+    for _ in range(rounds):
+        for count in threads:
+            held = best[f"{count} threads"]
+            for system, command in commands().items():
+                got = call(command, folder, count)
+                held[system] = {
+                    clock: round(max(got[clock], held.get(system, got)[clock])) for clock in CLOCKS
+                }
+    times = {
+        count: {
+            f"{name} / {peer}": {
+                clock: round(held[f"recllm {name}"][clock] / held[peer][clock], 2) for clock in CLOCKS
+            }
+            for name, peers in AGAINST.items()
+            for peer in peers
+        }
+        for count, held in best.items()
+    }
+    return {"samples_a_second": best, "times_the_peers": times}
+
+
+def main(threads: list[int], rounds: int) -> None:
+    """Make the data, train everything, keep and print the figures."""
+    commands()
+    folder = PLACE / "stage1"
+    make_log(folder)
+    log = EventLog.open(folder / "log")
+    write_for_peers(folder, log, HISTORY)
+    write_long(folder, log)
+    whole = {system: call(command, folder, max(threads), "--whole") for system, command in commands().items()}
+    figures = {"auc_after_one_pass": {system: round(got["auc"], 4) for system, got in whole.items()}}
+    figures |= measure(folder, threads, rounds)
+    path = keep("bench", {"batch_size": BATCH, "threads": threads, "rounds": rounds, **figures}, "stage1")
+    print(json.dumps({name: figures[name] for name in ("auc_after_one_pass", "times_the_peers")}, indent=1))
+    print(f"figures: {path.relative_to(REPOSITORY)}")
+
+
+if __name__ == "__main__":
+    if "--ours" in sys.argv:
+        ours(Path(sys.argv[3]), sys.argv[2], int(sys.argv[4]), "--whole" in sys.argv)
+    else:
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+        parser.add_argument("--rounds", type=int, default=5)
+        given = parser.parse_args()
+        main(given.threads, given.rounds)
