@@ -119,16 +119,19 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[st
     Raises:
         ConfigError: a value of the wrong type or out of range, with its key.
     """
-    merged = OmegaConf.structured(Config)
-    for source, layer in layers:
-        try:
-            merged = OmegaConf.merge(merged, dict(layer))
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{error.full_key or source} ({source}): {_first_line(error)}") from error
+    layers = [(source, dict(layer)) for source, layer in layers]
     try:
-        merged = OmegaConf.merge(merged, _nest(overrides))
-    except OmegaConfBaseException:
-        for key, value in overrides.items():  # slow, but one of them is named
+        merged = OmegaConf.unsafe_merge(  # unsafe: may keep what it is given, which nobody else has
+            OmegaConf.structured(Config), *(layer for _, layer in layers), _nest(overrides)
+        )
+    except OmegaConfBaseException:  # one by one, which is slow, so that the one at fault is named
+        merged = OmegaConf.structured(Config)
+        for source, layer in layers:
+            try:
+                merged = OmegaConf.merge(merged, layer)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{error.full_key or source} ({source}): {_first_line(error)}") from error
+        for key, value in overrides.items():
             merged = override(merged, key, value)
     return freeze(merged)
 
