@@ -2,7 +2,7 @@
 
 Each step runs in a process of its own, as `make` runs it, and is measured by the kernel's account of it: wall
 time, CPU time, peak memory. Logs are generated (`bench/logs.py`) once and kept in `.bench/`; with RAW, the
-preparation of MovieLens-1M from that folder or zip is measured as well.
+preparation of MovieLens-1M from that folder or zip is measured as well, and its neighbours.
 
 Neighbours (k = 10, for every sample of the log) are searched with co-occurrence vectors, and compared with a
 search of one row at a time on a thousand random rows. On the smallest log the search is also killed halfway
@@ -125,12 +125,14 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure all sizes; figures are kept after each."""
     figures: dict[str, Any] = {}
     if arguments.raw:
-        figures["ml-1m"] = {"prepare": prepare("ml-1m", arguments.raw.resolve(), PLACE / "scale" / "ml-1m")}
+        place = PLACE / "scale" / "ml-1m"
+        part = {"prepare": prepare("ml-1m", arguments.raw.resolve(), place)}
+        figures["ml-1m"] = part | retrieve(place / "ml-1m", kill=False)
     for events in arguments.sizes:
         raw, artifacts = PLACE / "logs" / str(events), PLACE / "scale" / str(events)
         if not (raw / "movies.csv").exists():
             logs.write(raw, events)
-        part: dict[str, Any] = {"prepare": prepare("ml-25m", raw, artifacts)}
+        part = {"prepare": prepare("ml-25m", raw, artifacts)}
         figures[f"{events:,} events"] = part | retrieve(
             artifacts / "ml-25m", kill=events == min(arguments.sizes)
         )
