@@ -212,7 +212,7 @@ def test_a_stage_sees_its_sections_and_execution_keys_only():
 
 
 def test_the_words_checked_here_are_those_that_the_rooms_know():
-    from recllm import crm
+    from recllm.crm import models
     from recllm.crm.config import NAMES
     from recllm.reclora.config import GATE_INPUTS, GATES, INITS, MIXTURES
 
@@ -220,7 +220,7 @@ def test_the_words_checked_here_are_those_that_the_rooms_know():
     for key, values in words.items():
         for value in values:
             merge([], {f"stage2.adapter.{key}": value})
-    assert sorted(NAMES) == sorted(crm._MODELS)
+    assert sorted(NAMES) == sorted(models._MODELS)
 
 
 def test_every_preference_loss_has_a_name_that_is_accepted():
