@@ -11,6 +11,7 @@ A CRM has the neighbours as a parent only where it reads them: all others depend
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,9 @@ class Plan:
         self.nodes: dict[str, Node] = {}
         self.goals: dict[str, list[Node]] = {goal: [] for goal in GOALS}
         self.conf = paths.repository() / "conf"
+        self.read = functools.cache(load_yaml)  # most files say something of many folders
         self.experiment = (
-            load_yaml(self.conf / "experiment" / f"{request.experiment}.yaml") if request.experiment else {}
+            self.read(self.conf / "experiment" / f"{request.experiment}.yaml") if request.experiment else {}
         )
         self._build()
 
@@ -88,13 +90,13 @@ class Plan:
         """What is merged over the schema, weakest first: (source, content) of each YAML file."""
         request = self.request
         names = ["base.yaml", f"dataset/{request.dataset}.yaml"]
-        layers = [(f"conf/{name}", load_yaml(self.conf / name)) for name in names]
+        layers = [(f"conf/{name}", self.read(self.conf / name)) for name in names]
         lm_file = self.conf / "lm" / f"{request.lm}.yaml"
         if lm_file.exists():
-            layers.append((f"conf/lm/{request.lm}.yaml", load_yaml(lm_file)))
+            layers.append((f"conf/lm/{request.lm}.yaml", self.read(lm_file)))
         else:
             layers.append((f"LM={request.lm}", {"lm": {"model": {"name": self.lm_name, "path": request.lm}}}))
-        layers += [(f"conf/{name}", load_yaml(self.conf / name)) for name in files]
+        layers += [(f"conf/{name}", self.read(self.conf / name)) for name in files]
         return [*layers, (f"conf/experiment/{request.experiment}.yaml", self.experiment)]
 
     @property
