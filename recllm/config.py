@@ -124,10 +124,10 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[st
     layers = [(source, dict(layer)) for source, layer in layers]
     try:
         merged = OmegaConf.unsafe_merge(  # unsafe: may keep what it is given, which nobody else has
-            copy.deepcopy(_EMPTY), *(layer for _, layer in layers), _nest(overrides)
+            empty(), *(layer for _, layer in layers), _nest(overrides)
         )
     except OmegaConfBaseException:  # one by one, which is slow, so that the one at fault is named
-        merged = copy.deepcopy(_EMPTY)
+        merged = empty()
         for source, layer in layers:
             try:
                 merged = OmegaConf.merge(merged, layer)
@@ -136,6 +136,11 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[st
         for key, value in overrides.items():
             merged = override(merged, key, value)
     return freeze(merged)
+
+
+def empty() -> Any:
+    """The schema's defaults as an OmegaConf object of the caller's own."""
+    return copy.deepcopy(_EMPTY)
 
 
 def override(merged: Any, key: str, value: Any) -> Any:

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from recllm import paths
 from recllm.checks import ConfigError
-from recllm.config import freeze, override, parse_overrides
+from recllm.config import empty, freeze, override, parse_overrides
 from recllm.manifest import Manifest, check_parents, describe_outputs, digest, now, write_json
 from recllm.schema import EXECUTION, Config
 
@@ -65,7 +65,7 @@ def config_digest(content: dict[str, Any]) -> str:
 
 def load_sections(content: dict[str, Any], execution: Iterable[str] = ()) -> Config:
     """The frozen configuration; sections that do not reach the stage are None: none is read by mistake."""
-    merged = OmegaConf.merge(OmegaConf.structured(Config), content["config"])
+    merged = OmegaConf.merge(empty(), content["config"])
     for key, value in parse_overrides(execution).items():
         if not key.startswith(f"{EXECUTION}."):
             raise ConfigError(f"{key} is no execution key; give it to make as ARGS={key}={value}")

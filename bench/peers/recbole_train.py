@@ -22,41 +22,14 @@ def main(name: str, folder: Path, threads: int, whole: bool) -> None:
     from recbole.utils import get_model, get_trainer, init_seed
 
     from bench.clock import rate
+    from bench.peers.recbole_settings import common
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(threads)
     about = json.loads((folder / "about.json").read_text())
-    settings = {
-        "data_path": str(folder),
-        "checkpoint_dir": str(folder / "recbole"),
-        "use_gpu": False,
-        "seed": 0,
-        "worker": 0,
-        "show_progress": False,
-        "state": "ERROR",
-        "load_col": {
-            "inter": ["user_id", "item_id", "label", "timestamp"],
-            "user": ["user_id", *about["user_fields"]],
-            "item": ["item_id", *about["item_fields"]],
-        },
-        "LABEL_FIELD": "label",
-        "TIME_FIELD": "timestamp",
-        "MAX_ITEM_LIST_LENGTH": about["history"],
-        "ITEM_LIST_LENGTH_FIELD": "item_length",
-        "train_neg_sample_args": None,
-        "train_batch_size": about["batch_size"],
+    settings = common(folder, about, group_by="none" if name == "DIN" else None) | {
         "eval_batch_size": about["batch_size"],
-        "eval_args": {
-            "split": {"RS": [0.8, 0.1, 0.1]},
-            "order": "TO",
-            "group_by": "none" if name == "DIN" else None,
-            "mode": "labeled",
-        },
-        "metrics": ["AUC"],
-        "valid_metric": "AUC",
-        "embedding_size": 16,
         "mlp_hidden_size": [128, 64],
-        "epochs": 1,
     }
     config = Config(model=name, dataset="atomic", config_dict=settings)
     init_seed(0, True)
