@@ -60,15 +60,15 @@ def _layout(**columns: Column) -> Layout:
     return Layout(columns, Dialect("\t", "", columns=tuple(columns), section=""))
 
 
-NUMBER, TEXT = Column(pl.Int64()), Column(pl.String())
+ID, NUMBER, TEXT = Column(pl.Int64(), unique=True), Column(pl.Int64()), Column(pl.String())
 RATINGS = _layout(
     user=NUMBER,
     item=NUMBER,
     rating=Column(pl.Int64(), 1, 5),
     timestamp=Column(pl.Int64(), 0, LATEST - 1),
 )
-MOVIES = _layout(item=NUMBER, title=TEXT, genres=TEXT)
-USERS = _layout(user=NUMBER, gender=TEXT, age=NUMBER, occupation=NUMBER, zip=TEXT)
+MOVIES = _layout(item=ID, title=TEXT, genres=TEXT)
+USERS = _layout(user=ID, gender=TEXT, age=NUMBER, occupation=NUMBER, zip=TEXT)
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
 def _read(path: Path, layout: Layout, known: Known | None = None) -> pl.DataFrame:
     # polars takes separators of one byte; no field holds a tab, and titles hold single colons only
     text = path.read_bytes().replace(b"::", b"\t").decode("latin-1").encode("utf-8")
-    layout.check(path, text, list(known or {}), known)
-    return layout.scan(path, text).collect()
+    return layout.read(path, text, known)[0]
 
 
 def work(task: run.Run) -> None:

@@ -27,7 +27,7 @@ RATINGS = Layout(
     }
 )
 MOVIES = Layout(
-    {"movieId": Column(pl.Int64()), "title": Column(pl.String()), "genres": Column(pl.String())},
+    {"movieId": Column(pl.Int64(), unique=True), "title": Column(pl.String()), "genres": Column(pl.String())},
 )
 
 
@@ -59,27 +59,31 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     archive.show_licence(cache, "MovieLens-25M", TERMS)
     given = raw or download.fetch(URL, cache, CHECKSUM)
     files = archive.find(given, cache, ["ratings.csv", "movies.csv"])
-    ids = MOVIES.check(files["movies.csv"], distinct=["movieId"])["movieId"]
-    movies = MOVIES.scan(files["movies.csv"]).collect()
-    known = {"movieId": ("a movie of movies.csv", ids)}
-    met = RATINGS.check(files["ratings.csv"], distinct=["userId", "movieId"], known=known)
-    ratings = RATINGS.scan(files["ratings.csv"])
-    events = ratings.select(
-        user="userId",
-        item="movieId",
-        rating="rating",
-        label=(pl.col("rating") > config.label_threshold).cast(pl.Int8),
-        timestamp="timestamp",
-    )
-    items = movies.select(
-        item="movieId",
-        title=titles.natural(pl.col("title")),
-        genre=pl.col("genres").str.split("|").list.first(),
-        year=titles.year(pl.col("title")),
-        genres=pl.col("genres").str.replace_all("|", ", ", literal=True),
-    )
-    users = met["userId"].rename("user").to_frame()
-    tables.write(out, events, items, users, scale=(0.5, 5))
+    with tables.staging(out, scale=(0.5, 5)) as scratch:
+
+        def write(ratings: pl.LazyFrame) -> pl.LazyFrame:
+            events = ratings.select(
+                user="userId",
+                item="movieId",
+                rating="rating",
+                label=(pl.col("rating") > config.label_threshold).cast(pl.Int8),
+                timestamp="timestamp",
+            )
+            return tables.sink(events, scratch)
+
+        movies, _ = MOVIES.read(files["movies.csv"])
+        known = {"movieId": ("a movie of movies.csv", movies["movieId"])}
+        _, met = RATINGS.read(files["ratings.csv"], known=known, distinct=["userId"], then=write)
+        items = movies.select(
+            item="movieId",
+            title=titles.natural(pl.col("title")),
+            genre=pl.col("genres").str.split("|").list.first(),
+            year=titles.year(pl.col("title")),
+            genres=pl.col("genres").str.replace_all("|", ", ", literal=True),
+        )
+        users = met["userId"].rename("user").to_frame()
+        items.write_parquet(scratch / "items.parquet")
+        users.write_parquet(scratch / "users.parquet")
     written = pl.scan_parquet(out / "events.parquet").select(pl.len()).collect().item()
     counts = {"ratings": written, "users": users.height, "movies": movies.height}
     published = archive.is_published(given, CHECKSUM, {**counts, "rated movies": len(met["movieId"])}, COUNTS)

@@ -1,14 +1,16 @@
 """Delimited files of a known layout: read at polars' speed, and looked through only where something is wrong.
 
-Polars reads what it cannot parse, and what a short line lacks, as null, and says no line. So one pass counts
-the rows that cannot be; where there are any, `delimited` and `faults` find the first and name it.
+Polars reads what it cannot parse, and what a short line lacks, as null, and says no line. So the pass that
+reads the rows counts those that cannot be; where there are any, `delimited` and `faults` find the first and
+name it.
 """
 
 from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import polars as pl
 from recllm.data import faults
 from recllm.data.delimited import Dialect, names
 from recllm.data.faults import Fault
-from recllm.data.files import find, open_text
+from recllm.data.files import AT, File, find, open_text
 
 MEND = "mend the file, or give another RAW=<folder or zip>"
 Known = Mapping[str, tuple[str, pl.Series]]
@@ -33,11 +35,13 @@ class Column:
         kind: Int64, Float32 or String.
         low: the least number that can be; None: any.
         high: the greatest one; None: any.
+        unique: whether no two rows have the same.
     """
 
     kind: pl.DataType
     low: float | None = None
     high: float | None = None
+    unique: bool = False
 
     @property
     def wanted(self) -> str:
@@ -66,18 +70,6 @@ class Layout:
     columns: Mapping[str, Column]
     dialect: Dialect = field(default_factory=lambda: Dialect(section=""))
 
-    def scan(self, path: Path, text: bytes | None = None) -> pl.LazyFrame:
-        """The rows of a file that was checked, lazily.
-
-        Args:
-            path: of the file.
-            text: its content in UTF-8, if the file itself cannot be read as it is.
-
-        Raises:
-            ValueError: the file is empty or lacks a column.
-        """
-        return self._typed(path, text).filter(~_EMPTY)
-
     def _typed(self, path: Path, text: bytes | None) -> pl.LazyFrame:
         """Every line as a row, with null for what is no value."""
         present = list(self.dialect.columns) or names(path, self.dialect, str(path))
@@ -95,27 +87,34 @@ class Layout:
         )
         return frame.select(*self.columns)
 
-    def check(
+    def read(
         self,
         path: Path,
         text: bytes | None = None,
-        distinct: Sequence[str] = (),
         known: Known | None = None,
-    ) -> dict[str, pl.Series]:
-        """Refuses a file with a row that cannot be, in a pass that finds columns' distinct values too.
+        distinct: Sequence[str] = (),
+        then: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows,
+    ) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+        """Reads a file, and refuses it where a row cannot be.
+
+        A line ends with LF, CR LF or CR, whichever stands there. A file in which a CR ends one without an LF
+        is held in memory as text, as polars knows no such line; others are streamed.
 
         Args:
-            path: see `scan`.
-            text: see `scan`.
-            distinct: columns whose values are wanted.
-            known: of some of these, what they can be, in words, and the values.
+            path: of the file.
+            text: its content in UTF-8, if the file itself cannot be read as it is.
+            known: of some columns, what they can be, in words, and the values.
+            distinct: other columns whose values are wanted.
+            then: what is done with the rows in the same pass, e.g. to write them; what it has written counts
+                only once this has returned.
 
         Returns:
-            The values of each column of `distinct`, ascending.
+            What `then` gives, the rows themselves where there is none; of each column of `known` and
+            `distinct` its values, ascending.
 
         Raises:
-            ValueError: one line with the file, the first such line, its column, what it has and what was
-                wanted.
+            ValueError: one line: the file is empty or lacks a column, or the file, the first row that cannot
+                be, its column, what it has and what was wanted.
         """
         frame, known = self._typed(path, text), known or {}
         at_fault = [
@@ -123,42 +122,52 @@ class Layout:
             for name, column in self.columns.items()
         ]
         faulty = pl.any_horizontal(at_fault).fill_null(True).sum()
-        queries = [frame.select((~_EMPTY).sum(), faulty=faulty)]
-        queries += [frame.select(pl.col(name).drop_nulls().unique().sort()) for name in distinct]
+        names = [*known, *(name for name in distinct if name not in known)]
+        queries = [then(frame.filter(~_EMPTY)), frame.select((~_EMPTY).sum(), faulty=faulty)]
+        queries += [frame.select(pl.col(name).drop_nulls().unique().sort()) for name in names]
         try:
-            count, *values = pl.collect_all(queries, engine="streaming")
+            with warnings.catch_warnings():  # of what is looked into below
+                warnings.filterwarnings("ignore", "CSV malformed", UserWarning)
+                read, count, *values = pl.collect_all(queries, engine="streaming")
         except pl.exceptions.PolarsError as error:
-            whole = self._look_through(path, text, known)
-            reason = str(error).strip().splitlines()[0]
-            raise self._as_it_is(path, whole, reason[:100]) from error
+            _, text = self._look_through(path, text, known)
+            if text is None:
+                reason = str(error).strip().splitlines()[0]
+                raise ValueError(f"{path} cannot be read ({reason[:100]}); {MEND}") from error
+            return self.read(path, text, known, distinct, then)
         rows, faulty_rows = count.row(0)
-        found = {name: frame.to_series() for name, frame in zip(distinct, values, strict=True)}
+        found = {name: frame.to_series() for name, frame in zip(names, values, strict=True)}
         is_strange = any(not found[name].is_in(those.implode()).all() for name, (_, those) in known.items())
-        has_text = any(column.kind == pl.String() for column in self.columns.values())
         # A quote that is never closed makes one text of many lines, and no number of any.
-        if has_text or is_strange or faulty_rows or not rows:
-            whole = self._look_through(path, text, known)
+        needs_a_look = any(column.kind == pl.String() or column.unique for column in self.columns.values())
+        if needs_a_look or is_strange or faulty_rows or not rows:
+            whole, text = self._look_through(path, text, known)
+            if text is not None:
+                return self.read(path, text, known, distinct, then)
             if whole != rows:
-                raise self._as_it_is(path, whole, f"{rows} are found")
-        return found
+                raise ValueError(f"{path} was read as {rows} rows, wanted its {whole}; {MEND}")
+        return read, found
 
-    def _look_through(self, path: Path, text: bytes | None, known: Known) -> int:
-        """Raises the error of the first row at fault, if there is one; counts the rows."""
+    def _look_through(self, path: Path, text: bytes | None, known: Known) -> tuple[int, bytes | None]:
+        """Raises the error of the first row at fault, if there is one.
+
+        Returns:
+            The number of rows; the text with line feeds where it has other line ends than polars knows.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             readable = path
             if text is not None:
                 readable = Path(scratch) / path.name
                 readable.write_bytes(text)
-            file = open_text(readable, str(path), self.dialect, Path(scratch) / "copy", list(self.columns))
-            causes = [cause for name in self.columns for cause in self._causes(name, known.get(name))]
+            copy = Path(scratch) / "copy"
+            file = open_text(readable, str(path), self.dialect, copy, list(self.columns))
+            causes = [cause for name in self.columns for cause in self._causes(name, known.get(name), file)]
             empty = pl.all_horizontal(pl.col(f"@{name}").is_null() for name in self.columns)
             found = faults.summary(faults.flagged(file.frame, causes, empty)).collect(engine="streaming")
-            return faults.settle("rows", [file], causes, found, drop=False, mend=MEND)["read_rows"]
+            rows = faults.settle("rows", [file], causes, found, drop=False, mend=MEND)["read_rows"]
+            return rows, copy.read_bytes() if copy.exists() else None
 
-    def _as_it_is(self, path: Path, rows: int, reason: str) -> ValueError:
-        return ValueError(f"{path} has {rows} rows, but {reason}; wanted line feeds as line ends; {MEND}")
-
-    def _causes(self, name: str, known: tuple[str, pl.Series] | None) -> list[Fault]:
+    def _causes(self, name: str, known: tuple[str, pl.Series] | None, file: File) -> list[Fault]:
         column, text = self.columns[name], pl.col(f"@{name}")
         value = text.cast(column.kind, strict=False)
         causes = [
@@ -169,4 +178,12 @@ class Layout:
         if known is not None:
             words, values = known
             causes.append(Fault("unknown", name, ~value.is_in(values.implode()), words))
+        if column.unique:
+
+            def wanted(found: object) -> str:
+                same = file.frame.filter(value == pl.lit(found).cast(column.kind))
+                place = file.place(same.select(pl.col(AT).min()).collect().item())
+                return f"one that no earlier line has ({place.removeprefix(file.shown).strip()} has it)"
+
+            causes.append(Fault("repeated", name, ~value.is_first_distinct(), wanted))
         return causes

@@ -53,6 +53,17 @@ def test_invented_files_in_the_raw_layout(raw, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_other_line_ends_give_the_same_tables(raw, tmp_path, end):
+    recipe.make(tmp_path / "one" / "tables", raw)
+    for name, text in FILES.items():
+        (raw / name).write_bytes(text.replace("\n", end).encode("latin-1"))
+    recipe.make(tmp_path / "two" / "tables", raw)
+    for name in ("events", "items", "users"):
+        one, two = (pl.read_parquet(tmp_path / run / "tables" / f"{name}.parquet") for run in ("one", "two"))
+        assert one.equals(two)
+
+
 def test_a_zip_gives_the_same_tables(raw, tmp_path):
     archive = tmp_path / "any.zip"
     with zipfile.ZipFile(archive, "w") as content:
@@ -108,6 +119,16 @@ def test_other_counts_are_said_and_missing_files_refused(raw, tmp_path, capsys):
         ),
         ("users", "3::F::1::21::1", " line 3, column 'occupation': found '21', wanted 0 to 20; "),
         ("movies", "30::::War", " line 3, column 'title': found nothing, wanted text; "),
+        (
+            "movies",
+            "10::Other (2000)::War",
+            " line 3, column 'item': found '10', wanted one that no earlier line has (line 1 has it); mend",
+        ),
+        (
+            "users",
+            "2::F::1::10::1",
+            " line 3, column 'user': found '2', wanted one that no earlier line has (line 2 has it); mend",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_is_named_and_nothing_is_left(raw, tmp_path, name, line, problem):
