@@ -89,10 +89,17 @@ def _fault(path: Path, schema: Schema) -> str:
 def _bad_line(text: bytes, schema: Schema, before: int) -> str:
     if not _error(text, schema):
         return ""
-    for number, line in enumerate(text.split(b"\n"), before + 1):
-        if reason := _error(line, schema):
-            return f"line {number} has {_shown(line)} ({reason}), wanted a JSON object"
-    return ""
+    lines = text.split(b"\n")
+    first, end = 0, len(lines)
+    while end - first > 1:  # halved, as a call a line takes minutes
+        middle = (first + end) // 2
+        part = b"\n".join(lines[first:middle])
+        if part.strip() and _error(part, schema):
+            end = middle
+        else:
+            first = middle
+    reason = _error(lines[first], schema)
+    return f"line {before + first + 1} has {_shown(lines[first])} ({reason}), wanted a JSON object"
 
 
 def _error(text: bytes, schema: Schema) -> str:

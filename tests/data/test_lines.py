@@ -47,6 +47,18 @@ def test_a_line_at_fault_is_named(tmp_path, monkeypatch):
     assert "wanted a JSON object; get the file again" in refused(tmp_path / "some", GOOD + b"[1, 2]\n")
 
 
+@pytest.mark.parametrize("place", [1, 2, 499, 999])
+def test_the_first_of_several_faults_is_found_in_few_steps(tmp_path, monkeypatch, place):
+    rows = [GOOD, b"\n"] * 500
+    rows[place] = b'{"id": "x"}\r{"id": "y"}\n'  # a CR alone ends no line of JSON
+    rows[place + 1 :: 100] = [b"oops\n"] * len(rows[place + 1 :: 100])
+    calls, error = [], lines._error
+    monkeypatch.setattr(lines, "_error", lambda *given: calls.append(given) or error(*given))
+    said = refused(tmp_path / "some", b"".join(rows))
+    assert f' line {place + 1} has \'{{"id": "x"}}\\r' in said
+    assert len(calls) < 15  # 2^10 lines
+
+
 def test_a_truncated_or_corrupt_stream(tmp_path):
     packed = gzip.compress(GOOD * 1000, mtime=0)
     assert "truncated or corrupt gzip stream (Compressed file ended" in refused(
