@@ -130,7 +130,11 @@ def describe(plan: Plan) -> None:
     except ValueError as error:  # no tokenizer, or prompts that do not fit it: the rest can be told
         missing.append(f"Prompts: {error}")
     out = plan.root / paths.DESCRIPTION
-    tables = write_description(log, made.metrics, out, plan.request.dataset, split, asked, examples, missing)
+    read = states["tables"][2]
+    raw = read.metrics if read else None
+    tables = write_description(
+        log, made.metrics, out, plan.request.dataset, split, asked, examples, missing, raw
+    )
     show(tables, [*made.metrics["notes"], *missing])
     print(out)
 

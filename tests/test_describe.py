@@ -60,6 +60,21 @@ def test_events_by_hand(two_users):
     ]
 
 
+def test_raw_counts_by_name():
+    counts = {
+        "read_events": 1_200,
+        "dropped_events_no_user": 200,
+        "events_without_label": 3,
+        "published": False,
+    }
+    assert describe.raw_table(counts) == ([], [
+        ["events read", "1,200"],
+        ["events dropped: no user", "200"],
+        ["events without label", "3"],
+        ["published", "no"],
+    ])  # fmt: skip
+
+
 def test_splits_by_hand(two_users):
     log, metrics = two_users
     heading, lines = describe.split_table(log, parts(log))
@@ -174,14 +189,17 @@ def test_the_page_holds_everything_and_is_written_alike(two_users, tmp_path):
     pages = []
     for name in ("a", "b"):
         out = tmp_path / name / "describe.html"
-        shown = describe.write_description(log, metrics, out, "two", "time", asked, examples, ["No <LM>."])
+        shown = describe.write_description(
+            log, metrics, out, "two", "time", asked, examples, ["No <LM>."], {"dropped_events_no_item": 1_000}
+        )
         pages.append(out.read_text())
     page = pages[0]
     assert page == pages[1]
     for _, (heading, lines) in shown:
         for cell in [*heading, *(cell for line in lines for cell in line)]:
             assert cell in page
-    for wanted in ("two: the data", "Samples by split (time)", "12,345", "No &lt;LM&gt;.", "(1,234 tokens)",
+    for wanted in ("two: the data", "events dropped: no item", "1,000",
+                   "Samples by split (time)", "12,345", "No &lt;LM&gt;.", "(1,234 tokens)",
                    "&lt;s&gt;Will the user like\n<b> Yes</b>"):  # fmt: skip
         assert wanted in page
     assert "http" not in page

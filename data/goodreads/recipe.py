@@ -109,9 +109,10 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         config: see `RecipeConfig`.
 
     Returns:
-        `interactions` or `reviews`: rows read; `books`, `users`, `events`; the rows dropped, each counted
-        once: `unread`, `unrated`, `no_id`, `unknown_book`, `no_time`, `repeated`; `untitled`: books that got
-        a stand-in; `published`: whether rows and books are as many as the publisher tells.
+        `interactions` or `reviews`: rows read; `books`, `users`, `events`; `dropped_events_...`: the rows
+        dropped, each counted once: `unread`, `unrated`, `no_id`, `unknown_book`, `no_time`, `repeated`;
+        `untitled`: books that got a stand-in; `published`: whether rows and books are as many as the
+        publisher tells.
 
     Raises:
         ValueError: one line: a file is missing, empty, truncated, corrupt or of another layout, a rating is
@@ -149,7 +150,14 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         tables.sink(log, scratch).collect(engine="streaming")
         items.write_parquet(scratch / "items.parquet")
         users.write_parquet(scratch / "users.parquet")
-    counts = {config.feedback: counts.pop("rows"), "books": items.height, "users": users.height, **counts}
+    dropped = {f"dropped_events_{kind}": counts[kind] for kind in DROPPED}
+    counts = {
+        config.feedback: counts["rows"],
+        "books": items.height,
+        "users": users.height,
+        "events": counts["events"],
+        **dropped,
+    }
     published = dict(zip(("books", *FEEDBACK), COUNTS[config.subset], strict=True))
     wanted = {key: published[key] for key in ("books", config.feedback)}
     is_published = archive.is_published(raw or cache, "", counts, wanted)
@@ -285,7 +293,7 @@ def work(task: run.Run) -> None:
     source = task.config.source
     counts = make(task.folder, task.raw, RecipeConfig(source.subset, source.feedback or FEEDBACK[0]))
     feedback = next(kind for kind in FEEDBACK if kind in counts)
-    left_out = ", ".join(f"{counts[kind]:,} {kind}" for kind in DROPPED)
+    left_out = ", ".join(f"{counts[f'dropped_events_{kind}']:,} {kind}" for kind in DROPPED)
     run.say(f"  {counts['events']:,} events of {counts[feedback]:,} {feedback}; left out: {left_out}")
     run.say(f"  {counts['users']:,} users, {counts['books']:,} books, {counts['untitled']:,} untitled")
     task.finish(task.folder.glob("*.parquet"), dict(counts))

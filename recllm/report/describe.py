@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -96,6 +96,7 @@ def write_description(
     asked: Sequence[Asked] = (),
     examples: Sequence[Example] = (),
     missing: Sequence[str] = (),
+    raw: Mapping[str, float] | None = None,
 ) -> list[tuple[str, Table]]:
     """Write the page of a data set: one HTML file that needs nothing else, no network either.
 
@@ -108,12 +109,14 @@ def write_description(
         asked: prompts that were counted in tokens.
         examples: prompts to show.
         missing: what the page cannot say yet, and the command that mends it, one line each.
+        raw: what the data set's recipe counted when it read the raw files; None: not known.
 
     Returns:
         The page's tables, each with its title, for the terminal.
     """
     parts = {name: Part.of(log, name) for name in SPLITS}
-    tables = [
+    tables = [("Raw data", raw_table(raw))] if raw else []
+    tables += [
         ("Events", event_table(log, metrics)),
         (f"Samples by split ({split})", split_table(log, parts)),
         ("Items", popularity_table(log)),
@@ -130,6 +133,20 @@ def write_description(
         examples=examples,
     )
     return tables
+
+
+def raw_table(counts: Mapping[str, float]) -> Table:
+    """What was read of the raw files and what was left out of it, by reason."""
+    lines = []
+    for name, count in counts.items():
+        kind, _, rest = name.partition("_")
+        table, _, reason = rest.partition("_")
+        text = (
+            f"{table} dropped: {reason}" if kind == "dropped" else f"{rest} read" if kind == "read" else name
+        )
+        shown = f"{count:,}" if not isinstance(count, bool) else "yes" if count else "no"
+        lines.append([text.replace("_", " "), shown])
+    return [], lines
 
 
 def event_table(log: EventLog, metrics: dict[str, Any]) -> Table:

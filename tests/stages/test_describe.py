@@ -24,7 +24,7 @@ def prepared(demo_log, nodes, tmp_path, monkeypatch):
     """A data set's artifacts with nothing but a log of 40 users."""
     monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path))
     shutil.copytree(demo_log.folder, tmp_path / "demo" / "log")
-    done(tmp_path / "demo", nodes["tables"], {})
+    done(tmp_path / "demo", nodes["tables"], {"dropped_events_no_time": 1_234})
     done(tmp_path / "demo", nodes["log"], {"notes": ["a <note>"]})
     return tmp_path / "demo"
 
@@ -46,6 +46,8 @@ def test_prepare_alone_is_enough(prepared, capsys):
     assert "a &lt;note&gt;" in page
     assert "neighbours are not there yet" in page
     for shown in (out, page):
+        assert "events dropped: no time" in shown
+        assert "1,234" in shown
         assert "yes or no" in shown
         assert "next title" in shown
     assert "(1 stars)" in page or "(5 stars)" in page
