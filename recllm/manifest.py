@@ -38,10 +38,11 @@ def now() -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, with `+dirty` where files differ from it; `unknown` outside a checkout."""
+    """This checkout's commit, `unknown` outside one; `+dirty` where files differ, but for those of `results/`."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+        return head + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -21,6 +21,7 @@ from recllm.data.batches import CrmInputs, chronological
 from recllm.data.candidates import candidate_lists
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Pieces, Prompts, fill
+from recllm.data.statistics import Statistics
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.probe import layout_of, windows
@@ -74,10 +75,12 @@ class Retrieval:
 def crm_inputs(log: EventLog, shown: Mapping[str, Any], retrieval: Retrieval | None) -> CrmInputs:
     """Batches for a CRM that reads what `shown` says: `Stage1Config.inputs`, which its manifest repeats."""
     recent, retrieved = shown["recent"], shown["retrieved"]
+    statistics = Statistics(log) if shown["statistics"] else None
     if shown["search"] == "semantic":
         assert retrieval is not None  # the plan makes the neighbours a parent
-        return CrmInputs(log, recent, retrieved, retrieval.stored, retrieval.searcher)
-    return CrmInputs(log, recent, retrieved, searcher=SameCategory(log) if shown["search"] else None)
+        return CrmInputs(log, recent, retrieved, retrieval.stored, retrieval.searcher, statistics)
+    searcher = SameCategory(log) if shown["search"] else None
+    return CrmInputs(log, recent, retrieved, searcher=searcher, statistics=statistics)
 
 
 @dataclass(frozen=True)

@@ -122,9 +122,10 @@ class Stage1Config:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What the CRM's batches hold: `recent` and `retrieved` events, and the `search` that finds those."""
+        """What the CRM's batches hold: `recent` and `retrieved` events, `search` for those, `statistics`."""
         found = self.retrieved if self.crm.search else 0
-        return {"recent": self.recent, "retrieved": found, "search": self.crm.search}
+        known = {"search": self.crm.search, "statistics": self.crm.statistics}
+        return {"recent": self.recent, "retrieved": found} | known
 
 
 @dataclass(frozen=True)

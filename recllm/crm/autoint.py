@@ -42,7 +42,7 @@ class AutoInt(Model):
 
         logit = MLP([v_1, ..., v_F, out_1, ..., out_F])
 
-    with v_f the embedding of field f (user fields, item fields, and the history as `HistoryFields`), and
+    with v_f the embedding of field f (`Embeddings.sample`, and the history as `HistoryFields`), and
     out_f what `config.layers` interacting layers make of it.
 
     Differences from the paper: the history fields; where AutoInt+ adds the logits of a linear layer on
@@ -62,7 +62,7 @@ class AutoInt(Model):
         self.interacting = nn.Sequential(
             *(InteractingLayer(width, config.hidden, config.heads) for width in widths)
         )
-        count = len(fields.user_sizes) + len(fields.item_sizes) + self.history.count
+        count = self.embeddings.field_count + self.history.count
         self.tower = Tower(count * (config.embedding_dim + config.hidden), config)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,11 +15,11 @@ class DeepFM(Model):
         y_FM  = sum_f w_f + sum_{f < g} <v_f, v_g>               eq. 2
         logit = y_FM + MLP([v_1, ..., v_F])                      eq. 1, 3, 4
 
-    with v_f the embedding of field f (user fields, item fields, and the history as `HistoryFields`), and
+    with v_f the embedding of field f (`Embeddings.sample`, and the history as `HistoryFields`), and
     w_f the weight of its value. The representation is the MLP's last hidden layer; the FM is in the logit
     only.
 
-    Differences from the paper: the history fields, which have no first-order weight.
+    Differences from the paper: the history fields and the statistics, which have no first-order weight.
 
     Args:
         fields: table sizes.
@@ -39,7 +39,7 @@ class DeepFM(Model):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logit [B] and representation [B, d_c] of a batch, float."""
         ids = self.embeddings.ids(batch)
-        sample, _ = self.embeddings.lookup(*ids)
+        sample, _ = self.embeddings.lookup(batch, *ids)
         history = self.history(self.embeddings, batch)
         fields = torch.cat([sample.view(len(sample), -1, history.shape[2]), history], dim=1)
         logit, representation = self.tower(fields.flatten(1))

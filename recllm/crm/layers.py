@@ -12,6 +12,7 @@ from torch.nn import functional
 from recllm.crm.attention import Attend
 from recllm.crm.config import CrmConfig, Fields
 from recllm.data.batches import INTERVAL_BUCKETS
+from recllm.data.statistics import LEVELS, STATISTICS
 
 Batch = Mapping[str, Tensor]
 
@@ -28,7 +29,7 @@ def _identifying(sizes: Sequence[int]) -> list[int]:
 
 
 class Embeddings(nn.Module):
-    """All embedding tables of a CRM: one a field, one for ratings, one for time intervals.
+    """All embedding tables of a CRM: one a field, one for ratings, one for time intervals, one a statistic.
 
     Row 0 of every table is padding: zero, and never trained. In training mode a share `config.mask_users` of
     the samples reads 1 (unknown) in the user fields that identify the user (see `_identifying`: the id, and
@@ -59,7 +60,11 @@ class Embeddings(nn.Module):
         self.rank = nn.Embedding(RANK_BUCKETS, config.event_dim, padding_idx=0) if retrieved else None
         self.event_dim = self.query_dim + config.event_dim * (2 if config.interval else 1)
         self.retrieved_dim = self.event_dim + config.event_dim
-        self.sample_dim = dim * (len(fields.user_sizes) + len(fields.item_sizes))
+        self.statistics = nn.ModuleList(
+            nn.Embedding(LEVELS, dim, padding_idx=0) for _ in (STATISTICS if config.statistics else ())
+        )
+        self.field_count = len(fields.user_sizes) + len(fields.item_sizes) + len(self.statistics)
+        self.sample_dim = dim * self.field_count
         for table in self.modules():
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=config.embedding_std)
@@ -79,23 +84,25 @@ class Embeddings(nn.Module):
         users = self._masked(batch["user"], self.user_identity, self.mask_users)
         return users, self._masked(batch["item"], self.item_identity, self.mask_items)
 
-    def lookup(self, user_ids: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeds ids as `ids` returns them; results as those of `sample`."""
+    def lookup(self, batch: Batch, user_ids: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds ids as `ids` returns them, and the statistics; results as those of `sample`."""
         users = [table(user_ids[:, index]) for index, table in enumerate(self.user)]
         items = [table(item_ids[:, index]) for index, table in enumerate(self.item)]
-        return torch.cat(users + items, dim=1), torch.cat([items[0], items[self.category]], dim=1)
+        known = [table(batch["statistics"][:, index]) for index, table in enumerate(self.statistics)]
+        return torch.cat(users + items + known, dim=1), torch.cat([items[0], items[self.category]], dim=1)
 
     def sample(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeds the user and the target item.
 
         Args:
-            batch: `user` [B, F_u] and `item` [B, F_i], integers.
+            batch: `user` [B, F_u], `item` [B, F_i] and, with `config.statistics`, `statistics` [B, 6],
+                integers.
 
         Returns:
-            All fields joined [B, (F_u + F_i) d], and the target as an attention query: item and category
-            joined [B, 2 d], float.
+            All fields joined [B, F d], `field_count` F of them (user, item, statistics), and the target as an
+            attention query: item and category joined [B, 2 d], float.
         """
-        return self.lookup(*self.ids(batch))
+        return self.lookup(batch, *self.ids(batch))
 
     def things(self, batch: Batch, kind: str) -> list[Tensor]:
         """What the events of a history are about: item and category, [B, T, d] float each.

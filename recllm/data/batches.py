@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recllm.data.log import EventLog, Rows
+from recllm.data.statistics import Statistics
 
 INTERVAL_BUCKETS = 32
 # The log's columns that describe an event of a history, and what they are called in a gathered batch.
@@ -45,6 +46,7 @@ class CrmInputs:
         retrieved: how many retrieved events it carries besides, in events; 0 for none.
         stored: int32 `[N, >= retrieved]` neighbours of each row's own item, best first, or None.
         searcher: finds neighbours of other targets; needed only when such are asked for.
+        statistics: what was known before each sample; None for nothing.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class CrmInputs:
         retrieved: int = 0,
         stored: NDArray[np.int32] | None = None,
         searcher: Searcher | None = None,
+        statistics: Statistics | None = None,
     ) -> None:
         """See the class."""
         if retrieved and stored is None and searcher is None:
@@ -66,7 +69,7 @@ class CrmInputs:
                 f"set retrieval.k={retrieved} and run make again"
             )
         self.log, self.recent, self.retrieved = log, recent, retrieved
-        self.stored, self.searcher = stored, searcher
+        self.stored, self.searcher, self.statistics = stored, searcher, statistics
         self._columns = {name: getattr(log, name) for name in EVENT}
         self._windows = {name: _Lines(column, recent, 1) for name, column in self._columns.items()}
         self._users, self._items = (_Lines(t, t.shape[1]) for t in (log.user_fields, log.item_fields))
@@ -96,7 +99,7 @@ class CrmInputs:
             What `expand` takes: `user`, `item` and `label` as it returns them, `second` int64 `[B]`, and per
             history `recent` (and `retrieved`), its events in time order at the end of each line, `_event`
             int32 `[B, T]` (dense item), `_code` int16 `[B, T]` (rating), `_second` int64 `[B, T]`, `_length`
-            int64 `[B]` (events; what stands before them means nothing), and `retrieved_rank`.
+            int64 `[B]` (events; what stands before them means nothing), `retrieved_rank` and `statistics`.
         """
         log = self.log
         rows = np.asarray(rows, np.int64)
@@ -108,6 +111,8 @@ class CrmInputs:
             "second": log.timestamp.take(rows),
             "recent_length": np.minimum(end - start, self.recent),
         }
+        if self.statistics is not None:
+            batch["statistics"] = self.statistics(rows, targets)
         first = end - self.recent
         early = np.flatnonzero(first < 0)  # windows that would begin above the log's first row
         np.maximum(first, 0, out=first)
@@ -137,7 +142,8 @@ class CrmInputs:
             `_interval` int32 `[B, T]` (1 + floor(log2(1 + seconds before the sample)); the last bucket for
             all that is longer; 0 where the log has no times), `_mask` bool `[B, T]` (true where there is an
             event; the others are 0 where it is false). `retrieved_rank` int32 `[B, K]`: 1 for the event
-            nearest to the target, 2 for the next ..., 0 at padding. What else the batch holds stays.
+            nearest to the target, 2 for the next ..., 0 at padding. `statistics` int32 `[B, 6]` codes. What
+            else the batch holds stays.
         """
         batch = dict(batch)
         second = batch.pop("second")

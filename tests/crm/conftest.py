@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recllm.crm import CrmConfig, Fields, Model, build
+from recllm.data.statistics import LEVELS, STATISTICS
 
 FIELDS = Fields(user_sizes=(50, 4), item_sizes=(40, 40, 8), rating_levels=5, category=2)
 VARIANTS = {
@@ -53,6 +54,7 @@ def random_batch(size: int, recent: int, retrieved: int = 4, seed: int = 0) -> d
         "item": torch.stack([draw(high, size) for high in FIELDS.item_sizes], 1),
         "label": draw(3, size).float() - 1,
         "retrieved_rank": torch.rand(size, retrieved, generator=generator).argsort(1) + 1,
+        "statistics": draw(LEVELS, size, len(STATISTICS)),
     }
     for kind, length in (("recent", recent), ("retrieved", retrieved)):
         batch[f"{kind}_item"] = torch.stack([draw(high, size, length) for high in FIELDS.item_sizes], 2)

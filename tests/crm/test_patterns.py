@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recllm.data.statistics import LEVELS, STATISTICS
+
 SIZE, LENGTH = 6_000, 6
 TESTED = SIZE // 4
 # Standard error of the AUC of a score that knows nothing, at about as many positives as negatives.
@@ -107,3 +109,18 @@ def test_no_model_can_know_what_stands_in_padding(variant, make_model, reached):
 @pytest.mark.parametrize("variant", ["deepfm", "din", *SEQUENCES])
 def test_models_that_retrieve_nothing_cannot_know_what_was_retrieved(variant, make_model, reached):
     assert abs(reached(make_model(variant), rated("retrieved")) - 0.5) < 3 * ERROR
+
+
+def known():
+    """Liked if the share of likes of the target's item so far is high: one of six statistics."""
+    data = noise()
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(1, LEVELS, (SIZE, len(STATISTICS)), generator=generator)
+    share = codes[:, STATISTICS.index("item_likes")]
+    return {**data, "statistics": codes, "label": (share > LEVELS // 2).float()}
+
+
+@pytest.mark.parametrize("statistics", [False, True])
+def test_every_model_reads_statistics_where_it_is_asked_to(variant, statistics, make_model, reached):
+    score = reached(make_model(variant, statistics=statistics), known())
+    assert score > 0.9 if statistics else abs(score - 0.5) < 3 * ERROR

@@ -19,6 +19,7 @@ from recllm.data.build import build_log
 from recllm.data.candidates import KINDS, negatives
 from recllm.data.log import EventLog
 from recllm.data.prompts import Prompts
+from recllm.data.statistics import Statistics
 from recllm.retrieval.neighbours import Neighbours
 from recllm.retrieval.vectors import cooccurrence_vectors
 from stages import lm as lm_stage
@@ -100,7 +101,8 @@ def made_of(log, row, target, vectors, pieces):
     """Everything that is computed of a sample before its outcome is known."""
     rows, targets = np.array([row]), np.array([target], np.int32)
     searcher = Neighbours(log, *vectors)
-    batch = CrmInputs(log, recent=20, retrieved=10, searcher=searcher)(rows, targets)
+    inputs = CrmInputs(log, recent=20, retrieved=10, searcher=searcher, statistics=Statistics(log))
+    batch = inputs(rows, targets)
     batch.pop("label")
     nearest = searcher.search(rows, targets, 10)
     prompts = Prompts(log, pieces, 512)
