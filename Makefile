@@ -99,11 +99,14 @@ env: $(READY)  ## make .venv with the versions of constraints.txt
 own-environment:
 	@$(PYTHON) -m stages.environment
 
-test: | $(READY)  ## fast tests, offline
-	@$(PYTHON) -m pytest
+# A process a core, a file to one of them: a file's tests share what its fixtures made.
+PYTEST = $(PYTHON) -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+test: | $(READY)  ## fast tests, offline, on all cores
+	@$(PYTEST)
 
 test-all: | $(READY)  ## all tests, the slow ones too
-	@$(PYTHON) -m pytest -m "slow or not slow"
+	@$(PYTEST) -m "slow or not slow"
 
 lint: | $(READY)  ## ruff: errors and layout
 	@$(PYTHON) -m ruff check .

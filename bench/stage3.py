@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,18 +131,17 @@ def work(arm: str, count: int, sizes: argparse.Namespace, device: str) -> Callab
         return lambda: scored(whole_logps, model.eval(), whole, count)
     if arm == "score-shared":
         return lambda: scored(title_logps, model.eval(), shared)
-    return lambda: torch.zeros(1)  # what only loading takes
+    raise ValueError(f"no arm {arm}")
 
 
 def measure(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a repetition, the result, and on a GPU the peak of its memory."""
+    """Seconds a repetition, the result, and the peak of memory beyond what the loaded arm holds, MB."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = work(arm, count, sizes, device)
+    loaded = memory(device, "VmRSS")
     result = run()
     times: list[tuple[float, float]] = []
     begin = time.perf_counter()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     while time.perf_counter() - begin < SECONDS or len(times) < 2:
         wall, cpu = time.perf_counter(), time.process_time()
         run()
@@ -150,19 +149,29 @@ def measure(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
         times.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall, cpu = np.median(times, axis=0).tolist()
-    peak = torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else None
+    peak = memory(device, "VmHWM") - loaded
     return {"wall": wall, "cpu": cpu, "peak": peak, "result": result.double().cpu().ravel().tolist()}
 
 
+def memory(device: str, what: str) -> float:
+    """MB that are held now (`VmRSS`; from here on peaks are counted anew) or were at the peak (`VmHWM`)."""
+    if device == "cuda":
+        if what == "VmRSS":
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 1e6
+    if what == "VmRSS":
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts at what is held now
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(what))
+
+
 def child(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a process of its own, forked before any tensor is made; a CPU's peak is the kernel's."""
+    """`measure` in a process of its own, forked before any tensor is made."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
 
     def run() -> None:
-        found = measure(arm, count, sizes)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-        there.send(found | {"peak": found["peak"] or peak})
+        there.send(measure(arm, count, sizes))
 
     process = context.Process(target=run)
     process.start()
@@ -183,18 +192,18 @@ def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compare(first: str, second: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
     """Two arms by turns: seconds of each, how many times the second is faster, memory beyond the model."""
-    rounds: dict[str, list[dict[str, Any]]] = {first: [], second: [], "idle": []}
+    rounds: dict[str, list[dict[str, Any]]] = {first: [], second: []}
     for _ in range(ROUNDS):
         for arm, found in rounds.items():
             found.append(child(arm, count, sizes))
-    one, two, idle = (middle(rounds[arm]) for arm in (first, second, "idle"))
+    one, two = (middle(rounds[arm]) for arm in (first, second))
     error = np.abs(np.subtract(one["result"], two["result"])).max()
     if error > 1e-3 * max(1.0, np.abs(one["result"]).max()):
         raise SystemExit(f"error: {first} and {second} differ by {error}, K or candidates {count}")
     return {
         "seconds": {first: one["wall"], second: two["wall"]},
         "cpu_seconds": {first: one["cpu"], second: two["cpu"]},
-        "peak_mb": {first: one["peak"] - idle["peak"], second: two["peak"] - idle["peak"]},
+        "peak_mb": {first: one["peak"], second: two["peak"]},
         "faster": one["wall"] / two["wall"],
         "faster_cpu": one["cpu"] / two["cpu"],
     }

@@ -38,7 +38,7 @@ def now() -> str:
 
 
 def commit() -> str:
-    """This checkout's commit, `unknown` outside one; `+dirty` where files differ, but for those of `results/`."""
+    """This checkout's commit, `unknown` outside one; `+dirty` where files differ that are not `results/`."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
