@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 # 20 steps of each stage, validated after each; no dropout; 301 validation rows cannot be dealt to two evenly.
 SIZES = """
+    stage1.crm.statistics=true
     lm.tiny.hidden=32 lm.tiny.layers=2 lm.tiny.heads=2 lm.tiny.intermediate=64 lm.tiny.vocabulary=1024
     lm.training.text_tokens=71680 lm.training.prompt_tokens=20000 retrieval.pca_dim=16 retrieval.svd_dim=16
     prepare.ranking_valid_rows=31 prepare.ranking_test_rows=31

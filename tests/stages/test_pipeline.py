@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 STORIES = REPOSITORY.parent / "shared" / "models" / "stories260k"
 SIZES = """
+    stage1.crm.statistics=true
     lm.tiny.hidden=32 lm.tiny.layers=2 lm.tiny.heads=2 lm.tiny.intermediate=64 lm.tiny.vocabulary=1024
     lm.training.text_tokens=30000 lm.training.prompt_tokens=30000 retrieval.pca_dim=16 retrieval.svd_dim=16
     stage1.fit.epochs=0.3 stage1.rank_rows=640 stage1.fit.validations=2 stage1.fit.valid_rows=uniform300
