@@ -191,10 +191,15 @@ class Plan:
     def _systems(self, seed: int, log: Node, neighbours: Node, lm: Node) -> None:
         request = self.request
         data = {"log": log, "neighbours": neighbours}
-        crms = {
-            crm: self._crm(crm, seed, log, neighbours) for crm in dict.fromkeys((*request.crms, "ranker"))
-        }
+        ranker = ("ranker",) if request.systems else ()
+        crms = {crm: self._crm(crm, seed, log, neighbours) for crm in dict.fromkeys((*request.crms, *ranker))}
         gate = crms[request.gate]
+        self.goals["stage1"] += [crms[crm] for crm in request.crms]
+        if "tune" in request.goals:
+            self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
+        if not request.systems:
+            self._alone(crms, gate, seed)
+            return
         gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
         tuned: dict[str, Node] = {}
         shown = dict(crms)
@@ -222,12 +227,16 @@ class Plan:
         parents = {**data, "lm": lm, "stage1": gate, "stage2": tuned[start], **roles}
         asked = ",".join(dict.fromkeys(request.crms + request.systems)) if self._is_special() else "all"
         evaluate = self._node("evaluate", f"evaluate/{asked}", "stages.evaluate", parents, (), seed, gate_tag)
-        self.goals["stage1"] += [crms[crm] for crm in request.crms]
-        if "tune" in request.goals:
-            self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         self.goals["stage2"] += list(tuned.values())
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
+
+    def _alone(self, crms: dict[str, Node], gate: Node, seed: int) -> None:
+        """An evaluation of CRMs without any LM: only what they read is a parent besides."""
+        read = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
+        parents = {**read, "stage1": gate, **{f"crm:{name}": node for name, node in crms.items()}}
+        name = f"evaluate/{','.join(crms)}"
+        self.goals["evaluate"].append(self._node("evaluate", name, "stages.evaluate", parents, (), seed))
 
     def _crm(self, crm: str, seed: int, log: Node, neighbours: Node) -> Node:
         """A CRM reads the neighbours, and so depends on the LM, only where its configuration says so."""

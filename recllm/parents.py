@@ -94,7 +94,7 @@ class Crm:
     seed: int = 0
 
     @classmethod
-    def open(cls, run: Run, log: EventLog, retrieval: Retrieval, role: str = "stage1") -> Crm:
+    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None, role: str = "stage1") -> Crm:
         """Load the export of the parent with this role; the cache lies in the CRM's own folder."""
         folder, manifest = run.parent(role), run.manifest(role)
         model = load(folder / paths.EXPORT)

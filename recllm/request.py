@@ -16,6 +16,8 @@ VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW")
 GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune")
 GATE = "sim"
 ALIGNED = ("sft-continued", "dpo", "s-dpo")
+NOTHING = "none"
+"""`SYSTEM=none`: CRMs are evaluated alone, without any LM; `Request.systems` is then empty."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,12 @@ def parse(arguments: Sequence[str]) -> Request:
     dataset = values["DATASET"] or "demo"
     choice("DATASET", dataset, conf / "dataset")
     systems = values["SYSTEM"].split()
+    alone = systems == [NOTHING]
+    if alone and (bad := [goal for goal in goals if goal in ("stage2", "stage3")]):
+        raise ConfigError(
+            f"SYSTEM=none leaves {bad[0]} nothing to do; wanted evaluate or report, or a system"
+        )
+    systems = [] if alone else systems
     stage2 = [name for name in systems if (conf / "stage2" / f"{name}.yaml").exists()]
     stage3 = [name for name in systems if (conf / "stage3" / f"{name}.yaml").exists()]
     for name in systems:
@@ -90,7 +98,7 @@ def parse(arguments: Sequence[str]) -> Request:
         goals=tuple(goals) or ("report",),
         dataset=dataset,
         crms=crms,
-        systems=(*(stage2 or ("lora", "reclora")), *(stage3 or ALIGNED)),
+        systems=() if alone else (*(stage2 or ("lora", "reclora")), *(stage3 or ALIGNED)),
         lm=lm,
         seeds=tuple(int(seed) for seed in seeds),
         experiment=values["EXPERIMENT"],

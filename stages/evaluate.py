@@ -40,13 +40,16 @@ class Evaluation:
         """Open parents and row sets."""
         self.run, self.config = run, run.config.evaluate
         self.log = parents.event_log(run)
-        retrieval = parents.Retrieval.open(run, self.log)
+        retrieval = parents.Retrieval.open(run, self.log) if "neighbours" in run.parents else None
         crms = [role for role in run.parents if role.startswith("crm:")]
         self.crms = {role[4:]: parents.Crm.open(run, self.log, retrieval, role) for role in crms}
-        self.lms = LmSystems(run, self.log, retrieval, self.crms)
+        self.lms = (
+            LmSystems(run, self.log, retrieval, self.crms) if retrieval and "lm" in run.parents else None
+        )
+        """Systems of stages 2 and 3; None where CRMs are compared alone (`SYSTEM=none`)."""
         named = {folder: role for role, folder in run.parents.items() if ":" in role}
         self.gate = named[run.parents["stage1"]].partition(":")[2]
-        self.start = named[run.parents["stage2"]].partition(":")[2]
+        self.start = named[run.parents["stage2"]].partition(":")[2] if self.lms else ""
         self.aligned = {
             role.partition(":")[2]: "sft" if task_of(run.parent(role)) == "titles" else "sft-pointwise"
             for role in run.parents
@@ -59,6 +62,7 @@ class Evaluation:
 
     def lm_logits(self, role: str, rows: Rows, adapter: str = ADAPTER) -> Scores:
         """Yes/No logits `[n]` of an LM system; role `lm` is the LM untuned."""
+        assert self.lms is not None  # asked for only where there are such systems
         return self.lms.logits(role, adapter, rows, self.config.batch_size)
 
     def _ranking(self, kind: str) -> tuple[Rows, NDArray[np.int32]]:
@@ -69,13 +73,12 @@ class Evaluation:
         """Rows of the CTR task."""
         log, gate = self.log, self.crms[self.gate]
         liking = popularity_ctr(log)
-        for rows, name in ((self.everything, "test/all"), (self.asked, f"test/{self.config.ctr_rows}")):
-            if name == "test/all" and self.config.ctr_rows == "all" and rows is self.asked:
-                continue
+        asked = f"test/{self.config.ctr_rows}"
+        for name, rows in {"test/all": self.everything, asked: self.asked}.items():
             scored: dict[str, Any] = {"popularity": liking[log.item[rows]]}
             scored |= {crm: opened.logits(rows) for crm, opened in self.crms.items() if crm != "ranker"}
             pairs = {crm: "popularity" for crm in scored if crm != "popularity"}
-            if len(rows) == len(self.asked) and name == f"test/{self.config.ctr_rows}":
+            if self.lms and name == asked:
                 scored["lm"] = self.lm_logits("lm", rows)
                 tuned = [role for role in self.run.parents if role.startswith("tuned:")]
                 scored |= {role[6:]: self.lm_logits(role, rows) for role in tuned}
@@ -129,7 +132,7 @@ class Evaluation:
 
     def ranking(self) -> None:
         """Rows of the ranking task, for each kind of candidates."""
-        asked = {"lm": ("lm", ADAPTER)}
+        asked = {"lm": ("lm", ADAPTER)} if self.lms else {}
         for role in self.run.parents:
             family, _, name = role.partition(":")
             if family in ("tuned", "aligned"):
@@ -141,6 +144,7 @@ class Evaluation:
             pointwise.append("sft-pointwise")
         told, said = {}, {}
         for system, (role, adapter) in asked.items():  # one system after the other: each is opened once
+            assert self.lms is not None
             for kind in self.config.candidates:
                 rows, lists = self._ranking(kind)
                 if system in pointwise:
@@ -158,8 +162,9 @@ class Evaluation:
                 "cooccurrence": together[False].score(rows, lists),
                 "cooccurrence-directed": together[True].score(rows, lists),
                 self.gate: self.crms[self.gate].logits(rows, lists),
-                "crm-ranker": self.crms["ranker"].logits(rows, lists),
             }
+            if "ranker" in self.crms:
+                scored["crm-ranker"] = self.crms["ranker"].logits(rows, lists)
             pairs = {system: "popularity" for system in (*scored, "lm") if system != "popularity"}
             pairs |= {system: self.aligned.get(system, "lm") for system in asked if system != "lm"}
             scored |= {system: told[system, kind][..., 0] for system in asked}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from recllm.checks import ConfigError
 from recllm.dag import Plan
 from recllm.manifest import Manifest, describe_outputs
 from recllm.request import parse
@@ -69,6 +70,21 @@ def test_the_plain_command(root):
     assert next(iter(nodes)) == "tables"
     assert nodes["stage2/reclora"].config["stage2"]["adapter"]["kind"] == "reclora"
     assert nodes["stage2/lora"].config["stage2"]["adapter"]["kind"] == "lora"
+
+
+def test_crms_are_evaluated_without_an_lm(root):
+    nodes = needed("evaluate", "SYSTEM=none", "CRM=deepfm din", "SEED=0 1")
+    assert set(nodes) == {
+        "tables", "log", "stage1/deepfm", "stage1/din", "evaluate/deepfm,din",
+        "stage1/deepfm+s1", "stage1/din+s1", "evaluate/deepfm,din+s1",
+    }  # fmt: skip
+    parents = {role: node.folder for role, node in nodes["evaluate/deepfm,din"].parents.items()}
+    crms = {"crm:deepfm": "stage1/deepfm", "crm:din": "stage1/din"}
+    assert parents == {"log": "log", "stage1": "stage1/din", **crms}
+    with_sim = needed("evaluate", "SYSTEM=none", "CRM=din sim")
+    assert with_sim["evaluate/din,sim"].parents["neighbours"].folder == "neighbours/both"
+    with pytest.raises(ConfigError, match="SYSTEM=none leaves stage2 nothing to do"):
+        parse(["stage2", "SYSTEM=none"])
 
 
 def test_a_goal_needs_its_ancestors_only(root):
