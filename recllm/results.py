@@ -37,9 +37,9 @@ SYSTEMS = (
     "popularity", "cooccurrence", "cooccurrence-directed",
     "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
     "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
-    "dora", "rslora", "vera", "adalora", "pissa", "milora",
+    "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
-    "reclora-milora", "reclora-pissa",
+    "reclora-milora", "reclora-pissa", "reclora-random-svd",
     "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "sft-pointwise",
     "s-dpo-pointwise", "blend",
 )
@@ -201,6 +201,11 @@ class View:
     best: set[tuple[int, int]]
 
 
+def in_order(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Rows as tables show them: by task, row set, candidates and system."""
+    return sorted(rows, key=_order)
+
+
 def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[View]:
     """The tables of a task, one for each (row set, candidates).
 
@@ -213,7 +218,7 @@ def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[Vi
         Tables in order of row set and candidates.
     """
     groups: dict[tuple[str, str], list[ResultRow]] = {}
-    for row in sorted(rows, key=_order):
+    for row in in_order(rows):
         if row.task == task:
             groups.setdefault((row.row_set, row.candidates or ""), []).append(row)
     names = [name for name in COLUMNS[task] if not narrow or name in NARROW]
@@ -230,7 +235,7 @@ def band_views(rows: Iterable[ResultRow]) -> list[View]:
         Tables in order of row set; a heading names the band, its rows, and its largest count of events.
     """
     groups: dict[str, list[ResultRow]] = {}
-    for row in sorted(rows, key=_order):
+    for row in in_order(rows):
         if row.task == "ctr" and any(name.startswith("auc/") for name in row.metrics):
             groups.setdefault(row.row_set, []).append(row)
     return [_band_view(row_set, group) for row_set, group in groups.items()]

@@ -1,4 +1,4 @@
-"""Scores of LM systems, computed once and kept on disk under the identity of what made them."""
+"""Scores of LM systems, and what tuning changed in them: computed once, kept under what made them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from recllm import parents
 from recllm.data.log import EventLog, Rows
 from recllm.lm.adapters import load_adapter, needs
+from recllm.lm.change import BLOCKS, at_mean_gate, held_out, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.infer import Scores, answer_scores, candidate_scores, title_choices
 from recllm.manifest import digest
@@ -30,7 +31,7 @@ class Kept:
         """Keep in `folder`, made when something is kept."""
         self.folder = folder
 
-    def get(self, name: str, identity: object, compute: Callable[[], Scores]) -> Scores:
+    def get(self, name: str, identity: object, compute: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         """The stored scores, or those that `compute` returns, stored.
 
         Args:
@@ -99,9 +100,41 @@ class LmSystems:
         name = f"generated-{kind}-{role}"
         return self._keep(name, role, adapter, [rows.tolist(), lists.tolist()], compute)
 
+    def change(self, role: str, adapter: str) -> dict[str, float]:
+        """What tuning changed in the LM; of role `lm` what it was before, of a soft prompt nothing.
+
+        Returns:
+            `text_loss` on held-out text (`recllm.lm.change.held_out`), nats a token; of an adapter also
+            `forgotten`, by how much it is more than the untuned LM's, and `update_size`. An adapter with a
+            gate is taken at the gate's mean over the validation rows of its stage 2.
+        """
+        run, rows = self.run, ""
+        if role != "lm":
+            reads, virtual = needs(run.parent(role) / adapter)
+            if virtual:
+                return {}  # no LoRA is the same for every row
+            rows = read_config(run.parent(role))["config"]["stage2"]["fit"]["valid_rows"] if reads else ""
+        history, block = run.config.prompt.history, run.config.lm.training.block
+
+        def compute() -> NDArray[Any]:
+            lm, model, crm, _ = self._open(role, adapter)
+            text = held_out(self.log, lm.prompts.pieces, history, block)
+            if crm is not None:
+                self.opened = None  # the gated adapter is taken off
+                model = at_mean_gate(model, crm.representations(self.log.rows("valid", rows)))
+            found = {"text_loss": text_loss(model, *text)}
+            found |= update_size(model) if role != "lm" else {}
+            return np.array([tuple(found.values())], [(name, np.float64) for name in found])
+
+        kept = self._keep(f"change-{role}", role, adapter, [BLOCKS, block, rows], compute)
+        found = {name: float(kept[name][0]) for name in kept.dtype.names or ()}
+        if role != "lm":
+            found["forgotten"] = found["text_loss"] - self.change("lm", adapter)["text_loss"]
+        return found
+
     def _keep(
-        self, name: str, role: str, adapter: str, what: object, compute: Callable[[], Scores]
-    ) -> Scores:
+        self, name: str, role: str, adapter: str, what: object, compute: Callable[[], NDArray[Any]]
+    ) -> NDArray[Any]:
         roles = ("lm", "neighbours", "log", *({role} - {"lm"}))
         made_of = [self.run.manifest(parent).identity for parent in roles]
         form = self.run.content["config"]["prompt"]

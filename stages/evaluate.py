@@ -72,6 +72,7 @@ class Evaluation:
     def ctr(self) -> None:
         """Rows of the CTR task."""
         log, gate = self.log, self.crms[self.gate]
+        changed: dict[str, dict[str, float]] = {}
         liking = popularity_ctr(log)
         asked = f"test/{self.config.ctr_rows}"
         for name, rows in {"test/all": self.everything, asked: self.asked}.items():
@@ -81,7 +82,10 @@ class Evaluation:
             if self.lms and name == asked:
                 scored["lm"] = self.lm_logits("lm", rows)
                 tuned = [role for role in self.run.parents if role.startswith("tuned:")]
-                scored |= {role[6:]: self.lm_logits(role, rows) for role in tuned}
+                changed["lm"] = self.lms.change("lm", ADAPTER)
+                for role in tuned:  # one system after the other: each is opened once
+                    scored[role[6:]] = self.lm_logits(role, rows)
+                    changed[role[6:]] = self.lms.change(role, ADAPTER)
                 pairs |= {system: self.gate for system in scored if system not in ("popularity", *self.crms)}
                 if "lora" in scored:
                     scored["blend"] = self._blend(gate.logits(rows), scored["lora"])
@@ -98,6 +102,7 @@ class Evaluation:
                 figures = metrics.ctr_metrics(logits, labels, users) | bands.metrics(logits, labels)
                 base = metrics.auc(scored["popularity"], labels)
                 figures["relative_improvement"] = metrics.relative_improvement(figures["auc"], base)
+                figures |= changed.get(system, {})
                 is_lm = system not in ("popularity", *self.crms)
                 self._add(
                     system, "ctr", name, len(rows), figures, other, difference, crm_auc if is_lm else None

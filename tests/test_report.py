@@ -12,6 +12,7 @@ import pytest
 
 from recllm import results
 from recllm.report import write_report
+from recllm.report.change import change_views
 from recllm.report.curves import POINTS, _thinned, draw, read_series
 from recllm.results import SYSTEMS, ResultRow
 
@@ -61,6 +62,31 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
     assert "Not there" not in page
     assert len(re.findall(r'<td class="n best">', page)) >= 2
     assert [p.name for p in out.parent.iterdir()] == ["report.html"]
+
+
+def test_what_tuning_did_by_system(tmp_path: Path) -> None:
+    folder, rows = tmp_path / "ml-1m", []
+    figures = {
+        "reclora-milora": {"text_loss": 2.5, "forgotten": 0.125, "update": 0.03125, "update/v_proj": 0.0625},
+        "lora": {"text_loss": 2.25, "forgotten": -0.125, "update": 0.5, "update/q_proj": 0.25},
+        "lm": {"text_loss": 2.375},
+        "sim": {},
+    }
+    for system, found in figures.items():
+        row = ResultRow(system, "stage2", "ctr", "test/all", 10, {"auc": 0.75, **found})
+        rows.append(results.of_seed(row, 0))
+    (view,) = change_views(rows)
+    assert view.heading[-2:] == ["q_proj", "v_proj"]
+    assert view.cells == [
+        ["lm", "2.3750", "", "", "", ""],
+        ["lora", "2.2500", "-0.1250", "0.5000", "0.2500", ""],
+        ["reclora-milora", "2.5000", "+0.1250", "0.0312", "", "0.0625"],
+    ]
+    folder.mkdir()
+    results.write(folder / "results.json", rows)
+    write_report(folder, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert all(f">{cell}<" in page for cells in view.cells for cell in cells if cell)
 
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:

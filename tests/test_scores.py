@@ -66,6 +66,44 @@ def test_the_untuned_lm_is_scored_once_for_all_seeds(tmp_path, opened):
     assert len(list((tmp_path / "lm" / "scores").iterdir())) == 2
 
 
+def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
+    folder = tmp_path / "tuned-reclora+s0"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("config: {stage2: {fit: {valid_rows: uniform7}}}")
+    needs = {"adapter": ("target", 0), "soft": ("target", 4)}
+    monkeypatch.setattr(scores, "needs", lambda path: needs[path.name])
+    asked = SimpleNamespace(representations=lambda rows: rows)
+    lm = SimpleNamespace(prompts=SimpleNamespace(pieces="pieces"), answers=lambda *_: "answers")
+    load = LmSystems._load
+
+    def gated(self, role, adapter):
+        load(self, role, adapter)
+        return lm, role, None if role == "lm" else asked, True
+
+    monkeypatch.setattr(LmSystems, "_load", gated)
+    monkeypatch.setattr(scores, "held_out", lambda *given: given)
+    monkeypatch.setattr(scores, "at_mean_gate", lambda model, rows: f"{model} at {rows}")
+    monkeypatch.setattr(scores, "text_loss", lambda model, log, *_: {"lm": 2.0}.get(model, 2.25))
+    monkeypatch.setattr(scores, "update_size", lambda model: {"update": 0.5, f"update/{model}": 0.125})
+    run, log = run_of(tmp_path, 0), SimpleNamespace(rows=lambda split, rows: f"{split} {rows}")
+    training = SimpleNamespace(block=32)
+    run.config = SimpleNamespace(prompt=SimpleNamespace(history=10), lm=SimpleNamespace(training=training))
+    lms = LmSystems(run, log, None, {})
+    wanted = {
+        "text_loss": 2.25,
+        "update": 0.5,
+        "update/tuned:reclora at valid uniform7": 0.125,
+        "forgotten": 0.25,
+    }
+    assert lms.change("lm", "adapter") == {"text_loss": 2.0}
+    for _ in range(2):
+        assert lms.change("tuned:reclora", "adapter") == wanted
+    assert lms.change("tuned:reclora", "soft") == {}
+    assert opened == [("lm", "adapter"), ("tuned:reclora", "adapter")]
+    lms.logits("tuned:reclora", "adapter", ROWS, 8)  # the gated adapter was taken off: it is opened again
+    assert opened[2:] == [("tuned:reclora", "adapter")]
+
+
 def test_a_system_is_opened_once_for_all_that_is_asked_of_it(tmp_path, opened):
     lms = LmSystems(run_of(tmp_path, 0), None, None, {})
     for kind in ("uniform20", "popular20"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from recllm import results
 from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
+from recllm.report.change import change_views
 from recllm.report.curves import draw, read_series
 from recllm.report.html import write_page
 
@@ -58,6 +59,7 @@ def write_report(folder: Path, out: Path) -> list[str]:
         facts=_facts(rows, manifests),
         results=[(TASKS[task], results.views(rows, task)) for task in TASKS],
         bands=results.band_views(rows),
+        changes=change_views(rows),
         curves=curves,
         stages=[_stage(name, manifest) for name, manifest in manifests.items()],
     )

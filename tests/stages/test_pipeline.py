@@ -74,6 +74,12 @@ def test_every_stage_is_finished_and_the_table_holds_every_system(finished):
     rows = rows["rows"] if isinstance(rows, dict) else rows
     systems = {task: {row["system"] for row in rows if row["task"] == task} for task in ("ctr", "ranking")}
     assert systems["ctr"] >= {"popularity", "din", "sim", "lm", "lora", "reclora", "blend"}
+    changed = {row["system"]: row["metrics"] for row in rows if "text_loss" in row["metrics"]}
+    assert set(changed) == {"lm", "lora", "reclora"}
+    for system in ("lora", "reclora"):
+        rise = changed[system]["text_loss"] - changed["lm"]["text_loss"]
+        assert changed[system]["forgotten"] == pytest.approx(rise)
+        assert changed[system]["update"] > 0
     counted = {"popularity", "cooccurrence", "cooccurrence-directed"}
     assert systems["ranking"] >= counted | {"sim", "crm-ranker", "lm", "sft", "sft-continued", "dpo", "s-dpo"}
     lists = {row["candidates"] for row in rows if row["task"] == "ranking"}
