@@ -5,7 +5,8 @@ tables -> log -> lm text -> neighbours -> lm prompts -> stage2 -> stage3
            +--------------------+--> stage1 --------------+         v
                                         +----------------------> evaluate -> report
 
-A CRM has the neighbours as a parent only where it reads them: all others depend on the log alone.
+A CRM has the neighbours as a parent only where it reads them: all others depend on the log alone. Stage 2
+with two towers depends on neither LM, neighbours nor CRM: log -> encoder -> stage2.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from recllm.request import ALIGNED, GATE, GOALS, Request, choice
 from recllm.run import config_digest, read_config
 from recllm.schema import check_own
 
-GOAL_OF = {"tables": "prepare", "log": "prepare"}
+GOAL_OF = {"tables": "prepare", "log": "prepare", "towers": "stage2"}
 VECTORS = "both"
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
 READS = {
@@ -38,6 +39,8 @@ READS = {
     "stage1": ("stage1", "seed"),
     "tune": ("stage1", "tune", "seed"),
     "stage2": ("dataset", "wording", "prompt", "lm", "subsample", "stage2", "seed"),
+    "encoder": ("dataset", "wording", "prompt", "encoder"),
+    "towers": ("dataset", "wording", "prompt", "subsample", "stage2", "towers", "seed"),
     "stage3": ("dataset", "wording", "prompt", "lm", "subsample", "stage3", "seed"),
     "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
     "report": (),
@@ -202,9 +205,16 @@ class Plan:
             return
         gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
         tuned: dict[str, Node] = {}
+        towers: dict[str, Node] = {}
         shown = dict(crms)
         for system in self._with_starts():
             file = f"stage2/{system}.yaml"
+            if self._has_towers(system):
+                encoder = self._node("encoder", "encoder", "stages.encoder", {"log": log})
+                parents = {"log": log, "encoder": encoder}
+                name = f"stage2/{system}"
+                towers[system] = self._node("towers", name, "stages.towers", parents, (file,), seed)
+                continue
             parents = {**data, "lm": lm, "stage1": gate}
             node = self._node("stage2", f"stage2/{system}", "stages.stage2", parents, (file,), seed, gate_tag)
             if node.config["stage2"]["representation"] == "out_of_fold":
@@ -216,18 +226,19 @@ class Plan:
         aligned = {}
         for system in [name for name in request.systems if (self.conf / "stage3" / f"{name}.yaml").exists()]:
             file = f"stage3/{system}.yaml"
-            start = merge(self.layers(file), request.overrides).stage3.start
+            start = self._start(file)
             parents = {**data, "lm": lm, "stage1": tuned[start].parents["stage1"], "stage2": tuned[start]}
             name = f"stage3/{system}" + ("" if start == "reclora" else f"+{start}")
             aligned[system] = self._node("stage3", name, "stages.stage3", parents, (file,), seed, gate_tag)
         roles = {f"crm:{name}": node for name, node in shown.items()}
         roles |= {f"tuned:{name}": node for name, node in tuned.items()}
+        roles |= {f"towers:{name}": node for name, node in towers.items()}
         roles |= {f"aligned:{name}": node for name, node in aligned.items()}
         start = self._start()
         parents = {**data, "lm": lm, "stage1": gate, "stage2": tuned[start], **roles}
         asked = ",".join(dict.fromkeys(request.crms + request.systems)) if self._is_special() else "all"
         evaluate = self._node("evaluate", f"evaluate/{asked}", "stages.evaluate", parents, (), seed, gate_tag)
-        self.goals["stage2"] += list(tuned.values())
+        self.goals["stage2"] += [*tuned.values(), *towers.values()]
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
 
@@ -270,9 +281,19 @@ class Plan:
         settings = {**gate.overrides, "stage1.hold_out": rows}
         return self._node("stage1", name, gate.command, gate.parents, files, seed, settings=settings)
 
-    def _start(self) -> str:
-        """The stage-2 system that the ranking table calls `sft`: the one that stage 3 starts from."""
-        return merge(self.layers(), self.request.overrides).stage3.start
+    def _has_towers(self, system: str) -> bool:
+        """Whether a system of stage 2 is two towers, not an LM with an adapter."""
+        return "towers" in self.read(self.conf / "stage2" / f"{system}.yaml")
+
+    def _start(self, *files: str) -> str:
+        """The stage-2 system that a stage 3 starts from; without files the one that the table calls `sft`."""
+        start = merge(self.layers(*files), self.request.overrides).stage3.start
+        choice("stage3.start", start, self.conf / "stage2")
+        if self._has_towers(start):
+            raise ConfigError(
+                f"stage3.start={start} has no LM to align; wanted a system with one, e.g. reclora"
+            )
+        return start
 
     def _with_starts(self) -> list[str]:
         """Systems of stage 2: the asked-for ones and those that a stage-3 system starts from."""
@@ -280,9 +301,7 @@ class Plan:
         asked = [name for name in request.systems if (self.conf / "stage2" / f"{name}.yaml").exists()]
         for name in request.systems:
             if (self.conf / "stage3" / f"{name}.yaml").exists():
-                start = merge(self.layers(f"stage3/{name}.yaml"), request.overrides).stage3.start
-                choice("stage3.start", start, self.conf / "stage2")
-                asked.append(start)
+                asked.append(self._start(f"stage3/{name}.yaml"))
         return list(dict.fromkeys((*asked, self._start())))
 
     def _is_special(self) -> bool:

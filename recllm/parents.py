@@ -22,6 +22,8 @@ from recllm.data.candidates import candidate_lists
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Pieces, Prompts, fill
 from recllm.data.statistics import Statistics
+from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
+from recllm.lm.encoder import load_encoder
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.probe import layout_of, windows
@@ -246,6 +248,18 @@ def causal_lm(run: Run) -> tuple[Any, Any]:
     return load_lm(config, run.parent("lm") / paths.EXPORT if config.path is None else None)
 
 
+def encoder(run: Run) -> tuple[Any, Any, int]:
+    """The encoder of the parent `encoder`, its tokenizer and context: trained there, or named there."""
+    facts = run.manifest("encoder").metrics
+    config = EncoderConfig(**{key: facts[key] for key in ("path", "revision", "context")})
+    return load_encoder(config, run.parent("encoder") / paths.EXPORT if config.path is None else None)
+
+
+def tower_prompts(config: Config, log: EventLog, tokenizer: Any, context: int) -> Prompts:
+    """Texts of the two towers, of `context` tokens at most."""
+    return Prompts(log, build_pieces(config, log, tokenizer, LmConfig()), context)
+
+
 def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str]]:
     """Title and card of every dense item id, profile of every dense user id; empty for the reserved ids."""
     items = pl.read_parquet(log.folder / "items.parquet")
@@ -254,20 +268,20 @@ def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str
     return titles, fill(config.dataset.card, items), fill(config.wording.profile, users)
 
 
-def tiny_tokenizer(config: Config, log: EventLog) -> Any:
-    """The tokenizer of the tiny LM: made of the data set's texts, weighed by training events."""
+def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
+    """The tokenizer of the tiny LM or encoder: made of the data set's texts, weighed by training events."""
     titles, cards, profiles = texts(config, log)
     names = config.wording.names(titles)
     seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
     pieces = [*names, *cards, *profiles]
     counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]
-    return train_tokenizer(config.lm.tiny, config.wording, log.meta["rating_levels"], pieces, counts)
+    return train_tokenizer(tiny, config.wording, log.meta["rating_levels"], pieces, counts)
 
 
-def build_pieces(config: Config, log: EventLog, tokenizer: Any) -> Pieces:
-    """Tokenise every text of the data set once."""
+def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig | None = None) -> Pieces:
+    """Tokenise every text of the data set once; `model` says what stands around prompts (None: the LM's)."""
     titles, cards, profiles = texts(config, log)
-    model = config.lm.model
+    model = model or config.lm.model
     levels = log.meta["rating_levels"]
     return Pieces.build(
         tokenizer,

@@ -12,7 +12,7 @@ from recllm.crm.config import CrmConfig
 from recllm.data.config import PrepareConfig
 from recllm.data.source import SourceConfig
 from recllm.data.wording import Wording
-from recllm.lm.config import LmStageConfig
+from recllm.lm.config import EncoderConfig, LmStageConfig, TowersConfig
 from recllm.retrieval.config import RetrievalConfig
 from recllm.tuning.config import TuneConfig
 
@@ -359,10 +359,12 @@ class Config:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     lm: LmStageConfig = field(default_factory=LmStageConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     subsample: str = "0.1"
     """Training samples that stage 2 and the LM's question text see: a fraction or `uniform<n>`; nested."""
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
+    towers: TowersConfig = field(default_factory=TowersConfig)
     stage3: Stage3Config = field(default_factory=Stage3Config)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)

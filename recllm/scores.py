@@ -16,8 +16,9 @@ from recllm.lm.adapters import load_adapter, needs
 from recllm.lm.change import BLOCKS, at_mean_gate, held_out, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.infer import Scores, answer_scores, candidate_scores, title_choices
+from recllm.lm.towers import TwoTowers, tower_scores
 from recllm.manifest import digest
-from recllm.paths import SCORES
+from recllm.paths import EXPORT, SCORES
 from recllm.run import Run, read_config, say
 from recllm.training import device_of
 
@@ -168,3 +169,27 @@ class LmSystems:
         """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""
         read = read_config(folder)["parents"]["stage1"]
         return next(name for name in self.crms if self.run.parents[f"crm:{name}"] == read)
+
+
+class TowerSystems:
+    """The two-tower systems (roles `towers:*`) of an evaluation; their scores lie with the run."""
+
+    def __init__(self, run: Run, log: EventLog) -> None:
+        """Systems among a run's parents."""
+        self.run, self.log = run, log
+
+    def logits(self, role: str, rows: Rows, lists: NDArray[np.int32] | None = None) -> Scores:
+        """CTR logits `[n]` of the rows' own items, or `[n, C]` of lists."""
+
+        def compute() -> Scores:
+            config = self.run.config
+            model, tokenizer, context = TwoTowers.load(self.run.parent(role) / EXPORT)
+            prompts = parents.tower_prompts(config, self.log, tokenizer, context)
+            history = self.log.recent(rows, config.prompt.history)
+            model = model.to(device_of(config.trainer))
+            return tower_scores(model, prompts, tokenizer.pad_token_id, rows, history, lists)
+
+        made_of = [self.run.manifest(parent).identity for parent in ("log", role)]
+        what = [rows.tolist(), None if lists is None else lists.tolist()]
+        identity = [role, made_of, self.run.content["config"]["prompt"], what]
+        return Kept(self.run.folder / SCORES).get(f"pairs-{role}", identity, compute)

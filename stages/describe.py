@@ -46,7 +46,10 @@ class Reader:
         """Tokenize the data set's texts; `stored` are the neighbours of the log's rows, or None."""
         model = config.lm.model
         if model.path is None:
-            self.tokenizer, self.limit = parents.tiny_tokenizer(config, log), config.lm.tiny.context
+            self.tokenizer, self.limit = (
+                parents.tiny_tokenizer(config, log, config.lm.tiny),
+                config.lm.tiny.context,
+            )
         else:
             self.tokenizer, shape = load_tokenizer(model)
             self.limit = context_length(model, shape)

@@ -25,7 +25,7 @@ from recllm.manifest import commit, hardware, now
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.results import ResultRow, of_seed, write
 from recllm.run import Run, main, read_config
-from recllm.scores import LmSystems
+from recllm.scores import LmSystems, TowerSystems
 
 ROWS = "rows.json"
 STARTS = {"sft": RANKING_ADAPTER, "sft-pointwise": ADAPTER}
@@ -47,6 +47,7 @@ class Evaluation:
             LmSystems(run, self.log, retrieval, self.crms) if retrieval and "lm" in run.parents else None
         )
         """Systems of stages 2 and 3; None where CRMs are compared alone (`SYSTEM=none`)."""
+        self.towers = TowerSystems(run, self.log)
         named = {folder: role for role, folder in run.parents.items() if ":" in role}
         self.gate = named[run.parents["stage1"]].partition(":")[2]
         self.start = named[run.parents["stage2"]].partition(":")[2] if self.lms else ""
@@ -56,6 +57,7 @@ class Evaluation:
             if role.startswith("aligned:")
         }
         """Systems of stage 3, and which of `STARTS` each started from."""
+        self.two_towers = [role for role in run.parents if role.startswith("towers:")]
         self.everything = self.log.rows("test", "all")
         self.asked = self.log.rows("test", self.config.ctr_rows)
         self.rows: list[ResultRow] = []
@@ -86,6 +88,7 @@ class Evaluation:
                 for role in tuned:  # one system after the other: each is opened once
                     scored[role[6:]] = self.lm_logits(role, rows)
                     changed[role[6:]] = self.lms.change(role, ADAPTER)
+                scored |= {role[7:]: self.towers.logits(role, rows) for role in self.two_towers}
                 pairs |= {system: self.gate for system in scored if system not in ("popularity", *self.crms)}
                 if "lora" in scored:
                     scored["blend"] = self._blend(gate.logits(rows), scored["lora"])
@@ -167,6 +170,7 @@ class Evaluation:
                 "cooccurrence": together[False].score(rows, lists),
                 "cooccurrence-directed": together[True].score(rows, lists),
                 self.gate: self.crms[self.gate].logits(rows, lists),
+                **{role[7:]: self.towers.logits(role, rows, lists) for role in self.two_towers},
             }
             if "ranker" in self.crms:
                 scored["crm-ranker"] = self.crms["ranker"].logits(rows, lists)
@@ -227,13 +231,16 @@ class Evaluation:
         aligned = role is not None and role.startswith("aligned:")
         counted = system in ("popularity", "cooccurrence", "cooccurrence-directed", "blend")
         is_lm = system == "lm" or (role is not None and not role.startswith("crm:"))
+        towers = role in self.two_towers
+        stage = self.run.manifest(role).stage if role else "none" if counted else "lm" if is_lm else "stage1"
+        lm = None
         if is_lm:
-            figures |= {key: float(self.run.manifest("lm").metrics.get(key, 0)) for key in SEEN_BY_LM}
+            made = self.run.manifest(role if role and towers else "lm").metrics
+            figures |= {key: float(made.get(key, 0)) for key in SEEN_BY_LM}
+            lm = made["encoder"] if towers else self.run.config.lm.model.name
         row = ResultRow(
             system=re.sub(r"-k\d+$", "", system) if aligned else system,  # K has a column of its own
-            stage=self.run.manifest(role).stage
-            if role
-            else ("none" if counted else "lm" if is_lm else "stage1"),
+            stage="stage2" if towers else stage,
             task=task,
             row_set=row_set,
             rows=count,
@@ -242,7 +249,7 @@ class Evaluation:
             k=self.run.manifest(role).metrics["k"]
             if role and aligned and system != "sft-continued"
             else None,
-            lm=self.run.config.lm.model.name if is_lm else None,
+            lm=lm,
             delta=difference.delta if difference else None,
             interval95=list(difference.interval95) if difference else None,
             p_value=difference.p_value if difference else None,

@@ -211,7 +211,7 @@ def work(run: Run) -> None:
         text = second_phase(run, log, prompts, parents.Retrieval.open(run, log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
-        tokenizer = parents.tiny_tokenizer(run.config, log)
+        tokenizer = parents.tiny_tokenizer(run.config, log, config.tiny)
         torch.manual_seed(config.seed)
         model = build_model(config.tiny, tokenizer)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)

@@ -71,6 +71,15 @@ def pad_left(prompts: Ragged, pad_id: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
+def pad_right(texts: Ragged, pad_id: int = 0) -> dict[str, torch.Tensor]:
+    """One row a text, padded on the right: `input_ids`, `attention_mask` (1 = real), i64 [B, L] each."""
+    row, place = texts.place()
+    ids = np.full((len(texts), int(texts.lengths.max(initial=0))), pad_id, np.int64)
+    mask = np.zeros_like(ids)
+    ids[row, place], mask[row, place] = texts.tokens, 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+
+
 def shared_prefix(
     prompts: Ragged, completions: Ragged, counts: NDArray[np.int64] | int, pad_id: int = 0
 ) -> dict[str, Any]:

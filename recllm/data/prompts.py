@@ -71,6 +71,36 @@ class Prompts:
             np.stack([self.pieces.item[item], np.full(len(item), self.pieces.eos)], 1)
         )
 
+    def users(self, rows: Ints, history: Ints) -> Ragged:
+        """What a user's tower reads: profile and history, and EOS; nothing of the target.
+
+        Args:
+            rows: [B], rows of the log; only their users are read.
+            history: [B, k] as in `ctr`.
+
+        Raises:
+            ValueError: A text without any history is longer than `max_length`.
+        """
+        matrix, cut = self._fit(rows, history, [self.pieces.eos], self.max_length)
+        return replace(self.pieces.assemble(matrix), cut=cut)
+
+    def items(self, items: Ints) -> Ragged:
+        """What an item's tower reads: names and cards of dense items [n], and EOS.
+
+        Raises:
+            ValueError: One is longer than `max_length`.
+        """
+        pieces, item = self.pieces, np.asarray(items)
+        ends = (np.full(len(item), end, np.int32) for end in (pieces.head, pieces.eos))
+        head, eos = ends
+        texts = pieces.assemble(np.stack([head, pieces.item[item], pieces.card[item], eos], 1))
+        if len(item) and texts.lengths.max() > self.max_length:
+            raise ValueError(
+                f"an item's text has {texts.lengths.max()} tokens, {self.max_length} are free: shorten "
+                "dataset.card, or raise the encoder's context"
+            )
+        return texts
+
     def ctr_matrix(
         self, rows: Ints, history: Ints, targets: Ints | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:

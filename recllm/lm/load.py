@@ -36,49 +36,50 @@ def load_lm(
         raise ValueError(f"lm.model.dtype is {config.dtype!r}, want one of {', '.join(dtypes)}")
     quantization = _quantization(config)
     tokenizer, _ = load_tokenizer(config, path)
-    source, options = _source(config, path)
+    source, options = locate(config, path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtypes[config.dtype], **options, **quantization
         )
     except (OSError, ImportError) as error:
-        raise _unloadable(config, source, error) from error
+        raise unloadable(config, source, error) from error
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     switch_off_dropout(model)
     return model.requires_grad_(False).eval(), tokenizer
 
 
 def load_tokenizer(
-    config: LmConfig, path: str | Path | None = None
+    config: LmConfig, path: str | Path | None = None, key: str = "lm.model"
 ) -> tuple[PreTrainedTokenizerBase, PretrainedConfig]:
     """An LM's fast tokenizer, and the LM's shape as transformers knows it; no weights are read.
 
     Args:
         config: Which one.
         path: Folder that is loaded in place of `config.path`.
+        key: Section of the configuration that errors name.
 
     Raises:
         ValueError: The LM is not named, or its tokenizer cannot be had.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    source, options = _source(config, path)
+    source, options = locate(config, path, key)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         shape = AutoConfig.from_pretrained(source, **options)
     except (OSError, ImportError) as error:
-        raise _unloadable(config, source, error) from error
+        raise unloadable(config, source, error, key) from error
     if not tokenizer.is_fast:
         raise ValueError(
-            f"lm.model.path {source!r} has no fast tokenizer: add a tokenizer.json, or choose another LM"
+            f"{key}.path {source!r} has no fast tokenizer: add a tokenizer.json, or choose another one"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, shape
 
 
-def _source(config: LmConfig, path: str | Path | None) -> tuple[str, dict[str, Any]]:
-    """Folder or hub id, and what else `from_pretrained` needs to find it."""
+def locate(config: LmConfig, path: str | Path | None, key: str = "lm.model") -> tuple[str, dict[str, Any]]:
+    """Folder or hub id, and what else `from_pretrained` needs to find it; arguments: see `load_tokenizer`."""
     source = str(path if path is not None else config.path or "")
     if not source:
         raise ValueError(
@@ -90,16 +91,15 @@ def _source(config: LmConfig, path: str | Path | None) -> tuple[str, dict[str, A
         source = os.path.expanduser(source)
         if not os.path.isdir(source):
             raise ValueError(
-                f"lm.model.path is {source!r}, no such folder: give a folder with weights, or a hub id"
+                f"{key}.path is {source!r}, no such folder: give a folder with weights, or a hub id"
             )
     return source, {"revision": config.revision} if config.revision and not os.path.isdir(source) else {}
 
 
-def _unloadable(config: LmConfig, source: str, error: Exception) -> ValueError:
+def unloadable(config: LmConfig, source: str, error: Exception, key: str = "lm.model") -> ValueError:
+    """The one line that says why `source` cannot be loaded."""
     reason = " ".join(str(error).split())[:200]
-    return ValueError(
-        f"lm.model.path {source!r} (lm.model.revision {config.revision}) cannot be loaded: {reason}"
-    )
+    return ValueError(f"{key}.path {source!r} ({key}.revision {config.revision}) cannot be loaded: {reason}")
 
 
 def context_length(config: LmConfig, shape: PretrainedConfig) -> int:

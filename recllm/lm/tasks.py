@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.data.collate import pad_left
+from recllm.data.collate import pad_left, pad_right
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Prompts
 from recllm.lm.layout import SHARED, title_batch
@@ -51,6 +51,44 @@ class Answers:
             "row": torch.from_numpy(np.asarray(self.rows[indices])),
             "representation": representation,
             "cut": int(ragged.cut.sum()),
+        }
+
+
+class Pairs:
+    """What two towers read: the user's text a row, and the text of each distinct item of a batch once.
+
+    Args:
+        prompts: builds the text.
+        rows: int64 `[n]` rows of the log.
+        history: int64 `[n, k]` events that a user's text shows, in time order; a function of the row's past.
+        pad_id: token at padding.
+    """
+
+    def __init__(self, prompts: Prompts, rows: Rows, history: Rows, pad_id: int) -> None:
+        """See the class."""
+        self.prompts, self.rows, self.history, self.pad_id = prompts, rows, history, pad_id
+        self.label = torch.from_numpy(prompts.log.label[rows].astype(np.float32))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row's user text `[n]`."""
+        return self.prompts.users(self.rows, self.history).lengths
+
+    def __call__(self, indices: Rows) -> Batch:
+        """`user` and `item` (right padded; `[B]` and distinct texts), `pair` `[B]`, `label`, `row`, `cut`."""
+        rows = self.rows[indices]
+        users = self.prompts.users(rows, self.history[indices])
+        distinct, pair = np.unique(self.prompts.log.item[rows], return_inverse=True)
+        assert users.cut is not None
+        return {
+            "user": pad_right(users, self.pad_id),
+            "item": pad_right(self.prompts.items(distinct), self.pad_id),
+            "pair": torch.from_numpy(pair),
+            "label": self.label[indices],
+            "row": torch.from_numpy(np.asarray(rows)),
+            "cut": int(users.cut.sum()),
         }
 
 
@@ -267,7 +305,7 @@ def _places(log: EventLog, rows: Rows, candidates: NDArray[np.int32]) -> NDArray
     return own.argmax(1) if len(rows) else np.zeros(0, np.int64)
 
 
-def by_length(task: Answers | Titles | Verdicts) -> tuple[Callable[[Rows], Batch], int]:
+def by_length(task: Answers | Pairs | Titles | Verdicts) -> tuple[Callable[[Rows], Batch], int]:
     """A task as a validation loader takes it, rows of like length side by side: `(make, rows)`."""
     order = np.argsort(task.lengths(), kind="stable")
     return lambda indices: task(order[indices]), len(task)

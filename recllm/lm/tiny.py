@@ -51,7 +51,7 @@ def train_tokenizer(
     room = config.vocabulary - len(constants) - len(answers)
     if room < 256 + 3:
         raise ValueError(
-            f"lm.tiny.vocabulary is {config.vocabulary}, want {config.vocabulary - room + 259} or more"
+            f"tiny.vocabulary is {config.vocabulary}, want {config.vocabulary - room + 259} or more"
         )
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     draft = Tokenizer(models.BPE())

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recllm.data.collate import Ragged, pad_left, separate, shared_prefix
+from recllm.data.collate import Ragged, pad_left, pad_right, separate, shared_prefix
 
 
 def test_pad_left_by_hand():
@@ -16,6 +16,12 @@ def test_pad_left_by_hand():
     assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
+
+
+def test_pad_right_by_hand():
+    batch = pad_right(Ragged.of([[5, 6, 7], [], [8]]), pad_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0]]
 
 
 def test_shared_prefix_by_hand():

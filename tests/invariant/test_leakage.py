@@ -164,7 +164,7 @@ def learnt(log, config, pieces, stored):
         cooccurrence_vectors(log, 8),
         popularity_rank(log),
         popularity_ctr(log),
-        np.array(parents.tiny_tokenizer(config, log).get_vocab()),
+        np.array(parents.tiny_tokenizer(config, log, config.lm.tiny).get_vocab()),
     ]
 
 

@@ -194,13 +194,42 @@ def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
         "lm/tiny/prompts"
     }
     shown = {name: nodes[f"stage2/{name}"].config["prompt"]["retrieved"] for name in systems}
-    assert [name for name in systems if not shown[name]] == ["tallrec"]
+    assert [name for name in systems if not shown[name]] == ["ctr-bert", "tallrec"]
     assert nodes["lm/tiny/prompts"].config["prompt"]["retrieved"] is True
     adapters = {name: nodes[f"stage2/{name}"].config["stage2"]["adapter"] for name in systems}
     wide, gated = adapters["lora-wide"], adapters["reclora"]
     assert wide["r"] == gated["r"] * gated["num_meta"]
     assert wide["lora_alpha"] / wide["r"] == gated["lora_alpha"] / gated["r"]
     assert nodes["stage2/rella"].config["stage2"]["mixed_prompts"] is True
+
+
+def test_two_towers_need_an_encoder_and_no_lm_crm_or_neighbours(root):
+    nodes = needed("stage2", "SYSTEM=ctr-bert", "LM=org/name-7b", "CRM=din", "EXPERIMENT=quick", "SEED=1")
+    node = nodes["stage2/ctr-bert+quick+s1"]
+    assert {role: parent.folder for role, parent in node.parents.items()} == {
+        "log": "log", "encoder": "encoder"
+    }  # fmt: skip
+    assert set(node.parents["encoder"].parents) == {"log"}
+    assert node.command == "stages.towers"
+    nodes = needed("stage3", "SYSTEM=ctr-bert lora")
+    evaluate = next(node for folder, node in nodes.items() if folder.startswith("evaluate/"))
+    assert evaluate.parents["towers:ctr-bert"].folder == "stage2/ctr-bert"
+    assert "tuned:ctr-bert" not in evaluate.parents
+
+
+def test_what_reaches_two_towers(root):
+    assert plan.main(["write", "stage2", "SYSTEM=ctr-bert"]) == 0
+    before = configs(root)
+    for key, reached in (
+        ("stage2.fit.lr=0.1", {"stage2/ctr-bert", "stage2/reclora"}),
+        ("towers.pooling=first", {"stage2/ctr-bert"}),
+        ("encoder.path=org/bert", {"encoder"}),
+        ("lm.tiny.hidden=64", {"lm/tiny/text", "lm/tiny/prompts", "neighbours/both", "stage2/reclora"}),
+    ):
+        assert plan.main(["write", "stage2", "SYSTEM=ctr-bert", key]) == 0
+        after = configs(root)
+        assert {folder for folder in after if before[folder] != after[folder]} == reached
+        assert plan.main(["write", "stage2", "SYSTEM=ctr-bert"]) == 0
 
 
 def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path):
@@ -238,6 +267,7 @@ def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path
         ("stage2.fit.lr=fast", "stage2.fit.lr"),
         ("stage3.fit.epochs=0", "epochs"),  # of a stage that is not even asked for
         ("stage3.start=s-dpo", "reclora"),
+        ("stage3.start=ctr-bert", "has no LM to align"),
         ("stage1.hold_out=first100", "uniform<n>"),  # no prefix of the permutation
         ("stage2.representation=fold", "out_of_fold"),
         ("stage9", "key=value"),

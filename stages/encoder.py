@@ -1,0 +1,198 @@
+"""The encoder of two-tower systems: trains a small BERT on masked tokens, or checks one that is named.
+
+Its text are the texts that the towers will read: timelines of training events, as many as a history holds,
+and item cards. No label of a sample is read but the ratings of training events.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers.utils import logging
+
+from recllm import parents
+from recllm.data.collate import Ragged, pad_right
+from recllm.data.loader import Loaders, Stream, plan_steps
+from recllm.data.log import EventLog, Rows
+from recllm.data.prompts import Pieces
+from recllm.lm import documents
+from recllm.lm.config import EncoderTrainingConfig, LmConfig
+from recllm.lm.encoder import build_encoder, load_encoder, mask, with_mask
+from recllm.run import Run, StageError, is_first_process, main, say
+from recllm.schema import FitConfig
+from recllm.training import best, best_scores, fit, optimizer
+
+KINDS = (0.0, 1.0)  # weights of template and title; a rating's is configured
+
+
+class MaskedModule(lightning.LightningModule):
+    """Cross-entropy of masked tokens, weighted by token; the head runs at those tokens only."""
+
+    def __init__(self, model: Any, settings: FitConfig, steps: int) -> None:
+        """Train all of `model`, a BERT with its masked-token head."""
+        super().__init__()
+        self.model, self.settings, self.steps = model, settings, steps
+        self.score = MeanMetric()
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Mean weighted loss in nats; the divisor is the weight that is to be expected, not that drawn."""
+        states = self.model.base_model(**batch["text"]).last_hidden_state
+        logits = self.model.cls(states[batch["at_text"], batch["at_token"]])
+        losses = F.cross_entropy(logits.float(), batch["target"], reduction="none")
+        return (losses * batch["weight"]).sum() / batch["expected"]
+
+    def training_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
+        """One optimizer step."""
+        self.model.train()
+        return {"loss": self.loss(batch)}
+
+    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        """Negative loss on held-out texts of the training split (higher is better, as all monitors)."""
+        self.score.update(-self.loss(batch), len(batch["text"]["input_ids"]))
+        self.log("valid/score", self.score)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and linear decay."""
+        return optimizer(self, self.settings, self.steps)
+
+
+class Texts:
+    """Texts with masked tokens, as functions from indices and a seed to batches.
+
+    Args:
+        pieces: the text pieces.
+        matrix: i32 [n, P] pieces of each text.
+        training: share of guessable tokens that are to be guessed, loss weight of a rating.
+        tokenizer: its mask, padding and size.
+    """
+
+    def __init__(
+        self, pieces: Pieces, matrix: documents.Matrix, training: EncoderTrainingConfig, tokenizer: Any
+    ) -> None:
+        """See the class."""
+        self.pieces, self.matrix, self.share = pieces, matrix, training.mask_share
+        self.kinds = (*KINDS, training.label_weight)
+        self.mask_id, self.pad_id = tokenizer.mask_token_id, tokenizer.pad_token_id
+        self.vocabulary = len(tokenizer)
+
+    def __call__(self, indices: Rows, seed: list[int], rank: int = 0, world: int = 1) -> dict[str, Any]:
+        """This process's share of a batch; what is masked is drawn for the batch as a whole.
+
+        Returns:
+            `text` (right padded); of the M tokens that are to be guessed `at_text`, `at_token`, `target` and
+            loss `weight` [M]; `expected`, the weight that is guessed on average.
+        """
+        matrix = self.matrix[indices]
+        texts, weights = self.pieces.assemble(matrix), self.pieces.weights(matrix, self.kinds)
+        weights[texts.offsets[1:] - 1] = 0  # that a text ends at its end is nothing to guess
+        rng = np.random.default_rng(seed)
+        read, chosen = mask(texts.tokens, weights > 0, self.share, self.mask_id, self.vocabulary, rng)
+        text, place = texts.place()
+        own = text % world == rank
+        lengths = texts.lengths[rank::world]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        guessed = own & chosen
+        return {
+            "text": pad_right(Ragged(read[own], offsets), self.pad_id),
+            "at_text": torch.from_numpy(text[guessed] // world),
+            "at_token": torch.from_numpy(place[guessed]),
+            "target": torch.from_numpy(texts.tokens[guessed].astype(np.int64)),
+            "weight": torch.from_numpy(weights[guessed]),
+            "expected": self.share * float(weights[own].sum()),
+        }
+
+
+def texts_of(log: EventLog, pieces: Pieces, history: int, context: int) -> documents.Matrix:
+    """Pieces i32 [n, P] of timelines of `history` training events and of trained items' cards.
+
+    Those of more than `context` tokens are left out, and it is said how many.
+    """
+    told = documents.timelines(log, pieces, np.flatnonzero(log.train_events()), history)
+    cards = documents.cards(pieces, np.flatnonzero(log.item_count).astype(np.int32))
+    matrix = np.concatenate([told, np.pad(cards, ((0, 0), (0, told.shape[1] - cards.shape[1])))])
+    fits = pieces.lengths[matrix].sum(1) <= context
+    if not fits.all():
+        say(f"  {(~fits).sum():,} of {len(fits):,} texts are longer than {context} tokens and left out")
+    if not fits.any():
+        raise StageError(f"no text fits {context} tokens; wanted a larger encoder.tiny.context")
+    return matrix[fits]
+
+
+def pretrain(run: Run, model: Any, texts: Texts, lengths: NDArray[np.int64]) -> dict[str, Any]:
+    """Train on masked tokens; the last hundredth of the texts is held out for the curve."""
+    training, seed = run.config.encoder.training, run.config.encoder.seed
+    order = np.random.default_rng([seed, 0]).permutation(len(lengths))
+    held = max(2, len(order) // 100)
+    count = len(order) - held
+    read, checked = order[:count], order[count:]
+    settings = FitConfig(
+        epochs=training.tokens / float(lengths[read].sum()),
+        batch_size=8 * max(1, round(training.batch_tokens / float(lengths.mean()) / 8)),  # shared out evenly
+        lr=training.lr,
+        weight_decay=0.01,
+        validations=4,
+        patience=4,
+        precision=training.precision,
+    )
+    steps, interval = plan_steps(count, settings.batch_size, settings.epochs, settings.validations)
+    stream = Stream(count, settings.batch_size, seed, lengths[read])
+    loaders = Loaders(
+        train=lambda step, rank, world: texts(read[stream.indices(step)], [seed, 1, step], rank, world),
+        steps=steps,
+        valid=[(lambda indices: texts(checked[indices], [seed, 2, int(indices[0])]), held)],
+        valid_batch=64,
+    )
+    module = MaskedModule(model, settings, steps)
+    fit(run, module, loaders, settings, interval, ["valid/score"])
+    module.load_state_dict(torch.load(best(run, "valid/score"), weights_only=True)["state_dict"])
+    tokens = round(steps * settings.batch_size * float(lengths[read].mean()))
+    return {"tokens": tokens, "texts": len(lengths), **best_scores(run, "valid/score")}
+
+
+def work(run: Run) -> None:
+    """Train the tiny encoder, or check one that is loaded by path or hub id."""
+    config, log = run.config.encoder, parents.event_log(run)
+    facts = {"path": config.path, "revision": config.revision, "context": config.context}
+    if config.path is not None:
+        named, tokenizer, context = load_encoder(config)
+        prompts = parents.tower_prompts(run.config, log, tokenizer, context)
+        prompts.items(np.flatnonzero(log.item_count))  # refuses a text that is too long
+        run.finish([], {**facts, "name": Path(config.path).name, "ratings_as_text": 0, **_size(named)})
+        return
+    tokenizer = with_mask(parents.tiny_tokenizer(run.config, log, config.tiny), config.tiny.context)
+    torch.manual_seed(config.seed)
+    bert: Any = build_encoder(config.tiny, tokenizer)
+    pieces = parents.build_pieces(run.config, log, tokenizer, LmConfig())
+    matrix = texts_of(log, pieces, run.config.prompt.history, config.tiny.context)
+    lengths = pieces.lengths[matrix].sum(1)
+    training = config.training
+    say(
+        f"  {lengths.sum():,} tokens of text, {training.tokens:,} to train on, "
+        f"{_size(bert)['weights']:,} weights"
+    )
+    figures = pretrain(run, bert, Texts(pieces, matrix, training, tokenizer), lengths)
+    if not is_first_process():
+        return
+    logging.disable_progress_bar()
+    export = parents.export_folder(run)
+    bert.base_model.save_pretrained(export)
+    tokenizer.save_pretrained(export)
+    ratings = int(log.train_events().sum())
+    run.finish([export], {**facts, "name": "tiny", "ratings_as_text": ratings, **figures, **_size(bert)})
+
+
+def _size(model: Any) -> dict[str, int]:
+    return {"weights": sum(value.numel() for value in model.parameters())}
+
+
+if __name__ == "__main__":
+    sys.exit(main(work, sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""Stage 2 with two towers (CTR-BERT): tune a bidirectional encoder and a head on the subsample.
+
+Apart from stages/stage2.py, since nothing of that is in it: no prompt, no adapter, no gate, no titles. Rows,
+selection by validation AUC and the rows of the table are the same. All weights train.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import BinaryAUROC
+from transformers.utils import logging
+
+from recllm import parents
+from recllm.data.loader import Loaders, Stream, plan_steps
+from recllm.data.log import Rows
+from recllm.lm.tasks import Batch, Pairs, by_length
+from recllm.lm.towers import TwoTowers
+from recllm.run import Run, main, say
+from recllm.schema import FitConfig
+from recllm.training import best, best_scores, fit, optimizer
+
+
+class TowersModule(lightning.LightningModule):
+    """Binary cross-entropy of the CTR logit; every distinct item of a batch is read once."""
+
+    def __init__(self, model: TwoTowers, settings: FitConfig, steps: int) -> None:
+        """Train all of `model`."""
+        super().__init__()
+        self.model, self.settings, self.steps = model, settings, steps
+        self.auc = BinaryAUROC()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """CTR logits [B], float32."""
+        users, items = self.model.encode(batch["user"]), self.model.encode(batch["item"])
+        found: Tensor = self.model(users, items[batch["pair"]]).float()
+        return found
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
+        """One optimizer step: mean loss over the rows."""
+        self.model.train()
+        loss = F.binary_cross_entropy_with_logits(self.logits(batch), batch["label"])
+        return {"loss": loss * batch["share"]}
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        """AUC over all processes' rows."""
+        self.auc.update(self.logits(batch), batch["label"].long())
+        self.log("valid/auc", self.auc)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and linear decay."""
+        return optimizer(self, self.settings, self.steps)
+
+
+def loaders(train: Pairs, valid: Pairs, settings: FitConfig, seed: int, steps: int) -> Loaders:
+    """Training batches of rows with user texts of like length; validation rows by length."""
+    stream = Stream(len(train), settings.batch_size, seed, train.lengths())
+
+    def batch(step: int, rank: int, world: int) -> Batch:
+        return train(stream.indices(step, rank, world)) | {"share": stream.share(rank, world)}
+
+    return Loaders(train=batch, steps=steps, valid=[by_length(valid)], valid_batch=256)
+
+
+def work(run: Run) -> None:
+    """Train, keep the towers with the best validation AUC."""
+    settings, log = run.config.stage2.fit, parents.event_log(run)
+    encoder, tokenizer, context = parents.encoder(run)
+    prompts = parents.tower_prompts(run.config, log, tokenizer, context)
+    torch.manual_seed(run.config.seed)
+    model = TwoTowers(encoder.requires_grad_(True), run.config.towers)
+
+    def pairs(rows: Rows) -> Pairs:
+        return Pairs(prompts, rows, log.recent(rows, run.config.prompt.history), tokenizer.pad_token_id)
+
+    train, valid = pairs(parents.subsample(run.config, log)), pairs(log.rows("valid", settings.valid_rows))
+    steps, interval = plan_steps(len(train), settings.batch_size, settings.epochs, settings.validations)
+    weights = sum(value.numel() for value in model.parameters())
+    say(f"  {len(train):,} rows, {steps:,} steps of {settings.batch_size}, {weights:,} weights train")
+    module = TowersModule(model, settings, steps)
+    batches = loaders(train, valid, settings, run.config.seed, steps)
+    trainer = fit(run, module, batches, settings, interval, ["valid/auc"])
+    if not trainer.is_global_zero:
+        return
+    module.load_state_dict(torch.load(best(run, "valid/auc"), weights_only=True)["state_dict"])
+    logging.disable_progress_bar()
+    model.save(parents.export_folder(run), tokenizer, context)
+    cut = prompts.users(train.rows, train.history).cut
+    facts = run.manifest("encoder").metrics
+    metrics = {
+        "steps": steps,
+        "rows": len(train),
+        "items": len(np.unique(log.item[train.rows])),
+        "trainable": weights,
+        "cut_prompts": 0 if cut is None else int(cut.sum()),
+        "encoder": facts["name"],
+        "ratings_as_text": facts["ratings_as_text"],
+        "answers_as_text": 0,
+        **best_scores(run, "valid/auc"),
+    }
+    run.finish([parents.export_folder(run)], metrics)
+
+
+if __name__ == "__main__":
+    sys.exit(main(work, sys.argv[1:]))
