@@ -2,8 +2,8 @@
 #         -> personalised LoRA (stage 2) -> preference alignment (stage 3) -> evaluation, table, report
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
-# CRM, SYSTEM, LM, SEED and EXPERIMENT: stages/plan.py resolves them, validates every stage's configuration before
-# anything runs, and writes the rules to artifacts/<dataset>/plan.mk, which Make then follows.
+# CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
+# configuration before anything runs, and writes the rules to artifacts/<dataset>/plan.mk, which Make then follows.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,6 +17,8 @@ SYSTEM ?=
 LM ?=
 SEED ?=
 EXPERIMENT ?=
+KEY ?=
+VALUES ?=
 RAW ?=
 ARGS ?=
 HERE := $(or $(RECLLM_ARTIFACTS),artifacts)/$(or $(strip $(DATASET)),demo)
@@ -45,22 +47,22 @@ export PYTHON
 # What was typed, for the tables; paths of this machine (RAW, PYTHON) stay out.
 TYPED = $(if $(filter-out file undefined,$(origin $1)),$1='$($1)')
 export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
-  $(foreach v,DATASET CRM SYSTEM LM SEED EXPERIMENT ARGS,$(call TYPED,$v)))
+  $(foreach v,DATASET CRM SYSTEM LM SEED EXPERIMENT KEY VALUES ARGS,$(call TYPED,$v)))
 
 CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
-         EXPERIMENT="$(EXPERIMENT)" RAW="$(RAW)" $(ARGS)
+         EXPERIMENT="$(EXPERIMENT)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
 WORK := prepare stage1 stage2 stage3 evaluate report tune
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 
 BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3
 
-.PHONY: help env own-environment plan describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment plan few2many sweep describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo '  variables: DATASET=demo|ml-1m|ml-25m|goodreads|your own  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
-	@echo '             SEED="0 1 2"  EXPERIMENT=quick  RAW=folder-or-archive  ARGS="key=value ..."  PYTHON=...'
+	@echo '             SEED="0 1 2"  EXPERIMENT=quick  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."  PYTHON=...'
 
 prepare: plan  ## raw logs -> tables -> event log, splits, ids, candidates
 stage1: plan   ## train the conventional recommendation models on all data
@@ -71,6 +73,14 @@ report: plan   ## the same, and report.html (table and curves)
 tune: plan     ## search stage 1's settings on validation (CRM=din); run it twice for two trials side by side
 $(WORK):
 	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk $@
+
+few2many:      ## tune on 0.1 %, 1 %, 5 % and 10 % of the training samples, with and without the gate: AUC and cost
+	@$(MAKE) --no-print-directory report KEY=subsample VALUES="$(or $(strip $(VALUES)),0.001 0.01 0.05 0.1)"
+
+sweep:         ## the same over any key of stage 1 or 2: KEY=stage2.adapter.num_meta VALUES="4 8 16 32"
+	@$(if $(and $(strip $(KEY)),$(strip $(VALUES))),,$(error wanted KEY and VALUES, e.g. make sweep \
+	KEY=stage2.adapter.num_meta VALUES="4 8 16 32"))
+	@$(MAKE) --no-print-directory report KEY="$(KEY)" VALUES="$(VALUES)"
 
 describe: plan ## look at the data: splits, histories, popularity, prompts and their tokens; describe.html
 	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk describe

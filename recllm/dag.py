@@ -23,9 +23,10 @@ from recllm.config import load_yaml, merge, parse_overrides
 from recllm.crm.config import CrmConfig
 from recllm.data.source import SourceConfig
 from recllm.manifest import Manifest, digest
+from recllm.points import Point, covering, fewest
 from recllm.request import ALIGNED, GATE, GOALS, Request, choice
 from recllm.run import config_digest, read_config
-from recllm.schema import check_own
+from recllm.schema import Config, check_own
 
 GOAL_OF = {"tables": "prepare", "log": "prepare", "towers": "stage2"}
 VECTORS = "both"
@@ -59,10 +60,11 @@ class Node:
     config: dict[str, Any]
     overrides: dict[str, Any]
     tags: frozenset[str]
+    point: Point | None = None
 
     @property
     def content(self) -> dict[str, Any]:
-        """What `config.yaml` holds."""
+        """What `config.yaml` holds; `point` only of a sweep's folders."""
         return {
             "stage": self.stage,
             "dataset": self.dataset,
@@ -70,7 +72,7 @@ class Node:
             "parents": {role: parent.folder for role, parent in self.parents.items()},
             "overrides": self.overrides,
             "config": self.config,
-        }
+        } | ({"point": {"key": self.point.key, "value": self.point.text}} if self.point else {})
 
 
 class Plan:
@@ -121,12 +123,18 @@ class Plan:
         seed: int = 0,
         tags: tuple[str, ...] = (),
         settings: dict[str, Any] | None = None,
+        point: Point | None = None,
     ) -> Node:
-        """Resolve one folder; the same folder asked for twice is the same node."""
+        """Resolve one folder; the same folder asked for twice is the same node.
+
+        A sweep's point is set, and named, where the stage reads its key; children inherit the name.
+        """
         request, reads = self.request, READS[stage]
         inherited = {tag for parent in parents.values() for tag in parent.tags}
         own = {f"experiment:{request.experiment}"} if set(self.experiment) & set(reads) else set()
         own |= {f"seed:{seed}"} if "seed" in reads and seed else set()
+        set_here = point.settings(reads) if point else {}
+        own |= {f"point:{point.tag}"} if point and set_here else set()
         all_tags = frozenset(inherited | own | set(tags))
         folder = name + _suffix(
             all_tags, skip=tags if stage in ("lm-text", "lm-prompts", "neighbours") else ()
@@ -137,12 +145,13 @@ class Plan:
             return self.nodes[folder]
         overrides = {key: value for key, value in request.overrides.items() if key.split(".")[0] in reads}
         overrides = {**self._held(stage, folder), **overrides}
-        config = merge(self.layers(*files), {**overrides, **(settings or {}), "seed": seed})
+        config = merge(self.layers(*files), {**overrides, **(settings or {}), **set_here, "seed": seed})
         resolved = dataclasses.asdict(config)
         sections = {section: resolved[section] for section in reads}
         if config.source == SourceConfig():  # says nothing: a recipe that needs none knows no such section
             sections.pop("source", None)
-        node = Node(stage, request.dataset, folder, command, parents, sections, overrides, all_tags)
+        at = point if point and f"point:{point.tag}" in all_tags else None
+        node = Node(stage, request.dataset, folder, command, parents, sections, overrides, all_tags, at)
         self.nodes[folder] = node
         return node
 
@@ -163,23 +172,35 @@ class Plan:
         log = self._node("log", "log", "stages.prepare", {"tables": tables})
         lm_tag = (f"lm:{self.lm_name}",) if self.lm_name != "tiny" else ()
         text = self._node("lm-text", f"lm/{self.lm_name}", "stages.lm", {"log": log}, tags=lm_tag)
-        vectors = merge(self.layers(), request.overrides).retrieval.vectors
+        vectors = self._configured().retrieval.vectors
         tag = (f"vectors:{vectors}-vectors",) if vectors != VECTORS else ()
         parents = {"log": log, "lm": text}
         neighbours = self._node("neighbours", f"neighbours/{vectors}", "stages.retrieve", parents, tags=tag)
         trained = text.config["lm"]["model"]["path"] is None
-        lm = text
-        if trained:
-            parents = {"log": log, "lm": text, "neighbours": neighbours}
-            lm = self._node("lm-prompts", f"lm/{self.lm_name}", "stages.lm", parents, tags=lm_tag)
+        lm = self._trained(log, text, neighbours, lm_tag) if trained else text
         self.goals["prepare"].append(log)
         self.goals["describe"].append(log)
         for seed in request.seeds:
-            self._systems(seed, log, neighbours, lm)
+            for point in request.points or (None,):
+                self._systems(seed, log, neighbours, lm, point)
+
+    def _trained(self, log: Node, text: Node, neighbours: Node, tags: tuple[str, ...]) -> Node:
+        """The LM after its second phase.
+
+        In a sweep over subsamples all points share an LM of their own: it has read the answers of the
+        smallest subsample only, each once a pass, else the others' would teach the small ones.
+        """
+        name, settings = f"lm/{self.lm_name}", {}
+        if few := fewest(self.request.points):
+            name += f"+answers-{few}"
+            settings = {**text.overrides, "subsample": few, "lm.training.question_share": 0.0}
+            text = self._node("lm-text", name, "stages.lm", {"log": log}, tags=tags, settings=settings)
+        parents = {"log": log, "lm": text, "neighbours": neighbours}
+        return self._node("lm-prompts", name, "stages.lm", parents, tags=tags, settings=settings)
 
     def _recipe(self) -> str:
         """Name of the folder in `data/` whose recipe writes the tables."""
-        name, config = self.request.dataset, merge(self.layers(), self.request.overrides)
+        name, config = self.request.dataset, self._configured()
         if config.source.given:
             check_own(config)
             return paths.OWN
@@ -191,13 +212,16 @@ class Plan:
             )
         return recipe
 
-    def _systems(self, seed: int, log: Node, neighbours: Node, lm: Node) -> None:
+    def _systems(self, seed: int, log: Node, neighbours: Node, lm: Node, point: Point | None) -> None:
+        """CRMs, systems and evaluation of a seed; at a point of a sweep stage 2 and what gates it only."""
         request = self.request
         data = {"log": log, "neighbours": neighbours}
-        ranker = ("ranker",) if request.systems else ()
-        crms = {crm: self._crm(crm, seed, log, neighbours) for crm in dict.fromkeys((*request.crms, *ranker))}
+        named = (*request.crms, "ranker") if request.systems else request.crms
+        if point:
+            named = (request.gate,)
+        crms = {crm: self._crm(crm, seed, log, neighbours, point) for crm in dict.fromkeys(named)}
         gate = crms[request.gate]
-        self.goals["stage1"] += [crms[crm] for crm in request.crms]
+        self.goals["stage1"] += [node for crm, node in crms.items() if crm in request.crms]
         if "tune" in request.goals:
             self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         if not request.systems:
@@ -207,24 +231,28 @@ class Plan:
         tuned: dict[str, Node] = {}
         towers: dict[str, Node] = {}
         shown = dict(crms)
-        for system in self._with_starts():
+        for system in self._tuned_systems(point is not None):
             file = f"stage2/{system}.yaml"
             if self._has_towers(system):
                 encoder = self._node("encoder", "encoder", "stages.encoder", {"log": log})
                 parents = {"log": log, "encoder": encoder}
                 name = f"stage2/{system}"
-                towers[system] = self._node("towers", name, "stages.towers", parents, (file,), seed)
+                towers[system] = self._node("towers", name, "stages.towers", parents, (file,), seed, point=point)
                 continue
             parents = {**data, "lm": lm, "stage1": gate}
-            node = self._node("stage2", f"stage2/{system}", "stages.stage2", parents, (file,), seed, gate_tag)
+            name, command = f"stage2/{system}", "stages.stage2"
+            node = self._node("stage2", name, command, parents, (file,), seed, gate_tag, point=point)
             if node.config["stage2"]["representation"] == "out_of_fold":
-                own = self._held_out(gate, node.config["subsample"], seed)
+                rows = node.config["subsample"]
+                if fewest(request.points):  # they nest: one CRM that leaves out the largest serves all points
+                    rows = covering(request.points, self._configured().subsample)
+                own = self._held_out(gate, rows, seed, point)
                 shown |= {f"{request.gate}-heldout": own} if own is not gate else {}
                 node = dataclasses.replace(node, parents={**parents, "stage1": own})
                 self.nodes[node.folder] = node
             tuned[system] = node
         aligned = {}
-        for system in [name for name in request.systems if (self.conf / "stage3" / f"{name}.yaml").exists()]:
+        for system in [] if point else self._of("stage3"):
             file = f"stage3/{system}.yaml"
             start = self._start(file)
             parents = {**data, "lm": lm, "stage1": tuned[start].parents["stage1"], "stage2": tuned[start]}
@@ -234,10 +262,14 @@ class Plan:
         roles |= {f"tuned:{name}": node for name, node in tuned.items()}
         roles |= {f"towers:{name}": node for name, node in towers.items()}
         roles |= {f"aligned:{name}": node for name, node in aligned.items()}
-        start = self._start()
+        start = next(iter(tuned)) if point else self._start()
         parents = {**data, "lm": lm, "stage1": gate, "stage2": tuned[start], **roles}
         asked = ",".join(dict.fromkeys(request.crms + request.systems)) if self._is_special() else "all"
-        evaluate = self._node("evaluate", f"evaluate/{asked}", "stages.evaluate", parents, (), seed, gate_tag)
+        name = f"evaluate/{','.join((*tuned, *towers)) if point else asked}"
+        settings: dict[str, Any] = {"evaluate.candidates": []} if point else {}
+        evaluate = self._node(
+            "evaluate", name, "stages.evaluate", parents, (), seed, gate_tag, settings, point
+        )
         self.goals["stage2"] += [*tuned.values(), *towers.values()]
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
@@ -249,14 +281,15 @@ class Plan:
         name = f"evaluate/{','.join(crms)}"
         self.goals["evaluate"].append(self._node("evaluate", name, "stages.evaluate", parents, (), seed))
 
-    def _crm(self, crm: str, seed: int, log: Node, neighbours: Node) -> Node:
+    def _crm(self, crm: str, seed: int, log: Node, neighbours: Node, point: Point | None) -> Node:
         """A CRM reads the neighbours, and so depends on the LM, only where its configuration says so."""
         name, command, files = f"stage1/{crm}", "stages.stage1", (f"stage1/{crm}.yaml",)
-        node = self._node("stage1", name, command, {"log": log}, files, seed)
+        node = self._node("stage1", name, command, {"log": log}, files, seed, point=point)
         if CrmConfig(**node.config["stage1"]["crm"]).search != "semantic":
             return node
         del self.nodes[node.folder]  # with the neighbours as parent its name says the LM too
-        return self._node("stage1", name, command, {"log": log, "neighbours": neighbours}, files, seed)
+        parents = {"log": log, "neighbours": neighbours}
+        return self._node("stage1", name, command, parents, files, seed, point=point)
 
     def _tuned(self, crm: str, node: Node, seed: int) -> Node:
         """The study of a CRM's settings: what the CRM depends on, and the space."""
@@ -268,7 +301,7 @@ class Plan:
                 raise ConfigError(f"{searched['key']} (tune.space) is no key of stage1")
         return tuned
 
-    def _held_out(self, gate: Node, rows: str, seed: int) -> Node:
+    def _held_out(self, gate: Node, rows: str, seed: int, point: Point | None) -> Node:
         """The gate's CRM with the same settings, trained without the samples that stage 2 tunes on.
 
         Its folder names the rows, so that two subsamples never share one. Where `stage1.hold_out` is given,
@@ -279,7 +312,13 @@ class Plan:
         crm = self.request.gate
         name, files = f"stage1/{crm}+heldout-{rows}", (f"stage1/{crm}.yaml",)
         settings = {**gate.overrides, "stage1.hold_out": rows}
-        return self._node("stage1", name, gate.command, gate.parents, files, seed, settings=settings)
+        return self._node(
+            "stage1", name, gate.command, gate.parents, files, seed, settings=settings, point=point
+        )
+
+    def _configured(self) -> Config:
+        """The configuration without any system's file."""
+        return merge(self.layers(), self.request.overrides)
 
     def _has_towers(self, system: str) -> bool:
         """Whether a system of stage 2 is two towers, not an LM with an adapter."""
@@ -295,14 +334,18 @@ class Plan:
             )
         return start
 
-    def _with_starts(self) -> list[str]:
-        """Systems of stage 2: the asked-for ones and those that a stage-3 system starts from."""
-        request = self.request
-        asked = [name for name in request.systems if (self.conf / "stage2" / f"{name}.yaml").exists()]
-        for name in request.systems:
-            if (self.conf / "stage3" / f"{name}.yaml").exists():
-                asked.append(self._start(f"stage3/{name}.yaml"))
-        return list(dict.fromkeys((*asked, self._start())))
+    def _of(self, room: str) -> list[str]:
+        """The asked-for systems that have a file in a room of `conf`."""
+        return [name for name in self.request.systems if (self.conf / room / f"{name}.yaml").exists()]
+
+    def _tuned_systems(self, alone: bool) -> list[str]:
+        """Systems of stage 2: the asked-for ones and, but `alone`, those that stage 3 starts from."""
+        asked = self._of("stage2")
+        if not alone:
+            asked += [self._start(f"stage3/{name}.yaml") for name in self._of("stage3")] + [self._start()]
+        elif all(map(self._has_towers, asked)):
+            raise ConfigError(f"SYSTEM={' '.join(asked)} has no LM to sweep; wanted one that has")
+        return list(dict.fromkeys(asked))
 
     def _is_special(self) -> bool:
         return (self.request.crms, self.request.systems) != (("din", GATE), ("lora", "reclora", *ALIGNED))
@@ -344,8 +387,8 @@ class Plan:
 
 
 def _suffix(tags: frozenset[str], skip: tuple[str, ...] = ()) -> str:
-    """`+din+quick+s2`: CRM, LM, experiment and seed where they are not the default."""
-    order = ("crm", "lm", "vectors", "experiment", "seed")
+    """`+din+quick+num_meta-4+s2`: CRM, LM, experiment, point and seed where they are not the default."""
+    order = ("crm", "lm", "vectors", "experiment", "point", "seed")
     values = sorted(
         (order.index(tag.partition(":")[0]), tag.partition(":")[2]) for tag in tags if tag not in skip
     )

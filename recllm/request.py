@@ -11,8 +11,9 @@ from typing import Any
 from recllm import paths
 from recllm.checks import ConfigError
 from recllm.config import parse_overrides
+from recllm.points import Point, parse_points
 
-VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW")
+VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW", "KEY", "VALUES")
 GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune")
 GATE = "sim"
 ALIGNED = ("sft-continued", "dpo", "s-dpo")
@@ -33,6 +34,7 @@ class Request:
     experiment: str
     raw: str
     overrides: dict[str, Any]
+    points: tuple[Point, ...]
 
     @property
     def gate(self) -> str:
@@ -44,7 +46,7 @@ def parse(arguments: Sequence[str]) -> Request:
     """Read goals, `VARIABLE=...` and `key=value` words.
 
     Raises:
-        ConfigError: a name that has no file, an unknown key, a seed that is no number.
+        ConfigError: a name that has no file, an unknown key, a seed that is no number, half a sweep.
     """
     values = dict.fromkeys(VARIABLES, "")
     goals, keys = [], []
@@ -94,6 +96,13 @@ def parse(arguments: Sequence[str]) -> Request:
         raise ConfigError(f"ARGS=seed={overrides['seed']} is given as SEED={overrides['seed']}")
     if values["RAW"] and not Path(values["RAW"]).exists():
         raise ConfigError(f"RAW={values['RAW']} does not exist; wanted the folder or archive of the raw data")
+    points = parse_points(values["KEY"], values["VALUES"])
+    if points and (other := {"stage3", "tune"} & set(goals)):
+        raise ConfigError(
+            f"KEY={values['KEY']} is no choice of make {other.pop()}; wanted make sweep, or stage2"
+        )
+    if points and alone:
+        raise ConfigError(f"SYSTEM=none has no stage 2 to sweep KEY={values['KEY']} in; wanted a system")
     return Request(
         goals=tuple(goals) or ("report",),
         dataset=dataset,
@@ -104,6 +113,7 @@ def parse(arguments: Sequence[str]) -> Request:
         experiment=values["EXPERIMENT"],
         raw=values["RAW"],
         overrides=overrides,
+        points=points,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -249,7 +250,7 @@ def _band_view(row_set: str, rows: list[ResultRow]) -> View:
         edge = "" if upto is None else f" (<= {upto:,.0f})"
         heading.append(f"{BANDS[band]}{edge}, {count or 0:,.0f} rows")
     cells = [
-        [row.label, f"{row.rows:,}", *(_number(row.metrics.get(f"auc/{band}")) for band in shown)]
+        [row.label, f"{row.rows:,}", *(number(row.metrics.get(f"auc/{band}")) for band in shown)]
         for row in rows
     ]
     best = set()
@@ -281,7 +282,9 @@ def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> No
             table.padding = (0, 1, 0, 0)
             for number, heading in enumerate(view.heading):
                 right = 0 < number < len(view.heading) - 2
-                table.add_column(heading, justify="right" if right else "left", no_wrap=number > 0)
+                table.add_column(
+                    heading, justify="right" if right else "left", no_wrap=number > 0, overflow="fold"
+                )
             for line, cells in enumerate(view.cells):
                 table.add_row(
                     *(_marked(text, (line, n) in view.best, console) for n, text in enumerate(cells))
@@ -305,9 +308,9 @@ def _view(task: str, row_set: str, candidates: str, rows: list[ResultRow], names
     heading += ["CRM AUC"] * crm + ["difference", "against"]
     cells = []
     for row in rows:
-        line = [row.label, f"{row.rows:,}"] + [_number(row.metrics.get(name)) for name in shown]
-        line += [_number(row.crm_auc_same_rows)] * crm
-        line += [_interval(row), row.paired_with or ""]
+        line = [row.label, f"{row.rows:,}"] + [number(row.metrics.get(name)) for name in shown]
+        line += [number(row.crm_auc_same_rows)] * crm
+        line += [interval(row), row.paired_with or ""]
         cells.append(line)
     best = set()
     for offset, name in enumerate(shown):
@@ -320,18 +323,19 @@ def _view(task: str, row_set: str, candidates: str, rows: list[ResultRow], names
     return View(f"{kind}, rows {row_set}", heading, cells, best)
 
 
-def _number(value: float | None, sign: str = "") -> str:
+def number(value: float | None, sign: str = "") -> str:
     """`.8123`: four places, no zero before the point."""
     if value is None or math.isnan(value):
         return ""
     return f"{value:{sign}.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.4f}"
 
 
-def _interval(row: ResultRow) -> str:
+def interval(row: ResultRow) -> str:
+    """`+.0123 [+.0010, +.0220]`: the difference and its interval, as far as they are known."""
     if row.delta is None and row.interval95 is None:
         return ""
-    bounds = "" if row.interval95 is None else f"[{', '.join(_number(b, '+') for b in row.interval95)}]"
-    return f"{_number(row.delta, '+')} {bounds}".strip()
+    bounds = "" if row.interval95 is None else f"[{', '.join(number(b, '+') for b in row.interval95)}]"
+    return f"{number(row.delta, '+')} {bounds}".strip()
 
 
 # ---- helpers
@@ -362,7 +366,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _order(row: ResultRow) -> tuple[Any, ...]:
-    place = SYSTEMS.index(row.system) if row.system in SYSTEMS else len(SYSTEMS)
+    system, _, point = row.system.partition("+")  # points of a sweep: in order of their numbers
+    place = SYSTEMS.index(system) if system in SYSTEMS else len(SYSTEMS)
+    numbers = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", point)]
     # Uniform candidates come first: the easiest set, the one that others report.
     kind = (row.candidates or "").rstrip("0123456789")
     candidates = CANDIDATES.index(kind) if kind in CANDIDATES else len(CANDIDATES), row.candidates or ""
@@ -371,7 +377,9 @@ def _order(row: ResultRow) -> tuple[Any, ...]:
         row.row_set,
         candidates,
         place,
-        row.system,
+        system,
+        numbers,
+        point,
         row.k or 0,
         row.lm or "",
     )

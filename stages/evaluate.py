@@ -23,6 +23,7 @@ from recllm.data.log import Rows
 from recllm.lm.infer import Scores
 from recllm.manifest import commit, hardware, now
 from recllm.paths import ADAPTER, RANKING_ADAPTER
+from recllm.points import cost, named
 from recllm.results import ResultRow, of_seed, write
 from recllm.run import Run, main, read_config
 from recllm.scores import LmSystems, TowerSystems
@@ -48,9 +49,9 @@ class Evaluation:
         )
         """Systems of stages 2 and 3; None where CRMs are compared alone (`SYSTEM=none`)."""
         self.towers = TowerSystems(run, self.log)
-        named = {folder: role for role, folder in run.parents.items() if ":" in role}
-        self.gate = named[run.parents["stage1"]].partition(":")[2]
-        self.start = named[run.parents["stage2"]].partition(":")[2] if self.lms else ""
+        roles = {folder: role for role, folder in run.parents.items() if ":" in role}
+        self.gate = roles[run.parents["stage1"]].partition(":")[2]
+        self.start = roles[run.parents["stage2"]].partition(":")[2] if self.lms else ""
         self.aligned = {
             role.partition(":")[2]: "sft" if task_of(run.parent(role)) == "titles" else "sft-pointwise"
             for role in run.parents
@@ -60,6 +61,7 @@ class Evaluation:
         self.two_towers = [role for role in run.parents if role.startswith("towers:")]
         self.everything = self.log.rows("test", "all")
         self.asked = self.log.rows("test", self.config.ctr_rows)
+        self.point = run.content.get("point")
         self.rows: list[ResultRow] = []
 
     def lm_logits(self, role: str, rows: Rows, adapter: str = ADAPTER) -> Scores:
@@ -77,12 +79,13 @@ class Evaluation:
         changed: dict[str, dict[str, float]] = {}
         liking = popularity_ctr(log)
         asked = f"test/{self.config.ctr_rows}"
-        for name, rows in {"test/all": self.everything, asked: self.asked}.items():
+        row_sets = ({} if self.point else {"test/all": self.everything}) | {asked: self.asked}
+        for name, rows in row_sets.items():
             scored: dict[str, Any] = {"popularity": liking[log.item[rows]]}
             scored |= {crm: opened.logits(rows) for crm, opened in self.crms.items() if crm != "ranker"}
             pairs = {crm: "popularity" for crm in scored if crm != "popularity"}
             if self.lms and name == asked:
-                scored["lm"] = self.lm_logits("lm", rows)
+                scored |= {} if self.point else {"lm": self.lm_logits("lm", rows)}
                 tuned = [role for role in self.run.parents if role.startswith("tuned:")]
                 changed["lm"] = self.lms.change("lm", ADAPTER)
                 for role in tuned:  # one system after the other: each is opened once
@@ -234,12 +237,15 @@ class Evaluation:
         towers = role in self.two_towers
         stage = self.run.manifest(role).stage if role else "none" if counted else "lm" if is_lm else "stage1"
         lm = None
+        if role and (towers or role.startswith("tuned:")):
+            figures |= cost(self.run.manifest(role))
         if is_lm:
             made = self.run.manifest(role if role and towers else "lm").metrics
             figures |= {key: float(made.get(key, 0)) for key in SEEN_BY_LM}
             lm = made["encoder"] if towers else self.run.config.lm.model.name
+        shown = re.sub(r"-k\d+$", "", system) if aligned else system  # K has a column of its own
         row = ResultRow(
-            system=re.sub(r"-k\d+$", "", system) if aligned else system,  # K has a column of its own
+            system=named(shown, self.point, self.run.parents),
             stage="stage2" if towers else stage,
             task=task,
             row_set=row_set,
@@ -253,7 +259,7 @@ class Evaluation:
             delta=difference.delta if difference else None,
             interval95=list(difference.interval95) if difference else None,
             p_value=difference.p_value if difference else None,
-            paired_with=other,
+            paired_with=other and named(other, self.point, self.run.parents),
             crm_auc_same_rows=crm_auc,
             commit=commit(),
             date=now(),
@@ -274,7 +280,8 @@ def work(run: Run) -> None:
     evaluation.ctr()
     if evaluation.aligned:
         evaluation.alignment_cost()
-    evaluation.ranking()
+    if evaluation.config.candidates:
+        evaluation.ranking()
     write(run.folder / ROWS, evaluation.rows)
     headline = {
         f"{row.task}/{row.row_set}{'/' + row.candidates if row.candidates else ''}/{row.system}": row.metrics[

@@ -206,6 +206,7 @@ def work(run: Run) -> None:
         "prompts": len(data.train),
         "rows_crm_was_trained_on": gate.trained_on(log, rows),
         "trainable": trained,
+        "tokens": int(data.train.lengths().mean() * rows_a_step * trainer.global_step),
         "cut_prompts": cut,
         "ranking": best_scores(run, "valid/hr@1"),
         "crm_auc_on_these_rows": auc(gate.logits(rows), log.label[rows]),

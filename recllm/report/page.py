@@ -11,6 +11,7 @@ from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
 from recllm.report.change import change_views
 from recllm.report.curves import draw, read_series
 from recllm.report.html import write_page
+from recllm.report.sweeps import sweeps
 
 STAGES = {
     "log": "prepare",
@@ -60,6 +61,7 @@ def write_report(folder: Path, out: Path) -> list[str]:
         results=[(TASKS[task], results.views(rows, task)) for task in TASKS],
         bands=results.band_views(rows),
         changes=change_views(rows),
+        sweeps=sweeps(folder),
         curves=curves,
         stages=[_stage(name, manifest) for name, manifest in manifests.items()],
     )

@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_GRAY = "#7f7f7f"  # readable on white and on black
+GRAY = "#7f7f7f"  # readable on white and on black
 
 
 def sheet(panels: Mapping[str, Callable[[Axes], None]]) -> str:
@@ -29,7 +29,7 @@ def sheet(panels: Mapping[str, Callable[[Axes], None]]) -> str:
     # Equal data must give an equal file: no random ids (and no date, below).
     style: Any = {"font.size": 9, "svg.hashsalt": "recllm", "svg.fonttype": "none"}
     style |= dict.fromkeys(
-        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GRAY
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GRAY
     )
     with mpl.rc_context(style):
         figure = Figure(figsize=(3.7 * columns, 2.5 * rows), layout="constrained")

@@ -145,6 +145,27 @@ def test_killed_in_training_it_resumes_and_ends_the_same(finished, tmp_path, fol
     assert len(made[0]) >= 2
 
 
+def test_points_of_a_sweep_stand_beside_one_another_and_are_made_once(finished, tmp_path):
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(finished, artifacts)
+    words = ("sweep", "KEY=stage2.adapter.num_meta", "VALUES=2 3", "SYSTEM=reclora")
+    out = make(artifacts, *words)
+    started = [line.split()[0].strip("[]") for line in out.splitlines() if line.endswith(" starts")]
+    points = [f"{stage}/reclora+num_meta-{count}" for stage in ("stage2", "evaluate") for count in (2, 3)]
+    assert sorted(started) == sorted(points)
+    assert " starts" not in make(artifacts, *words)
+    rows = json.loads((artifacts / "demo/results.json").read_text())
+    assert {row["row_set"] for row in rows} == {"test/uniform300"}
+    metrics = {row["system"]: row["metrics"] for row in rows}
+    assert (
+        metrics["reclora+num_meta-3"]["tuning_trainable"] > metrics["reclora+num_meta-2"]["tuning_trainable"]
+    )
+    assert metrics["reclora+num_meta-3"]["tuning_tokens"] > 0
+    assert "<h2>Sweeps</h2>" in (artifacts / "demo/report.html").read_text()
+    # The plain command's folders are as they were.
+    assert " starts" not in make(artifacts, "stage1", "stage2", "stage3")
+
+
 def test_another_lm_by_path_goes_through_all_stages(finished, tmp_path):
     if not STORIES.is_dir():
         pytest.skip(f"{STORIES} is not there")
