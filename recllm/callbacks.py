@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 from recllm import paths
 from recllm.run import Run, StageError, say
 
-FILE_ONLY = ("reward_chosen", "reward_rejected", "reward_accuracy", "margin", "rejected_logp")
+FILE_ONLY = ("reward_chosen", "reward_rejected", "reward_accuracy", "margin", "rejected_logp", "gate_entropy")
 """Validation figures that the curves' file and the report show, and the terminal does not."""
 
 

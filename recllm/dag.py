@@ -237,7 +237,9 @@ class Plan:
                 encoder = self._node("encoder", "encoder", "stages.encoder", {"log": log})
                 parents = {"log": log, "encoder": encoder}
                 name = f"stage2/{system}"
-                towers[system] = self._node("towers", name, "stages.towers", parents, (file,), seed, point=point)
+                towers[system] = self._node(
+                    "towers", name, "stages.towers", parents, (file,), seed, point=point
+                )
                 continue
             parents = {**data, "lm": lm, "stage1": gate}
             name, command = f"stage2/{system}", "stages.stage2"

@@ -7,28 +7,30 @@ the titles (`adapter-ranking/`).
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
 from recllm import parents
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog
+from recllm.gates import ENTROPY, GateRecord, asked_rows, entropy
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles, by_length
 from recllm.metrics import auc
-from recllm.paths import ADAPTER, RANKING_ADAPTER, SVD
+from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
 from recllm.reclora import Card
 from recllm.run import Run, StageError, main, say
-from recllm.schema import Stage2Config
+from recllm.schema import AdapterConfig, Stage2Config
 from recllm.training import AdapterModule, best_scores, fit, optimizer
 
 VALID_TITLES = 500
@@ -41,7 +43,7 @@ class TuneModule(AdapterModule):
         """Train the adapter of `model`; `answers` are the token ids of yes and no."""
         super().__init__(model)
         self.answers, self.config, self.steps = answers, config, steps
-        self.auc = BinaryAUROC()
+        self.auc, self.entropy = BinaryAUROC(), MeanMetric()
         self.adalora = adalora.is_adalora(model)
 
     def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
@@ -82,6 +84,9 @@ class TuneModule(AdapterModule):
             logits = answer_logits(self.model, batch["prompt"], batch["representation"])
             self.auc.update(answer_score(logits, *self.answers), batch["label"].long())
             self.log("valid/auc", self.auc, add_dataloader_idx=False)
+            if has_alpha(self.config.adapter):
+                self.entropy.update(torch.from_numpy(entropy(alpha_of(self.model, batch["representation"]))))
+                self.log(ENTROPY, self.entropy, add_dataloader_idx=False)
         else:
             self.score_candidates(batch)
 
@@ -213,21 +218,26 @@ def work(run: Run) -> None:
         "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
         **best_scores(run, "valid/auc"),
     }
-    if crm is not None and config.adapter.gate_input != "none" and config.adapter.mixture != "core":
-        metrics["gate"] = _gate(model, data.valid)
-    run.finish([run.folder / ADAPTER, run.folder / RANKING_ADAPTER], metrics)
+    outputs = [run.folder / ADAPTER, run.folder / RANKING_ADAPTER]
+    if crm is not None and has_alpha(config.adapter):
+        asked = asked_rows(log)
+        record = GateRecord(asked, alpha_of(model, crm.representations(asked)))
+        record.save(run.folder / GATE)
+        metrics["gate"] = record.summary()
+        outputs.append(run.folder / GATE)
+    run.finish(outputs, metrics)
 
 
-def _gate(model: Any, valid: Answers) -> dict[str, float]:
-    """How far alpha is from uniform on validation rows: mean entropy over log N_m, spread between rows."""
-    with torch.no_grad():
-        alpha = model.base_model.alpha(valid.representation)
-    entropy = -(alpha * alpha.clamp_min(1e-12).log()).sum(-1).mean() / math.log(alpha.shape[-1])
-    return {
-        "entropy": float(entropy),
-        "largest": float(alpha.amax(-1).mean()),
-        "spread": float(alpha.std(0).mean()),
-    }
+def has_alpha(config: AdapterConfig) -> bool:
+    """Whether a gate makes mixing weights (`core` has a matrix in their place)."""
+    return config.kind == "reclora" and config.gate_input != "none" and config.mixture != "core"
+
+
+@torch.no_grad()
+def alpha_of(model: Any, representation: Tensor) -> NDArray[np.float32]:
+    """Mixing weights `[n, G, N_m]` of representations `[n, d_c]`: one gate for all modules, or one each."""
+    alpha: Tensor = model.base_model.alpha(representation)
+    return (alpha if alpha.dim() == 3 else alpha[:, None]).float().cpu().numpy()
 
 
 if __name__ == "__main__":

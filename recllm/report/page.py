@@ -10,6 +10,7 @@ from recllm import results
 from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
 from recllm.report.change import change_views
 from recllm.report.curves import draw, read_series
+from recllm.report.gate import gate_sections
 from recllm.report.html import write_page
 from recllm.report.sweeps import sweeps
 
@@ -62,6 +63,7 @@ def write_report(folder: Path, out: Path) -> list[str]:
         bands=results.band_views(rows),
         changes=change_views(rows),
         sweeps=sweeps(folder),
+        gates=gate_sections(folder),
         curves=curves,
         stages=[_stage(name, manifest) for name, manifest in manifests.items()],
     )
