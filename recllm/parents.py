@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,16 @@ class Retrieval:
         return chronological(self.stored[rows, :k])
 
 
+@functools.lru_cache(maxsize=1)
+def _statistics(log: EventLog) -> Statistics:
+    """Running statistics of a log, sorted once however many CRMs of an evaluation read them."""
+    return Statistics(log)
+
+
 def crm_inputs(log: EventLog, shown: Mapping[str, Any], retrieval: Retrieval | None) -> CrmInputs:
     """Batches for a CRM that reads what `shown` says: `Stage1Config.inputs`, which its manifest repeats."""
     recent, retrieved = shown["recent"], shown["retrieved"]
-    statistics = Statistics(log) if shown["statistics"] else None
+    statistics = _statistics(log) if shown["statistics"] else None
     if shown["search"] == "semantic":
         assert retrieval is not None  # the plan makes the neighbours a parent
         return CrmInputs(log, recent, retrieved, retrieval.stored, retrieval.searcher, statistics)
