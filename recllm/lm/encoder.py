@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
 from recllm.lm.load import load_tokenizer, locate, unloadable
+from recllm.lm.tiny import sizes
 
 if TYPE_CHECKING:
     from transformers import BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -33,19 +34,7 @@ def build_encoder(config: TinyConfig, tokenizer: PreTrainedTokenizerBase) -> Ber
     """An untrained BERT with tied embeddings for that tokenizer; torch's generator draws the weights."""
     from transformers import BertConfig, BertForMaskedLM
 
-    shape = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.hidden,
-        intermediate_size=config.intermediate,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        max_position_embeddings=config.context,
-        type_vocab_size=1,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return BertForMaskedLM(shape)
+    return BertForMaskedLM(BertConfig(**sizes(config, tokenizer), type_vocab_size=1))
 
 
 def mask(

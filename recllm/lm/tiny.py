@@ -15,7 +15,7 @@ from recllm.data.wording import Wording
 from recllm.lm.config import TinyConfig
 
 if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
@@ -98,21 +98,24 @@ def train_tokenizer(
     return fast
 
 
+def sizes(config: TinyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What the configurations of a small LM and of a small encoder have in common, in transformers' words."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": config.hidden,
+        "intermediate_size": config.intermediate,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
 def build_model(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """An untrained Llama with tied embeddings for that tokenizer; torch's generator draws the weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.hidden,
-        intermediate_size=config.intermediate,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.heads,
-        max_position_embeddings=config.context,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(shape)
+    own: dict[str, Any] = {"num_key_value_heads": config.heads, "tie_word_embeddings": True}
+    return LlamaForCausalLM(LlamaConfig(**sizes(config, tokenizer), **own))

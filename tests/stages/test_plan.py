@@ -15,13 +15,6 @@ from stages import plan
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.chdir(REPOSITORY)
-    return tmp_path / "artifacts" / "demo"
-
-
 def needed(*words):
     return {node.folder: node for node in Plan(parse(words)).needed()}
 

@@ -11,14 +11,8 @@ from recllm.request import parse
 from stages import plan
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("root")
 FEW = ("KEY=subsample", "VALUES=0.001 0.01 0.1")
-
-
-@pytest.fixture(autouse=True)
-def root(tmp_path, monkeypatch):
-    monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path / "artifacts"))
-    monkeypatch.chdir(REPOSITORY)
-    return tmp_path / "artifacts" / "demo"
 
 
 def needed(*words):
