@@ -33,6 +33,11 @@ else
 READY := own-environment
 endif
 
+# Stages that do not wait for each other run side by side, each with its share of the cores (a stage that all others
+# wait for, or that waits for all, has them whole): small models leave half of two cores idle. One GPU serves one stage.
+JOBS ?= $(if $(wildcard /dev/nvidia*),1,2)
+SHARE := $(if $(OMP_NUM_THREADS),,OMP_NUM_THREADS=$(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + $(JOBS) - 1) / $(JOBS)))))
+
 # Threads that wait spin for some microseconds only: for ever is wasteful on shared cores, not at all costs a small
 # model a quarter of its speed on two threads. No fork warnings of tokenizers; no telemetry.
 export GOMP_SPINCOUNT ?= 20000
@@ -62,7 +67,8 @@ help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo '  variables: DATASET=demo|ml-1m|ml-25m|goodreads|your own  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
-	@echo '             SEED="0 1 2"  EXPERIMENT=quick  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."  PYTHON=...'
+	@echo '             SEED="0 1 2"  EXPERIMENT=quick  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."'
+	@echo '             JOBS=1 (stages side by side; 2 where there is no GPU)  PYTHON=...'
 
 prepare: plan  ## raw logs -> tables -> event log, splits, ids, candidates
 stage1: plan   ## train the conventional recommendation models on all data
@@ -71,8 +77,11 @@ stage3: plan   ## align the LM to preferences, evaluate every system, print the 
 evaluate: plan ## evaluate every system and print the table
 report: plan   ## the same, and report.html (table and curves)
 tune: plan     ## search stage 1's settings on validation (CRM=din); run it twice for two trials side by side
-$(WORK):
-	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk $@
+RUN := $(filter $(WORK),$(MAKECMDGOALS))
+$(firstword $(RUN)):
+	@$(MAKE) --no-print-directory -j$(JOBS) -f $(HERE)/plan.mk SHARE='$(SHARE)' $(RUN)
+$(wordlist 2,99,$(RUN)):
+	@:
 
 few2many:      ## tune on 0.1 %, 1 %, 5 % and 10 % of the training samples, with and without the gate: AUC and cost
 	@$(MAKE) --no-print-directory report KEY=subsample VALUES="$(or $(strip $(VALUES)),0.001 0.01 0.05 0.1)"

@@ -171,7 +171,7 @@ class Lm:
             window = min(windows(model.config), default=context)
             mend = f"; lm.model.context={window} would mend it" if window < context else ""
             say(
-                f"  {run.config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "
+                f"{run.config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "
                 f"each title is a sequence of its own, several times slower{mend}"
             )
         if run.config.trainer.attention == "flex":

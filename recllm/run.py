@@ -29,6 +29,8 @@ class Busy(StageError):
     """Another process is at work in the folder."""
 
 
+_speaker = ""  # name of the run that this process is at, once there is one
+
 SHARED = ("tune",)
 """Stages that several processes may be at work in; they see to it themselves."""
 
@@ -39,9 +41,9 @@ def is_first_process() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line for the user, once over all processes."""
+    """Print a line for the user, once over all processes; the run's name tells it from those beside it."""
     if is_first_process():
-        print(text, flush=True)
+        print(f"[{_speaker}] {text}" if _speaker else text, flush=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -141,7 +143,9 @@ class Run:
         run.done = run._is_done()
         if is_first_process() and not run.done and run.stage not in SHARED:
             run._take()
-        say(f"[{run.name}] " + ("nothing has changed" if run.done else "starts"))
+        global _speaker
+        _speaker = run.name
+        say("nothing has changed" if run.done else "starts")
         return run
 
     @property
@@ -235,7 +239,7 @@ class Run:
         )
         (self.folder / ".seconds").unlink(missing_ok=True)
         manifest.write(self.folder)
-        say(f"[{self.name}] done in {manifest.seconds:.0f} s")
+        say(f"done in {manifest.seconds:.0f} s")
 
 
 def main(work: Any, arguments: Sequence[str]) -> int:

@@ -46,7 +46,7 @@ class Kept:
             temporary = path.with_suffix(f".{os.getpid()}.npy")
             np.save(temporary, compute())
             temporary.replace(path)
-            say(f"  scored {name}")
+            say(f"scored {name}")
         return np.load(path)
 
 

@@ -259,7 +259,7 @@ def compiled(module: lightning.LightningModule, batch: Any) -> None:
         step["loss"].backward()
     except Exception as error:  # the compiler raises many types, of its own and of what it calls
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        say(f"  not compiled, {type(error).__name__}: {line.strip()[:160]}")
+        say(f"not compiled, {type(error).__name__}: {line.strip()[:160]}")
         model._compiled_call_impl = None
     finally:
         module.zero_grad(set_to_none=True)
@@ -302,7 +302,7 @@ def _resumable(run: Run, folder: Path) -> Path | None:
     if not (same and last.exists()):
         return None
     step = torch.load(last, weights_only=True, mmap=True)["global_step"]
-    say(f"[{run.name}] resumes at step {step}")
+    say(f"resumes at step {step}")
     return last
 
 

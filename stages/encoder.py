@@ -121,7 +121,7 @@ def texts_of(log: EventLog, pieces: Pieces, history: int, context: int) -> docum
     matrix = np.concatenate([told, np.pad(cards, ((0, 0), (0, told.shape[1] - cards.shape[1])))])
     fits = pieces.lengths[matrix].sum(1) <= context
     if not fits.all():
-        say(f"  {(~fits).sum():,} of {len(fits):,} texts are longer than {context} tokens and left out")
+        say(f"{(~fits).sum():,} of {len(fits):,} texts are longer than {context} tokens and left out")
     if not fits.any():
         raise StageError(f"no text fits {context} tokens; wanted a larger encoder.tiny.context")
     return matrix[fits]
@@ -176,7 +176,7 @@ def work(run: Run) -> None:
     lengths = pieces.lengths[matrix].sum(1)
     training = config.training
     say(
-        f"  {lengths.sum():,} tokens of text, {training.tokens:,} to train on, "
+        f"{lengths.sum():,} tokens of text, {training.tokens:,} to train on, "
         f"{_size(bert)['weights']:,} weights"
     )
     figures = pretrain(run, bert, Texts(pieces, matrix, training, tokenizer), lengths)

@@ -219,7 +219,7 @@ def work(run: Run) -> None:
         tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
     blocks = pack(run, prompts, text, phase)
     say(
-        f"  {len(blocks[0]) * config.training.block:,} tokens of text, "
+        f"{len(blocks[0]) * config.training.block:,} tokens of text, "
         f"{tokens:,} to train on, {_size(model)['weights']:,} weights"
     )
     figures = pretrain(run, model, blocks, tokens, lr)

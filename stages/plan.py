@@ -51,11 +51,9 @@ def rules(plan: Plan) -> str:
     base = dataclasses.asdict(merge(plan.layers(), trainer))[EXECUTION]
     default = dataclasses.asdict(Config())[EXECUTION]
     execution = " ".join(f"{EXECUTION}.{key}={value}" for key, value in base.items() if value != default[key])
-    lines = [
-        "# Written by stages/plan.py; read by the Makefile.",
-        ".NOTPARALLEL:",
-        f"EXECUTION := {execution}",
-    ]
+    lines = ["# Written by stages/plan.py; read by the Makefile.", f"EXECUTION := {execution}"]
+    if base["devices"] > 1:  # one stage has them all
+        lines.append(".NOTPARALLEL:")
     for goal in plan.request.goals:
         targets = [target(plan, node) for node in plan.goals[goal]]
         if goal in ENDS_WITH_TABLE:
@@ -67,16 +65,28 @@ def rules(plan: Plan) -> str:
         f"{plan.root / paths.RESULTS}: {plan.root / SHOWN} {evaluated}",
         f"\t@$(PYTHON) -m stages.report show {plan.root} {folders}",
     ]
-    for node in plan.needed():
+    needed = plan.needed()
+    for node in needed:
         folder = plan.root / node.folder
+        # By the plan alone: what is done already must not change the numbers of the rest.
+        threads = "" if all(related(node, other) for other in needed) else "$(SHARE) "
         parents = " ".join(str(plan.manifest(parent)) for parent in node.parents.values())
         raw = f" raw={plan.request.raw}" if node.stage == "tables" and plan.request.raw else ""
         lines += [f".PHONY: {folder}"] if node.stage in SHARED else []
         lines += [
             f"{target(plan, node)}: {folder / paths.CONFIG} {parents}",
-            f"\t@$(PYTHON) -m {node.command} {folder} $(EXECUTION){raw}",
+            f"\t@{threads}$(PYTHON) -m {node.command} {folder} $(EXECUTION){raw}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def related(one: Node, other: Node) -> bool:
+    """Whether one of two nodes waits for the other, so that they never run side by side."""
+
+    def waits(node: Node, for_: Node) -> bool:
+        return any(parent is for_ or waits(parent, for_) for parent in node.parents.values())
+
+    return one is other or waits(one, other) or waits(other, one)
 
 
 def target(plan: Plan, node: Node) -> str:

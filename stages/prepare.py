@@ -15,12 +15,12 @@ def work(run: Run) -> None:
     metrics = build_log(run.parent("tables"), run.folder, run.config.prepare)
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
     shown = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)
-    say(f"  {metrics['samples']:,} samples of {metrics['events']:,} events: {shown}")
+    say(f"{metrics['samples']:,} samples of {metrics['events']:,} events: {shown}")
     for name in ("valid", "test"):
         cold = (f"{kind}s {metrics[f'cold_{kind}_share_{name}']:.1%}" for kind in ("user", "item"))
-        say(f"  {name} samples that are cold in training: {', '.join(cold)}")
+        say(f"{name} samples that are cold in training: {', '.join(cold)}")
     for note in metrics["notes"]:
-        say(f"  {note}")
+        say(f"{note}")
     run.finish([path for path in arrays if path.name != METRICS], metrics)
 
 

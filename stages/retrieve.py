@@ -85,7 +85,7 @@ def work(run: Run) -> None:
     def tell(row: int) -> None:
         run.tick()
         if row % (BLOCK * 64) == 0 or row == size:
-            say(f"  neighbours of {row:,} of {size:,} rows")
+            say(f"neighbours of {row:,} of {size:,} rows")
 
     path = run.folder / parents.NEIGHBOURS
     write_neighbours(neighbours, asked, config.k, path, run.fingerprint, BLOCK, tell)

@@ -176,7 +176,7 @@ def train(
         steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
         loaders = rank_loaders(run, inputs, rows, steps)
     held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
-    say(f"  {len(rows):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
+    say(f"{len(rows):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
     module = CrmModule(model, config, steps, run.config.trainer.compile)
     trainer = fit(run, module, loaders, config.fit, interval, [config.monitor], callbacks=callbacks)
     figures = {"steps": steps, "rows": len(rows), "hold_out": config.hold_out, "inputs": config.inputs}

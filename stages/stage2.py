@@ -180,7 +180,7 @@ def work(run: Run) -> None:
     )
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     say(
-        f"  {len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, "
+        f"{len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, "
         f"{trained:,} weights train"
     )
     pieces = lm.prompts.pieces

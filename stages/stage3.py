@@ -191,7 +191,7 @@ def answerable(task: Asked) -> Asked:
     alone = ~untitled & ~usable(texts, task.chosen).any(1)
     if untitled.any() or alone.any():
         say(
-            f"  {untitled.sum():,} rows left out whose chosen item has no title, "
+            f"{untitled.sum():,} rows left out whose chosen item has no title, "
             f"{alone.sum():,} without any other title to reject"
         )
     kept = task.keep(~(untitled | alone))
@@ -234,7 +234,7 @@ def work(run: Run) -> None:
     if config.negatives_from != "random":
         hard = gate.logits(rows, task.candidates) if config.negatives_from == "crm" else logps.numpy()
     steps, interval = plan_steps(len(rows), config.fit.batch_size, config.fit.epochs, config.fit.validations)
-    say(f"  {len(rows):,} rows ({fresh:,} not seen by stage 2), {steps:,} steps of {config.fit.batch_size}")
+    say(f"{len(rows):,} rows ({fresh:,} not seen by stage 2), {steps:,} steps of {config.fit.batch_size}")
     module = AlignModule(model, config, steps, reference(run, model, valid))
     batches = loaders(run, task, hard, logps, valid, steps)
     trainer = fit(run, module, batches, config.fit, interval, ["valid/hr@1"], first=True)
@@ -245,7 +245,7 @@ def work(run: Run) -> None:
     if gained:
         module.load_best(run, "valid/hr@1")
     else:
-        say("  no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
+        say("no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
         model = load_adapter(model.unload(), start)
     card = Card(
         base=base_name(run.config.lm.model),

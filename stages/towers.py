@@ -82,7 +82,7 @@ def work(run: Run) -> None:
     train, valid = pairs(parents.subsample(run.config, log)), pairs(log.rows("valid", settings.valid_rows))
     steps, interval = plan_steps(len(train), settings.batch_size, settings.epochs, settings.validations)
     weights = sum(value.numel() for value in model.parameters())
-    say(f"  {len(train):,} rows, {steps:,} steps of {settings.batch_size}, {weights:,} weights train")
+    say(f"{len(train):,} rows, {steps:,} steps of {settings.batch_size}, {weights:,} weights train")
     module = TowersModule(model, settings, steps)
     batches = loaders(train, valid, settings, run.config.seed, steps)
     trainer = fit(run, module, batches, settings, interval, ["valid/auc"])

@@ -294,8 +294,8 @@ def work(task: run.Run) -> None:
     counts = make(task.folder, task.raw, RecipeConfig(source.subset, source.feedback or FEEDBACK[0]))
     feedback = next(kind for kind in FEEDBACK if kind in counts)
     left_out = ", ".join(f"{counts[f'dropped_events_{kind}']:,} {kind}" for kind in DROPPED)
-    run.say(f"  {counts['events']:,} events of {counts[feedback]:,} {feedback}; left out: {left_out}")
-    run.say(f"  {counts['users']:,} users, {counts['books']:,} books, {counts['untitled']:,} untitled")
+    run.say(f"{counts['events']:,} events of {counts[feedback]:,} {feedback}; left out: {left_out}")
+    run.say(f"{counts['users']:,} users, {counts['books']:,} books, {counts['untitled']:,} untitled")
     task.finish(task.folder.glob("*.parquet"), dict(counts))
 
 

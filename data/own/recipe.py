@@ -303,7 +303,7 @@ def work(task: run.Run) -> None:
             f"{rows:,} {name.removeprefix(f'dropped_{table}_')}" for name, rows in dropped.items()
         )
         read = f", {counts[f'read_{table}']:,} rows read" if f"read_{table}" in counts else ""
-        run.say(f"[{task.name}] {counts[table]:,} {table}{read}; left out: {reasons or 'none'}")
+        run.say(f"{counts[table]:,} {table}{read}; left out: {reasons or 'none'}")
     task.finish(task.folder.glob("*.parquet"), dict(counts))
 
 

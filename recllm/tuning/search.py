@@ -99,7 +99,7 @@ class Search:
                 }
                 study.enqueue_trial(fit, user_attrs={"configured": fit == now_set})
         done = sum(trial.state in ENDED for trial in study.get_trials(deepcopy=False))
-        say(f"  study {name}: " + (f"{done} of {tune.trials} trials done" if known else "begins"))
+        say(f"study {name}: " + (f"{done} of {tune.trials} trials done" if known else "begins"))
         return cls(run, study)
 
     def _folder(self, number: int) -> Path:
@@ -145,7 +145,7 @@ class Search:
             self.study.tell(trial, state=TrialState.FAIL)  # a range that holds what cannot be configured
             raise
         run.config = dataclasses.replace(run.config, trainer=self.run.config.trainer)
-        say("  " + ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in drawn.items()))
+        say("" + ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in drawn.items()))
         return trial, run
 
     @contextmanager
@@ -166,9 +166,9 @@ class Search:
                 state = TrialState.PRUNED
             else:
                 state, score = TrialState.COMPLETE, scores[self.monitor]
-            say(f"  {self.monitor} {scores[self.monitor]:.4f}" + (", cut short" if pruning.pruned else ""))
+            say(f"{self.monitor} {scores[self.monitor]:.4f}" + (", cut short" if pruning.pruned else ""))
         except NotFinite as error:
-            say(f"  failed: {error}")
+            say(f"failed: {error}")
         except BaseException:
             run.close()
             raise
@@ -187,12 +187,12 @@ class Search:
         trials = self.study.get_trials(deepcopy=False)
         count = {state: sum(trial.state == state for trial in trials) for state in TrialState}
         say(
-            f"[{self.run.name}] {count[TrialState.COMPLETE]} trials trained, {count[TrialState.PRUNED]} cut "
+            f"{count[TrialState.COMPLETE]} trials trained, {count[TrialState.PRUNED]} cut "
             f"short, {count[TrialState.FAIL]} failed, {count[TrialState.RUNNING]} at work elsewhere"
         )
         scored = [trial for trial in trials if trial.state == TrialState.COMPLETE]
         if not scored:
-            say("  no trial has a score")
+            say("no trial has a score")
             return
         best = max(scored, key=_value)
         told = trials[0] in scored and trials[0].user_attrs["configured"]

@@ -353,6 +353,28 @@ def test_rules_run_parents_first(root, goal):
             assert order.index(str(root / parent.folder)) < order.index(str(root / node.folder))
 
 
+def test_stages_that_may_run_side_by_side_share_the_cores(root):
+    assert plan.main(["write", "stage2"]) == 0
+    rules = (root / "plan.mk").read_text()
+    recipes = [line.split() for line in rules.splitlines() if line.startswith("\t@") and "report" not in line]
+    shared = {line[-2].removeprefix(f"{root}/"): line[0] == "@$(SHARE)" for line in recipes}
+    whole = {folder for folder, share in shared.items() if not share}
+    assert whole == {"tables", "log", "lm/tiny/text", "neighbours/both"}  # all that follow wait for these
+    assert shared.keys() == needed("stage2").keys()
+    assert plan.main(["write", "stage1", "stage3"]) == 0
+    assert f"\t@$(SHARE) $(PYTHON) -m stages.lm {root}" in (root / "plan.mk").read_text()  # DIN goes beside
+    assert f"\t@$(PYTHON) -m stages.evaluate {root}" in (root / "plan.mk").read_text()  # waits for all others
+    assert plan.main(["write", "stage1", "CRM=sim"]) == 0
+    assert "$(SHARE)" not in (root / "plan.mk").read_text()  # a chain
+
+
+def test_a_stage_on_several_devices_runs_alone(root):
+    assert plan.main(["write", "stage1"]) == 0
+    assert ".NOTPARALLEL" not in (root / "plan.mk").read_text()
+    assert plan.main(["write", "stage1", "trainer.devices=2"]) == 0
+    assert ".NOTPARALLEL:\n" in (root / "plan.mk").read_text()
+
+
 def test_a_second_make_has_nothing_to_do_and_a_changed_key_only_what_it_reaches(root):
     assert plan.main(["write", "stage2"]) == 0
     finish(Plan(parse(["stage2"])))

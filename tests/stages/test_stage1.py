@@ -136,7 +136,7 @@ def test_where_nothing_compiles_it_says_so_and_trains(train, monkeypatch, capsys
     capsys.readouterr()
     module, _ = train(name="stage1/compiled", trainer={"compile": True})
     out = capsys.readouterr().out
-    assert out.count("  not compiled, ") == 1
+    assert out.count("not compiled, ") == 1
     assert "compiler" in out
     for name, value in weights(plain).items():
         assert torch.equal(weights(module)[name], value), name
