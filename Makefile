@@ -76,7 +76,7 @@ stage2: plan   ## tune the LM on the subsample, with and without the gate
 stage3: plan   ## align the LM to preferences, evaluate every system, print the table
 evaluate: plan ## evaluate every system and print the table
 report: plan   ## the same, and report.html (table and curves)
-tune: plan     ## search stage 1's settings on validation (CRM=din); run it twice for two trials side by side
+tune: plan     ## search stage 1's settings on validation (CRM=din)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
 	@$(MAKE) --no-print-directory -j$(JOBS) -f $(HERE)/plan.mk SHARE='$(SHARE)' $(RUN)

@@ -122,7 +122,7 @@ def ours(folder: Path, name: str, threads: int, whole: bool) -> None:
         logits = torch.cat(
             [model(inputs(part))[0] for part in np.array_split(valid, len(valid) // BATCH + 1)]
         )
-    print(json.dumps({"auc": auc(log.label[valid], logits.numpy())}))
+    print(json.dumps({"auc": auc(logits.numpy(), log.label[valid])}))
 
 
 def commands() -> dict[str, list[str]]:
