@@ -30,7 +30,7 @@ from recllm.metrics import auc
 from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
 from recllm.reclora import Card
 from recllm.run import Run, StageError, main, say
-from recllm.schema import AdapterConfig, Stage2Config
+from recllm.schema import Stage2Config
 from recllm.training import AdapterModule, best_scores, fit, optimizer
 
 VALID_TITLES = 500
@@ -84,7 +84,7 @@ class TuneModule(AdapterModule):
             logits = answer_logits(self.model, batch["prompt"], batch["representation"])
             self.auc.update(answer_score(logits, *self.answers), batch["label"].long())
             self.log("valid/auc", self.auc, add_dataloader_idx=False)
-            if has_alpha(self.config.adapter):
+            if self.config.adapter.mixes:
                 self.entropy.update(torch.from_numpy(entropy(alpha_of(self.model, batch["representation"]))))
                 self.log(ENTROPY, self.entropy, add_dataloader_idx=False)
         else:
@@ -219,18 +219,13 @@ def work(run: Run) -> None:
         **best_scores(run, "valid/auc"),
     }
     outputs = [run.folder / ADAPTER, run.folder / RANKING_ADAPTER]
-    if crm is not None and has_alpha(config.adapter):
+    if crm is not None and config.adapter.mixes:
         asked = asked_rows(log)
         record = GateRecord(asked, alpha_of(model, crm.representations(asked)))
         record.save(run.folder / GATE)
         metrics["gate"] = record.summary()
         outputs.append(run.folder / GATE)
     run.finish(outputs, metrics)
-
-
-def has_alpha(config: AdapterConfig) -> bool:
-    """Whether a gate makes mixing weights (`core` has a matrix in their place)."""
-    return config.kind == "reclora" and config.gate_input != "none" and config.mixture != "core"
 
 
 @torch.no_grad()

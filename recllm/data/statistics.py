@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from recllm.data.groups import Groups, Range, Tastes
 from recllm.data.log import EventLog, Rows
 
 STATISTICS = ("user_count", "user_likes", "item_count", "item_likes", "category_count", "category_likes")
@@ -41,20 +42,16 @@ class Statistics:
         """Sorts the events twice; 40 bytes an event in all, seconds for 25 million events."""
         self.log = log
         events = slice(log.n_events)
-        user, item, second = log.user[events], log.item[events], log.timestamp[events]
         liked = log.label[events] == 1
-        row = np.arange(log.n_events)
-        self._category = np.asarray(log.item_fields[:, log.meta["category_field"]], np.int64)
-        self._categories = int(self._category.max()) + 1
+        second = log.timestamp[events]
         self._first = int(second.min())
-        self._liked = _running(liked)  # the log is sorted by user: a history is a range of it
-        self._of_item = _Groups(item, second - self._first, int(second.max()) - self._first + 1, liked)
-        self._of_category = _Groups(self._taste(user, item), row, log.n_events, liked)
+        span = int(second.max()) - self._first + 1
+        self._items = Groups(log.item[events], second - self._first, span, liked)
+        self._tastes = Tastes(log, liked)
+        # The log itself is sorted by user: a history is a range of it.
+        self._liked = {"user": _running(liked)}
+        self._liked |= {"item": _running(self._items.values), "taste": _running(self._tastes.values)}
         self._share = float(log.item_likes.sum()) / max(1, int(log.item_count.sum()))
-
-    def _taste(self, user: NDArray[np.int32], item: NDArray[np.int32]) -> Counts:
-        """One number for a user and the category of an item."""
-        return np.asarray(user, np.int64) * self._categories + self._category[item]
 
     def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """Codes of (row, target) pairs.
@@ -67,39 +64,20 @@ class Statistics:
             int32 `[B, len(STATISTICS)]`, from 1 to LEVELS - 1.
         """
         log = self.log
-        user = log.user.take(rows)
         item = log.item.take(rows) if targets is None else targets
-        start, end = log.history(rows)
-        seen, liked = end - start, self._liked[end] - self._liked[start]
+        seen, liked = self._count("user", log.history(rows))
         of_user = _share(liked, seen, self._share)
         codes = [_magnitude(seen), _level(of_user)]
-        seen, liked = self._of_item.before(item, log.timestamp.take(rows) - self._first)
+        seen, liked = self._count("item", self._items.before(item, log.timestamp.take(rows) - self._first))
         codes += [_magnitude(seen), _level(_share(liked, seen, self._share))]
-        seen, liked = self._of_category.before(self._taste(user, item), end)
+        seen, liked = self._count("taste", self._tastes.of(rows, item))
         codes += [_magnitude(seen), _level(_share(liked, seen, of_user))]
         return np.stack(codes, 1)
 
-
-class _Groups:
-    """Events sorted by group and place: how many of a group stand before a place, and how many were liked.
-
-    An event is the int64 key `group * span + place`, 0 <= place < span; a query is a range of the keys.
-    """
-
-    def __init__(
-        self, group: NDArray[np.integer], place: Counts, span: int, liked: NDArray[np.bool_]
-    ) -> None:
-        keys = np.asarray(group, np.int64) * span + place
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._span = keys[order], span
-        self._liked = _running(liked[order])
-        self._starts = np.searchsorted(self._keys, np.arange(int(group.max()) + 2) * span)
-
-    def before(self, group: NDArray[np.integer], place: Counts) -> tuple[Counts, Counts]:
-        """Events and liked events of each group before each place, 0 <= place <= span; `[B]` each."""
-        group = np.minimum(np.asarray(group, np.int64), len(self._starts) - 1)  # beyond the last: no events
-        low, high = self._starts[group], np.searchsorted(self._keys, group * self._span + place)
-        return high - low, self._liked[high] - self._liked[low]
+    def _count(self, order: str, events: Range) -> tuple[Counts, Counts]:
+        """How many events ranges of a sorted order hold, and how many of them are liked."""
+        low, high = events
+        return high - low, self._liked[order][high] - self._liked[order][low]
 
 
 def _running(liked: NDArray[np.bool_]) -> Counts:

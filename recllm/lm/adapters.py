@@ -9,9 +9,8 @@ import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import Tensor
 
-from recllm.lm.config import LmConfig
+from recllm.lm.config import AdapterConfig, LmConfig
 from recllm.reclora import Card, RecLoraConfig, write_card
-from recllm.schema import AdapterConfig
 
 BUDGET = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
 """AdaLoRA's schedule as shares of all steps: first prune, last prune before the end, steps between prunings.

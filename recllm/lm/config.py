@@ -1,4 +1,4 @@
-"""Which language model and which encoder, and the size of those that are trained here."""
+"""Which language model, encoder and adapter, and the size of those that are trained here."""
 
 from __future__ import annotations
 
@@ -142,3 +142,79 @@ class TowersConfig:
         check(self.pooling in ("mean", "first"), "towers.pooling", self.pooling, "mean or first")
         check(self.hidden >= 1, "towers.hidden", self.hidden, "at least 1")
         check(0 <= self.dropout < 1, "towers.dropout", self.dropout, "a share from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The LoRA that stages 2 and 3 train."""
+
+    kind: str = "reclora"
+    """`lora`: one LoRA for all; `reclora`: meta-LoRAs mixed per sample by a gate that reads the CRM; or one
+    of PEFT's for all: `dora` (direction and length apart), `rslora` (scale lora_alpha / sqrt(r)), `vera`
+    (fixed random matrices, trained vectors), `adalora` (ranks dealt out by importance while training)."""
+    r: int = 8
+    """Rank of one LoRA (`adalora`: mean rank at the end; it starts with half as much again)."""
+    lora_alpha: float = 16.0
+    """Numerator of the LoRA scale lora_alpha / r (`vera` has none)."""
+    init: str = "gaussian"
+    """Start of A and B (`lora` and `reclora` only). `gaussian`: A random, B zero; or singular vectors of the
+    frozen weights: `pissa` the largest, `milora` the smallest, `random-svd` any. Each starts at the LM's own
+    output."""
+    num_meta: int = 16
+    """Meta-LoRAs, N_m (`reclora` only)."""
+    mixture: str = "product"
+    """How meta-LoRAs are mixed (`reclora` only). `product`: s sum_k alpha_k B_k A_k; `factor`:
+    s (sum_k alpha_k B_k)(sum_k alpha_k A_k); `core`: s B G A, a matrix G in place of alpha, one A and B."""
+    gate: str = "shared"
+    """One gate for all modules (`shared`) or one each (`module`)."""
+    gate_input: str = "target"
+    """What the gate reads (`reclora` only): the CRM's representation of the prompt's `target`, of the `user`
+    with an unknown item, of other rows (`shuffled`, a control), or nothing (`none`: alpha = 1 / N_m)."""
+    soft_prompt: int = 0
+    """Virtual tokens before the prompt that a small MLP makes of the representation (`reclora` only; 0:
+    none). Prompts are cut to leave them room."""
+    gate_hidden: int = 64
+    """Hidden width of the gate, and of the soft prompt's MLP (units)."""
+    gate_temperature: float = 1.0
+    """Softmax temperature t_p of the gate."""
+    rescale: bool = True
+    """Multiply the mixture `product` by N_m, so that a uniform gate has plain LoRA's scale."""
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Names of the linear layers that get a LoRA."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        known = {
+            "kind": ("lora", "reclora", "dora", "rslora", "vera", "adalora"),
+            "init": ("gaussian", "milora", "pissa", "random-svd"),
+            "mixture": ("product", "factor", "core"),
+            "gate": ("shared", "module"),
+            "gate_input": ("target", "user", "shuffled", "none"),
+        }
+        for key, values in known.items():
+            got = getattr(self, key)
+            check(got in values, f"stage2.adapter.{key}", got, f"one of {', '.join(values)}")
+        check(self.r >= 1, "stage2.adapter.r", self.r, "at least 1")
+        check(self.num_meta >= 1, "stage2.adapter.num_meta", self.num_meta, "at least 1")
+        temperature = self.gate_temperature
+        check(temperature > 0, "stage2.adapter.gate_temperature", temperature, "more than 0")
+        check(self.soft_prompt >= 0, "stage2.adapter.soft_prompt", self.soft_prompt, "0 or more tokens")
+        gated, plain = self.kind == "reclora", self.kind in ("lora", "reclora")
+        wanted = f"0, since stage2.adapter.kind={self.kind}; or kind=reclora"
+        check(gated or not self.soft_prompt, "stage2.adapter.soft_prompt", self.soft_prompt, wanted)
+        wanted = f"gaussian, since stage2.adapter.kind={self.kind}; or kind=lora or reclora"
+        check(plain or self.init == "gaussian", "stage2.adapter.init", self.init, wanted)
+        same = gated and self.mixture == "core" and self.gate_input == "none"
+        check(not same, "stage2.adapter.gate_input", "none", "a gate for mixture=core; or kind=lora")
+
+    @property
+    def reads(self) -> str | None:
+        """Which representation of the CRM the adapter reads; None: it reads none."""
+        if self.kind != "reclora" or (self.gate_input == "none" and not self.soft_prompt):
+            return None
+        return "target" if self.gate_input == "none" else self.gate_input
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a gate makes mixing weights (`core` has a matrix in their place)."""
+        return self.kind == "reclora" and self.gate_input != "none" and self.mixture != "core"

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from recllm.checks import ConfigError
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, load_adapter, needs, save_adapter
+from recllm.lm.config import AdapterConfig
 from recllm.reclora import Card
-from recllm.schema import AdapterConfig
 
 KINDS = {
     "lora": {"kind": "lora"},

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from recllm.columns import SPLITS
 from recllm.lm.adapters import add_adapter
 from recllm.lm.change import at_mean_gate, held_out, text_loss, update_size
+from recllm.lm.config import AdapterConfig
 from recllm.reclora.mixture import weigh
-from recllm.schema import AdapterConfig
 
 STATIC = {
     "lora": {"kind": "lora"},

@@ -9,13 +9,14 @@ import torch
 
 from recllm import parents
 from recllm.lm.adapters import add_adapter
+from recllm.lm.config import AdapterConfig
 from recllm.lm.infer import candidate_scores
 from recllm.lm.layout import SEPARATE
 from recllm.lm.score import candidate_logps
 from recllm.lm.tasks import Verdicts
 from recllm.losses import preference_loss
 from recllm.run import StageError
-from recllm.schema import AdapterConfig, FitConfig, Stage3Config, TrainerConfig
+from recllm.schema import FitConfig, Stage3Config, TrainerConfig
 from stages import stage3
 from stages.stage3 import AlignModule, Compared, answerable, loaders, reference
 
