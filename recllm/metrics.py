@@ -1,4 +1,4 @@
-"""What the results table reports: CTR and ranking metrics, and paired intervals.
+"""What the results table reports: CTR and ranking metrics.
 
 Numpy in float64 throughout. A CTR score is always a *logit* (log-odds of a like); for a language model that
 is the difference of its two answer logits. AUC needs only the order of scores; log loss needs the logits
@@ -7,8 +7,7 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,8 +39,8 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: on NaN scores or unequal lengths.
     """
-    scores, liked = _checked(logits, labels)
-    return _SortedPairs(scores, liked).auc()
+    scores, liked = checked(logits, labels)
+    return SortedPairs(scores, liked).auc()
 
 
 def log_loss(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -54,7 +53,7 @@ def log_loss(logits: ArrayLike, labels: ArrayLike) -> float:
     Returns:
         The mean over rows; finite for every finite logit, NaN for no rows.
     """
-    scores, liked = _checked(logits, labels)
+    scores, liked = checked(logits, labels)
     return (
         float(np.mean(np.logaddexp(0.0, np.where(liked, -scores, scores)))) if len(scores) else float("nan")
     )
@@ -88,7 +87,7 @@ def per_user_auc(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> floa
     Returns:
         A value in [0, 1]; NaN if no user has both labels.
     """
-    scores, liked = _checked(logits, labels)
+    scores, liked = checked(logits, labels)
     _, user = np.unique(np.asarray(users), return_inverse=True)
     n = int(user.max()) + 1 if len(user) else 0
     positive = np.bincount(user, weights=liked, minlength=n)
@@ -123,7 +122,7 @@ def calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> f
     Returns:
         A value in [0, 1]; NaN for no rows.
     """
-    scores, liked = _checked(logits, labels)
+    scores, liked = checked(logits, labels)
     if not len(scores):
         return float("nan")
     probability = 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
@@ -249,89 +248,20 @@ def gap_strata(seconds: ArrayLike) -> dict[str, Bools]:
     }
 
 
-# ---- intervals
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A paired difference, first system minus second.
-
-    Attributes:
-        delta: the difference on the rows as they are.
-        interval95: 2.5 % and 97.5 % quantiles of the difference over resamples.
-        p_value: two-sided, 2 min(P(d <= 0), P(d >= 0)) over resamples with one added to counts, at most 1; so
-            with 1,000 draws it is never below .002.
-    """
-
-    delta: float
-    interval95: tuple[float, float]
-    p_value: float
-
-
-def paired_bootstrap(
-    first: ArrayLike, second: ArrayLike, users: ArrayLike, draws: int = 1000, seed: int = 0
-) -> Difference:
-    """Bootstrap of the difference of two means of per-row values (HR, NDCG, log loss ...), clustered by user.
-
-    Whole users are drawn with replacement, as many as there are: rows of one user are not independent. A
-    draw's statistic is the mean over its rows (users with more rows weigh more, as in the table).
-
-    Args:
-        first: `[n]` per-row values of the first system.
-        second: `[n]` of the second, the same rows in the same order.
-        users: `[n]` integer ids.
-        draws: number of resamples.
-        seed: seed of the resamples; the same users and seed give the same resamples for every metric.
-
-    Returns:
-        The difference of means, first minus second.
-    """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    cluster, n = _clusters(users, a, b)
-    total = np.bincount(cluster, weights=a - b, minlength=n)
-    rows = np.bincount(cluster, minlength=n)
-    resampled = np.empty(draws)
-    for draw, weight in enumerate(_resamples(n, draws, seed)):
-        resampled[draw] = (weight @ total) / (weight @ rows)
-    return _difference(float((a - b).mean()), resampled)
-
-
-def paired_bootstrap_auc(
-    first: ArrayLike, second: ArrayLike, labels: ArrayLike, users: ArrayLike, draws: int = 1000, seed: int = 0
-) -> Difference:
-    """Bootstrap of the difference of two AUCs, clustered by user.
-
-    Each system's scores are sorted once; a resample only changes the weight of each row (how often its user
-    was drawn), and the weighted AUC is one cumulative sum. Resamples with a single label are left out.
-
-    Args:
-        first: `[n]` scores of the first system.
-        second: `[n]` scores of the second, the same rows in the same order.
-        labels: `[n]` in {0, 1}.
-        users: `[n]` integer ids.
-        draws: number of resamples.
-        seed: seed of the resamples.
-
-    Returns:
-        The difference of AUCs, first minus second.
-    """
-    a, liked = _checked(first, labels)
-    b, _ = _checked(second, labels)
-    cluster, n = _clusters(users, a, b)
-    one, two = _SortedPairs(a, liked, cluster), _SortedPairs(b, liked, cluster)
-    resampled = np.empty(draws)
-    for draw, weight in enumerate(_resamples(n, draws, seed)):
-        resampled[draw] = one.auc(weight) - two.auc(weight)
-    return _difference(one.auc() - two.auc(), resampled)
-
-
 # ---- helpers
 
 
-class _SortedPairs:
-    """Scores sorted once, so that the AUC under any user weights is one cumulative sum."""
+class SortedPairs:
+    """Scores sorted once, so that the AUC under any user weights is one cumulative sum.
+
+    Args:
+        scores: `[n]`.
+        liked: `[n]`.
+        cluster: `[n]` index of each row's weight; None: one for all.
+    """
 
     def __init__(self, scores: Floats, liked: Bools, cluster: Ints | None = None) -> None:
+        """Sorts."""
         order = np.argsort(scores)
         ranked, positive = scores[order], liked[order]
         start, end = _tie_bounds(ranked[1:] != ranked[:-1])
@@ -360,7 +290,8 @@ def _tie_bounds(changes: Bools) -> tuple[Ints, Ints]:
     return edges[group], edges[group + 1]
 
 
-def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+    """Scores and labels as arrays; a ValueError where they are not numbers and 0 or 1, equally many."""
     scores, values = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if scores.ndim != 1 or scores.shape != values.shape:
         raise ValueError(f"scores {scores.shape} and labels {values.shape}, want both [n]")
@@ -369,27 +300,3 @@ def _checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     if not np.isin(values, (0, 1)).all():
         raise ValueError(f"labels {np.unique(values)[:5].tolist()}, want 0 and 1 only")
     return scores, values.astype(bool)
-
-
-def _clusters(users: ArrayLike, a: Floats, b: Floats) -> tuple[Ints, int]:
-    ids = np.asarray(users)
-    if not (a.shape == b.shape == ids.shape) or a.ndim != 1 or not len(a):
-        raise ValueError(f"systems {a.shape} and {b.shape}, users {ids.shape}, want three times [n], n > 0")
-    unique, cluster = np.unique(ids, return_inverse=True)
-    return cluster, len(unique)
-
-
-def _resamples(n: int, draws: int, seed: int) -> Iterator[Floats]:
-    """Yields `[n]` float64: how often each of n users was drawn."""
-    rng = np.random.default_rng(seed)
-    for _ in range(draws):
-        yield np.bincount(rng.integers(0, n, n), minlength=n).astype(np.float64)
-
-
-def _difference(delta: float, resampled: Floats) -> Difference:
-    kept = resampled[~np.isnan(resampled)]
-    if not len(kept):
-        return Difference(delta, (float("nan"), float("nan")), float("nan"))
-    low, high = np.quantile(kept, (0.025, 0.975))
-    tail = 1 + min(int((kept <= 0).sum()), int((kept >= 0).sum()))
-    return Difference(delta, (float(low), float(high)), min(1.0, 2 * tail / (len(kept) + 1)))

@@ -9,19 +9,22 @@ from __future__ import annotations
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm import metrics, parents
+from recllm import bootstrap, metrics, parents
 from recllm.bands import Bands
 from recllm.blend import apply_blend, logistic_blend
+from recllm.bootstrap import Difference, Resampled
 from recllm.counting import Cooccurrence, popularity_ctr, popularity_rank
 from recllm.data.log import Rows
 from recllm.lm.infer import Scores
 from recllm.manifest import commit, hardware, now
+from recllm.pairs import Pairs, compare, ctr_pairs, ranking_pairs
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.points import cost, named
 from recllm.results import ResultRow, of_seed, write
@@ -83,7 +86,6 @@ class Evaluation:
         for name, rows in row_sets.items():
             scored: dict[str, Any] = {"popularity": liking[log.item[rows]]}
             scored |= {crm: opened.logits(rows) for crm, opened in self.crms.items() if crm != "ranker"}
-            pairs = {crm: "popularity" for crm in scored if crm != "popularity"}
             if self.lms and name == asked:
                 scored |= {} if self.point else {"lm": self.lm_logits("lm", rows)}
                 tuned = [role for role in self.run.parents if role.startswith("tuned:")]
@@ -92,27 +94,24 @@ class Evaluation:
                     scored[role[6:]] = self.lm_logits(role, rows)
                     changed[role[6:]] = self.lms.change(role, ADAPTER)
                 scored |= {role[7:]: self.towers.logits(role, rows) for role in self.two_towers}
-                pairs |= {system: self.gate for system in scored if system not in ("popularity", *self.crms)}
                 if "lora" in scored:
                     scored["blend"] = self._blend(gate.logits(rows), scored["lora"])
-                    pairs |= {"blend": self.gate} | {s: "lora" for s in scored if s.startswith("reclora")}
-            if "din" in scored and self.gate != "din":
-                pairs[self.gate] = "din"
-            labels, users, bands = log.label[rows], log.user[rows], Bands.of(log, rows)
+            labels, bands = log.label[rows], Bands.of(log, rows)
+            pairs, held = ctr_pairs(scored, self.crms, self.gate), self._resampled(scored, rows)
             crm_auc = metrics.auc(gate.logits(rows), labels)
             for system, logits in scored.items():
-                other = pairs.get(system)
-                difference = other and metrics.paired_bootstrap_auc(
-                    logits, scored[other], labels, users, self.config.bootstrap, seed=0
-                )
-                figures = metrics.ctr_metrics(logits, labels, users) | bands.metrics(logits, labels)
+                figures = metrics.ctr_metrics(logits, labels, log.user[rows]) | bands.metrics(logits, labels)
                 base = metrics.auc(scored["popularity"], labels)
                 figures["relative_improvement"] = metrics.relative_improvement(figures["auc"], base)
                 figures |= changed.get(system, {})
                 is_lm = system not in ("popularity", *self.crms)
-                self._add(
-                    system, "ctr", name, len(rows), figures, other, difference, crm_auc if is_lm else None
-                )
+                differences = compare(system, pairs[system], held)
+                self._add(system, "ctr", name, len(rows), figures, differences, crm_auc if is_lm else None)
+
+    def _resampled(self, scored: dict[str, Any], rows: Rows) -> dict[str, Resampled]:
+        """AUC of each system over resamples of the users."""
+        labels, users, draws = self.log.label[rows], self.log.user[rows], self.config.bootstrap
+        return {system: bootstrap.of_auc(logits, labels, users, draws) for system, logits in scored.items()}
 
     def _blend(self, crm: Scores, lora: Scores) -> Any:
         """Logistic regression on the gate CRM's logit and plain LoRA's, fitted on validation rows."""
@@ -124,7 +123,7 @@ class Evaluation:
     def alignment_cost(self) -> None:
         """Yes/No rows of what stage 3 starts from and of what it makes of it: what alignment costs there."""
         rows = self.log.rows("test", self.config.aligned_rows)
-        labels, users = self.log.label[rows], self.log.user[rows]
+        labels = self.log.label[rows]
         crm_auc = metrics.auc(self.crms[self.gate].logits(rows), labels)
         scored = {
             start: self.lm_logits(f"tuned:{self.start}", rows, adapter)
@@ -132,14 +131,12 @@ class Evaluation:
             if start in self.aligned.values()
         }
         scored |= {system: self.lm_logits(f"aligned:{system}", rows) for system in self.aligned}
+        held = self._resampled(scored, rows)
         for system, logits in scored.items():
-            other = self.aligned.get(system)
-            difference = other and metrics.paired_bootstrap_auc(
-                logits, scored[other], labels, users, self.config.bootstrap, seed=0
-            )
-            figures = metrics.ctr_metrics(logits, labels, users)
+            start = [self.aligned[system]] if system in self.aligned else []
+            figures = metrics.ctr_metrics(logits, labels, self.log.user[rows])
             name = f"test/{self.config.aligned_rows}"
-            self._add(system, "ctr", name, len(rows), figures, other, difference, crm_auc)
+            self._add(system, "ctr", name, len(rows), figures, compare(system, start, held), crm_auc)
 
     def ranking(self) -> None:
         """Rows of the ranking task, for each kind of candidates."""
@@ -177,8 +174,6 @@ class Evaluation:
             }
             if "ranker" in self.crms:
                 scored["crm-ranker"] = self.crms["ranker"].logits(rows, lists)
-            pairs = {system: "popularity" for system in (*scored, "lm") if system != "popularity"}
-            pairs |= {system: self.aligned.get(system, "lm") for system in asked if system != "lm"}
             scored |= {system: told[system, kind][..., 0] for system in asked}
             target = (lists == self.log.item[rows][:, None]).argmax(1)
             extra: dict[str, dict[str, float]] = {system: {} for system in scored}
@@ -188,6 +183,7 @@ class Evaluation:
                 if (system, kind) in said:
                     valid, hit = said[system, kind].mean(0)
                     extra[system] |= {"valid_ratio": float(valid), "generated_hr@1": float(hit)}
+            pairs = ranking_pairs(scored, asked, self.aligned)
             self._rank(kind, rows, target, scored, pairs, extra)
 
     def _rank(
@@ -196,25 +192,25 @@ class Evaluation:
         rows: Rows,
         target: NDArray[np.int64],
         scored: dict[str, NDArray[Any]],
-        pairs: dict[str, str],
+        pairs: Pairs,
         extra: dict[str, dict[str, float]],
     ) -> None:
         log = self.log
         _, end = log.history(rows)
         strata = metrics.gap_strata(log.timestamp[rows] - log.timestamp[end - 1]) if log.timed else {}
         values = {system: metrics.ranking_values(scores, target) for system, scores in scored.items()}
+        draws = self.config.bootstrap
+        held = {
+            system: bootstrap.of_mean(of_rows["hr@1"], log.user[rows], draws)
+            for system, of_rows in values.items()
+        }
         for system, of_rows in values.items():
-            other = pairs.get(system)
-            difference = other and metrics.paired_bootstrap(
-                of_rows["hr@1"], values[other]["hr@1"], log.user[rows], self.config.bootstrap, seed=0
-            )
             figures = metrics.means(of_rows) | extra[system]
             for stratum, chosen in strata.items():
                 figures[f"hr@1/{stratum}"] = metrics.means({"hr@1": of_rows["hr@1"]}, chosen)["hr@1"]
                 figures[f"rows/{stratum}"] = float(chosen.sum())
-            self._add(
-                system, "ranking", f"test/{len(rows)}", len(rows), figures, other, difference, None, kind
-            )
+            differences = compare(system, pairs[system], held)
+            self._add(system, "ranking", f"test/{len(rows)}", len(rows), figures, differences, None, kind)
 
     def _add(
         self,
@@ -223,8 +219,7 @@ class Evaluation:
         row_set: str,
         count: int,
         figures: dict[str, Any],
-        other: str | None,
-        difference: Any,
+        differences: dict[str, Difference],
         crm_auc: float | None,
         kind: str | None = None,
     ) -> None:
@@ -243,6 +238,8 @@ class Evaluation:
             made = self.run.manifest(role if role and towers else "lm").metrics
             figures |= {key: float(made.get(key, 0)) for key in SEEN_BY_LM}
             lm = made["encoder"] if towers else self.run.config.lm.model.name
+        against = {named(o, self.point, self.run.parents): asdict(d) for o, d in differences.items()}
+        paired_with = next(iter(against), None)
         shown = re.sub(r"-k\d+$", "", system) if aligned else system  # K has a column of its own
         row = ResultRow(
             system=named(shown, self.point, self.run.parents),
@@ -256,10 +253,9 @@ class Evaluation:
             if role and aligned and system != "sft-continued"
             else None,
             lm=lm,
-            delta=difference.delta if difference else None,
-            interval95=list(difference.interval95) if difference else None,
-            p_value=difference.p_value if difference else None,
-            paired_with=other and named(other, self.point, self.run.parents),
+            paired_with=paired_with,
+            **(against.pop(paired_with) if paired_with else {}),
+            against=against,
             crm_auc_same_rows=crm_auc,
             commit=commit(),
             date=now(),

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from recllm.paths import REPORT, RESULTS, repository
 from recllm.report import write_report
-from recllm.results import ResultRow, merge, print_table, read, write
+from recllm.results import ResultRow, merge, read, write
+from recllm.views import print_table
 
 TABLE = "table.json"
 

@@ -148,54 +148,11 @@ def test_strata_are_disjoint_and_complete() -> None:
         metrics.gap_strata([-5])
 
 
-def test_bootstrap_of_identical_systems_is_zero() -> None:
-    rng = np.random.default_rng(3)
-    values, users, labels = rng.normal(size=200), rng.integers(0, 20, 200), rng.integers(0, 2, 200)
-    for out in (
-        metrics.paired_bootstrap(values, values, users, draws=50),
-        metrics.paired_bootstrap_auc(values, values, labels, users, draws=50),
-    ):
-        assert out == metrics.Difference(0.0, (0.0, 0.0), 1.0)
-
-
-def test_bootstrap_auc_is_invariant_to_the_scale_of_scores_and_antisymmetric() -> None:
-    rng = np.random.default_rng(4)
-    users, labels = rng.integers(0, 40, 500), rng.integers(0, 2, 500)
-    a, b = rng.normal(size=500) + labels, rng.normal(size=500)
-    forth = metrics.paired_bootstrap_auc(a, b, labels, users, draws=200)
-    back = metrics.paired_bootstrap_auc(np.exp(b), a * 3 - 7, labels, users, draws=200)
-    assert forth.delta == pytest.approx(metrics.auc(a, labels) - metrics.auc(b, labels), abs=1e-12)
-    assert forth.delta == pytest.approx(-back.delta, abs=1e-12)
-    assert forth.interval95[0] == pytest.approx(-back.interval95[1], abs=1e-12)
-    assert forth.interval95[0] > 0.1
-    assert forth.p_value == pytest.approx(2 / 201)
-
-
 def test_weighted_auc_equals_the_auc_of_repeated_rows() -> None:
     rng = np.random.default_rng(5)
     users, labels = rng.integers(0, 8, 120), rng.integers(0, 2, 120)
     scores = np.round(rng.normal(size=120), 1)
     weight = rng.integers(0, 4, 8)
     repeated = np.repeat(np.arange(120), weight[users])
-    fast = metrics._SortedPairs(scores, labels.astype(bool), users).auc(weight.astype(float))
+    fast = metrics.SortedPairs(scores, labels.astype(bool), users).auc(weight.astype(float))
     assert fast == pytest.approx(brute_auc(scores[repeated], labels[repeated]), abs=1e-12)
-
-
-def test_bootstrap_width_is_that_of_the_clusters() -> None:
-    # 100 users with 20 equal rows each: the standard error is 1 / sqrt(100), not 1 / sqrt(2000)
-    rng = np.random.default_rng(6)
-    values = np.repeat(rng.permutation(np.repeat([-1.0, 1.0], 50)), 20)
-    users, zero = np.repeat(np.arange(100), 20), np.zeros(2000)
-    clustered = metrics.paired_bootstrap(values, zero, users, draws=2000)
-    rows = metrics.paired_bootstrap(values, zero, np.arange(2000), draws=2000)
-    width = [high - low for low, high in (clustered.interval95, rows.interval95)]
-    assert width[0] == pytest.approx(2 * 1.96 / math.sqrt(100), rel=0.1)
-    assert width[1] == pytest.approx(2 * 1.96 / math.sqrt(2000), rel=0.1)
-    assert clustered.p_value > 0.5
-
-
-def test_bootstrap_weighs_users_by_their_rows() -> None:
-    # user 0 has 3 rows of difference 1, user 1 one row of 0: possible draws 1, 3/4, 0
-    out = metrics.paired_bootstrap([1.0, 1, 1, 0], [0.0, 0, 0, 0], [0, 0, 0, 1], draws=400)
-    assert out.delta == 0.75
-    assert out.interval95 == (0.0, 1.0)

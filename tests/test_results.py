@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from recllm import results
+from recllm import results, views
 from recllm.results import ResultRow
 
 
@@ -66,6 +66,21 @@ def test_intervals_over_seeds() -> None:
     assert merged.p_value == 0.04
 
 
+def test_further_differences_over_seeds_are_those_that_every_seed_has() -> None:
+    blend = {"delta": 0.01, "interval95": [0.0, 0.02], "p_value": 0.04}
+    more = {"delta": 0.03, "interval95": [0.02, 0.04], "p_value": 0.002}
+    one = results.of_seed(row("reclora", 0.8, paired_with="lora", against={"blend": blend, "sim": blend}), 0)
+    two = results.of_seed(row("reclora", 0.8, paired_with="lora", against={"blend": more}), 1)
+    (merged,) = results.merge([one], [two])
+    assert merged.against.keys() == {"blend"}
+    assert merged.against["blend"]["delta"] == pytest.approx(0.02)
+    assert merged.against["blend"]["interval95"] == pytest.approx([0.01, 0.03])
+    assert merged.against["blend"]["p_value"] == 0.04
+    (view,) = views.difference_views([merged, row("sim", 0.79, paired_with="din", delta=0.001)])
+    assert view.heading == ["system", "blend"]
+    assert view.cells == [["reclora, 2 seeds", "+.0200 [+.0100, +.0300]"]]
+
+
 def test_file_round_trip_and_nan(tmp_path: Path) -> None:
     path = tmp_path / "a" / "results.json"
     assert results.read(path) == []
@@ -86,7 +101,7 @@ def test_file_round_trip_and_nan(tmp_path: Path) -> None:
 
 def text(rows: list[ResultRow], terminal: bool) -> str:
     out = io.StringIO()
-    results.print_table(rows, Console(file=out, width=100, force_terminal=terminal, color_system=None))
+    views.print_table(rows, Console(file=out, width=100, force_terminal=terminal, color_system=None))
     return out.getvalue()
 
 
@@ -123,7 +138,7 @@ def test_table_fits_100_columns_and_is_plain_when_piped() -> None:
 
 def test_best_is_bold_on_a_terminal() -> None:
     out = io.StringIO()
-    results.print_table(ROWS, Console(file=out, width=100, force_terminal=True, color_system="standard"))
+    views.print_table(ROWS, Console(file=out, width=100, force_terminal=True, color_system="standard"))
     assert "\x1b[1m.8123" in out.getvalue().replace("\x1b[1m ", "\x1b[1m")
     assert "*" not in out.getvalue()
 
@@ -143,7 +158,7 @@ def test_bands_are_shown_with_their_rows_and_edges() -> None:
     figures |= {"upto/users_low": 1053.0, "logloss/users_low": 0.5}
     better = {**figures, "auc/users_low": 0.72}
     rows = [row("din", 0.7, metrics=figures), row("sim", 0.8, metrics=better), row("lm", 0.6)]
-    (view,) = results.band_views(rows)
+    (view,) = views.band_views(rows)
     assert view.heading == ["system", "rows", "user: few events (<= 1,053), 400 rows"]
     assert view.cells == [["din", "1,000", ".7100"], ["sim", "1,000", ".7200"]]
     assert view.best == {(1, 2)}

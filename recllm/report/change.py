@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from recllm.results import ResultRow, View, in_order
+from recllm.results import ResultRow, in_order
+from recllm.views import View
 
 COLUMNS = {"text_loss": "text, nats a token", "forgotten": "forgotten", "update": "||dW|| / ||W||"}
 

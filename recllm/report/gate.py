@@ -19,8 +19,8 @@ from recllm.gates import ENTROPY, Floats, GateRecord, Ints, distances, entropy, 
 from recllm.paths import GATE, LOGS, MANIFEST
 from recllm.report.curves import read_series
 from recllm.report.sheet import sheet
-from recllm.results import View
 from recllm.run import load_sections, read_config
+from recllm.views import View
 
 EXAMPLES, NEAREST, DIVERGENT, TITLES = 3, 2, 5, 5
 VALUES = 30

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recllm import results
+from recllm import results, views
 from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
 from recllm.report.change import change_views
 from recllm.report.curves import draw, read_series
@@ -59,8 +59,9 @@ def write_report(folder: Path, out: Path) -> list[str]:
         dataset=folder.resolve().name,
         missing=missing,
         facts=_facts(rows, manifests),
-        results=[(TASKS[task], results.views(rows, task)) for task in TASKS],
-        bands=results.band_views(rows),
+        results=[(TASKS[task], views.views(rows, task)) for task in TASKS],
+        differences=views.difference_views(rows),
+        bands=views.band_views(rows),
         changes=change_views(rows),
         sweeps=sweeps(folder),
         gates=gate_sections(folder),

@@ -15,8 +15,9 @@ from recllm.manifest import Manifest
 from recllm.paths import MANIFEST
 from recllm.points import ROWS, short, tag
 from recllm.report.sheet import GRAY, sheet
-from recllm.results import ResultRow, View, interval, merge, number, read
+from recllm.results import ResultRow, merge, read
 from recllm.run import read_config
+from recllm.views import View, interval, number
 
 FILE = "rows.json"
 Lines = dict[str, dict[str, ResultRow]]
@@ -132,6 +133,14 @@ def _view(key: str, lines: Lines) -> View:
             seeds = f", {len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
             scores = (row.metrics.get("auc"), row.metrics.get("logloss"), row.crm_auc_same_rows)
             against = (row.paired_with or "").partition("+")[0]
-            line = [system + seeds, value, rows, *map(number, scores), *cost, interval(row), against]
+            line = [
+                system + seeds,
+                value,
+                rows,
+                *map(number, scores),
+                *cost,
+                interval(row.delta, row.interval95),
+                against,
+            ]
             cells.append(line)
     return View("", heading, cells, set())
