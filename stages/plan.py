@@ -25,6 +25,8 @@ from recllm.run import SHARED
 from recllm.schema import EXECUTION, Config
 
 SHOWN = "shown.txt"
+ALONE = ("lm-text", "lm-prompts", "encoder")
+"""Stages that only their like run beside: an LM in training uses all cores well, small models do not."""
 
 
 def write(plan: Plan) -> Path:
@@ -66,27 +68,39 @@ def rules(plan: Plan) -> str:
         f"\t@$(PYTHON) -m stages.report show {plan.root} {folders}",
     ]
     needed = plan.needed()
+    above = ancestors(needed)
+    later = {node.folder: [lm for lm in needed if comes_later(node, lm, above)] for node in needed}
+    for name, lms in later.items():
+        above[name].update(*(above[lm.folder] | {lm.folder} for lm in lms))
     for node in needed:
         folder = plan.root / node.folder
         # By the plan alone: what is done already must not change the numbers of the rest.
-        threads = "" if all(related(node, other) for other in needed) else "$(SHARE) "
+        related = {other for other in above if other in above[node.folder] or node.folder in above[other]}
+        threads = "" if len(related) == len(needed) - 1 else "$(SHARE) "
         parents = " ".join(str(plan.manifest(parent)) for parent in node.parents.values())
+        order = "".join(f" {plan.manifest(lm)}" for lm in later[node.folder])
         raw = f" raw={plan.request.raw}" if node.stage == "tables" and plan.request.raw else ""
         lines += [f".PHONY: {folder}"] if node.stage in SHARED else []
         lines += [
-            f"{target(plan, node)}: {folder / paths.CONFIG} {parents}",
+            f"{target(plan, node)}: {folder / paths.CONFIG} {parents}{' |' if order else ''}{order}",
             f"\t@{threads}$(PYTHON) -m {node.command} {folder} $(EXECUTION){raw}",
         ]
     return "\n".join(lines) + "\n"
 
 
-def related(one: Node, other: Node) -> bool:
-    """Whether one of two nodes waits for the other, so that they never run side by side."""
+def ancestors(needed: Sequence[Node]) -> dict[str, set[str]]:
+    """Folder of each node -> folders of all that lead to it."""
+    above: dict[str, set[str]] = {}
+    for node in needed:  # parents first
+        parents = {parent.folder for parent in node.parents.values()}
+        above[node.folder] = parents.union(*(above[folder] for folder in parents))
+    return above
 
-    def waits(node: Node, for_: Node) -> bool:
-        return any(parent is for_ or waits(parent, for_) for parent in node.parents.values())
 
-    return one is other or waits(one, other) or waits(other, one)
+def comes_later(node: Node, lm: Node, above: dict[str, set[str]]) -> bool:
+    """Whether a stage that neither leads to an LM in training nor needs it waits for it all the same."""
+    apart = node.folder not in above[lm.folder] and lm.folder not in above[node.folder]
+    return apart and lm.stage in ALONE and node.stage not in ALONE
 
 
 def target(plan: Plan, node: Node) -> str:

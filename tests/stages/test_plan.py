@@ -359,13 +359,27 @@ def test_stages_that_may_run_side_by_side_share_the_cores(root):
     recipes = [line.split() for line in rules.splitlines() if line.startswith("\t@") and "report" not in line]
     shared = {line[-2].removeprefix(f"{root}/"): line[0] == "@$(SHARE)" for line in recipes}
     whole = {folder for folder, share in shared.items() if not share}
-    assert whole == {"tables", "log", "lm/tiny/text", "neighbours/both"}  # all that follow wait for these
+    # The others wait for these: SIM and its like for the LM's second phase, though they do not need it.
+    assert whole == {"tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts"}
     assert shared.keys() == needed("stage2").keys()
     assert plan.main(["write", "stage1", "stage3"]) == 0
-    assert f"\t@$(SHARE) $(PYTHON) -m stages.lm {root}" in (root / "plan.mk").read_text()  # DIN goes beside
     assert f"\t@$(PYTHON) -m stages.evaluate {root}" in (root / "plan.mk").read_text()  # waits for all others
     assert plan.main(["write", "stage1", "CRM=sim"]) == 0
     assert "$(SHARE)" not in (root / "plan.mk").read_text()  # a chain
+
+
+def test_nothing_runs_beside_an_lm_in_training(root):
+    assert plan.main(["write", "stage1", "stage3"]) == 0
+    rules = (root / "plan.mk").read_text()
+    text, prompts = (root / f"lm/tiny/{phase}/manifest.json" for phase in ("text", "prompts"))
+    heads = {line.partition(":")[0]: line for line in rules.splitlines() if line.startswith(f"{root}/")}
+    # DIN needs neither phase, SIM needs the first one's vectors; both wait for what they do not need, too.
+    assert heads[f"{root}/stage1/din/manifest.json"].endswith(f"{root}/log/manifest.json | {text} {prompts}")
+    assert heads[f"{root}/stage1/sim/manifest.json"].endswith(f"/neighbours/both/manifest.json | {prompts}")
+    assert "|" not in heads[f"{root}/neighbours/both/manifest.json"]  # it leads to the second phase
+    assert "$(SHARE) $(PYTHON) -m stages.lm" not in rules
+    assert plan.main(["write", "stage1", "CRM=din"]) == 0
+    assert "|" not in (root / "plan.mk").read_text()  # no LM, no waiting
 
 
 def test_a_stage_on_several_devices_runs_alone(root):
