@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from recllm.config import load_yaml, merge, parse_overrides
 from recllm.crm.config import CrmConfig
 from recllm.data.source import SourceConfig
 from recllm.manifest import Manifest, digest
+from recllm.node import Node, suffix
 from recllm.points import Point, covering, fewest
 from recllm.request import ALIGNED, GATE, GOALS, Request, choice
 from recllm.run import config_digest, read_config
@@ -46,33 +46,6 @@ READS = {
     "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
     "report": (),
 }
-
-
-@dataclass(frozen=True)
-class Node:
-    """One folder of `artifacts/<dataset>` and how it is made."""
-
-    stage: str
-    dataset: str
-    folder: str
-    command: str
-    parents: dict[str, Node]
-    config: dict[str, Any]
-    overrides: dict[str, Any]
-    tags: frozenset[str]
-    point: Point | None = None
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """What `config.yaml` holds; `point` only of a sweep's folders."""
-        return {
-            "stage": self.stage,
-            "dataset": self.dataset,
-            "choice": self.folder.partition("/")[2] or self.folder,
-            "parents": {role: parent.folder for role, parent in self.parents.items()},
-            "overrides": self.overrides,
-            "config": self.config,
-        } | ({"point": {"key": self.point.key, "value": self.point.text}} if self.point else {})
 
 
 class Plan:
@@ -136,7 +109,7 @@ class Plan:
         set_here = point.settings(reads) if point else {}
         own |= {f"point:{point.tag}"} if point and set_here else set()
         all_tags = frozenset(inherited | own | set(tags))
-        folder = name + _suffix(
+        folder = name + suffix(
             all_tags, skip=tags if stage in ("lm-text", "lm-prompts", "neighbours") else ()
         )
         if stage in ("lm-text", "lm-prompts"):
@@ -386,12 +359,3 @@ class Plan:
             )
             found[node.folder] = (node, "done" if fresh else "stale", manifest)
         return list(found.values())
-
-
-def _suffix(tags: frozenset[str], skip: tuple[str, ...] = ()) -> str:
-    """`+din+quick+num_meta-4+s2`: CRM, LM, experiment, point and seed where they are not the default."""
-    order = ("crm", "lm", "vectors", "experiment", "point", "seed")
-    values = sorted(
-        (order.index(tag.partition(":")[0]), tag.partition(":")[2]) for tag in tags if tag not in skip
-    )
-    return "".join(f"+s{value}" if order[kind] == "seed" else f"+{value}" for kind, value in values)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class ResultRow:
         candidates: `uniform20`, `popular20` or `hard20` (ranking only).
         k: number of rejected candidates in training (preference systems only).
         lm: the language model, where there is one.
+        variant: the gate's CRM, the retrieval's vectors and the experiment where they are not the default,
+            e.g. `din+quick`; rows of different variants are never averaged, nor shown in one table.
         seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against"}` of each seed, ascending.
         delta: difference to `paired_with` in the task's headline metric (AUC or HR@1) on the same rows.
         interval95: 95 % interval of `delta`, bootstrap clustered by user. Over several seeds: the mean of
@@ -71,6 +74,7 @@ class ResultRow:
     candidates: str | None = None
     k: int | None = None
     lm: str | None = None
+    variant: str | None = None
     seeds: list[dict[str, Any]] = field(default_factory=list)
     delta: float | None = None
     interval95: list[float] | None = None
@@ -91,9 +95,19 @@ class ResultRow:
             )
 
     @property
-    def key(self) -> tuple[str, str, str, str, int, str]:
+    def key(self) -> tuple[str, str, str, str, str, int, str]:
         """What makes two rows the same line of the table, whatever their seeds."""
-        return self.task, self.row_set, self.candidates or "", self.system, self.k or 0, self.lm or ""
+        return *self.table, self.system, self.k or 0, self.lm or ""
+
+    @property
+    def table(self) -> tuple[str, str, str, str]:
+        """What rows of one table have in common."""
+        return self.task, self.variant or "", self.row_set, self.candidates or ""
+
+    @property
+    def row_label(self) -> str:
+        """The row set and the variant, as tables show them."""
+        return self.row_set + (f", {self.variant}" if self.variant else "")
 
     @property
     def label(self) -> str:
@@ -122,11 +136,11 @@ def of_seed(row: ResultRow, seed: int) -> ResultRow:
 def merge(old: Iterable[ResultRow], new: Iterable[ResultRow]) -> list[ResultRow]:
     """Add rows to a table; runs of different days and seeds add up.
 
-    Rows are the same line if (task, system, row_set, candidates, k, lm) are equal; within a line a seed that
-    comes again replaces its former figures, another one is added, and metrics become means over seeds.
-    Everything else (commit, date, command ...) is that of the newer row. Where the number of rows or the
-    paired system has changed, figures cannot be averaged: the newer row replaces the line. Merging the same
-    rows twice changes nothing.
+    Rows are the same line if (task, variant, row_set, candidates, system, k, lm) are equal; within a line a
+    seed that comes again replaces its former figures, another one is added, and metrics become means over
+    seeds. Everything else (commit, date, command ...) is that of the newer row. Where the number of rows or
+    the paired system has changed, figures cannot be averaged: the newer row replaces the line. Merging the
+    same rows twice changes nothing.
 
     Args:
         old: rows of the table so far.
@@ -175,6 +189,11 @@ def in_order(rows: Iterable[ResultRow]) -> list[ResultRow]:
     return sorted(rows, key=_order)
 
 
+def by_table(rows: Iterable[ResultRow]) -> list[list[ResultRow]]:
+    """Rows in order, those of one table together."""
+    return [list(group) for _, group in groupby(in_order(rows), key=lambda row: row.table)]
+
+
 def by_system(name: str) -> tuple[Any, ...]:
     """What systems are sorted by: `SYSTEMS`, then the alphabet; points of a sweep by their numbers."""
     system, _, point = name.partition("+")
@@ -217,6 +236,7 @@ def _order(row: ResultRow) -> tuple[Any, ...]:
     candidates = CANDIDATES.index(kind) if kind in CANDIDATES else len(CANDIDATES), row.candidates or ""
     return (
         list(HEADLINE).index(row.task),
+        row.variant or "",
         row.row_set,
         candidates,
         *by_system(row.system),

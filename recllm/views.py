@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recllm.bands import BANDS
-from recllm.results import HEADLINE, ResultRow, by_system, in_order
+from recllm.results import HEADLINE, ResultRow, by_system, by_table
 
 COLUMNS = {
     "ctr": {"auc": "AUC", "logloss": "log loss", "per_user_auc": "user AUC", "ece": "ECE"},
@@ -29,7 +29,7 @@ class View:
     """One table ready to be shown: systems that are comparable, i.e. the same task, rows and candidates.
 
     Attributes:
-        title: task, row set, candidates.
+        title: task, row set, candidates, variant.
         heading: column headings; the first column is the system.
         cells: `[lines][columns]` text.
         best: `(line, column)` of the best value of each metric.
@@ -42,7 +42,7 @@ class View:
 
 
 def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[View]:
-    """The tables of a task, one for each (row set, candidates).
+    """The tables of a task, one for each (variant, row set, candidates).
 
     Args:
         rows: any rows.
@@ -50,40 +50,29 @@ def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[Vi
         narrow: only the metrics that fit a terminal.
 
     Returns:
-        Tables in order of row set and candidates.
+        Tables in order of variant, row set and candidates.
     """
-    groups: dict[tuple[str, str], list[ResultRow]] = {}
-    for row in in_order(rows):
-        if row.task == task:
-            groups.setdefault((row.row_set, row.candidates or ""), []).append(row)
     names = [name for name in COLUMNS[task] if not narrow or name in NARROW]
-    return [_view(task, row_set, candidates, group, names) for (row_set, candidates), group in groups.items()]
+    return [_view(group, names) for group in by_table(row for row in rows if row.task == task)]
 
 
 def band_views(rows: Iterable[ResultRow]) -> list[View]:
-    """AUC by how much training has seen of the rows' users and items, one table for each row set.
+    """AUC by how much training has seen of the rows' users and items, one table for each variant and row set.
 
     Args:
         rows: any rows; those of the CTR task that hold metrics of bands are shown.
 
     Returns:
-        Tables in order of row set; a heading names the band, its rows, and its largest count of events.
+        Tables in order of variant and row set; a heading names the band, its rows and their largest count.
     """
-    groups: dict[str, list[ResultRow]] = {}
-    for row in in_order(rows):
-        if row.task == "ctr" and any(name.startswith("auc/") for name in row.metrics):
-            groups.setdefault(row.row_set, []).append(row)
-    return [_band_view(row_set, group) for row_set, group in groups.items()]
+    banded = (row for row in rows if any(name.startswith("auc/") for name in row.metrics))
+    return [_band_view(group) for group in by_table(banded)]
 
 
 def difference_views(rows: Iterable[ResultRow]) -> list[View]:
-    """Differences to further systems, one table for each (task, row set, candidates); a column a system."""
-    groups: dict[str, list[ResultRow]] = {}
-    for row in in_order(rows):
-        if row.against:
-            groups.setdefault(_title(row.task, row.row_set, row.candidates or ""), []).append(row)
+    """Differences to further systems, one table for each table of results; a column a system."""
     found = []
-    for title, group in groups.items():
+    for group in by_table(row for row in rows if row.against):
         others = sorted({other for row in group for other in row.against}, key=by_system)
         cells = [
             [row.label]
@@ -95,11 +84,11 @@ def difference_views(rows: Iterable[ResultRow]) -> list[View]:
             ]
             for row in group
         ]
-        found.append(View(title, ["system", *others], cells, set()))
+        found.append(View(_title(group[0]), ["system", *others], cells, set()))
     return found
 
 
-def _band_view(row_set: str, rows: list[ResultRow]) -> View:
+def _band_view(rows: list[ResultRow]) -> View:
     shown = [band for band in BANDS if any(row.metrics.get(f"auc/{band}") is not None for row in rows)]
     heading = ["system", "rows"]
     for band in shown:
@@ -115,7 +104,7 @@ def _band_view(row_set: str, rows: list[ResultRow]) -> View:
         values = [row.metrics.get(f"auc/{band}") for row in rows]
         top = max(value for value in values if value is not None)
         best |= {(line, 2 + place) for line, value in enumerate(values) if value == top and len(rows) > 1}
-    return View(f"AUC by band, rows {row_set}", heading, cells, best)
+    return View(f"AUC by band, rows {rows[0].row_label}", heading, cells, best)
 
 
 def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
@@ -158,7 +147,8 @@ def _marked(text: str, best: bool, console: Console) -> Text:
     return Text(text, style="bold") if console.is_terminal else Text(f"{text}*")
 
 
-def _view(task: str, row_set: str, candidates: str, rows: list[ResultRow], names: list[str]) -> View:
+def _view(rows: list[ResultRow], names: list[str]) -> View:
+    task = rows[0].task
     shown = [name for name in names if any(row.metrics.get(name) is not None for row in rows)]
     crm = any(row.crm_auc_same_rows is not None for row in rows)
     heading = ["system", "rows"] + [COLUMNS[task][name] for name in shown]
@@ -176,12 +166,12 @@ def _view(task: str, row_set: str, candidates: str, rows: list[ResultRow], names
         if len(known) > 1:
             top = min(known) if name in ("logloss", "ece") else max(known)
             best |= {(line, 2 + offset) for line, value in enumerate(values) if value == top}
-    return View(_title(task, row_set, candidates), heading, cells, best)
+    return View(_title(rows[0]), heading, cells, best)
 
 
-def _title(task: str, row_set: str, candidates: str) -> str:
-    kind = "CTR" if task == "ctr" else f"Ranking, {candidates or 'unnamed'} candidates"
-    return f"{kind}, rows {row_set}"
+def _title(row: ResultRow) -> str:
+    kind = "CTR" if row.task == "ctr" else f"Ranking, {row.candidates or 'unnamed'} candidates"
+    return f"{kind}, rows {row.row_label}"
 
 
 def number(value: float | None, sign: str = "") -> str:

@@ -253,6 +253,7 @@ class Evaluation:
             if role and aligned and system != "sft-continued"
             else None,
             lm=lm,
+            variant=self.run.content.get("variant"),
             paired_with=paired_with,
             **(against.pop(paired_with) if paired_with else {}),
             against=against,

@@ -66,6 +66,16 @@ def test_intervals_over_seeds() -> None:
     assert merged.p_value == 0.04
 
 
+def test_variants_stand_in_tables_of_their_own() -> None:
+    rows = results.merge([row("sim", 0.81), row("din", 0.79)], [row("sim", 0.80, 1, variant="quick")])
+    assert [(r.system, r.variant, len(r.seeds)) for r in rows] == [
+        ("din", None, 1), ("sim", None, 1), ("sim", "quick", 1),
+    ]  # fmt: skip
+    plain, quick = views.views(rows, "ctr")
+    assert quick.title == f"{plain.title}, quick"
+    assert (len(plain.cells), len(quick.cells)) == (2, 1)
+
+
 def test_further_differences_over_seeds_are_those_that_every_seed_has() -> None:
     blend = {"delta": 0.01, "interval95": [0.0, 0.02], "p_value": 0.04}
     more = {"delta": 0.03, "interval95": [0.02, 0.04], "p_value": 0.002}

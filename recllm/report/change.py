@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from recllm.results import ResultRow, in_order
+from recllm.results import ResultRow, by_table
 from recllm.views import View
 
 COLUMNS = {"text_loss": "text, nats a token", "forgotten": "forgotten", "update": "||dW|| / ||W||"}
@@ -19,18 +19,15 @@ def change_views(rows: Iterable[ResultRow]) -> list[View]:
     Returns:
         The untuned LM, and every system that was tuned, with the size of its update by module.
     """
-    groups: dict[str, list[ResultRow]] = {}
-    for row in in_order(rows):
-        if row.task == "ctr" and row.metrics.get("text_loss") is not None:
-            groups.setdefault(row.row_set, []).append(row)
-    return [_view(row_set, group) for row_set, group in groups.items()]
+    asked = (row for row in rows if row.task == "ctr" and row.metrics.get("text_loss") is not None)
+    return [_view(group) for group in by_table(asked)]
 
 
-def _view(row_set: str, rows: list[ResultRow]) -> View:
+def _view(rows: list[ResultRow]) -> View:
     modules = sorted({name for row in rows for name in row.metrics if name.startswith("update/")})
     names = COLUMNS | {name: name.partition("/")[2] for name in modules}
     cells = [[row.label, *(_shown(row, name) for name in names)] for row in rows]
-    return View(f"Systems of {row_set}", ["system", *names.values()], cells, set())
+    return View(f"Systems of {rows[0].row_label}", ["system", *names.values()], cells, set())
 
 
 def _shown(row: ResultRow, name: str) -> str:

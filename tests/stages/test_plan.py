@@ -382,6 +382,18 @@ def test_nothing_runs_beside_an_lm_in_training(root):
     assert "|" not in (root / "plan.mk").read_text()  # no LM, no waiting
 
 
+def test_an_evaluation_says_what_its_results_are_told_apart_by(root):
+    def variant(*words):
+        content = [node.content for node in needed("evaluate", *words).values() if node.stage == "evaluate"]
+        return {told.get("variant") for told in content}
+
+    assert variant() == {None}
+    assert variant("SEED=0 1") == {None}  # seeds are averaged
+    assert variant("EXPERIMENT=quick", "SEED=1") == {"quick"}
+    assert variant("CRM=din", "EXPERIMENT=quick") == {"din+quick"}
+    assert all("variant" not in node.content for node in needed("stage2", "CRM=din").values())
+
+
 def test_a_stage_on_several_devices_runs_alone(root):
     assert plan.main(["write", "stage1"]) == 0
     assert ".NOTPARALLEL" not in (root / "plan.mk").read_text()
