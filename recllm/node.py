@@ -43,9 +43,8 @@ class Node:
         told: dict[str, Any] = {}
         if self.point:
             told["point"] = {"key": self.point.key, "value": self.point.text}
-        if self.stage == "evaluate" and (
-            variant := suffix(self.tags, kinds=("crm", "vectors", "experiment"))
-        ):
+        variant = suffix(self.tags, kinds=("crm", "vectors", "experiment"))
+        if self.stage == "evaluate" and variant:
             told["variant"] = variant.removeprefix("+")
         return told
 
