@@ -6,17 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from recllm.dag import Plan
-from recllm.request import parse
 from stages import plan
+from tests.stages.plans import needed
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("root")
 FEW = ("KEY=subsample", "VALUES=0.001 0.01 0.1")
-
-
-def needed(*words):
-    return {node.folder: node for node in Plan(parse(words)).needed()}
 
 
 def test_few2many_shares_the_lm_the_gate_and_the_test_rows():

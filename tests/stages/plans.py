@@ -1,0 +1,44 @@
+"""What tests of plans ask of one."""
+
+from recllm.dag import Plan
+from recllm.manifest import Manifest, describe_outputs
+from recllm.request import parse
+from recllm.run import config_digest, read_config
+
+
+def needed(*words):
+    return {node.folder: node for node in Plan(parse(words)).needed()}
+
+
+def of_stage(nodes, stage):
+    return {folder for folder in nodes if folder.startswith(f"{stage}/")}
+
+
+def finish(plan):
+    """Pretend that everything the plan needs was done, parents first."""
+    for node in plan.needed():
+        folder = plan.root / node.folder
+        (folder / "out").write_text(node.folder)
+        Manifest(
+            stage=node.stage,
+            dataset=node.dataset,
+            choice=node.content["choice"],
+            parents={p.folder: Manifest.read(plan.root / p.folder).identity for p in node.parents.values()},
+            config_sha256=config_digest(read_config(folder)),
+            outputs=describe_outputs(folder, [folder / "out"]),
+            metrics={},
+            seed=0,
+            started="",
+            finished="",
+            seconds=0.0,
+            commit="abc",
+            hardware="",
+        ).write(folder)
+
+
+def states(*words):
+    return {node.folder: state for node, state, _ in Plan(parse(words)).states()}
+
+
+def configs(root):
+    return {str(path.parent.relative_to(root)): path.read_text() for path in root.rglob("config.yaml")}

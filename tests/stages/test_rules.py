@@ -1,0 +1,151 @@
+"""What Make is told: rules, the cores that stages share, what is done and what is stale."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from recllm.dag import Plan
+from recllm.request import parse
+from recllm.run import config_digest, read_config
+from stages import plan
+from tests.stages.plans import configs, finish, needed, of_stage, states
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_execution_keys_and_raw_reach_no_configuration(root, tmp_path):
+    assert plan.main(["write", "stage3"]) == 0
+    before = configs(root)
+    digests = {folder: config_digest(read_config(root / folder)) for folder in before}
+    keys = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.threads=1", f"RAW={tmp_path}"]
+    assert plan.main(["write", "stage3", *keys]) == 0
+    assert configs(root) == before
+    assert not any("trainer" in text or str(tmp_path) in text for text in before.values())
+    assert {folder: config_digest(read_config(root / folder)) for folder in before} == digests
+    rules = (root / "plan.mk").read_text()
+    assert "EXECUTION := trainer.devices=2 trainer.strategy=ddp trainer.threads=1\n" in rules
+    assert [line for line in rules.splitlines() if "raw=" in line] == [
+        f"\t@$(PYTHON) -m data.demo.recipe {root / 'tables'} $(EXECUTION) raw={tmp_path}"
+    ]
+
+
+@pytest.mark.parametrize("goal", ["stage2", "stage3"])
+def test_rules_run_parents_first(root, goal):
+    assert plan.main(["write", goal]) == 0
+    nodes = Plan(parse([goal])).needed()
+    command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", goal]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    order = [
+        line.split()[3] for line in lines if line.startswith("python -m") and "stages.report" not in line
+    ]
+    assert sorted(order) == sorted(str(root / node.folder) for node in nodes)  # each once
+    for node in nodes:
+        for parent in node.parents.values():
+            assert order.index(str(root / parent.folder)) < order.index(str(root / node.folder))
+
+
+def test_stages_that_may_run_side_by_side_share_the_cores(root):
+    assert plan.main(["write", "stage2"]) == 0
+    rules = (root / "plan.mk").read_text()
+    recipes = [line.split() for line in rules.splitlines() if line.startswith("\t@") and "report" not in line]
+    shared = {line[-2].removeprefix(f"{root}/"): line[0] == "@$(SHARE)" for line in recipes}
+    whole = {folder for folder, share in shared.items() if not share}
+    # The others wait for these: SIM and its like for the LM's second phase, though they do not need it.
+    assert whole == {"tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts"}
+    assert shared.keys() == needed("stage2").keys()
+    assert plan.main(["write", "stage1", "stage3"]) == 0
+    assert f"\t@$(PYTHON) -m stages.evaluate {root}" in (root / "plan.mk").read_text()  # waits for all others
+    assert plan.main(["write", "stage1", "CRM=sim"]) == 0
+    assert "$(SHARE)" not in (root / "plan.mk").read_text()  # a chain
+
+
+def test_nothing_runs_beside_an_lm_in_training(root):
+    assert plan.main(["write", "stage1", "stage3"]) == 0
+    rules = (root / "plan.mk").read_text()
+    text, prompts = (root / f"lm/tiny/{phase}/manifest.json" for phase in ("text", "prompts"))
+    heads = {line.partition(":")[0]: line for line in rules.splitlines() if line.startswith(f"{root}/")}
+    # DIN needs neither phase, SIM needs the first one's vectors; both wait for what they do not need, too.
+    assert heads[f"{root}/stage1/din/manifest.json"].endswith(f"{root}/log/manifest.json | {text} {prompts}")
+    assert heads[f"{root}/stage1/sim/manifest.json"].endswith(f"/neighbours/both/manifest.json | {prompts}")
+    assert "|" not in heads[f"{root}/neighbours/both/manifest.json"]  # it leads to the second phase
+    assert "$(SHARE) $(PYTHON) -m stages.lm" not in rules
+    assert plan.main(["write", "stage1", "CRM=din"]) == 0
+    assert "|" not in (root / "plan.mk").read_text()  # no LM, no waiting
+
+
+def test_a_stage_on_several_devices_runs_alone(root):
+    assert plan.main(["write", "stage1"]) == 0
+    assert ".NOTPARALLEL" not in (root / "plan.mk").read_text()
+    assert plan.main(["write", "stage1", "trainer.devices=2"]) == 0
+    assert ".NOTPARALLEL:\n" in (root / "plan.mk").read_text()
+
+
+def test_a_second_make_has_nothing_to_do_and_a_changed_key_only_what_it_reaches(root):
+    assert plan.main(["write", "stage2"]) == 0
+    finish(Plan(parse(["stage2"])))
+
+    def to_do(*words):
+        assert plan.main(["write", "stage2", *words]) == 0
+        command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", "stage2"]
+        lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+        return [
+            str(Path(line.split()[3]).relative_to(root)) for line in lines if line.startswith("python -m")
+        ]
+
+    assert to_do() == []
+    assert to_do("trainer.devices=2") == []
+    assert to_do("stage2.fit.lr=0.5") == ["stage2/lora", "stage2/reclora"]
+
+
+def test_states(root):
+    assert set(states("stage2").values()) == {"missing"}
+    assert plan.main(["write", "stage2"]) == 0
+    finish(Plan(parse(["stage2"])))
+    assert set(states("stage2").values()) == {"done"}
+    # A changed key makes the stages that it reaches stale, and all below them.
+    changed = states("stage2", "retrieval.k=31")
+    stale = {folder for folder, state in changed.items() if state == "stale"}
+    assert stale == {
+        "neighbours/both", "lm/tiny/prompts", "stage1/sim", "stage1/sim+heldout-0.1",
+        "stage2/lora", "stage2/reclora",
+    }  # fmt: skip
+    # A manifest gone and a checkpoint left: the stage was interrupted, its children are stale.
+    (root / "stage1/sim/manifest.json").unlink()
+    (root / "stage1/sim/checkpoints").mkdir()
+    (root / "stage1/sim/checkpoints/last.ckpt").write_bytes(b"")
+    got = states("stage2")
+    assert got["stage1/sim"] == "interrupted"
+    assert got["stage2/lora"] == "stale"
+    assert got["log"] == "done"
+
+
+def test_status_prints_every_folder_and_writes_nothing(root, capsys):
+    assert plan.main(["status", "stage2"]) == 0
+    text = capsys.readouterr().out
+    for folder in needed("stage2"):
+        assert folder in text
+    assert not root.parent.exists()
+
+
+def test_the_makefile_turns_its_variables_into_these_words(root):
+    words = ["make", "-n", "stage2", "PYTHON=python", "CRM=sim din", "SEED=0 1", "ARGS=stage2.fit.lr=1"]
+    environment = {**os.environ, "MAKEFLAGS": ""}
+    out = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=REPOSITORY).stdout
+    line = next(line for line in out.splitlines() if "stages.plan write" in line)
+    for word in ("stage2", 'CRM="sim din"', 'SEED="0 1"', "stage2.fit.lr=1", 'DATASET="demo"'):
+        assert word in line
+
+
+def test_a_study_depends_on_what_its_crm_reads_and_is_never_up_to_date(root):
+    assert set(needed("tune", "CRM=din")) == {"tables", "log", "tune/din"}
+    nodes = needed("tune", "CRM=din sim", "SEED=1")
+    assert of_stage(nodes, "tune") == {"tune/din+s1", "tune/sim+s1"}
+    assert nodes["tune/sim+s1"].parents["neighbours"].folder == "neighbours/both"
+    assert "tune" in nodes["tune/din+s1"].config
+    assert not of_stage(needed("stage1"), "tune")
+    written = plan.write(Plan(parse(["tune", "CRM=din"]))).read_text()
+    folder = root / "tune" / "din"
+    assert f".PHONY: {folder}\n" in written
+    assert f"\n{folder}: {folder / 'config.yaml'} {root / 'log' / 'manifest.json'}\n" in written
