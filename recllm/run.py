@@ -43,7 +43,8 @@ def is_first_process() -> bool:
 def say(text: str) -> None:
     """Print a line for the user, once over all processes; the run's name tells it from those beside it."""
     if is_first_process():
-        print(f"[{_speaker}] {text}" if _speaker else text, flush=True)
+        # The end of the line in the same write: runs side by side share the terminal.
+        print(f"[{_speaker}] {text}\n" if _speaker else f"{text}\n", end="", flush=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
