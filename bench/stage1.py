@@ -3,8 +3,8 @@
 `make bench-stage1` makes the log of `bench/loader.py` (a million events, five user and three item fields) and
 trains the same models on it: embedding 16, history 30, attention 64, MLP 128-64, batch 4,096, on one and two
 threads, each run in a process and an environment of its own, taking turns; of each the best of the rounds. A
-step is the library's own: its loader, forward, backward, optimizer; ours with the clipping and the
-regularizer that it trains with.
+step is the library's own: its loader, forward, backward, clipping, and Adam at a learning rate of 1e-3.
+Nobody regularizes, neither by dropout nor by a norm nor by masked ids, so that AUCs can be compared.
 
 What is not the same: our events carry their rating besides (the peers' models have no place for it).
 FuxiCTR's DeepFM pools the history's items and genres, as ours does; RecBole's reads no history, nor does
@@ -38,8 +38,6 @@ from recllm.data.loader import Stream
 from recllm.data.log import EventLog
 from recllm.metrics import auc
 from recllm.retrieval.category import SameCategory
-from recllm.schema import FitConfig
-from recllm.training import optimizer
 
 HISTORY, LONG, KEPT, SECONDS = 30, 100, 20, 6.0
 SIM = {"name": "sim", "soft_k": KEPT, "soft_recent": HISTORY}
@@ -51,6 +49,7 @@ OURS: dict[str, tuple[dict[str, Any], int, int]] = {  # settings, recent events,
     "sim-hard": ({**SIM, "retrieval": "hard"}, HISTORY, KEPT),
 }
 SHAPE = {"embedding_dim": 16, "event_dim": 16, "mlp": [128, 64], "attention_mlp": [64], "interval": False}
+PLAIN = {"dropout": 0.0, "embedding_dropout": 0.0, "l2": 0.0, "mask_users": 0.0, "mask_items": 0.0}
 PEERS = {
     "fuxictr": ("bench.peers.fuxictr_train", ["DIN", "DeepFM", "SIM"]),
     "recbole": ("bench.peers.recbole_train", ["DIN", "DeepFM"]),
@@ -102,10 +101,10 @@ def ours(folder: Path, name: str, threads: int, whole: bool) -> None:
     inputs = CrmInputs(log, recent, retrieved, searcher=SameCategory(log) if retrieved else None)
     sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
     fields = Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
-    model = build(fields, CrmConfig(**settings, **SHAPE))
+    model = build(fields, CrmConfig(**settings, **SHAPE, **PLAIN))
     rows, valid = log.rows("train", "all"), log.rows("valid", "all")
     steps = len(rows) // BATCH
-    adam = optimizer(model, FitConfig(), steps)["optimizer"]
+    adam = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     stream = Stream(len(rows), BATCH, seed=0)
 
     def losses() -> Iterator[float]:
@@ -150,18 +149,21 @@ def call(command: list[str], folder: Path, threads: int, *words: str) -> dict[st
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def measure(folder: Path, threads: list[int], rounds: int) -> dict[str, Any]:
-    """Best rates of every system by threads, and ours over the peers'."""
-    best: dict[str, dict[str, dict[str, float]]] = {f"{count} threads": {} for count in threads}
-    for _ in range(rounds):
-        for count in threads:
-            held = best[f"{count} threads"]
-            for system, command in commands().items():
-                got = call(command, folder, count)
-                held[system] = {
-                    clock: round(max(got[clock], held.get(system, got)[clock])) for clock in CLOCKS
-                }
-    times = {
+Rates = dict[str, dict[str, dict[str, float]]]
+
+
+def one_round(folder: Path, threads: list[int], best: Rates) -> None:
+    """Every system once by threads, taking turns; `best` keeps the best rates."""
+    for count in threads:
+        held = best.setdefault(f"{count} threads", {})
+        for system, command in commands().items():
+            got = call(command, folder, count)
+            held[system] = {clock: round(max(got[clock], held.get(system, got)[clock])) for clock in CLOCKS}
+
+
+def over_peers(best: Rates) -> Rates:
+    """Our best rates over the peers'."""
+    return {
         count: {
             f"{name} / {peer}": {
                 clock: round(held[f"recllm {name}"][clock] / held[peer][clock], 2) for clock in CLOCKS
@@ -171,11 +173,10 @@ def measure(folder: Path, threads: list[int], rounds: int) -> dict[str, Any]:
         }
         for count, held in best.items()
     }
-    return {"samples_a_second": best, "times_the_peers": times}
 
 
 def main(threads: list[int], rounds: int) -> None:
-    """Make the data, train everything, keep and print the figures."""
+    """Make the data, train everything; after every round, keep the figures so far and print them."""
     commands()
     folder = PLACE / "stage1"
     make_log(folder)
@@ -183,10 +184,15 @@ def main(threads: list[int], rounds: int) -> None:
     write_for_peers(folder, log, HISTORY)
     write_long(folder, log)
     whole = {system: call(command, folder, max(threads), "--whole") for system, command in commands().items()}
-    figures = {"auc_after_one_pass": {system: round(got["auc"], 4) for system, got in whole.items()}}
-    figures |= measure(folder, threads, rounds)
-    path = keep("bench", {"batch_size": BATCH, "threads": threads, "rounds": rounds, **figures}, "stage1")
-    print(json.dumps({name: figures[name] for name in ("auc_after_one_pass", "times_the_peers")}, indent=1))
+    aucs = {system: round(got["auc"], 4) for system, got in whole.items()}
+    print(json.dumps({"auc_after_one_pass": aucs}, indent=1), flush=True)
+    best: Rates = {}
+    for number in range(1, rounds + 1):
+        one_round(folder, threads, best)
+        figures = {"samples_a_second": best, "times_the_peers": over_peers(best)}
+        settings = {"batch_size": BATCH, "threads": threads, "rounds": number}
+        path = keep("bench", {**settings, "auc_after_one_pass": aucs, **figures}, "stage1")
+        print(json.dumps({"round": number, **figures["times_the_peers"]}), flush=True)
     print(f"figures: {path.relative_to(REPOSITORY)}")
 
 

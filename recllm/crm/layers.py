@@ -181,6 +181,8 @@ class Model(nn.Module):
 
     def l2(self, batch: Batch) -> Tensor:
         """Regularizer to add to the loss: `config.l2` times `Embeddings.l2`; scalar."""
+        if self.config.l2 == 0:
+            return batch["user"].new_zeros((), dtype=torch.get_default_dtype())
         return self.config.l2 * self.embeddings.l2(batch)
 
 
