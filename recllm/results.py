@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from recllm.manifest import write_json
+from recllm.manifest import replace_text
 
 Metrics = dict[str, float | None]
 
@@ -180,8 +180,9 @@ def read(path: Path) -> list[ResultRow]:
 
 
 def write(path: Path, rows: Iterable[ResultRow]) -> None:
-    """Write rows atomically as a JSON list; NaN becomes null, so that every JSON reader takes it."""
-    write_json(path, [_without_nan(asdict(row)) for row in rows])
+    """Write rows atomically as a JSON list, a row a line, to six decimals; NaN becomes null."""
+    lines = (json.dumps(_written(asdict(row)), ensure_ascii=False) for row in rows)
+    replace_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def in_order(rows: Iterable[ResultRow]) -> list[ResultRow]:
@@ -245,9 +246,11 @@ def _order(row: ResultRow) -> tuple[Any, ...]:
     )
 
 
-def _without_nan(value: Any) -> Any:
+def _written(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_nan(inner) for name, inner in value.items()}
+        return {name: _written(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        return [_written(inner) for inner in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 6)
+    return value
