@@ -9,7 +9,6 @@ changed, and the rules to `artifacts/<dataset>/plan.mk`; `status` shows what is 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from recllm import paths
 from recllm.checks import ConfigError
 from recllm.config import merge
 from recllm.dag import ENDS_WITH_TABLE, Node, Plan
+from recllm.manifest import replace_text
 from recllm.request import parse
 from recllm.run import SHARED
 from recllm.schema import EXECUTION, Config
@@ -42,9 +42,8 @@ def write(plan: Plan) -> Path:
     if not shown.exists() or shown.read_text() != names:
         shown.write_text(names)
     path = plan.root / "plan.mk"
-    partial = path.with_name(f"plan.mk.{os.getpid()}")  # two `make tune` side by side both write it
-    partial.write_text(rules(plan))
-    return partial.replace(path)
+    replace_text(path, rules(plan))  # two `make tune` side by side both write it
+    return path
 
 
 def rules(plan: Plan) -> str:
