@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from recllm.crm.config import CrmConfig, Fields
 from recllm.crm.layers import Batch, HistoryFields, Model, Tower
+from recllm.crm.table import Table
 
 
 class DeepFM(Model):
@@ -31,7 +32,7 @@ class DeepFM(Model):
         super().__init__(fields, config)
         self.history = HistoryFields(config)
         sizes = fields.user_sizes + fields.item_sizes
-        self.weights = nn.ModuleList(nn.Embedding(size, 1, padding_idx=0) for size in sizes)
+        self.weights = nn.ModuleList(Table(size, 1) for size in sizes)
         for weight in self.weights.parameters():
             nn.init.zeros_(weight)
         self.tower = Tower(self.embeddings.sample_dim + self.history.count * config.embedding_dim, config)
@@ -57,4 +58,5 @@ class DeepFM(Model):
 
 def pairs(fields: Tensor) -> Tensor:
     """sum_{f < g} <v_f, v_g> over fields [B, F, d] -> [B]: half of (square of sum - sum of squares)."""
-    return 0.5 * (fields.sum(1).square() - fields.square().sum(1)).sum(1)
+    whole, each = fields.sum(1), fields.flatten(1)
+    return 0.5 * (torch.linalg.vecdot(whole, whole) - torch.linalg.vecdot(each, each))

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from recllm.crm.attention import Attend
 from recllm.crm.config import CrmConfig, Fields
+from recllm.crm.table import Rows, Table
 from recllm.data.batches import INTERVAL_BUCKETS
 from recllm.data.statistics import LEVELS, STATISTICS
 
@@ -21,6 +22,10 @@ RANK_BUCKETS = 16
 
 POSITIONS = 256
 """Positions that sequential models tell apart, counted from the latest event."""
+
+
+COUNTED = 8
+"""What T events share of a table of up to 8 T rows is computed once a row of it, not once an event."""
 
 
 def _identifying(sizes: Sequence[int]) -> list[int]:
@@ -50,18 +55,18 @@ class Embeddings(nn.Module):
         self.mask_users, self.mask_items = config.mask_users, config.mask_items
         self.user_identity = _identifying(fields.user_sizes)
         self.item_identity = _identifying(fields.item_sizes)
-        self.user = nn.ModuleList(nn.Embedding(size, dim, padding_idx=0) for size in fields.user_sizes)
-        self.item = nn.ModuleList(nn.Embedding(size, dim, padding_idx=0) for size in fields.item_sizes)
+        self.user = nn.ModuleList(Table(size, dim) for size in fields.user_sizes)
+        self.item = nn.ModuleList(Table(size, dim) for size in fields.item_sizes)
         self.query_dim = 2 * dim
-        self.rating = nn.Embedding(fields.rating_levels + 1, config.event_dim, padding_idx=0)
+        self.rating = Table(fields.rating_levels + 1, config.event_dim)
         self.interval = (
-            nn.Embedding(INTERVAL_BUCKETS, config.event_dim, padding_idx=0) if config.interval else None
+            Table(INTERVAL_BUCKETS, config.event_dim) if config.interval else None
         )
-        self.rank = nn.Embedding(RANK_BUCKETS, config.event_dim, padding_idx=0) if retrieved else None
+        self.rank = Table(RANK_BUCKETS, config.event_dim) if retrieved else None
         self.event_dim = self.query_dim + config.event_dim * (2 if config.interval else 1)
         self.retrieved_dim = self.event_dim + config.event_dim
         self.statistics = nn.ModuleList(
-            nn.Embedding(LEVELS, dim, padding_idx=0) for _ in (STATISTICS if config.statistics else ())
+            Table(LEVELS, dim) for _ in (STATISTICS if config.statistics else ())
         )
         self.field_count = len(fields.user_sizes) + len(fields.item_sizes) + len(self.statistics)
         self.sample_dim = dim * self.field_count
@@ -104,15 +109,19 @@ class Embeddings(nn.Module):
         """
         return self.lookup(batch, *self.ids(batch))
 
-    def things(self, batch: Batch, kind: str) -> list[Tensor]:
-        """What the events of a history are about: item and category, [B, T, d] float each.
+    def parts(self, batch: Batch, kind: str) -> list[tuple[Table, Tensor]]:
+        """What an event of a history is made of: item, category, rating and, if configured, interval.
 
-        Zero where the mask is false, whatever ids stand there; arguments as those of `events`.
+        Returns:
+            Each one's table and its ids [B, T], 0 where the mask is false, whatever ids stand there; arguments
+            as those of `events`.
         """
         items, padding = batch[f"{kind}_item"], ~batch[f"{kind}_mask"]
-        return [
-            self.item[column](items[..., column].masked_fill(padding, 0)) for column in (0, self.category)
-        ]
+        parts = [(self.item[column], items[..., column]) for column in (0, self.category)]
+        parts.append((self.rating, batch[f"{kind}_rating"]))
+        if self.interval is not None:
+            parts.append((self.interval, batch[f"{kind}_interval"]))
+        return [(table, ids.masked_fill(padding, 0)) for table, ids in parts]
 
     def events(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
         """Embeds one list of history events: item, category, rating, interval (and rank) joined.
@@ -128,12 +137,10 @@ class Embeddings(nn.Module):
             the mask.
         """
         mask = batch[f"{kind}_mask"]
-        parts = [*self.things(batch, kind), self.rating(batch[f"{kind}_rating"].masked_fill(~mask, 0))]
-        if self.interval is not None:
-            parts.append(self.interval(batch[f"{kind}_interval"].masked_fill(~mask, 0)))
+        vectors = [table(ids) for table, ids in self.parts(batch, kind)]
         if kind == "retrieved":
-            parts.append(self.ranks(batch["retrieved_rank"].masked_fill(~mask, 0)))
-        return torch.cat(parts, dim=-1), mask
+            vectors.append(self.ranks(batch["retrieved_rank"].masked_fill(~mask, 0)))
+        return torch.cat(vectors, dim=-1), mask
 
     def ranks(self, rank: Tensor) -> Tensor:
         """Embeds ranks by similarity, 1 the best and 0 padding, int64 of any shape [...]: [..., e] float."""
@@ -292,19 +299,40 @@ class HistoryFields(nn.Module):
         """Fields [B, 2 C + 1, d], float: item of each channel, category of each channel, rating."""
         mask = batch["recent_mask"]
         share = mask.to(embeddings.rating.weight.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
-        sources = [("recent_rating", embeddings.rating, self.of_rating)]
-        if self.of_interval is not None and embeddings.interval is not None:
-            sources.append(("recent_interval", embeddings.interval, self.of_interval))
+        parts = embeddings.parts(batch, "recent")
         means, weights = [], torch.zeros((), device=mask.device)
-        for key, table, weigh in sources:
-            # There are few ratings and intervals: how often each occurs, times its row, is their mean, and
-            # the weight of each is computed once, not once an event.
-            often = share.new_zeros(len(mask), table.num_embeddings).scatter_add_(1, batch[key].long(), share)
-            means.append(often @ table.weight)
-            weights = weights + functional.embedding(batch[key], weigh(table.weight))
+        for (table, ids), weigh in zip(parts[2:], (self.of_rating, self.of_interval), strict=False):
+            means.append(weighted_sums(table, ids, share.unsqueeze(1)).squeeze(1))
+            weights = weights + Rows.apply(weigh(table.weight), ids)  # computed once a value, of which are few
         weights = (weights * share.unsqueeze(2)).transpose(1, 2)
-        pooled = [torch.bmm(weights, things) for things in embeddings.things(batch, "recent")]
+        pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
         return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
+
+
+def products(table: Table, ids: Tensor, query: Tensor) -> Tensor:
+    """Inner products of a table's rows with one vector a sample: ids [B, T], query [B, d] -> [B, T]."""
+    if table.num_embeddings <= COUNTED * ids.shape[1]:
+        values = (query @ table.weight.t()).gather(1, ids.long())
+        return values.masked_fill(ids == 0, 0.0)  # so that padding has no gradient
+    return torch.bmm(table(ids), query.unsqueeze(2)).squeeze(2)
+
+
+def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of a table's rows, for several sets of weights at once.
+
+    Args:
+        table: n rows of width d.
+        ids: integers [B, T].
+        weights: [B, C, T], 0 where `ids` is padding.
+
+    Returns:
+        [B, C, d].
+    """
+    samples, length = ids.shape
+    if table.num_embeddings <= COUNTED * length:
+        often = weights.new_zeros(samples, weights.shape[1], table.num_embeddings)
+        return often.scatter_add(2, ids.long().unsqueeze(1).expand_as(weights), weights) @ table.weight
+    return torch.bmm(weights, table(ids))
 
 
 def aligned(batch: Batch, end: str) -> dict[str, Tensor]:
@@ -315,6 +343,8 @@ def aligned(batch: Batch, end: str) -> dict[str, Tensor]:
         end: `left` or `right`.
     """
     mask = batch["recent_mask"]
+    if end == "right" and mask.device.type == "cpu" and not (mask[:, :-1] > mask[:, 1:]).any():
+        return dict(batch)  # as the log gives them; on a GPU the question would cost more than the sorting
     order = (mask if end == "right" else ~mask).int().argsort(dim=1, stable=True)
     moved = {
         f"recent_{what}": batch[f"recent_{what}"].gather(1, order) for what in ("rating", "interval", "mask")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Model, TargetAttention, Tower, aligned
+from recllm.crm.layers import Batch, Model, TargetAttention, Tower, aligned, products, weighted_sums
+from recllm.crm.table import Table
 
 
 class SoftSearch(nn.Module):
@@ -36,12 +39,14 @@ class SoftSearch(nn.Module):
         )
         self.click = nn.Sequential(nn.Linear(event_dim + query_dim, width), nn.ReLU(), nn.Linear(width, 1))
 
-    def forward(self, query: Tensor, events: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Searches the events.
+    def forward(
+        self, query: Tensor, parts: Sequence[tuple[Table, Tensor]], mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Searches the events, of which no vectors [B, T, d_e] are made.
 
         Args:
             query: [B, d_q].
-            events: [B, T, d_e].
+            parts: what the events are made of, as `Embeddings.parts` returns it.
             mask: [B, T] bool.
 
         Returns:
@@ -51,13 +56,15 @@ class SoftSearch(nn.Module):
         """
         # (W_b e) . (W_a v) = e . (W_b^T W_a v): the product with W_b once a sample, not once an event.
         wanted = self.query(query) @ self.event.weight
-        relevance = torch.bmm(events, wanted.unsqueeze(2)).squeeze(2)
+        pieces = wanted.split([table.embedding_dim for table, _ in parts], dim=1)
+        terms = [products(*part, piece) for part, piece in zip(parts, pieces, strict=True)]
+        relevance = torch.stack(terms).sum(0)
         best = relevance.masked_fill(~mask, -torch.inf).topk(min(self.k, mask.shape[1]), dim=1)
         click = None
         if self.training:
             # Padded events are zero rows: their relevance is 0.
-            pooled = torch.bmm(relevance.unsqueeze(1), events).squeeze(1)
-            click = self.click(torch.cat([pooled, query], dim=1)).squeeze(1)
+            pooled = [weighted_sums(*part, relevance.unsqueeze(1)).squeeze(1) for part in parts]
+            click = self.click(torch.cat([*pooled, query], dim=1)).squeeze(1)
         return best.indices, best.values > -torch.inf, click
 
 
@@ -108,11 +115,9 @@ class SIM(Model):
         sample, query = self.embeddings.sample(batch)
         if self.search is not None:
             batch = aligned(batch, "right")  # so that the latest events are the last ones
-        recent, mask = self.embeddings.events(batch, "recent")
-        if self.search is not None:
-            found = self._soft(self.search, query, recent, mask)
+            found = self._soft(self.search, query, batch)
             latest = slice(-self.config.soft_recent, None)
-            recent, mask = recent[:, latest], mask[:, latest]
+            batch = batch | {name: value[:, latest] for name, value in batch.items() if name.startswith("recent_")}
         elif "retrieved_item" in batch:
             found = self.embeddings.events(batch, "retrieved")
         else:
@@ -120,18 +125,18 @@ class SIM(Model):
                 "got a batch without retrieved_item; wanted CrmInputs(retrieved=30, stored=...); "
                 "run `make stage1 CRM=sim`, which retrieves first"
             )
+        recent, mask = self.embeddings.events(batch, "recent")
         long_term = self.attention_retrieved(query, *found)
         short_term = self.attention_recent(query, recent, mask)
         return self.tower(torch.cat([sample, long_term, short_term], dim=1))
 
-    def _soft(self, search: SoftSearch, query: Tensor, recent: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _soft(self, search: SoftSearch, query: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the search unit finds, with ranks, and its mask; keeps the logit of the unit's click."""
-        places, found, self._click = search(query, recent, mask)
-        samples, k = places.shape
-        first = torch.arange(samples, device=places.device).unsqueeze(1) * recent.shape[1]
-        events = recent.flatten(0, 1).index_select(0, (first + places).flatten()).view(samples, k, -1)
-        rank = torch.arange(1, k + 1, device=places.device) * found
-        return torch.cat([events, self.embeddings.ranks(rank)], dim=2), found
+        parts = self.embeddings.parts(batch, "recent")
+        places, found, self._click = search(query, parts, batch["recent_mask"])
+        vectors = [table(ids.gather(1, places)) for table, ids in parts]
+        rank = torch.arange(1, places.shape[1] + 1, device=places.device) * found
+        return torch.cat([*vectors, self.embeddings.ranks(rank)], dim=2), found
 
     def l2(self, batch: Batch) -> Tensor:
         """What to add to the loss: the regularizer and, with soft retrieval, the search unit's loss; scalar.

@@ -8,7 +8,9 @@ import torch
 from torch.nn import functional
 
 from recllm.crm import CrmConfig, Fields, build
+from recllm.crm.layers import COUNTED
 from recllm.crm.sim import SoftSearch
+from recllm.crm.table import Table
 from recllm.data.batches import CrmInputs
 from recllm.retrieval.category import SameCategory
 
@@ -70,13 +72,20 @@ def test_hard_sim_equals_attention_over_what_a_loop_finds(demo_log):
 
 def test_soft_search_equals_literal_loops():
     torch.manual_seed(0)
-    search = SoftSearch(3, 4, CrmConfig(name="sim", soft_k=3, attention_mlp=[5])).double()
+    search = SoftSearch(3, 5, CrmConfig(name="sim", soft_k=3, attention_mlp=[5])).double()
     query = torch.randn(6, 3, dtype=torch.float64)
     mask = torch.tensor([[True] * 5, [False, True, True, True, True], [True, False] * 2 + [True]] * 2)
     mask[5] = False
     mask[4, 2:] = False
-    events = torch.randn(6, 5, 4, dtype=torch.float64) * mask[..., None]
-    places, found, click = search(query, events, mask)
+    # The first table is looked up an event; of the second, products and sums are counted by value.
+    parts = [
+        (Table(size, dim).double(), torch.randint(1, size, (6, 5)).masked_fill(~mask, 0))
+        for size, dim in ((COUNTED * 5 + 1, 3), (4, 2))
+    ]
+    for table, _ in parts:
+        table.weight.data[0] = 0.0
+    events = torch.cat([table.weight[ids] for table, ids in parts], 2).detach()
+    places, found, click = search(query, parts, mask)
     assert places.shape == found.shape == (6, 3)
     for b in range(6):
         relevance = {
@@ -87,7 +96,7 @@ def test_soft_search_equals_literal_loops():
         best = sorted(relevance, key=lambda t: -relevance[t])[:3]
         assert places[b][found[b]].tolist() == best
         assert found[b].tolist() == [True] * len(best) + [False] * (3 - len(best))
-        pooled = sum((score * events[b, t] for t, score in relevance.items()), torch.zeros(4).double())
+        pooled = sum((score * events[b, t] for t, score in relevance.items()), torch.zeros(5).double())
         wanted = search.click(torch.cat([pooled, query[b]]))
         torch.testing.assert_close(click[b], wanted[0], rtol=1e-9, atol=1e-12)
 
@@ -98,7 +107,7 @@ def test_soft_sim_attends_to_what_it_found_and_to_the_latest(make_model, make_ba
     handed.load_state_dict({k: v for k, v in soft.state_dict().items() if not k.startswith("search.")})
     batch = make_batch(16, 7)
     _, query = soft.embeddings.sample(batch)
-    places, found, _ = soft.search(query, *soft.embeddings.events(batch, "recent"))
+    places, found, _ = soft.search(query, soft.embeddings.parts(batch, "recent"), batch["recent_mask"])
     other = {name: value for name, value in batch.items() if not name.startswith("retrieved")}
     for what in ("rating", "interval"):
         other[f"retrieved_{what}"] = batch[f"recent_{what}"].gather(1, places)
