@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from recllm.crm.attention import Attend
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.table import Rows, Table
+from recllm.crm.table import Rows, Table, weighted_sums
 from recllm.data.batches import INTERVAL_BUCKETS
 from recllm.data.statistics import LEVELS, STATISTICS
 
@@ -22,10 +23,6 @@ RANK_BUCKETS = 16
 
 POSITIONS = 256
 """Positions that sequential models tell apart, counted from the latest event."""
-
-
-COUNTED = 8
-"""What T events share of a table of up to 8 T rows is computed once a row of it, not once an event."""
 
 
 def _identifying(sizes: Sequence[int]) -> list[int]:
@@ -59,15 +56,11 @@ class Embeddings(nn.Module):
         self.item = nn.ModuleList(Table(size, dim) for size in fields.item_sizes)
         self.query_dim = 2 * dim
         self.rating = Table(fields.rating_levels + 1, config.event_dim)
-        self.interval = (
-            Table(INTERVAL_BUCKETS, config.event_dim) if config.interval else None
-        )
+        self.interval = Table(INTERVAL_BUCKETS, config.event_dim) if config.interval else None
         self.rank = Table(RANK_BUCKETS, config.event_dim) if retrieved else None
         self.event_dim = self.query_dim + config.event_dim * (2 if config.interval else 1)
         self.retrieved_dim = self.event_dim + config.event_dim
-        self.statistics = nn.ModuleList(
-            Table(LEVELS, dim) for _ in (STATISTICS if config.statistics else ())
-        )
+        self.statistics = nn.ModuleList(Table(LEVELS, dim) for _ in (STATISTICS if config.statistics else ()))
         self.field_count = len(fields.user_sizes) + len(fields.item_sizes) + len(self.statistics)
         self.sample_dim = dim * self.field_count
         for table in self.modules():
@@ -112,12 +105,15 @@ class Embeddings(nn.Module):
     def parts(self, batch: Batch, kind: str) -> list[tuple[Table, Tensor]]:
         """What an event of a history is made of: item, category, rating and, if configured, interval.
 
+        Args:
+            batch: as for `events`.
+            kind: `recent` or `retrieved`.
+
         Returns:
-            Each one's table and its ids [B, T], 0 where the mask is false, whatever ids stand there; arguments
-            as those of `events`.
+            Each one's table and its ids [B, T], 0 where the mask is false, whatever ids stand there.
         """
         items, padding = batch[f"{kind}_item"], ~batch[f"{kind}_mask"]
-        parts = [(self.item[column], items[..., column]) for column in (0, self.category)]
+        parts = [(cast(Table, self.item[column]), items[..., column]) for column in (0, self.category)]
         parts.append((self.rating, batch[f"{kind}_rating"]))
         if self.interval is not None:
             parts.append((self.interval, batch[f"{kind}_interval"]))
@@ -301,38 +297,13 @@ class HistoryFields(nn.Module):
         share = mask.to(embeddings.rating.weight.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
         parts = embeddings.parts(batch, "recent")
         means, weights = [], torch.zeros((), device=mask.device)
-        for (table, ids), weigh in zip(parts[2:], (self.of_rating, self.of_interval), strict=False):
+        weighing = [linear for linear in (self.of_rating, self.of_interval) if linear is not None]
+        for (table, ids), weigh in zip(parts[2:], weighing, strict=True):
             means.append(weighted_sums(table, ids, share.unsqueeze(1)).squeeze(1))
-            weights = weights + Rows.apply(weigh(table.weight), ids)  # computed once a value, of which are few
+            weights = weights + Rows.apply(weigh(table.weight), ids)  # once a value of few
         weights = (weights * share.unsqueeze(2)).transpose(1, 2)
         pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
         return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
-
-
-def products(table: Table, ids: Tensor, query: Tensor) -> Tensor:
-    """Inner products of a table's rows with one vector a sample: ids [B, T], query [B, d] -> [B, T]."""
-    if table.num_embeddings <= COUNTED * ids.shape[1]:
-        values = (query @ table.weight.t()).gather(1, ids.long())
-        return values.masked_fill(ids == 0, 0.0)  # so that padding has no gradient
-    return torch.bmm(table(ids), query.unsqueeze(2)).squeeze(2)
-
-
-def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of a table's rows, for several sets of weights at once.
-
-    Args:
-        table: n rows of width d.
-        ids: integers [B, T].
-        weights: [B, C, T], 0 where `ids` is padding.
-
-    Returns:
-        [B, C, d].
-    """
-    samples, length = ids.shape
-    if table.num_embeddings <= COUNTED * length:
-        often = weights.new_zeros(samples, weights.shape[1], table.num_embeddings)
-        return often.scatter_add(2, ids.long().unsqueeze(1).expand_as(weights), weights) @ table.weight
-    return torch.bmm(weights, table(ids))
 
 
 def aligned(batch: Batch, end: str) -> dict[str, Tensor]:

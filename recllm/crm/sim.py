@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Model, TargetAttention, Tower, aligned, products, weighted_sums
-from recllm.crm.table import Table
+from recllm.crm.layers import Batch, Model, TargetAttention, Tower, aligned
+from recllm.crm.table import Table, products, weighted_sums
 
 
 class SoftSearch(nn.Module):
@@ -117,7 +117,8 @@ class SIM(Model):
             batch = aligned(batch, "right")  # so that the latest events are the last ones
             found = self._soft(self.search, query, batch)
             latest = slice(-self.config.soft_recent, None)
-            batch = batch | {name: value[:, latest] for name, value in batch.items() if name.startswith("recent_")}
+            kept = {name: batch[name][:, latest] for name in batch if name.startswith("recent_")}
+            batch = {**batch, **kept}
         elif "retrieved_item" in batch:
             found = self.embeddings.events(batch, "retrieved")
         else:

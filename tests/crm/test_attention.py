@@ -45,7 +45,7 @@ def test_values_and_gradients_are_those_of_the_plain_formula(monkeypatch, hidden
 def test_the_pieces_are_several_and_cover_the_batch(monkeypatch):
     monkeypatch.setattr(attention, "PIECE", 4_000)
     _, events, _ = inputs()
-    pieces = attention._pieces(events, torch.empty(5, 6), [])
+    pieces = attention._pieces(events, 3, [6])
     assert len(pieces) > 2
     assert [row for piece in pieces for row in range(9)[piece]] == list(range(9))
 

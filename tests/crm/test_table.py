@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from recllm.crm.layers import COUNTED, products, weighted_sums
-from recllm.crm.table import Rows, Table
+from recllm.crm.table import COUNTED, Rows, Table, products, weighted_sums
 
 
 def test_the_gradient_sums_by_row_and_padding_has_none():
@@ -51,7 +50,8 @@ def test_sums_and_products_equal_lookups(size):
     table.weight.data[0] = 0.0
     ids = torch.randint(0, size, (4, 6))
     ids[1] = ids[1, 0]  # one value many times
-    weights = torch.randn(4, 2, 6, dtype=torch.float64).masked_fill((ids == 0).unsqueeze(1), 0.0).requires_grad_()
+    weights = torch.randn(4, 2, 6, dtype=torch.float64).masked_fill((ids == 0).unsqueeze(1), 0.0)
+    weights.requires_grad_()
     query = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     grads = torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
 
