@@ -18,8 +18,8 @@ class Rows(torch.autograd.Function):
     Arguments of `apply`: table float [n, d]; ids, integers of any shape [...]. Returns [..., d].
 
     The gradient sorts the ids and sums their rows (`scatter_add_` does, for one index a row), where that of
-    `functional.embedding` goes through all ids once a thread: lookup and gradient of 16 values take six tenths
-    of its time on one thread and four tenths on two, of one value an eighth (120,000 ids, 3,700 rows).
+    `functional.embedding` goes through all ids once a thread: lookup and gradient of 16 values take six
+    tenths of its time on one thread and four on two, of one value an eighth (120,000 ids, 3,700 rows).
     """
 
     @staticmethod
