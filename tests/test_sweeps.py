@@ -13,16 +13,18 @@ from recllm.report.sweeps import sweeps
 from recllm.results import ResultRow, of_seed, write
 
 
-def point(folder: Path, key: str, value: str, auc: float, *, system="reclora", setting="", seed=0, cost=7.0):
+def point(
+    folder: Path, key: str, value: str, auc: float, *, system="reclora", variant=None, seed=0, cost=7.0
+):
     """An evaluated point as the stage leaves it: the gate's CRM, and one system."""
     at = tag(key, value)
     end = f"+s{seed}" if seed else ""
-    choice = f"{system}{setting}+{at}{end}"
+    choice = f"{system}{'+' + variant if variant else ''}+{at}{end}"
     figures = {"auc": auc, "logloss": 0.5, "tuning_rows": 100 * auc, "tuning_seconds": cost}
     figures |= {"tuning_trainable": 12_345.0, "tuning_tokens": 678_900.0}
     crm = ResultRow("sim", "stage1", "ctr", "test/all", 50, {"auc": 0.71})
     row = ResultRow(
-        f"{system}+{at}", "stage2", "ctr", "test/all", 50, figures, lm="tiny", delta=0.02,
+        f"{system}+{at}", "stage2", "ctr", "test/all", 50, figures, lm="tiny", variant=variant, delta=0.02,
         interval95=[0.01, 0.03], paired_with=f"lora+{at}", crm_auc_same_rows=0.71,
     )  # fmt: skip
     path = folder / "evaluate" / choice
@@ -47,10 +49,10 @@ def test_points_stand_in_order_with_their_cost(tmp_path):
         assert f">{word}<" in svg, word
 
 
-def test_seeds_are_averaged_and_settings_kept_apart(tmp_path):
+def test_seeds_are_averaged_and_variants_kept_apart(tmp_path):
     point(tmp_path, "prompt.history", "10", 0.70)
     point(tmp_path, "prompt.history", "10", 0.74, seed=3, cost=9.0)
-    point(tmp_path, "prompt.history", "5", 0.60, setting="+quick")
+    point(tmp_path, "prompt.history", "5", 0.60, variant="quick")
     point(tmp_path, "stage2.adapter.r", "2", 0.61)
     found = {sweep.title.partition(",")[0]: sweep.view.cells for sweep in sweeps(tmp_path)}
     assert set(found) == {

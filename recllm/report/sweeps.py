@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from recllm.manifest import Manifest
 from recllm.paths import MANIFEST
 from recllm.points import ROWS, short, tag
 from recllm.report.sheet import GRAY, sheet
@@ -29,7 +27,7 @@ class Sweep:
     """Points that differ in one key only.
 
     Attributes:
-        title: the key, and what else the folders' names say.
+        title: the key, variant, LM and rows.
         image: AUC and seconds against the key, a `data:` URI.
         view: the table; its last column holds words.
     """
@@ -42,8 +40,8 @@ class Sweep:
 def sweeps(folder: Path) -> list[Sweep]:
     """All sweeps among a data set's finished evaluations.
 
-    Points belong together if their folders' names differ in nothing but systems, point and seed, on the same
-    rows with the same LM; seeds are averaged as in every table.
+    Points belong together if they are of one variant (the gate's CRM, vectors, experiment), on the same rows
+    with the same LM; seeds are averaged as in every table.
 
     Args:
         folder: `artifacts/<dataset>`.
@@ -54,21 +52,20 @@ def sweeps(folder: Path) -> list[Sweep]:
         if point is None:
             continue
         at = tag(point["key"], point["value"])
-        choice = re.sub(r"\+s\d+$", "", Manifest.read(path.parent).choice).replace(f"+{at}", "")
-        setting = choice.partition("+")[2]
         for row in read(path.parent / FILE):
             system = row.system.removesuffix(f"+{at}")
             if "tuning_rows" not in row.metrics:
                 continue
-            group = found.setdefault((point["key"], setting, row.row_set, row.rows, row.lm or ""), {})
+            same = point["key"], row.variant or "", row.row_set, row.rows, row.lm or ""
+            group = found.setdefault(same, {})
             values = group.setdefault(system, {})
             before = [values[point["value"]]] if point["value"] in values else []
             values[point["value"]] = merge(before, [row])[-1]
     return [_sweep(*group, lines) for group, lines in sorted(found.items(), key=lambda item: item[0])]
 
 
-def _sweep(key: str, setting: str, row_set: str, count: int, lm: str, lines: Lines) -> Sweep:
-    details = [setting, f"LM {lm}", f"{count:,} rows {row_set}"]
+def _sweep(key: str, variant: str, row_set: str, count: int, lm: str, lines: Lines) -> Sweep:
+    details = [variant, f"LM {lm}", f"{count:,} rows {row_set}"]
     title = f"{key} ({', '.join(filter(None, details))})"
     x = {value: _x(key, value, row) for points in lines.values() for value, row in points.items()}
     if None in x.values():  # a word among the values: they stand side by side
