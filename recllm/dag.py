@@ -65,7 +65,10 @@ class Plan:
         self._build()
 
     def layers(self, *files: str) -> list[tuple[str, dict[str, Any]]]:
-        """What is merged over the schema, weakest first: (source, content) of each YAML file."""
+        """What is merged over the schema, weakest first: (source, content) of each YAML file.
+
+        A choice's `stage1/din.yaml` may have a `stage1/<dataset>/din.yaml` beside it, which wins over it.
+        """
         request = self.request
         names = ["base.yaml", f"dataset/{request.dataset}.yaml"]
         layers = [(f"conf/{name}", self.read(self.conf / name)) for name in names]
@@ -74,7 +77,11 @@ class Plan:
             layers.append((f"conf/lm/{request.lm}.yaml", self.read(lm_file)))
         else:
             layers.append((f"LM={request.lm}", {"lm": {"model": {"name": self.lm_name, "path": request.lm}}}))
-        layers += [(f"conf/{name}", self.read(self.conf / name)) for name in files]
+        for file in files:
+            stage, choice = file.split("/")
+            own = f"{stage}/{request.dataset}/{choice}"
+            names = [file, own] if (self.conf / own).exists() else [file]
+            layers += [(f"conf/{name}", self.read(self.conf / name)) for name in names]
         return [*layers, (f"conf/experiment/{request.experiment}.yaml", self.experiment)]
 
     @property

@@ -183,7 +183,7 @@ class Search:
         return self.run.config.stage1.monitor
 
     def report(self) -> None:
-        """Print the study and write its best values as `best.yaml`, ready for `conf/stage1/<crm>.yaml`."""
+        """Print the study and write its best values: `best.yaml`, for `conf/stage1/<dataset>/<crm>.yaml`."""
         trials = self.study.get_trials(deepcopy=False)
         count = {state: sum(trial.state == state for trial in trials) for state in TrialState}
         say(

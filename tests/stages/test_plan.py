@@ -261,6 +261,14 @@ def test_precedence_of_files(root):
     changed = needed("stage1", "stage1.recent=9", "stage1.fit.batch_size=8")["stage1/sim"].config["stage1"]
     assert (changed["recent"], changed["fit"]["batch_size"]) == (9, 8)
     assert needed("stage2", "EXPERIMENT=quick")["stage2/lora+quick"].config["subsample"] == "uniform20000"
+    # stage1/ml-1m/autoint over stage1/autoint and base, on that data set alone
+    fits = {
+        name: needed("stage1", f"DATASET={name}", "CRM=autoint")["stage1/autoint"].config["stage1"]["fit"]
+        for name in ("demo", "ml-1m")
+    }
+    assert fits["demo"]["lr"] == 0.001
+    assert fits["ml-1m"]["lr"] == 0.00136
+    assert fits["ml-1m"]["batch_size"] == 1024
 
 
 def test_a_finished_parents_override_holds_until_its_own_stage_is_asked_for(root):
