@@ -60,10 +60,14 @@ class Table(nn.Embedding):
         rows: Tensor = Rows.apply(self.weight, input)
         return rows
 
+    def counts(self, length: int) -> bool:
+        """Whether events are counted by row, rather than looked up; not where rows are trained alone."""
+        return not self.sparse and self.num_embeddings <= COUNTED * length
+
 
 def products(table: Table, ids: Tensor, query: Tensor) -> Tensor:
     """Inner products of a table's rows with one vector a sample: ids [B, T], query [B, d] -> [B, T]."""
-    if table.num_embeddings <= COUNTED * ids.shape[1]:
+    if table.counts(ids.shape[1]):
         values = (query @ table.weight.t()).gather(1, ids.long())
         return values.masked_fill(ids == 0, 0.0)  # so that padding has no gradient
     return torch.bmm(table(ids), query.unsqueeze(2)).squeeze(2)
@@ -81,7 +85,7 @@ def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
         [B, C, d].
     """
     samples, length = ids.shape
-    if table.num_embeddings <= COUNTED * length:
+    if table.counts(length):
         often = weights.new_zeros(samples, weights.shape[1], table.num_embeddings)
         return often.scatter_add(2, ids.long().unsqueeze(1).expand_as(weights), weights) @ table.weight
     return torch.bmm(weights, table(ids))

@@ -40,6 +40,10 @@ def test_a_row_sparse_table_has_a_sparse_gradient():
     grad = table.weight.grad.coalesce()
     assert grad.indices().tolist() == [[3, 5]]
     assert grad.values().tolist() == [[2, 2], [1, 1]]
+    table.weight.grad = None
+    ids, weights = torch.tensor([[3, 4]]), torch.ones(1, 1, 2)
+    (weighted_sums(table, ids, weights).sum() + products(table, ids, torch.ones(1, 2)).sum()).backward()
+    assert table.weight.grad.coalesce().indices().tolist() == [[3, 4]]
 
 
 # Tables that are looked up an event, and tables whose values are counted.
