@@ -6,7 +6,8 @@ threads, each run in a process and an environment of its own, taking turns; of e
 step is the library's own: its loader, forward, backward, clipping, and Adam at a learning rate of 1e-3.
 Nobody regularizes, neither by dropout nor by a norm nor by masked ids, so that AUCs can be compared.
 
-What is not the same: our events carry their rating besides (the peers' models have no place for it).
+What is not the same: our events carry their rating besides (the peers' models have no place for it), which
+makes our AUC higher; `+unrated` is the same model, with as much work, on histories that do not tell it.
 FuxiCTR's DeepFM pools the history's items and genres, as ours does; RecBole's reads no history, nor does
 `deepfm-flat` (one event). FuxiCTR's SIM is soft search over 100 events, 20 kept, 30 recent, so `sim-soft` is
 its like; `sim-hard` finds its 20 by category before the model. RecBole makes its own split, and its AUC is of
@@ -94,10 +95,16 @@ def step(model: Model, adam: torch.optim.Optimizer, batch: dict[str, torch.Tenso
 
 
 def ours(folder: Path, name: str, threads: int, whole: bool) -> None:
-    """Print the rates of training as JSON; `whole`: the AUC after one pass instead."""
+    """Print the rates of training as JSON; `whole`: the AUC after one pass instead.
+
+    `name` may end in `+unrated`: no event of a history then tells its rating.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     log = EventLog.open(folder / "log")
+    name, _, unrated = name.partition("+")
+    if unrated:
+        log.rating = np.zeros_like(log.rating)
     settings, recent, retrieved = OURS[name]
     inputs = CrmInputs(log, recent, retrieved, searcher=SameCategory(log) if retrieved else None)
     sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
@@ -125,9 +132,14 @@ def ours(folder: Path, name: str, threads: int, whole: bool) -> None:
     print(json.dumps({"auc": auc(logits.numpy(), log.label[valid])}))
 
 
+def command(name: str) -> list[str]:
+    """What trains one of ours; the folder, the threads and `--whole` follow."""
+    return [sys.executable, "-m", "bench.stage1", "--ours", name]
+
+
 def commands() -> dict[str, list[str]]:
     """Every system's command; the folder, the threads and `--whole` follow."""
-    found = {f"recllm {name}": [sys.executable, "-m", "bench.stage1", "--ours", name] for name in OURS}
+    found = {f"recllm {name}": command(name) for name in OURS}
     for peer, (module, models) in PEERS.items():
         python = PLACE / peer / "bin" / "python"
         if not python.exists():
@@ -186,9 +198,11 @@ def main(threads: list[int], rounds: int) -> None:
     log = EventLog.open(folder / "log")
     write_for_peers(folder, log, HISTORY)
     write_long(folder, log)
+    unrated = {f"recllm {name}+unrated": command(f"{name}+unrated") for name in OURS}
+    passes = commands() | unrated
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # side by side: nothing is timed
-        whole = pool.map(lambda command: call(command, folder, 1, "--whole"), commands().values())
-        aucs = {system: round(got["auc"], 4) for system, got in zip(commands(), whole, strict=True)}
+        whole = pool.map(lambda words: call(words, folder, 1, "--whole"), passes.values())
+        aucs = {system: round(got["auc"], 4) for system, got in zip(passes, whole, strict=True)}
     print(json.dumps({"auc_after_one_pass": aucs}, indent=1), flush=True)
     best: Rates = {}
     for number in range(1, rounds + 1):
