@@ -132,14 +132,14 @@ def ours(folder: Path, name: str, threads: int, whole: bool) -> None:
     print(json.dumps({"auc": auc(logits.numpy(), log.label[valid])}))
 
 
-def command(name: str) -> list[str]:
-    """What trains one of ours; the folder, the threads and `--whole` follow."""
+def trained_by(name: str) -> list[str]:
+    """The command that trains one of ours; the folder, the threads and `--whole` follow."""
     return [sys.executable, "-m", "bench.stage1", "--ours", name]
 
 
 def commands() -> dict[str, list[str]]:
     """Every system's command; the folder, the threads and `--whole` follow."""
-    found = {f"recllm {name}": command(name) for name in OURS}
+    found = {f"recllm {name}": trained_by(name) for name in OURS}
     for peer, (module, models) in PEERS.items():
         python = PLACE / peer / "bin" / "python"
         if not python.exists():
@@ -198,10 +198,9 @@ def main(threads: list[int], rounds: int) -> None:
     log = EventLog.open(folder / "log")
     write_for_peers(folder, log, HISTORY)
     write_long(folder, log)
-    unrated = {f"recllm {name}+unrated": command(f"{name}+unrated") for name in OURS}
-    passes = commands() | unrated
+    passes = commands() | {f"recllm {name}+unrated": trained_by(f"{name}+unrated") for name in OURS}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # side by side: nothing is timed
-        whole = pool.map(lambda words: call(words, folder, 1, "--whole"), passes.values())
+        whole = pool.map(lambda command: call(command, folder, 1, "--whole"), passes.values())
         aucs = {system: round(got["auc"], 4) for system, got in zip(passes, whole, strict=True)}
     print(json.dumps({"auc_after_one_pass": aucs}, indent=1), flush=True)
     best: Rates = {}

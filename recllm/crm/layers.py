@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from recllm.crm.attention import Attend
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.table import Rows, Table, weighted_sums
+from recllm.crm.table import Table, rows_of, weighted_sums
 from recllm.data.batches import INTERVAL_BUCKETS
 from recllm.data.statistics import LEVELS, STATISTICS
 
@@ -300,7 +300,7 @@ class HistoryFields(nn.Module):
         weighing = [linear for linear in (self.of_rating, self.of_interval) if linear is not None]
         for (table, ids), weigh in zip(parts[2:], weighing, strict=True):
             means.append(weighted_sums(table, ids, share.unsqueeze(1)).squeeze(1))
-            weights = weights + Rows.apply(weigh(table.weight), ids)  # once a value of few
+            weights = weights + rows_of(weigh(table.weight), ids)  # once a value of few
         weights = (weights * share.unsqueeze(2)).transpose(1, 2)
         pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
         return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)

@@ -41,8 +41,16 @@ class Rows(torch.autograd.Function):
         return of_table, None
 
 
+def rows_of(table: Tensor, ids: Tensor) -> Tensor:
+    """`Rows` on a CPU; what PyTorch has for it on a GPU, and for the compiler."""
+    if table.device.type != "cpu" or torch.compiler.is_compiling():
+        return functional.embedding(ids, table, padding_idx=0)
+    rows: Tensor = Rows.apply(table, ids)
+    return rows
+
+
 class Table(nn.Embedding):
-    """`nn.Embedding` with `padding_idx=0`, whose dense gradient on a CPU is that of `Rows`.
+    """`nn.Embedding` with `padding_idx=0`, whose dense gradient is that of `rows_of`.
 
     Args:
         size: rows n, padding among them.
@@ -55,10 +63,7 @@ class Table(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of integer ids [...]: [..., d]."""
-        if self.sparse or self.weight.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(input)
-        rows: Tensor = Rows.apply(self.weight, input)
-        return rows
+        return super().forward(input) if self.sparse else rows_of(self.weight, input)
 
     def counts(self, length: int) -> bool:
         """Whether events are counted by row, rather than looked up; not where rows are trained alone."""
