@@ -21,6 +21,7 @@ from recllm.crm.features import FeatureCache
 from recllm.data.batches import CrmInputs, chronological
 from recllm.data.candidates import candidate_lists
 from recllm.data.log import EventLog, Rows
+from recllm.data.pieces import sentence
 from recllm.data.prompts import Pieces, Prompts, fill
 from recllm.data.statistics import Statistics
 from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
@@ -282,6 +283,9 @@ def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
     seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
     pieces = [*names, *cards, *profiles]
     counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]
+    if config.prompt.statistics:  # every prompt holds them: they become tokens of their own
+        known = {text for _, parts in sentence(config.wording.known) for text in parts}
+        pieces, counts = [*pieces, *sorted(known)], [*counts, *([log.n_events] * len(known))]
     return train_tokenizer(tiny, config.wording, log.meta["rating_levels"], pieces, counts)
 
 
@@ -299,6 +303,7 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig 
         prefix=model.prefix,
         suffix=model.suffix,
         cards=cards,
+        statistics=config.prompt.statistics,
     )
 
 

@@ -38,6 +38,8 @@ class PromptConfig:
     """Short history: events in a prompt."""
     retrieved: bool = True
     """Whether a Yes/No prompt shows the events nearest to the target (true) or the most recent (false)."""
+    statistics: bool = False
+    """Whether a Yes/No prompt says how often user, item and its category were met before, and how liked."""
     list_candidates: bool = False
     """Whether a next-title prompt lists the candidates; a tiny LM does not learn to read the list."""
 

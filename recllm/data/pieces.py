@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.data.collate import Ragged
+from recllm.data.statistics import LEVELS, STATISTICS, words
 from recllm.data.wording import Wording
 
 if TYPE_CHECKING:
@@ -66,6 +67,27 @@ def tails(names: Sequence[str], cards: Sequence[str]) -> list[str]:
         card[len(name) :] if card.startswith(name) else f"\n{card}"
         for name, card in zip(names, cards, strict=True)
     ]
+
+
+def sentence(known: str) -> list[tuple[int, list[str]]]:
+    """Parts of `wording.known`, in order.
+
+    Returns:
+        Of each part the column of the statistics' codes that says which of its texts it is, and the text of
+        each code, [LEVELS]; a part between two statistics has one text for all.
+
+    Raises:
+        ValueError: It names what is no statistic.
+    """
+    parts = []
+    for literal, column, _, _ in Formatter().parse(known):
+        if literal:
+            parts.append((0, [literal] * LEVELS))
+        if column is not None and column not in STATISTICS:
+            raise ValueError(f"wording.known names {column!r}; wanted of {', '.join(STATISTICS)}")
+        if column is not None:
+            parts.append((STATISTICS.index(column), words(column)))
+    return parts
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -123,6 +145,8 @@ class Pieces:
         card: i32 [n_items], piece of its attributes.
         rating: i32 [codes], piece of a rating code.
         profile: i32 [n_users], piece of a dense user id's profile.
+        known: The sentence about what was known before, part by part: which column of the statistics' codes
+            says which piece it is, and i32 [LEVELS], the piece of each code. Empty: no such sentence.
         head: Piece of BOS and the LM's prefix.
         answer: Piece of the tokens that both answers begin with.
         yes: Piece of what is left of the answer yes.
@@ -152,6 +176,7 @@ class Pieces:
     no: int
     yes_id: int
     no_id: int
+    known: tuple[tuple[int, NDArray[np.int32]], ...] = ()
     lengths: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -169,6 +194,7 @@ class Pieces:
         prefix: str = "",
         suffix: str = "",
         cards: Sequence[str] | None = None,
+        statistics: bool = False,
     ) -> Pieces:
         """Tokenizes all pieces.
 
@@ -185,9 +211,11 @@ class Pieces:
             suffix: Text between the prompt and the answer or title.
             cards: What pretraining says of every dense item id, see `fill`; None: nothing. A card that begins
                 with the item's name continues it, another one stands on its own line.
+            statistics: Whether Yes/No prompts say `wording.known`.
 
         Raises:
-            ValueError: A piece merges with the text before it, the answers do not differ, or there is no EOS.
+            ValueError: `wording.known` names what is no statistic, a piece merges with the text before it,
+                the answers do not differ, or there is no EOS.
         """
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -225,10 +253,15 @@ class Pieces:
         card = group(tails(names, cards) if cards is not None else [""] * len(names), AFTER_TITLE, TEXT)
         profile = group(profiles, AFTER_LINE, CONSTANT)
         rating = group(wording.ratings(rating_levels)[1:], AFTER_TITLE, LABEL)
+        known = [
+            (column, group(texts, AFTER_TITLE, CONSTANT))
+            for column, texts in sentence(wording.known if statistics else "")
+        ]
         return cls(
             item=item,
             card=card,
             profile=profile,
+            known=tuple(known),
             rating=np.concatenate([np.array([ends[1]], np.int32), rating]),
             head=constant(*bos, *_ids(tokenizer, prefix)),
             intro=lines[0],

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recllm.data.collate import Ragged
 from recllm.data.pieces import Ints, Pieces, Wording, fill, resolve_answers
+from recllm.data.statistics import Statistics
 
 if TYPE_CHECKING:
     from recllm.data.log import EventLog
@@ -32,6 +33,7 @@ class Prompts:
         self.log = log
         self.pieces = pieces
         self.max_length = max_length
+        self.statistics = Statistics(log) if pieces.known else None
 
     def ctr(self, rows: Ints, history: Ints, targets: Ints | None = None) -> Ragged:
         """Yes/No prompts up to where the answer is scored.
@@ -104,12 +106,20 @@ class Prompts:
     def ctr_matrix(
         self, rows: Ints, history: Ints, targets: Ints | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Piece ids [B, 2 k + 8] of the Yes/No prompts, and which of them were cut, bool [B]."""
+        """Piece ids [B, 2 k + 8] of the Yes/No prompts, and which of them were cut, bool [B].
+
+        With statistics, as many more as their sentence has parts.
+        """
         pieces = self.pieces
         target = self.log.item[np.asarray(rows)] if targets is None else np.asarray(targets)
+        known: list[NDArray[np.int32]] = []
+        if self.statistics is not None:
+            codes = self.statistics(np.asarray(rows, np.int64), np.asarray(target, np.int32))
+            known = [part[codes[:, column]][:, None] for column, part in pieces.known]
         after: list[int | NDArray[np.int32]] = [
             pieces.question,
             pieces.item[target][:, None],
+            *known,
             pieces.ask,
             pieces.suffix,
             pieces.answer,

@@ -80,6 +80,18 @@ class Statistics:
         return high - low, self._liked[order][high] - self._liked[order][low]
 
 
+def words(column: str) -> list[str]:
+    """What a prompt says of each code of a column of `STATISTICS`, with the space before it.
+
+    Of a count the least of its code, to two digits; of a share the middle of its level, in steps of 5 %.
+    """
+    if column.endswith("_count"):
+        least = np.ceil(2 ** ((np.arange(LEVELS) - 1) / 2)) - 1
+        return [f" {float(f'{count:.2g}'):.0f}" for count in least]
+    middle = (np.arange(LEVELS) - 0.5) / (LEVELS - 2)
+    return [f" {5 * round(20 * share)}%" for share in middle]
+
+
 def _running(liked: NDArray[np.bool_]) -> Counts:
     """How many of the first n are liked, for each n: `[N + 1]`."""
     return np.concatenate([[0], np.cumsum(liked)])

@@ -20,8 +20,13 @@ class Wording:
     """Format string behind a film of the history, filled with the text of its rating level."""
     question: str = "Will the user like this film?\n"
     """Sentence before the film that is asked about."""
+    known: str = (
+        "\nLiked before:{user_likes} of{user_count}, of this kind{category_likes} of{category_count}; "
+        "by others{item_likes} of{item_count}."
+    )
+    """Format string behind that film with `prompt.statistics`; each statistic brings the space before it."""
     ask: str = "\nAnswer yes or no:"
-    """What follows that film; the answer comes next."""
+    """What follows; the answer comes next."""
     yes: str = " Yes"
     """Answer for a liked film, with its leading space."""
     no: str = " No"

@@ -242,3 +242,45 @@ def test_no_rows_give_no_prompts(pieces, log):
     assert len(prompts.ranking(none, np.zeros((0, 3), np.int64), np.zeros((0, 4), np.int64))) == 0
     # No history at all is allowed as well: k = 0.
     assert len(prompts.ctr(np.array([0]), np.zeros((1, 0), np.int64))) == 1
+
+
+def test_statistics_are_said_behind_the_film(tokenizer):
+    """User 2 has liked 2 of 3 films before row 3, and 1 of 2 has liked item 5, the first of its kind."""
+    log = SimpleNamespace(
+        user=np.array([2, 2, 2, 2, 3, 3]),
+        item=np.array([2, 3, 4, 5, 5, 5]),
+        rating=np.array([4, 5, 1, 4, 2, 3]),
+        label=np.array([1, 1, 0, 1, 0, 1]),
+        timestamp=np.array([1, 2, 3, 9, 4, 5]),
+        item_fields=np.array([[0, 0], [1, 1], [2, 2], [3, 2], [4, 2], [5, 3], [6, 2]]),
+        item_count=np.array([0, 0, 10, 0, 0, 0, 0]),
+        item_likes=np.array([0, 0, 5, 0, 0, 0, 0]),
+        offsets=np.array([0, 0, 0, 4, 6]),
+        n_events=6,
+        meta={"category_field": 1},
+    )
+    log.history = lambda rows: (log.offsets[log.user[rows]], np.asarray(rows))
+    said = Pieces.build(tokenizer, WORDING, TITLES, LEVELS, PROFILES, statistics=True)
+    plain = Pieces.build(tokenizer, WORDING, TITLES, LEVELS, PROFILES)
+    rows, history = np.array([3, 3]), np.array([[0, 1], [0, 1]])
+    prompts = Prompts(log, said, 1000).ctr(rows, history, targets=np.array([5, 6]))
+    # (2 + 5/2) / (3 + 5) = .5625, as the share of a kind without events; of the kind of item 6 are all three,
+    # (2 + 5 x .5625) / (3 + 5) = .6016; of item 5 (1 + 5/2) / (2 + 5) = .5, as of item 6 that nobody has met.
+    for row, sentence in enumerate(
+        (
+            "Liked before: 55% of 3, of this kind 55% of 0; by others 50% of 2.",
+            "Liked before: 55% of 3, of this kind 60% of 3; by others 50% of 0.",
+        )
+    ):
+        text = text_of(tokenizer, prompts[row])
+        before, _, after = text.partition("\n" + sentence)
+        assert before.endswith(["Heat", TITLES[6]][row])
+        assert after.startswith("\nAnswer yes or no:")
+        without = Prompts(log, plain, 1000).ctr(rows, history, targets=np.array([5, 6]))[row]
+        assert text_of(tokenizer, without) == before + after
+
+
+def test_what_is_no_statistic_is_named(tokenizer):
+    wording = Wording(known="{user_count} of {films}")
+    with pytest.raises(ValueError, match=r"wording\.known names 'films'; wanted of user_count"):
+        Pieces.build(tokenizer, wording, TITLES, LEVELS, PROFILES, statistics=True)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from recllm.data.statistics import LEVELS, PRIOR, STATISTICS, Statistics
+from recllm.data.statistics import LEVELS, PRIOR, STATISTICS, Statistics, words
 
 
 def hand_log(**changed):
@@ -95,3 +95,14 @@ def test_against_a_loop(demo_log, others):
         ):
             wanted += [count_code(len(events)), share_code(liked, len(events), wider)]
         assert codes.tolist() == wanted
+
+
+def test_words_say_what_a_code_means():
+    counts, shares = words("user_count"), words("item_likes")
+    assert len(counts) == len(shares) == LEVELS
+    for n in (0, 1, 2, 3, 5, 7, 11, 90, 181, 1448):  # the least count of a code
+        assert counts[count_code(n)] == f" {float(f'{n:.2g}'):.0f}"
+        assert n == 0 or count_code(n - 1) < count_code(n)
+    assert counts[count_code(200)] == counts[count_code(181)] == " 180"
+    for share, said in ((0.0, "0%"), (0.501, "50%"), (0.62, "60%"), (0.64, "65%"), (1.0, "100%")):
+        assert shares[1 + math.floor(46 * share)] == f" {said}"

@@ -61,6 +61,13 @@ def vectors(demo_log):
     return vectors, rng.integers(0, 2, demo_log.n_users)
 
 
+@pytest.fixture(scope="module")
+def pieces(demo_log, demo_config, tiny_lm):
+    """Texts of prompts that say the statistics too."""
+    prompt = dataclasses.replace(demo_config.prompt, statistics=True)
+    return parents.build_pieces(dataclasses.replace(demo_config, prompt=prompt), demo_log, tiny_lm.tokenizer)
+
+
 def altered(log, rows):
     """The log with other items, ratings and labels in these rows."""
     rng = np.random.default_rng(len(rows))
@@ -111,7 +118,7 @@ def made_of(log, row, target, vectors, pieces):
     return [*(batch[name].numpy() for name in sorted(batch)), nearest, asked.tokens, listed.tokens]
 
 
-def test_nothing_at_or_below_a_sample_reaches_it(case, vectors, tiny_lm):
+def test_nothing_at_or_below_a_sample_reaches_it(case, vectors, pieces):
     rows = sample_rows(case.log)
     assert len(rows) >= 15
     for row in rows:
@@ -123,8 +130,8 @@ def test_nothing_at_or_below_a_sample_reaches_it(case, vectors, tiny_lm):
         if case.log.timed:  # the sample's own time is known when it is asked; later ones are not
             changed.timestamp = np.array(case.log.timestamp)
             changed.timestamp[stands_at(case.log, row) + 1 : end] += 1_000_000
-        before = made_of(case.log, row, target, vectors, tiny_lm.pieces)
-        after = made_of(changed, row, target, vectors, tiny_lm.pieces)
+        before = made_of(case.log, row, target, vectors, pieces)
+        after = made_of(changed, row, target, vectors, pieces)
         for ours, theirs in zip(before, after, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
