@@ -112,14 +112,10 @@ class Prompts:
         """
         pieces = self.pieces
         target = self.log.item[np.asarray(rows)] if targets is None else np.asarray(targets)
-        known: list[NDArray[np.int32]] = []
-        if self.statistics is not None:
-            codes = self.statistics(np.asarray(rows, np.int64), np.asarray(target, np.int32))
-            known = [part[codes[:, column]][:, None] for column, part in pieces.known]
         after: list[int | NDArray[np.int32]] = [
             pieces.question,
             pieces.item[target][:, None],
-            *known,
+            self.known(rows, target),
             pieces.ask,
             pieces.suffix,
             pieces.answer,
@@ -144,6 +140,13 @@ class Prompts:
             after,
             self.max_length - (pieces.longest_completion if reserve is None else reserve),
         )
+
+    def known(self, rows: Ints, targets: Ints) -> NDArray[np.int32]:
+        """Piece ids [B, parts] of the sentence of statistics; without them no columns."""
+        if self.statistics is None:
+            return np.zeros((len(rows), 0), np.int32)
+        codes = self.statistics(np.asarray(rows, np.int64), np.asarray(targets, np.int32))
+        return np.stack([part[codes[:, column]] for column, part in self.pieces.known], 1)
 
     def events(self, history: Ints) -> NDArray[np.int32]:
         """Piece ids [B, 2 k] of events: title, rating, title, rating, ...; padding (-1) is the empty one."""

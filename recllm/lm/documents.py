@@ -67,13 +67,16 @@ def questions(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
 def rated(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
     """The rows' events [n] behind a history [n, k] of choice: one more line, with its rating, and EOS.
 
-    With retrieved histories this is what a prompt looks like, and the rating is what it has to teach.
+    With retrieved histories this is what a prompt looks like, and the rating is what it has to teach. With
+    statistics their sentence stands between the title and its rating, as it follows the title of a question.
     """
     pieces = prompts.pieces
     rows = np.asarray(rows, np.int64)
-    shown = prompts.events(np.concatenate([_trained(prompts.log, history), rows[:, None]], 1))
+    shown = prompts.events(_trained(prompts.log, history))
+    title, rating = prompts.events(rows[:, None]).T
+    known = prompts.known(rows, prompts.log.item[rows])
     profile = pieces.profile[prompts.log.user[rows]]
-    return _columns(len(rows), pieces.head, profile, pieces.intro, shown, pieces.eos)
+    return _columns(len(rows), pieces.head, profile, pieces.intro, shown, title, known, rating, pieces.eos)
 
 
 def next_titles(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:

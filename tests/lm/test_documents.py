@@ -1,11 +1,13 @@
 """Pretraining text: what is told, what is learned of it, and how it is packed."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from recllm.data.prompts import Pieces, Prompts, Wording
+from recllm.data.statistics import LEVELS as LEVELS_OF_A_COLUMN
 from recllm.lm import documents
 from recllm.lm.tiny import TinyConfig, train_tokenizer
 
@@ -73,6 +75,23 @@ def test_questions_rated_and_next_titles(tokenizer, pieces, log):
     assert read(tokenizer, pieces, documents.next_titles(prompts, rows, history))[1] == (
         f"{start}The next film that the user will like:\nDr. No (1962)</s>"
     )
+
+
+def test_statistics_stand_between_the_title_and_its_rating(pieces, log):
+    """As in a question behind the title; the history goes without."""
+    rows, history = np.array([2, 1]), np.array([[0, 1], [-1, 0]])
+    prompts = Prompts(log, pieces, 100)
+    plain = documents.rated(prompts, rows, history)
+    prompts.pieces = replace(
+        pieces, known=((0, np.full(LEVELS_OF_A_COLUMN, pieces.next)), (2, np.arange(LEVELS_OF_A_COLUMN)))
+    )
+    prompts.statistics = lambda rows, items: np.stack([rows, rows, items + 10], 1)
+    told = documents.rated(prompts, rows, history)
+    assert told[:, -4:-2].tolist() == [[pieces.next, 14], [pieces.next, 13]]
+    assert np.delete(told, [-4, -3], axis=1).tolist() == plain.tolist()
+    for question, rating in zip(documents.questions(prompts, rows, history), told, strict=True):
+        place = question.tolist().index(pieces.question)
+        assert question[place + 1 : place + 4].tolist() == rating[-5:-2].tolist()
 
 
 def test_packing_keeps_every_document_whole_and_weighs_opinions(tokenizer, pieces, log):
