@@ -303,7 +303,7 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig 
         prefix=model.prefix,
         suffix=model.suffix,
         cards=cards,
-        statistics=config.prompt.statistics,
+        statistics=config.prompt is not None and config.prompt.statistics,  # retrieval asks nothing
     )
 
 
