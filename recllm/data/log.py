@@ -155,6 +155,15 @@ class EventLog:
             return self._rows(f"order_{split}")
         if match := re.fullmatch(r"first(\d+)", name):
             return self._rows(f"order_{split}")[: int(match[1])]
+        if match := re.fullmatch(r"users(\d+)", name):
+            rows = self._rows(f"order_{split}")
+            users = np.random.default_rng(5).permutation(self.n_users)
+            rank = np.argsort(users)[self.user[rows]]
+            count = np.bincount(rank, minlength=self.n_users).cumsum()
+            return rows[rank <= np.searchsorted(count, int(match[1]))]
+        if match := re.fullmatch(r"last(\d+)", name):
+            order = self._rows(f"order_{split}")
+            return order[max(0, len(order) - int(match[1])) :]
         permutation = self._rows(f"permutation_{split}")
         if match := re.fullmatch(r"uniform(\d+)", name):
             return permutation[: int(match[1])]

@@ -57,10 +57,11 @@ class LmTrainingConfig:
     """Tokens of the second phase (prompts with retrieved histories)."""
     batch_tokens: int = 3_584
     """Tokens of one optimizer step."""
-    block: int = 224
-    """Tokens of a packed training row."""
     label_weight: float = 4.0
     """Loss weight of a rating or answer token; a title token weighs 1."""
+    shown_weight: float = 0.0
+    """Loss weight of a title token in the second phase's prompts with retrieved histories: which titles stand
+    there tells of the target, not of the user. Elsewhere a title token weighs 1."""
     question_share: float = 0.25
     """Share of the first phase's tokens that are questions with answers (of the subsample only)."""
     timeline_share: float = 0.15
