@@ -16,12 +16,12 @@ def check(ok: bool, key: str, got: object, wanted: str) -> None:
 
 
 def check_hold_out(key: str, got: str) -> None:
-    """Refuse what is no prefix of the training permutation: only prefixes nest."""
-    known = re.fullmatch(r"none|(uniform|last|users)\d+|0?\.\d+", got)
-    check(known is not None, key, got, "none, uniform<n> or a fraction such as 0.1")
+    """Refuse what does not nest: wanted a prefix of the training permutation, or the latest samples."""
+    known = re.fullmatch(r"none|(uniform|last)\d+|0?\.\d+", got)
+    check(known is not None, key, got, "none, uniform<n>, last<n> or a fraction such as 0.1")
 
 
 def check_rows(key: str, got: str) -> None:
     """Refuse a row set's name that `EventLog.rows` does not know."""
     known = re.fullmatch(r"all|(first|last)\d+|uniform\d+|0?\.\d+|1\.0+", got)
-    check(known is not None, key, got, "all, first<n>, uniform<n> or a fraction such as 0.1")
+    check(known is not None, key, got, "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1")

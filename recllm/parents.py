@@ -308,18 +308,18 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig 
 
 
 def subsample(config: Config, log: EventLog) -> Rows:
-    """Training rows of stage 2, int64 `[n]`: a prefix of the stored permutation, so smaller lie in larger."""
+    """Training rows of stage 2, int64 `[n]`: of one kind, smaller sets lie in larger ones."""
     return log.rows("train", config.subsample)
 
 
 def aligned_rows(config: Config, log: EventLog, count: int) -> Rows:
-    """Liked training rows for stage 3: those that follow the subsample in the same permutation.
+    """Liked training rows for stage 3: in the order of the stored permutation those outside the subsample.
 
-    Where the rest of the training split is too small, rows of the subsample fill up from its start.
+    Where the rest of the training split is too small, rows of the subsample fill up, in the same order.
     """
     permutation = log.rows("train", "1.0")
-    used = len(subsample(config, log))
-    rest = np.concatenate([permutation[used:], permutation[:used]])
+    used = np.isin(permutation, subsample(config, log))
+    rest = np.concatenate([permutation[~used], permutation[used]])
     return rest[log.label[rest] == 1][:count]
 
 

@@ -75,9 +75,9 @@ def parse_points(key: str, values: str) -> tuple[Point, ...]:
     if key == ROWS:
         for word in words:
             check_hold_out("VALUES", word)
-            check(word != "none", "VALUES", word, "uniform<n> or a fraction such as 0.1")
+            check(word != "none", "VALUES", word, "uniform<n>, last<n> or a fraction such as 0.1")
         if len({_amount(word)[0] for word in words}) > 1:
-            raise ConfigError(f"VALUES='{values}' mixes fractions and counts of rows; wanted one kind")
+            raise ConfigError(f"VALUES='{values}' mixes kinds of row sets; wanted one, as they nest")
     return tuple(points)
 
 
@@ -117,11 +117,11 @@ def covering(points: Iterable[Point], configured: str) -> str:
     """
     words = [point.text for point in points]
     kind, _ = _amount(words[0])
-    comparable = re.fullmatch(r"uniform\d+|0?\.\d+", configured) and _amount(configured)[0] == kind
+    comparable = re.fullmatch(r"(uniform|last)\d+|0?\.\d+", configured) and _amount(configured)[0] == kind
     return max(([configured] if comparable else []) + words, key=lambda word: _amount(word)[1])
 
 
-def _amount(rows: str) -> tuple[bool, float]:
-    """Whether a row set is a count, and how much it is: (False, 0.1) or (True, 20000)."""
-    count = rows.startswith("uniform")
-    return count, float(rows.removeprefix("uniform"))
+def _amount(rows: str) -> tuple[str, float]:
+    """Kind of a row set, and how much it is: ("", 0.1), ("uniform", 20000) or ("last", 20000)."""
+    kind = rows.rstrip("0123456789.")
+    return kind, float(rows.removeprefix(kind))

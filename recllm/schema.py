@@ -71,7 +71,8 @@ class FitConfig:
     precision: str = "32-true"
     """Lightning's precision: 32-true, bf16-mixed, bf16-true, 16-mixed."""
     valid_rows: str = "uniform2000"
-    """Row set of the validation split that selects the checkpoint: all, first<n>, uniform<n>, a fraction."""
+    """Row set of the validation split that selects the checkpoint: all, first<n>, last<n>, uniform<n>, a
+    fraction."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -104,7 +105,7 @@ class Stage1Config:
     rank_rows: int = 100_000
     """Liked rows drawn in all, objective `rank` only (`fit.epochs` is not read there)."""
     hold_out: str = "none"
-    """Row set of the training split that is left out of the training: none, uniform<n> or a fraction. With
+    """Row set of the training split that is left out: none, uniform<n>, last<n> or a fraction. With
     `stage2.representation=out_of_fold` the plan sets it to `subsample`, in a folder of its own."""
     fit: FitConfig = field(default_factory=FitConfig)
 
@@ -292,7 +293,8 @@ class Config:
     lm: LmStageConfig = field(default_factory=LmStageConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     subsample: str = "0.1"
-    """Training samples that stage 2 and the LM's question text see: a fraction or `uniform<n>`; nested."""
+    """Training samples that stage 2 and the LM's questions see: a fraction or `uniform<n>`, drawn; `last<n>`,
+    the latest: an out-of-fold CRM is asked there as it will be later, of what comes after it."""
     stage1: Stage1Config = field(default_factory=Stage1Config)
     stage2: Stage2Config = field(default_factory=Stage2Config)
     towers: TowersConfig = field(default_factory=TowersConfig)

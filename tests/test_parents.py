@@ -1,12 +1,14 @@
 """How a gate reads a CRM, and what a prompt shows."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
 from recllm.columns import UNKNOWN
-from recllm.parents import Crm, Lm
+from recllm.parents import Crm, Lm, aligned_rows, subsample
 
 ITEMS = 50
 
@@ -59,3 +61,19 @@ def test_mixed_prompts_show_every_row_with_both_histories(tiny_lm, demo_log, dem
     assert (twice.history[5:] == demo_log.recent(rows, demo_config.prompt.history)).all()
     assert torch.equal(twice.representation[:5], twice.representation[5:])
     assert torch.equal(twice.label, once.label.repeat(2))
+
+
+@pytest.mark.parametrize("rows", ["uniform40", "last40", "0.5"])
+def test_rows_of_stage_3_follow_outside_the_subsample(demo_log, demo_config, rows):
+    config = dataclasses.replace(demo_config, subsample=rows)
+    tuned = set(subsample(config, demo_log).tolist())
+    count = int(demo_log.label[demo_log.rows("train", "all")].sum())
+    aligned = aligned_rows(config, demo_log, count)
+    assert len(aligned) == len(set(aligned.tolist())) == count
+    assert (demo_log.label[aligned] == 1).all()
+    inside = np.isin(aligned, list(tuned))
+    assert (np.diff(inside.astype(int)) >= 0).all()  # the subsample's come last
+    assert 0 < inside.sum() < count
+    permutation = demo_log.rows("train", "1.0").tolist()
+    for part in (aligned[~inside], aligned[inside]):
+        assert (np.diff([permutation.index(row) for row in part]) > 0).all()

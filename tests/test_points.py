@@ -35,7 +35,8 @@ def test_points_of_a_key():
         ("lm.tiny.hidden", "32", "KEY=lm.tiny.hidden cannot be swept"),
         ("stage2.adapter.target_modules", "[q_proj]", "can name no folder"),
         ("stage2.adapter.kind", "a/b", "can name no folder"),
-        ("subsample", "0.1 uniform200", "mixes fractions and counts"),
+        ("subsample", "0.1 uniform200", "mixes kinds of row sets"),
+        ("subsample", "last100 uniform200", "mixes kinds of row sets"),
         ("subsample", "first300", "VALUES=first300"),  # no prefix of the permutation: it does not nest
         ("subsample", "none", "VALUES=none"),
     ],
@@ -55,6 +56,10 @@ def test_subsamples_nest_so_the_largest_covers_all():
     assert fewest(counts) == "uniform900"  # by number, not by letter
     assert covering(counts, "uniform20000") == "uniform20000"
     assert covering(counts, "first20000") == "uniform1000"
+    assert covering(counts, "last20000") == "uniform1000"
+    latest = parse_points("subsample", "last900 last1000")
+    assert fewest(latest) == "last900"
+    assert covering(latest, "last20000") == "last20000"
     assert fewest(parse_points("prompt.history", "5 10")) is None
 
 

@@ -142,8 +142,8 @@ class EventLog:
         Args:
             split: `train`, `valid` or `test`.
             name: `all` (time order; that of the log where it has no times), `first<n>` (the first n of it),
-                `uniform<n>` (n drawn with the stored permutation, so that a smaller set lies in a larger
-                one), or a fraction such as `0.1` of the same permutation. A set larger than the split is the
+                `last<n>`, `uniform<n>` (n drawn with the stored permutation, so that a smaller set lies in a
+                larger one), or a fraction such as `0.1` of the same permutation. A set larger than the split is the
                 whole split.
 
         Raises:
@@ -155,12 +155,6 @@ class EventLog:
             return self._rows(f"order_{split}")
         if match := re.fullmatch(r"first(\d+)", name):
             return self._rows(f"order_{split}")[: int(match[1])]
-        if match := re.fullmatch(r"users(\d+)", name):
-            rows = self._rows(f"order_{split}")
-            users = np.random.default_rng(5).permutation(self.n_users)
-            rank = np.argsort(users)[self.user[rows]]
-            count = np.bincount(rank, minlength=self.n_users).cumsum()
-            return rows[rank <= np.searchsorted(count, int(match[1]))]
         if match := re.fullmatch(r"last(\d+)", name):
             order = self._rows(f"order_{split}")
             return order[max(0, len(order) - int(match[1])) :]
@@ -170,7 +164,7 @@ class EventLog:
         if re.fullmatch(r"0?\.\d+|1\.0+", name):
             return permutation[: round(float(name) * len(permutation))]
         raise ValueError(
-            f"row set {name!r} is unknown; wanted all, first<n>, uniform<n> or a fraction such as 0.1"
+            f"row set {name!r} is unknown; wanted all, first<n>, last<n>, uniform<n> or a fraction, e.g. 0.1"
         )
 
     def _rows(self, name: str) -> Rows:

@@ -64,6 +64,9 @@ def test_row_sets_nest_and_stay_within_their_split(demo_log, split):
     assert set(demo_log.split[whole]) == {{"train": 0, "valid": 1, "test": 2}[split]}
     assert (np.diff(demo_log.timestamp[whole]) >= 0).all()
     np.testing.assert_array_equal(demo_log.rows(split, "first20"), whole[:20])
+    np.testing.assert_array_equal(demo_log.rows(split, "last20"), whole[-20:])
+    assert len(demo_log.rows(split, "last0")) == 0
+    np.testing.assert_array_equal(demo_log.rows(split, "last1000000"), whole)
     sizes = ["uniform1", "uniform10", "0.1", "0.25", ".5", "uniform1000000"]
     sets = sorted((demo_log.rows(split, name).tolist() for name in sizes), key=len)
     for small, large in itertools.pairwise(sets):
@@ -84,7 +87,7 @@ def test_unknown_row_sets_are_refused(demo_log, name):
         merge([], {"subsample": name})
 
 
-@pytest.mark.parametrize("name", ["all", "first3", "uniform3", "0.1", ".1", "1.0"])
+@pytest.mark.parametrize("name", ["all", "first3", "last3", "uniform3", "0.1", ".1", "1.0"])
 def test_what_the_configuration_lets_through_is_known_here(demo_log, name):
     from recllm.config import merge
 
