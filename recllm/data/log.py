@@ -141,10 +141,10 @@ class EventLog:
 
         Args:
             split: `train`, `valid` or `test`.
-            name: `all` (time order; that of the log where it has no times), `first<n>` (the first n of it),
-                `last<n>`, `uniform<n>` (n drawn with the stored permutation, so that a smaller set lies in a
-                larger one), or a fraction such as `0.1` of the same permutation. A set larger than the split is the
-                whole split.
+            name: `all` (time order; that of the log where it has no times), `first<n>` or `last<n>` (the
+                first or the last n of it), `uniform<n>` (n drawn with the stored permutation, so that a
+                smaller set lies in a larger one), or a fraction such as `0.1` of the same permutation. A set
+                larger than the split is the whole split.
 
         Raises:
             ValueError: for another split or name.
