@@ -179,9 +179,15 @@ def read(path: Path) -> list[ResultRow]:
     return [ResultRow(**row) for row in content]
 
 
-def write(path: Path, rows: Iterable[ResultRow]) -> None:
-    """Write rows atomically as a JSON list, a row a line, to six decimals; NaN becomes null."""
-    lines = (json.dumps(_written(asdict(row)), ensure_ascii=False) for row in rows)
+def write(path: Path, rows: Iterable[ResultRow], decimals: int | None = None) -> None:
+    """Write rows atomically as a JSON list, a row a line; NaN becomes null.
+
+    Args:
+        path: the file.
+        rows: what it holds afterwards.
+        decimals: digits behind the point that are kept; None: all.
+    """
+    lines = (json.dumps(_written(asdict(row), decimals), ensure_ascii=False) for row in rows)
     replace_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
@@ -246,11 +252,13 @@ def _order(row: ResultRow) -> tuple[Any, ...]:
     )
 
 
-def _written(value: Any) -> Any:
+def _written(value: Any, decimals: int | None) -> Any:
     if isinstance(value, dict):
-        return {name: _written(inner) for name, inner in value.items()}
+        return {name: _written(inner, decimals) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_written(inner) for inner in value]
-    if isinstance(value, float):
-        return None if math.isnan(value) else round(value, 6)
-    return value
+        return [_written(inner, decimals) for inner in value]
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    return value if decimals is None else round(value, decimals)

@@ -16,6 +16,8 @@ from recllm.results import ResultRow, merge, read, write
 from recllm.views import print_table
 
 TABLE = "table.json"
+DECIMALS = 6
+"""Digits that a tracked table keeps of a figure: more are noise in its history."""
 
 
 def show(root: Path, evaluations: Sequence[str]) -> None:
@@ -46,7 +48,7 @@ def table(root: Path) -> None:
         raise SystemExit(
             f"error: {root / RESULTS} holds no results; run `make evaluate DATASET={root.name}` first"
         )
-    write(target, merge(read(target), new))
+    write(target, merge(read(target), new), DECIMALS)
     print(f"{len(new)} rows merged into {target}")
 
 

@@ -102,6 +102,10 @@ def test_file_round_trip_and_nan(tmp_path: Path) -> None:
     assert back[0].metrics["auc"] is None
     assert back[1] == rows[1]
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]  # no temporary file stays
+    third = row("sim", 1 / 3, interval95=[1 / 7, 2 / 3])
+    for decimals, kept in ((None, third), (6, row("sim", 0.333333, interval95=[0.142857, 0.666667]))):
+        results.write(path, [third], decimals)
+        assert results.read(path) == [kept]
     path.write_text(json.dumps([{"sistem": "x"}]))
     with pytest.raises(ValueError, match="sistem"):
         results.read(path)
