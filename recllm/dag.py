@@ -196,7 +196,8 @@ class Plan:
         """CRMs, systems and evaluation of a seed; at a point of a sweep stage 2 and what gates it only."""
         request = self.request
         data = {"log": log, "neighbours": neighbours}
-        named = (*request.crms, "ranker") if request.systems else request.crms
+        ranks = request.systems and self._configured().evaluate.candidates
+        named = (*request.crms, "ranker") if ranks else request.crms
         if point:
             named = (request.gate,)
         crms = {crm: self._crm(crm, seed, log, neighbours, point) for crm in dict.fromkeys(named)}

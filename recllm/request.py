@@ -96,6 +96,8 @@ def parse(arguments: Sequence[str]) -> Request:
         raise ConfigError(f"ARGS=seed={overrides['seed']} is given as SEED={overrides['seed']}")
     if values["RAW"] and not Path(values["RAW"]).exists():
         raise ConfigError(f"RAW={values['RAW']} does not exist; wanted the folder or archive of the raw data")
+    # Who names systems of stage 2 alone wants them evaluated, and nothing aligned for it.
+    aligned = () if stage2 and set(goals) <= {"stage2", "evaluate", "report"} else ALIGNED
     points = parse_points(values["KEY"], values["VALUES"])
     if points and (other := {"stage3", "tune"} & set(goals)):
         raise ConfigError(
@@ -107,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Request:
         goals=tuple(goals) or ("report",),
         dataset=dataset,
         crms=crms,
-        systems=() if alone else (*(stage2 or ("lora", "reclora")), *(stage3 or ALIGNED)),
+        systems=() if alone else (*(stage2 or ("lora", "reclora")), *(stage3 or aligned)),
         lm=lm,
         seeds=tuple(int(seed) for seed in seeds),
         experiment=values["EXPERIMENT"],
