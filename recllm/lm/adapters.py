@@ -30,7 +30,7 @@ def add_adapter(
     Args:
         lm: the frozen LM.
         config: kind, rank, gate.
-        representation: float32 `[n, d_c]` of the tuning rows; it standardizes the gate's input. None: the
+        representation: float32 `[n, d_c]` of the tuning rows; it whitens the gate's input. None: the
             adapter reads none.
         seed: of the adapter's random start.
         steps: optimizer steps to come (`adalora` plans by them).
@@ -40,8 +40,8 @@ def add_adapter(
     model = get_peft_model(lm, _peft_config(config, representation, steps, svd_cache))
     if config.reads:
         assert representation is not None
-        mean, std = representation.mean(0), representation.std(0, correction=0)
-        model.base_model.set_statistics(mean, std)  # type: ignore[operator]
+        covariance = torch.cov(representation.T.double(), correction=0)
+        model.base_model.set_statistics(representation.mean(0), covariance)  # type: ignore[operator]
     return model
 
 

@@ -10,9 +10,12 @@ from torch.nn import functional as F
 
 from recllm.reclora.config import RecLoraConfig
 
+FLOOR = 1e-2
+"""Variance that whitening adds to each direction, as a share of the widest one's: narrow ones stay narrower."""
+
 
 class Head(nn.Module):
-    """`num_heads` independent MLPs of the standardized representation: W_2 ReLU(LN(W_1 R + b_1)) + b_2.
+    """`num_heads` independent MLPs of the whitened representation: W_2 ReLU(LN(W_1 R + b_1)) + b_2.
 
     They are held as stacked weights and computed by one batched product. W_2 starts at zero, so that nothing
     depends on the representation at the start.
@@ -24,7 +27,7 @@ class Head(nn.Module):
     """
 
     mean: Tensor
-    std: Tensor
+    whiten: Tensor
 
     def __init__(self, num_heads: int, config: RecLoraConfig, out: int) -> None:
         """Draws W_1 and b_1 as `nn.Linear` does; the rest starts at zero or one."""
@@ -38,30 +41,38 @@ class Head(nn.Module):
         self.weight_2 = nn.Parameter(torch.zeros(num_heads, out, hidden))
         self.bias_2 = nn.Parameter(torch.zeros(num_heads, out))
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("whiten", torch.eye(dim))
 
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Sets the statistics by which the representation is standardized.
+    def set_statistics(self, mean: Tensor, covariance: Tensor) -> None:
+        """Sets the statistics by which the representation R is whitened: (C + f I)^-1/2 (R - mean).
+
+        Most of the variance of a CRM's last layer lies along its logit; what else it knows are directions a
+        hundred times narrower, which neither survive the LayerNorm nor move in a pass of AdamW where columns
+        are only brought to variance 1. f is `FLOOR` times the largest eigenvalue of C, so that noise in the
+        narrowest ones is not blown up.
 
         Args:
             mean: `[dim]`.
-            std: `[dim]`, not negative. A column with std 0 (a dead unit of the CRM) is only centred.
+            covariance: C, `[dim, dim]`, symmetric. Zero (one row, a dead CRM): R is only centred.
 
         Raises:
-            ValueError: If a shape is wrong, a value not finite, or a std negative.
+            ValueError: If a shape is wrong, a value not finite, or C no covariance.
         """
-        for name, value in (("mean", mean), ("std", std)):
-            if value.shape != self.mean.shape:
+        for name, value, wanted in (("mean", mean, self.mean), ("covariance", covariance, self.whiten)):
+            if value.shape != wanted.shape:
                 raise ValueError(
-                    f"set_statistics: {name} has shape {list(value.shape)}, wanted {list(self.mean.shape)} "
+                    f"set_statistics: {name} has shape {list(value.shape)}, wanted {list(wanted.shape)} "
                     "(representation_dim of the config)"
                 )
             if not torch.isfinite(value).all():
                 raise ValueError(f"set_statistics: {name} holds values that are not finite")
-        if (std < 0).any():
-            raise ValueError("set_statistics: std holds negative values")
+        variance, directions = torch.linalg.eigh(covariance.double())
+        widest = float(variance[-1])
+        if float(variance[0]) < -1e-6 * abs(widest) or widest < 0:
+            raise ValueError("set_statistics: covariance has a negative eigenvalue")
+        scale = (variance.clamp_min(0) + FLOOR * widest).rsqrt() if widest else torch.ones_like(variance)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 0, std, torch.ones_like(std)))
+        self.whiten.copy_(directions * scale @ directions.T)
 
     def raw(self, representation: Tensor) -> Tensor:
         """Returns the MLPs' outputs.
@@ -83,7 +94,7 @@ class Head(nn.Module):
                 "pass what the adapter's CRM computes, or set RecLoraConfig(representation_dim=...)"
             )
         with torch.autocast(representation.device.type, enabled=False):
-            x = (representation.to(self.mean) - self.mean) / self.std
+            x = (representation.to(self.mean) - self.mean) @ self.whiten
             hidden = torch.einsum("bsd,ghd->gbsh", x, self.weight_1) + self.bias_1[:, None, None]
             hidden = F.layer_norm(hidden, hidden.shape[-1:])
             hidden = F.relu(hidden * self.norm_weight[:, None, None] + self.norm_bias[:, None, None])

@@ -285,13 +285,13 @@ class RecLoraModel(BaseTuner):
         alpha = gate(representation[:, None].to(gate.mean.device))[:, :, 0].transpose(0, 1)
         return alpha if self._config(name).gate == "module" else alpha[:, 0]
 
-    def set_statistics(self, mean: Tensor, std: Tensor, adapter_name: str | None = None) -> None:
-        """Sets mean and std `[dim]` by which the representation is standardized; saved with the adapter.
+    def set_statistics(self, mean: Tensor, covariance: Tensor, adapter_name: str | None = None) -> None:
+        """Sets mean `[dim]` and covariance `[dim, dim]` by which the representation is whitened.
 
-        Without it the representation goes in as it is (mean 0, std 1).
+        They are saved with the adapter. Without them the representation goes in as it is.
         """
         for head in self._heads(self._name(adapter_name)):
-            head.set_statistics(mean, std)
+            head.set_statistics(mean, covariance)
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Makes an adapter the active one: it alone trains, or none with `inference_mode`."""

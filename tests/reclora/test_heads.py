@@ -38,16 +38,38 @@ def test_alpha_by_hand():
     torch.testing.assert_close(alpha[0, 0, 0], torch.tensor([expected, 1 - expected], dtype=torch.float64))
 
 
-def test_statistics_standardize_the_input_and_a_dead_column_is_only_centred():
+def test_statistics_whiten_the_input():
     gate, plain = small_gate(), small_gate()
     with torch.no_grad():
         gate.weight_2.normal_()
     plain.load_state_dict(gate.state_dict())
-    gate.set_statistics(torch.tensor([1.0, 7.0]), torch.tensor([2.0, 0.0]))
-    raw = torch.tensor([[[5.0, 7.5]]], dtype=torch.float64)
-    by_hand = torch.tensor([[[2.0, 0.5]]], dtype=torch.float64)  # (5 - 1) / 2, (7.5 - 7) / 1
-    torch.testing.assert_close(gate(raw), plain(by_hand))
+    # Variance 4 along (3, 4) / 5, none across it, and a floor of a hundredth: 1 / sqrt(4.04), 1 / sqrt(.04).
+    along, across = torch.tensor([0.6, 0.8]).double(), torch.tensor([0.8, -0.6]).double()
+    gate.set_statistics(torch.tensor([1.0, 7.0]), 4 * torch.outer(along, along))
+    raw = torch.tensor([[[1.0, 7.0]]]).double() + 3 * along + 0.5 * across
+    by_hand = 3 / math.sqrt(4.04) * along + 0.5 / math.sqrt(0.04) * across
+    torch.testing.assert_close(gate(raw), plain(by_hand[None, None]), rtol=1e-6, atol=1e-9)
     assert not torch.allclose(gate(raw), plain(raw))
+
+
+def test_whitened_rows_vary_alike_in_all_directions_but_the_narrowest():
+    torch.manual_seed(1)
+    gate = small_gate(representation_dim=3)
+    spread = torch.tensor([10.0, 3.0, 0.1]).double()
+    rows = torch.randn(500, 3).double() * spread @ torch.linalg.qr(torch.randn(3, 3).double())[0]
+    covariance = torch.cov(rows.T, correction=0)
+    gate.set_statistics(rows.mean(0), covariance)
+    white = torch.linalg.eigvalsh(torch.cov(((rows - gate.mean) @ gate.whiten).T, correction=0))
+    variance = torch.linalg.eigvalsh(covariance)
+    torch.testing.assert_close(white, variance / (variance + 0.01 * variance[-1]), rtol=1e-4, atol=1e-6)
+    assert white[1] > 0.8
+    assert white[0] < 0.05
+
+
+def test_without_variance_the_representation_is_only_centred():
+    gate = small_gate()
+    gate.set_statistics(torch.tensor([1.0, 7.0]), torch.zeros(2, 2))
+    assert torch.equal(gate.whiten, torch.eye(2).double())
 
 
 def test_stacked_gates_equal_single_ones():
@@ -76,16 +98,18 @@ def test_alpha_keeps_its_precision_under_autocast():
 
 
 @pytest.mark.parametrize(
-    ("mean", "std", "message"),
+    ("mean", "covariance", "message"),
     [
-        (torch.zeros(3), torch.ones(2), r"mean has shape \[3\], wanted \[2\]"),
-        (torch.zeros(2), torch.tensor([1.0, -1.0]), "negative"),
-        (torch.tensor([0.0, float("nan")]), torch.ones(2), "not finite"),
+        (torch.zeros(3), torch.eye(2), r"mean has shape \[3\], wanted \[2\]"),
+        (torch.zeros(2), torch.ones(2), r"covariance has shape \[2\], wanted \[2, 2\]"),
+        (torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0])), "negative"),
+        (torch.zeros(2), -torch.eye(2), "negative"),
+        (torch.tensor([0.0, float("nan")]), torch.eye(2), "not finite"),
     ],
 )
-def test_wrong_statistics_are_refused(mean, std, message):
+def test_wrong_statistics_are_refused(mean, covariance, message):
     with pytest.raises(ValueError, match=message):
-        small_gate().set_statistics(mean, std)
+        small_gate().set_statistics(mean, covariance)
 
 
 def test_core_starts_at_the_identity_and_adds_what_the_head_gives():

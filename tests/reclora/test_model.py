@@ -207,7 +207,8 @@ torch.save((logits.detach(), model.alpha(representation).detach()), out)
 def test_saved_and_loaded_is_exact_in_a_fresh_process(tmp_path, gate):
     model = trained(gate=gate)
     generator = torch.Generator().manual_seed(3)
-    model.set_statistics(torch.randn(D, generator=generator), torch.rand(D, generator=generator) + 0.5)
+    rows = torch.randn(2 * D, D, generator=generator)
+    model.set_statistics(torch.randn(D, generator=generator), torch.cov(rows.T))
     ids, representation = inputs()
     model.save_pretrained(tmp_path / "adapter")
     tiny_lm().save_pretrained(tmp_path / "base")
@@ -217,7 +218,7 @@ def test_saved_and_loaded_is_exact_in_a_fresh_process(tmp_path, gate):
     logits, alpha = torch.load(tmp_path / "out.pt")
     assert torch.equal(alpha, model.alpha(representation))
     assert torch.equal(logits, model(ids, representation=representation).logits)
-    model.set_statistics(torch.zeros(D), torch.ones(D))
+    model.set_statistics(torch.zeros(D), torch.eye(D))
     assert not torch.equal(alpha, model.alpha(representation))  # so the statistics were in the file
 
 
@@ -225,7 +226,7 @@ def test_saved_keys_name_no_adapter_and_loading_takes_any_name(tmp_path):
     model = trained()
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
-    gate = ("weight_1", "bias_1", "norm_weight", "norm_bias", "weight_2", "bias_2", "mean", "std")
+    gate = ("weight_1", "bias_1", "norm_weight", "norm_bias", "weight_2", "bias_2", "mean", "whiten")
     assert set(saved) == {f"base_model.reclora_gate.{name}" for name in gate} | {
         f"base_model.model.model.layers.{layer}.self_attn.{m}.reclora_{x}"
         for layer in (0, 1) for m in ("q_proj", "v_proj") for x in "AB"

@@ -182,7 +182,7 @@ def test_checkpointing_changes_nothing():
 
 def test_saved_loaded_added_and_deleted(tmp_path):
     model = prompted()
-    model.set_statistics(torch.randn(D), torch.rand(D) + 0.5)
+    model.set_statistics(torch.randn(D), torch.cov(torch.randn(D, 2 * D)))
     ids, representation = inputs()
     expected = model(ids, representation=representation).logits
     model.save_pretrained(tmp_path)
