@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from recllm.reclora.config import RecLoraConfig
 
 FLOOR = 1e-2
-"""Variance that whitening adds to each direction, as a share of the widest one's: narrow ones stay narrower."""
+"""Variance that whitening adds to each direction, as a share of the widest one's: narrow ones stay so."""
 
 
 class Head(nn.Module):
