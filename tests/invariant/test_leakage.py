@@ -163,10 +163,10 @@ def learnt(log, config, pieces, stored):
     run = SimpleNamespace(config=config)
     prompts = Prompts(log, pieces, 512)
     retrieval = parents.Retrieval(stored, None)
-    text = [*lm_stage.first_phase(run, log, prompts), *lm_stage.second_phase(run, log, prompts, retrieval)]
+    kinds = [*lm_stage.first_phase(run, log, prompts), *lm_stage.second_phase(run, log, prompts, retrieval)]
     counts = [Cooccurrence(log, directed) for directed in (False, True)]
     return [
-        *text,
+        *(matrix for matrix, _ in kinds),
         *(table._left.toarray() for table in counts),
         cooccurrence_vectors(log, 8),
         popularity_rank(log),
