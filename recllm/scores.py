@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recllm import parents
 from recllm.data.log import EventLog, Rows
 from recllm.lm.adapters import load_adapter, needs
-from recllm.lm.change import DOCUMENTS, at_mean_gate, held_out, text_loss, update_size
+from recllm.lm.change import BLOCKS, at_mean_gate, held_out, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.infer import Scores, answer_scores, candidate_scores, title_choices
 from recllm.lm.towers import TwoTowers, tower_scores
@@ -115,19 +115,19 @@ class LmSystems:
             if virtual:
                 return {}  # no LoRA is the same for every row
             rows = read_config(run.parent(role))["config"]["stage2"]["fit"]["valid_rows"] if reads else ""
-        history = run.config.prompt.history
+        history, block = run.config.prompt.history, run.config.lm.training.block
 
         def compute() -> NDArray[Any]:
             lm, model, crm, _ = self._open(role, adapter)
-            text = held_out(self.log, lm.prompts.pieces, history, lm.prompts.max_length)
+            text = held_out(self.log, lm.prompts.pieces, history, block)
             if crm is not None:
                 self.opened = None  # the gated adapter is taken off
                 model = at_mean_gate(model, crm.representations(self.log.rows("valid", rows)))
-            found = {"text_loss": text_loss(model, text)}
+            found = {"text_loss": text_loss(model, *text)}
             found |= update_size(model) if role != "lm" else {}
             return np.array([tuple(found.values())], [(name, np.float64) for name in found])
 
-        kept = self._keep(f"change-{role}", role, adapter, [DOCUMENTS, rows], compute)
+        kept = self._keep(f"change-{role}", role, adapter, [BLOCKS, block, rows], compute)
         found = {name: float(kept[name][0]) for name in kept.dtype.names or ()}
         if role != "lm":
             found["forgotten"] = found["text_loss"] - self.change("lm", adapter)["text_loss"]

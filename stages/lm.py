@@ -15,6 +15,7 @@ import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers.utils import logging
@@ -30,32 +31,36 @@ from recllm.run import Run, is_first_process, main, say
 from recllm.schema import FitConfig
 from recllm.training import best, best_scores, fit, optimizer
 
+Blocks = tuple[NDArray[np.int32], NDArray[np.float32]]
 Kinds = list[tuple[documents.Matrix, float]]
 """Documents of each kind, and the loss weight of a title token in them."""
 
 
 class PretrainModule(lightning.LightningModule):
-    """Next-token cross-entropy, weighted by token."""
+    """Next-token cross-entropy, weighted by token, over packed blocks."""
 
-    def __init__(self, model: Any, settings: FitConfig, steps: int) -> None:
-        """Train all of `model`."""
+    def __init__(self, model: Any, settings: FitConfig, steps: int, mean_weight: float) -> None:
+        """Train all of `model`; `mean_weight` is the mean token weight of the text."""
         super().__init__()
-        self.model, self.settings, self.steps = model.requires_grad_(True), settings, steps
+        self.model, self.settings, self.steps, self.mean_weight = (
+            model.requires_grad_(True),
+            settings,
+            steps,
+            mean_weight,
+        )
         self.score = MeanMetric()
 
-    def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Weighted loss in nats over the expected weight; the head runs only where a token has weight.
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Mean weighted loss in nats; the head runs only where a token has weight.
 
-        The text's mean weight stands for the batch's, so that a token counts the same in every batch, and
-        processes with unequal shares add up.
+        The divisor is the text's mean weight, not the batch's, so that processes with unequal shares add up.
         """
         ids, weights = batch["ids"], batch["weights"][:, 1:]
         scored = weights > 0
         hidden = self.model.get_decoder()(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[scored]
         logits = self.model.get_output_embeddings()(hidden)
         losses = F.cross_entropy(logits.float(), ids[:, 1:][scored], reduction="none")
-        total: Tensor = (losses * weights[scored]).sum() / batch["expected"]
-        return total
+        return (losses * weights[scored]).sum() / (weights.numel() * self.mean_weight)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
         """One optimizer step."""
@@ -142,41 +147,49 @@ def _repeated(
     return [*whole, asked[: round((times - int(times)) * len(asked))]]
 
 
-def pretrain(
-    run: Run, model: Any, text: documents.Text, tokens: int, lr: float, phase: int
-) -> dict[str, Any]:
-    """Train on documents, those of like length together; a hundredth of them is held out for the curve."""
-    training, seed = run.config.lm.training, run.config.lm.seed
-    order = np.random.default_rng([seed, phase]).permutation(len(text))
-    held = max(2, len(order) // 100)
-    read, checked = order[held:], order[:held]
-    lengths = text.tokens.lengths[read]
+def pack(run: Run, prompts: Prompts, text: Kinds, phase: int) -> Blocks:
+    """Packed blocks, in an order drawn by the LM's seed."""
+    training = run.config.lm.training
+    rng = np.random.default_rng([run.config.lm.seed, phase])
+    matrices, titles = zip(*text, strict=True)
+    return documents.pack(prompts.pieces, matrices, training.block, rng, training.label_weight, titles)
+
+
+def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> dict[str, Any]:
+    """Train on packed blocks; the last hundredth of them is held out for the curve."""
+    training = run.config.lm.training
+    ids, weights = blocks
+    held = max(2, len(ids) // 100)
+    count = len(ids) - held
     settings = FitConfig(
-        epochs=tokens / float(lengths.sum()),
-        batch_size=8 * max(1, round(training.batch_tokens / float(lengths.mean()) / 8)),  # shared out evenly
+        epochs=tokens / (count * training.block),
+        batch_size=max(1, training.batch_tokens // training.block),
         lr=lr,
         weight_decay=0.01,
         validations=4,
         patience=4,
         precision=training.precision,
     )
-    steps, interval = plan_steps(len(read), settings.batch_size, settings.epochs, settings.validations)
-    stream = Stream(len(read), settings.batch_size, seed, lengths)
-    mean = text.weight(read) / len(read)
+    steps, interval = plan_steps(count, settings.batch_size, settings.epochs, settings.validations)
+    stream = Stream(count, settings.batch_size, run.config.lm.seed)
 
-    def batch(step: int, rank: int, world: int) -> dict[str, Any]:
-        indices = read[stream.indices(step, rank, world)]
-        return text.batch(indices) | {"expected": mean * settings.batch_size / world}
+    def batch(indices: Rows) -> dict[str, Tensor]:
+        return {
+            "ids": torch.from_numpy(ids[indices].astype(np.int64)),
+            "weights": torch.from_numpy(weights[indices]),
+        }
 
-    def check(indices: Rows) -> dict[str, Any]:
-        return text.batch(checked[indices]) | {"expected": mean * len(indices)}
-
-    loaders = Loaders(train=batch, steps=steps, valid=[(check, held)], valid_batch=64)
-    module = PretrainModule(model, settings, steps)
+    loaders = Loaders(
+        train=lambda step, rank, world: batch(stream.indices(step, rank, world)),
+        steps=steps,
+        valid=[(lambda indices: batch(indices + count), held)],
+        valid_batch=16,
+    )
+    module = PretrainModule(model, settings, steps, float(weights[:, 1:].mean()))
     fit(run, module, loaders, settings, interval, ["valid/score"])
     module.load_state_dict(torch.load(best(run, "valid/score"), weights_only=True)["state_dict"])
-    seen = round(steps * settings.batch_size * float(lengths.mean()))
-    return {"tokens": seen, "documents": len(text), **best_scores(run, "valid/score")}
+    tokens_seen = steps * settings.batch_size * training.block
+    return {"tokens": tokens_seen, "blocks": len(ids), **best_scores(run, "valid/score")}
 
 
 def work(run: Run) -> None:
@@ -197,24 +210,21 @@ def work(run: Run) -> None:
     if "lm" in run.parents:
         model, tokenizer = parents.causal_lm(run)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
-        kinds = second_phase(run, log, prompts, parents.Retrieval.open(run, log))
+        text = second_phase(run, log, prompts, parents.Retrieval.open(run, log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
         tokenizer = parents.tiny_tokenizer(run.config, log, config.tiny)
         torch.manual_seed(config.seed)
         model = build_model(config.tiny, tokenizer)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
-        kinds = first_phase(run, log, prompts)
+        text = first_phase(run, log, prompts)
         tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
-    matrices, title_weights = zip(*kinds, strict=True)
-    text = documents.Text.of(
-        prompts.pieces, matrices, config.tiny.context, config.training.label_weight, title_weights
-    )
+    blocks = pack(run, prompts, text, phase)
     say(
-        f"{len(text.tokens.tokens):,} tokens of text, {tokens:,} to train on, "
-        f"{_size(model)['weights']:,} weights"
+        f"{len(blocks[0]) * config.training.block:,} tokens of text, "
+        f"{tokens:,} to train on, {_size(model)['weights']:,} weights"
     )
-    figures = pretrain(run, model, text, tokens, lr, phase)
+    figures = pretrain(run, model, blocks, tokens, lr)
     if not is_first_process():
         return
     logging.disable_progress_bar()

@@ -73,9 +73,7 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
     needs = {"adapter": ("target", 0), "soft": ("target", 4)}
     monkeypatch.setattr(scores, "needs", lambda path: needs[path.name])
     asked = SimpleNamespace(representations=lambda rows: rows)
-    lm = SimpleNamespace(
-        prompts=SimpleNamespace(pieces="pieces", max_length=32), answers=lambda *_: "answers"
-    )
+    lm = SimpleNamespace(prompts=SimpleNamespace(pieces="pieces"), answers=lambda *_: "answers")
     load = LmSystems._load
 
     def gated(self, role, adapter):
@@ -85,10 +83,11 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(LmSystems, "_load", gated)
     monkeypatch.setattr(scores, "held_out", lambda *given: given)
     monkeypatch.setattr(scores, "at_mean_gate", lambda model, rows: f"{model} at {rows}")
-    monkeypatch.setattr(scores, "text_loss", lambda model, text: {"lm": 2.0}.get(model, 2.25))
+    monkeypatch.setattr(scores, "text_loss", lambda model, log, *_: {"lm": 2.0}.get(model, 2.25))
     monkeypatch.setattr(scores, "update_size", lambda model: {"update": 0.5, f"update/{model}": 0.125})
     run, log = run_of(tmp_path, 0), SimpleNamespace(rows=lambda split, rows: f"{split} {rows}")
-    run.config = SimpleNamespace(prompt=SimpleNamespace(history=10))
+    training = SimpleNamespace(block=32)
+    run.config = SimpleNamespace(prompt=SimpleNamespace(history=10), lm=SimpleNamespace(training=training))
     lms = LmSystems(run, log, None, {})
     wanted = {
         "text_loss": 2.25,

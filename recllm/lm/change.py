@@ -25,52 +25,57 @@ from recllm.lm import documents
 from recllm.lm.adapters import load_adapter
 from recllm.reclora import export_mean
 
-DOCUMENTS = 512
-"""Documents of text, at most."""
+BLOCKS = 256
+"""Blocks of text, at most."""
 
 
 def held_out(
-    log: EventLog, pieces: Pieces, history: int, context: int, count: int = DOCUMENTS
-) -> documents.Text:
+    log: EventLog, pieces: Pieces, history: int, block: int, count: int = BLOCKS
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Text of the kind that `LM=tiny` is pretrained on, of events that it was not: the validation samples.
 
-    The timelines of `recllm.lm.documents`. That is made of training events alone: its cards, timelines and
-    prompts hold none of these events (films and profiles are the same ones). Nor does stage 2 tune on this
-    text, though it selects by its answers on some of the same rows. What another LM was pretrained on is not
-    known: it is asked the same text, and so is compared with itself only.
+    The timelines of `recllm.lm.documents`, packed as for pretraining. That is made of training events alone:
+    its cards, timelines and prompts hold none of these events (films and profiles are the same ones). Nor
+    does stage 2 tune on this text, though it selects by its answers on some of the same rows. What another
+    LM was pretrained on is not known: it is asked the same text, and so is compared with itself only.
 
     Args:
         log: the event log.
         pieces: the text pieces, of the LM's tokenizer.
         history: half of the most events that a document tells, as in pretraining (`prompt.history`).
-        context: most tokens of a document; a longer one goes on in another.
-        count: most documents; of more text they are drawn, always the same ones.
+        block: tokens of a block.
+        count: most blocks; of more text, documents are drawn, always the same ones.
 
     Returns:
-        Documents in which titles, ratings and EOS weigh 1.
+        Tokens i32 `[blocks, block]`, and 1 for those that count as targets (titles, ratings, EOS), else 0,
+        f32 `[blocks, block]`.
     """
     rows = log.rows("valid", "all")
     told = documents.timelines(log, pieces, rows[rows < log.n_events], 2 * history)
-    order = np.random.default_rng(0).permutation(len(told))
-    return documents.Text.of(pieces, [told[order[:count]]], context, label_weight=1.0)
+    rng = np.random.default_rng(0)
+    told = told[rng.permutation(len(told))]
+    enough = np.searchsorted(np.cumsum(pieces.lengths[told].sum(1)), count * block) + 1
+    ids, weights = documents.pack(pieces, [told[:enough]], block, rng, label_weight=1.0)
+    return ids[:count], weights[:count]
 
 
 @torch.inference_mode()
-def text_loss(model: Any, text: documents.Text, size: int = 16) -> float:
+def text_loss(model: Any, ids: NDArray[np.int32], weights: NDArray[np.float32], size: int = 8) -> float:
     """Cross-entropy of the next token, in nats, mean over the tokens that count.
 
     Args:
         model: the LM, alone or with an adapter that needs no representation (see `at_mean_gate`).
-        text: documents; what weighs more than 0 counts as a target, but for each one's first token.
-        size: documents of a batch.
+        ids: i32 `[blocks, block]`, each a context of its own.
+        weights: f32 `[blocks, block]`, more than 0 where a token counts as a target; the first never does.
+        size: blocks of a batch.
     """
     device = next(model.parameters()).device
     nats, count = 0.0, 0
-    for start in range(0, len(text), size):
-        batch = text.batch(np.arange(start, min(start + size, len(text))))
-        ids, asked = batch["ids"].to(device), (batch["weights"][:, 1:] > 0).to(device)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[asked]
-        nats += float(F.cross_entropy(logits.float(), ids[:, 1:][asked], reduction="sum"))
+    for start in range(0, len(ids), size):
+        batch = torch.from_numpy(ids[start : start + size].astype(np.int64)).to(device)
+        asked = torch.from_numpy(weights[start : start + size, 1:] > 0).to(device)
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits[asked]
+        nats += float(F.cross_entropy(logits.float(), batch[:, 1:][asked], reduction="sum"))
         count += int(asked.sum())
     return nats / count
 

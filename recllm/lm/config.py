@@ -57,6 +57,8 @@ class LmTrainingConfig:
     """Tokens of the second phase (prompts with retrieved histories)."""
     batch_tokens: int = 3_584
     """Tokens of one optimizer step."""
+    block: int = 224
+    """Tokens of a packed training row."""
     label_weight: float = 4.0
     """Loss weight of a rating or answer token; a title token weighs 1."""
     shown_weight: float = 1.0

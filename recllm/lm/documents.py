@@ -1,6 +1,6 @@
-"""Text on which an LM is trained before it is tuned.
+"""Text on which an LM is trained before it is tuned: rows of pieces, packed into blocks of tokens.
 
-Every function gives piece ids [documents, P] out of the prompts' table; `Text` makes tokens of them.
+Every function gives piece ids [documents, P] out of the prompts' table; `pack` makes tokens of them.
 All of them tell of training rows only if the caller gives training rows only. Of histories they tell the
 training events, whatever they are given: in a random split others stand there too.
 """
@@ -8,14 +8,10 @@ training events, whatever they are given: in a random split others stand there t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from recllm.data.collate import Ragged
 
 if TYPE_CHECKING:
     from recllm.data.log import EventLog
@@ -90,70 +86,47 @@ def next_titles(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
     return _columns(len(matrix), matrix, pieces.item[prompts.log.item[np.asarray(rows)]], pieces.eos)
 
 
-@dataclass(frozen=True)
-class Text:
-    """Documents to train on, each a context of its own.
+def pack(
+    pieces: Pieces,
+    documents: Sequence[Matrix],
+    context: int,
+    rng: np.random.Generator,
+    label_weight: float = 4.0,
+    title_weights: Sequence[float] = (),
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Documents of all kinds, shuffled, one behind another in blocks; EOS and BOS stand between them.
 
-    Attributes:
-        tokens: The tokens of each.
-        weights: Loss weight of every token as a target, f32 [sum of lengths].
+    A document that does not fit goes on in the next block. Unfilled places of the last block hold EOS with
+    weight 0.
+
+    Args:
+        pieces: The text pieces.
+        documents: Piece ids [n, P] each.
+        context: Tokens of a block.
+        rng: Draws the order of the documents.
+        label_weight: Loss weight of the tokens of ratings and answers; template and profiles weigh 0.
+        title_weights: That of titles and EOS, of each of the kinds of documents; 1 of all where it is empty.
+
+    Returns:
+        Tokens i32 [blocks, context], and each token's weight as a target, f32 [blocks, context].
     """
-
-    tokens: Ragged
-    weights: NDArray[np.float32]
-
-    @classmethod
-    def of(
-        cls,
-        pieces: Pieces,
-        documents: Sequence[Matrix],
-        longest: int,
-        label_weight: float = 4.0,
-        title_weights: Sequence[float] = (),
-    ) -> Text:
-        """Documents of all kinds, one kind after another.
-
-        Args:
-            pieces: The text pieces.
-            documents: Piece ids [n, P] each.
-            longest: Tokens of a context; what is longer goes on as another document.
-            label_weight: Loss weight of the tokens of ratings and answers; template and profiles weigh 0.
-            title_weights: That of titles and EOS, of each of the kinds; 1 of all where it is empty.
-        """
-        title_weights = title_weights or [1.0] * len(documents)
-        parts = [pieces.assemble(matrix) for matrix in documents]
-        weights = [
-            pieces.weights(matrix, (0.0, title, label_weight))
-            for matrix, title in zip(documents, title_weights, strict=True)
-        ]
-        lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)])
-        pieces_of = -(-lengths // longest)
-        ends = np.cumsum(lengths)
-        within = np.arange(pieces_of.sum()) - np.repeat(np.cumsum(pieces_of) - pieces_of, pieces_of)
-        starts = np.repeat(ends - lengths, pieces_of) + longest * within
-        tokens = np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in parts)])
-        offsets = np.append(starts, len(tokens))
-        return cls(Ragged(tokens, offsets), np.concatenate([np.zeros(0, np.float32), *weights]))
-
-    def __len__(self) -> int:
-        """Number of documents."""
-        return len(self.tokens)
-
-    def weight(self, indices: Ints) -> float:
-        """Loss weight of these documents; the first token of each is never a target."""
-        starts = self.tokens.offsets[:-1]
-        total = np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])
-        per = np.diff(total[self.tokens.offsets]) - self.weights[starts]
-        return float(per[indices].sum())
-
-    def batch(self, indices: Ints) -> dict[str, torch.Tensor]:
-        """Documents padded on the right: `ids` i64 and `weights` f32 [B, L], 0 at padding."""
-        start, length = self.tokens.offsets[indices], self.tokens.lengths[indices]
-        real = np.arange(length.max(initial=0)) < length[:, None]
-        source = (start[:, None] + np.arange(real.shape[1]))[real]
-        ids, weights = np.zeros(real.shape, np.int64), np.zeros(real.shape, np.float32)
-        ids[real], weights[real] = self.tokens.tokens[source], self.weights[source]
-        return {"ids": torch.from_numpy(ids), "weights": torch.from_numpy(weights)}
+    kinds = zip(documents, title_weights or [1.0] * len(documents), strict=True)
+    tokens = [pieces.assemble(matrix) for matrix in documents]
+    weighed = [pieces.weights(matrix, (0.0, title, label_weight)) for matrix, title in kinds]
+    weights = np.concatenate([np.zeros(0, np.float32), *weighed])
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in tokens)])
+    flat = np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in tokens)])
+    order = rng.permutation(len(lengths))
+    ends = np.cumsum(lengths)
+    length = lengths[order]
+    # Token number t of the shuffled stream lies where its document does, as far in.
+    source = np.repeat((ends - lengths)[order] - (np.cumsum(length) - length), length) + np.arange(len(flat))
+    blocks = -(-len(flat) // context)
+    fill = int(pieces.table[pieces.eos][0])
+    out = np.full(blocks * context, fill, np.int32)
+    weight = np.zeros(blocks * context, np.float32)
+    out[: len(flat)], weight[: len(flat)] = flat[source], weights[source]
+    return out.reshape(blocks, context), weight.reshape(blocks, context)
 
 
 def _trained(log: EventLog, history: Ints) -> NDArray[np.int64]:

@@ -36,16 +36,15 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def test_the_text_tells_validation_events_and_no_others(demo_log, tiny_lm):
     log, pieces = demo_log, tiny_lm.pieces
-    text = held_out(log, pieces, 3, 64, count=10**6)
+    ids, weights = held_out(log, pieces, 3, 64, count=10**6)
     rows = np.flatnonzero(np.asarray(log.split) == SPLITS["valid"])
     assert not log.train_events()[rows].any()
     _, events = np.unique(log.user[rows], return_counts=True)
     documents = sum(math.ceil(count / 6) for count in events)  # of 6 events each, and EOS
     told = pieces.lengths[pieces.item[log.item[rows]]] + pieces.lengths[pieces.rating[log.rating[rows]]]
-    assert len(text) >= documents
-    assert text.weights.sum() == told.sum() + documents
-    assert set(np.unique(text.weights)) == {0, 1}
-    targets = np.bincount(text.tokens.tokens[text.weights > 0], minlength=len(tiny_lm.tokenizer))
+    assert weights.sum() == told.sum() + documents
+    assert set(np.unique(weights)) == {0, 1}
+    targets = np.bincount(ids[weights > 0], minlength=len(tiny_lm.tokenizer))
     wanted = np.zeros_like(targets)
     for row in rows:
         for piece in (pieces.item[log.item[row]], pieces.rating[log.rating[row]]):
@@ -54,31 +53,29 @@ def test_the_text_tells_validation_events_and_no_others(demo_log, tiny_lm):
     np.testing.assert_array_equal(targets, wanted)
 
 
-def test_of_much_text_the_same_documents_are_drawn(demo_log, tiny_lm):
+def test_of_much_text_the_same_blocks_are_drawn(demo_log, tiny_lm):
     first, again = (held_out(demo_log, tiny_lm.pieces, 3, 64, count=5) for _ in range(2))
-    every = held_out(demo_log, tiny_lm.pieces, 3, 64)
-    assert 5 <= len(first) < len(every)
-    assert np.array_equal(first.tokens.tokens, again.tokens.tokens)
-    assert np.array_equal(first.weights, again.weights)
+    assert first[0].shape == first[1].shape == (5, 64)
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert (first[1][-1] > 0).any()  # full to its end
 
 
 def test_the_loss_of_an_lm_that_knows_nothing_is_that_of_a_guess(demo_log, tiny_lm):
     model = copy.deepcopy(tiny_lm.model)
     model.get_output_embeddings().weight.zero_()
-    found = text_loss(model, held_out(demo_log, tiny_lm.pieces, 3, 64, count=5))
+    found = text_loss(model, *held_out(demo_log, tiny_lm.pieces, 3, 64, count=5))
     assert found == pytest.approx(math.log(model.config.vocab_size), rel=1e-6)
 
 
 def test_the_loss_is_a_mean_over_tokens_that_count(demo_log, tiny_lm):
-    text = held_out(demo_log, tiny_lm.pieces, 3, 64, count=5)
+    ids, weights = held_out(demo_log, tiny_lm.pieces, 3, 64, count=5)
     losses = []
-    for number in range(len(text)):
-        tokens = torch.from_numpy(text.tokens[number]).long()
-        counts = text.weights[text.tokens.offsets[number] :]
-        logps = tiny_lm.model(tokens[None]).logits[0].double().log_softmax(-1)
-        losses += [-float(logps[t - 1, tokens[t]]) for t in range(1, len(tokens)) if counts[t]]
+    for block, counts in zip(torch.from_numpy(ids).long(), weights, strict=True):
+        logps = tiny_lm.model(block[None]).logits[0].double().log_softmax(-1)
+        losses += [-float(logps[t - 1, block[t]]) for t in range(1, len(block)) if counts[t]]
     for size in (2, 5):
-        assert text_loss(tiny_lm.model, text, size) == pytest.approx(np.mean(losses), rel=1e-5)
+        assert text_loss(tiny_lm.model, ids, weights, size) == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 def test_an_updates_size_by_hand():
@@ -139,8 +136,8 @@ def test_a_gated_adapter_is_taken_at_its_mean_gate(tiny_lm, demo_log, kind):
     with pytest.raises(ValueError, match="differs from row to row"):
         update_size(model)
     text = held_out(demo_log, tiny_lm.pieces, 3, 64, count=3)
-    ids, alone = text.batch(np.arange(len(text)))["ids"], representation[:1]
-    told = model(ids, representation=alone.expand(len(ids), -1)).logits
+    ids, alone = torch.from_numpy(text[0]).long(), representation[:1]
+    told = model(ids, representation=alone.expand(3, -1)).logits
     tuner, squares = model.base_model, np.zeros(2)
     gates = tuner.alpha(representation)
     for place, (_, layer) in enumerate(tuner.layers("default")):
@@ -151,7 +148,7 @@ def test_a_gated_adapter_is_taken_at_its_mean_gate(tiny_lm, demo_log, kind):
     plain = at_mean_gate(copy.deepcopy(model), representation)
     assert update_size(plain)["update"] == pytest.approx(math.sqrt(squares[0] / squares[1]), rel=1e-4)
     assert update_size(plain)["update"] > 1e-4
-    assert text_loss(plain, text) != pytest.approx(text_loss(tiny_lm.model, text), abs=1e-4)
+    assert text_loss(plain, *text) != pytest.approx(text_loss(tiny_lm.model, *text), abs=1e-4)
     of_one = at_mean_gate(model, alone)
     torch.testing.assert_close(of_one(ids).logits, told, rtol=1e-4, atol=1e-4)
 
@@ -161,9 +158,9 @@ def test_a_start_has_forgotten_nothing_and_moved_nothing(tiny_lm, demo_log, init
     config = AdapterConfig(kind="reclora", num_meta=2, r=2, lora_alpha=2, init=init)
     representation = torch.randn(4, 5, generator=torch.Generator().manual_seed(5))
     text = held_out(demo_log, tiny_lm.pieces, 3, 64, count=3)
-    before = text_loss(tiny_lm.model, text)
+    before = text_loss(tiny_lm.model, *text)
     model = at_mean_gate(
         add_adapter(copy.deepcopy(tiny_lm.model), config, representation, seed=0), representation
     )
-    assert text_loss(model, text) == pytest.approx(before, rel=1e-6)
+    assert text_loss(model, *text) == pytest.approx(before, rel=1e-6)
     assert update_size(model)["update"] < 1e-6

@@ -94,49 +94,39 @@ def test_statistics_stand_between_the_title_and_its_rating(pieces, log):
         assert question[place + 1 : place + 4].tolist() == rating[-5:-2].tolist()
 
 
-def test_text_weighs_opinions_and_names(tokenizer, pieces, log):
+def test_packing_keeps_every_document_whole_and_weighs_opinions(tokenizer, pieces, log):
     prompts = Prompts(log, pieces, 100)
     matrices = [
         documents.cards(pieces, np.array([2, 3, 4])),
         documents.questions(prompts, np.array([2, 1]), np.array([[0, 1], [-1, 0]])),
     ]
-    text = documents.Text.of(pieces, matrices, 100, label_weight=4, title_weights=(1, 0))
-    assert [tokenizer.decode(text.tokens[n].tolist()) for n in range(5)] == [
-        document for matrix in matrices for document in read(tokenizer, pieces, matrix)
-    ]
-    cards = text.tokens.offsets[3]
-    of_cards, of_questions = text.weights[:cards], text.weights[cards:]
-    # Of a card everything but BOS; of the questions 2 answers and 3 ratings in the histories.
-    assert of_cards.tolist() == (text.tokens.tokens[:cards] != tokenizer.bos_token_id).astype(float).tolist()
-    assert set(of_questions.tolist()) == {0.0, 4.0}
-    scored = text.tokens.tokens[cards:][of_questions == 4].tolist()
-    assert sorted(map(tokenizer.decode, scored)) == [
-        " (4 stars)\n", " (5 stars)\n", " (5 stars)\n", " No", " Yes"
-    ]  # fmt: skip
-    assert text.weight(np.array([3, 4])) == 20.0
-    assert text.weight(np.array([0])) == len(text.tokens[0]) - 1
-    named = documents.Text.of(pieces, matrices, 100)
-    assert (named.weights[cards:] == 1).sum() > 2
-    assert len(documents.Text.of(pieces, [matrices[0][:0]], 8)) == 0
+    blocks, weights = documents.pack(pieces, matrices, 16, np.random.default_rng(0), label_weight=4)
+    assert blocks.dtype == np.int32
+    assert blocks.shape == weights.shape
+    total = sum(len(pieces.assemble(matrix).tokens) for matrix in matrices)
+    assert blocks.shape == (-(-total // 16), 16)
+    wanted = sorted(text for matrix in matrices for text in read(tokenizer, pieces, matrix))
+    stream = tokenizer.decode(blocks.ravel()[:total].tolist())
+    assert sorted("<s>" + text for text in stream.split("<s>")[1:]) == wanted
+    assert (weights.ravel()[total:] == 0).all()
+    # By token: stars and answers 4, the template, profile and BOS 0, titles and EOS 1.
+    by_text = {
+        tokenizer.decode([t]): w
+        for t, w in zip(blocks.ravel()[:total].tolist(), weights.ravel(), strict=False)
+    }
+    assert {by_text[text] for text in (" Yes", " No", " (5 stars)\n", " (4 stars)\n")} == {4.0}
+    assert {by_text[text] for text in ("<s>", INTRO, "\nAnswer yes or no:")} == {0.0}
+    assert by_text["</s>"] == 1.0
+    # 2 answers, 3 ratings in the histories.
+    assert (weights == 4).sum() == 5
+    # Titles of the questions' histories may count for nothing: of weight 1 are the cards' tokens but BOS.
+    unlearnt = documents.pack(pieces, matrices, 16, np.random.default_rng(0), 4, (1.0, 0.0))[1]
+    assert (unlearnt == 4).sum() == 5
+    assert (unlearnt == 1).sum() == pieces.lengths[matrices[0]].sum() - 3
 
 
-def test_a_batch_is_padded_and_its_padding_weighs_nothing(pieces):
-    text = documents.Text.of(pieces, [documents.cards(pieces, np.array([2, 3, 4]))], 100)
-    batch = text.batch(np.array([2, 0]))
-    assert batch["ids"].shape == batch["weights"].shape == (2, text.tokens.lengths[[0, 2]].max())
-    for row, number in enumerate((2, 0)):
-        real = len(text.tokens[number])
-        assert batch["ids"][row, :real].tolist() == text.tokens[number].tolist()
-        assert batch["weights"][row, real:].sum() == 0
-        assert batch["weights"][row, 1:].sum() == text.weight(np.array([number]))
-
-
-def test_a_document_longer_than_the_context_goes_on_in_another(pieces):
-    matrix = documents.cards(pieces, np.array([2, 3, 4]))
-    whole = documents.Text.of(pieces, [matrix], 100)
-    for longest in (3, 5, int(whole.tokens.lengths.max())):
-        parts = documents.Text.of(pieces, [matrix], longest)
-        assert len(parts) == np.ceil(whole.tokens.lengths / longest).sum()
-        assert parts.tokens.lengths.max() == longest
-        assert np.array_equal(parts.tokens.tokens, whole.tokens.tokens)
-        assert set(whole.tokens.offsets) <= set(parts.tokens.offsets)
+def test_packing_is_a_function_of_the_generator(pieces):
+    matrix = documents.cards(pieces, np.array([2, 3, 4] * 5))
+    same = [documents.pack(pieces, [matrix], 8, np.random.default_rng(seed))[0] for seed in (0, 0, 1)]
+    assert np.array_equal(same[0], same[1])
+    assert not np.array_equal(same[0], same[2])
