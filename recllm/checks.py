@@ -23,5 +23,5 @@ def check_hold_out(key: str, got: str) -> None:
 
 def check_rows(key: str, got: str) -> None:
     """Refuse a row set's name that `EventLog.rows` does not know."""
-    known = re.fullmatch(r"all|(first|last)\d+|uniform\d+|0?\.\d+|1\.0+", got)
+    known = re.fullmatch(r"all|(first|last|uniform)\d+|0?\.\d+|1\.0+", got)
     check(known is not None, key, got, "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1")

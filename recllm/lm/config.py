@@ -63,8 +63,8 @@ class LmTrainingConfig:
     """Loss weight of a rating or answer token; a title token weighs 1."""
     shown_weight: float = 1.0
     """Loss weight of a title token in the second phase's prompts with retrieved histories; elsewhere it is 1.
-    With 0 a step is a third faster and answers are better, and next titles worse: neighbours of a target are
-    what is met together."""
+    With 0 the head runs on fewer tokens and answers are all that these prompts teach; next titles are ranked
+    worse, as neighbours of a target are what is met together."""
     question_share: float = 0.25
     """Share of the first phase's tokens that are questions with answers (of the subsample only)."""
     timeline_share: float = 0.15

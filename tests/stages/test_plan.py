@@ -253,6 +253,16 @@ def test_an_override_reaches_the_stages_that_read_it_and_no_others(root):
     assert changed == {"stage2/lora", "stage2/reclora", "lm/tiny/text", "lm/tiny/prompts"}
 
 
+def test_systems_of_stage_2_alone_are_evaluated_without_alignment(root):
+    alone = needed("evaluate", "SYSTEM=rella reclora")
+    assert of_stage(alone, "stage3") == set()
+    assert of_stage(alone, "evaluate") == {"evaluate/din,sim,rella,reclora"}
+    assert of_stage(needed("stage3", "SYSTEM=rella reclora"), "stage3") != set()
+    assert of_stage(needed("evaluate"), "stage3") != set()
+    assert "stage1/ranker" in alone
+    assert "stage1/ranker" not in needed("evaluate", "SYSTEM=rella", "evaluate.candidates=[]")
+
+
 def test_precedence_of_files(root):
     assert (
         needed("stage1")["stage1/sim"].config["stage1"]["fit"]["batch_size"] == 256
