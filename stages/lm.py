@@ -3,12 +3,14 @@
 Phase `text` (before neighbours exist): item cards, timelines of training events, questions with answers of
 the subsample. Phase `prompts`: prompts as the LM will be asked, with retrieved histories: for all training
 samples the retrieved events and then the rated target, for the subsample also the question with its answer.
+Events that are held out stand in no text, and others are asked in their place.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -78,42 +80,63 @@ class PretrainModule(lightning.LightningModule):
         return optimizer(self, self.settings, self.steps)
 
 
-def first_phase(run: Run, log: EventLog, prompts: Prompts) -> Kinds:
-    """Cards, timelines of all training events, and questions of the subsample with recent histories."""
+@dataclass(frozen=True)
+class Told:
+    """What of the log the text may tell."""
+
+    events: NDArray[np.bool_]
+    """`[N]`, training events that are not held out."""
+    asked: Rows
+    """Training samples that stand as questions with answers."""
+
+    @classmethod
+    def of(cls, run: Run, log: EventLog) -> Told:
+        """The subsample is asked; in place of what of it is held out, as many of the other samples are."""
+        events, asked = log.train_events().copy(), parents.subsample(run.config, log)
+        if (held := run.config.lm.training.hold_out) != "none":
+            rows = log.rows("train", held)
+            events[log.anchors(rows)] = False
+            order = log.rows("train", "1.0")
+            others = order[~np.isin(order, np.concatenate([asked, rows]))]
+            kept = asked[~np.isin(asked, rows)]
+            asked = np.concatenate([kept, others[: len(asked) - len(kept)]])
+        return cls(events, asked)
+
+
+def first_phase(run: Run, log: EventLog, prompts: Prompts, told: Told) -> Kinds:
+    """Cards, timelines of all events that may be told, and questions with recent histories."""
     config = run.config
     k = config.prompt.history
     items = np.flatnonzero(log.item_count).astype(np.int32)
-    train = np.flatnonzero(log.train_events())
-    told = documents.timelines(log, prompts.pieces, train, 2 * k)
+    timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(told.events), 2 * k)
     # Blocks are read in random order until the budget is spent: of a large log most would be packed in vain.
-    share = 2 * config.lm.training.text_tokens / max(1, _tokens(prompts, [told]))
+    share = 2 * config.lm.training.text_tokens / max(1, _tokens(prompts, [timelines]))
     if share < 1:
-        told = _thinned(told, share, config.lm.seed)
-    story = [documents.cards(prompts.pieces, items), told]
-    rows = parents.subsample(config, log)
-    asked = documents.questions(prompts, rows, log.recent(rows, k))
+        timelines = _thinned(timelines, share, config.lm.seed)
+    story = [documents.cards(prompts.pieces, items), timelines]
+    asked = documents.questions(prompts, told.asked, log.recent(told.asked, k), told.events)
     share = config.lm.training.question_share
     return [(matrix, 1.0) for matrix in (*story, *_repeated(prompts, asked, story, share))]
 
 
-def second_phase(run: Run, log: EventLog, prompts: Prompts, retrieval: parents.Retrieval) -> Kinds:
-    """Retrieved histories before rated targets (all training samples) and before answers (the subsample)."""
-    config, training = run.config, run.config.lm.training
-    k = config.prompt.history
+def second_phase(
+    run: Run, log: EventLog, prompts: Prompts, told: Told, retrieval: parents.Retrieval
+) -> Kinds:
+    """Retrieved histories before rated targets (all samples that may be told) and before answers."""
+    training, k = run.config.lm.training, run.config.prompt.history
     rows = log.rows("train", "1.0")
     events = rows[rows < log.n_events]  # a sampled negative was never watched
-    chosen = events[: _documents_for(training.prompt_tokens, k)]
-    told = documents.rated(prompts, chosen, retrieval.nearest(chosen, k))
-    asked_rows = parents.subsample(config, log)
-    asked = documents.questions(prompts, asked_rows, retrieval.nearest(asked_rows, k))
-    liked = asked_rows[log.label[asked_rows] == 1]
-    titles = documents.next_titles(prompts, liked, log.recent(liked, k))
-    body = [told, asked, titles]
-    train = np.flatnonzero(log.train_events())
-    timelines = documents.timelines(log, prompts.pieces, train, 2 * k)
+    chosen = events[told.events[events]][: _documents_for(training.prompt_tokens, k)]
+    rated = documents.rated(prompts, chosen, retrieval.nearest(chosen, k), told.events)
+    asked = documents.questions(prompts, told.asked, retrieval.nearest(told.asked, k), told.events)
+    liked = told.asked[log.label[told.asked] == 1]
+    titles = documents.next_titles(prompts, liked, log.recent(liked, k), told.events)
+    body = [rated, asked, titles]
+    timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(told.events), 2 * k)
     share = min(1.0, _share(prompts, body, [timelines], training.timeline_share))
     shown = training.shown_weight
-    return [(told, shown), (asked, shown), (titles, 1.0), (_thinned(timelines, share, config.lm.seed), 1.0)]
+    thinned = _thinned(timelines, share, run.config.lm.seed)
+    return [(rated, shown), (asked, shown), (titles, 1.0), (thinned, 1.0)]
 
 
 def _thinned(matrix: documents.Matrix, share: float, seed: int) -> documents.Matrix:
@@ -203,21 +226,19 @@ def work(run: Run) -> None:
         run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return
     export = parents.export_folder(run)
-    counts = {
-        "answers_as_text": len(parents.subsample(run.config, log)),
-        "ratings_as_text": int(log.train_events().sum()),
-    }
+    told = Told.of(run, log)
+    counts = {"answers_as_text": len(told.asked), "ratings_as_text": int(told.events.sum())}
     if "lm" in run.parents:
         model, tokenizer = parents.causal_lm(run)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
-        text = second_phase(run, log, prompts, parents.Retrieval.open(run, log))
+        text = second_phase(run, log, prompts, told, parents.Retrieval.open(run, log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
         tokenizer = parents.tiny_tokenizer(run.config, log, config.tiny)
         torch.manual_seed(config.seed)
         model = build_model(config.tiny, tokenizer)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
-        text = first_phase(run, log, prompts)
+        text = first_phase(run, log, prompts, told)
         tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
     blocks = pack(run, prompts, text, phase)
     say(

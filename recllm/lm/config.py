@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recllm.checks import check
+from recllm.checks import check, check_hold_out
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class TinyConfig:
 class LmTrainingConfig:
     """How `LM=tiny` is trained on text of the training split."""
 
+    hold_out: str = "none"
+    """Row set of the training split whose events are in no text: with that of the subsample, stage 2 tunes on
+    ratings that the LM has not read, and learns how far to trust it; otherwise stage 2 meets an LM that knows
+    its rows better than those it will be asked about."""
     text_tokens: int = 4_500_000
     """Tokens of the first phase (item cards, timelines, questions with answers)."""
     prompt_tokens: int = 6_000_000
@@ -66,7 +70,8 @@ class LmTrainingConfig:
     With 0 the head runs on fewer tokens and answers are all that these prompts teach; next titles are ranked
     worse, as neighbours of a target are what is met together."""
     question_share: float = 0.25
-    """Share of the first phase's tokens that are questions with answers (of the subsample only)."""
+    """Share of the first phase's tokens that are questions with answers: of the subsample, and of as many
+    other samples as are held out of it."""
     timeline_share: float = 0.15
     """Share of the second phase's tokens that are timelines and cards, so that the LM forgets little."""
     lr: float = 3e-3
@@ -75,6 +80,10 @@ class LmTrainingConfig:
     """Peak learning rate of the second phase."""
     precision: str = "32-true"
     """Lightning's precision for pretraining."""
+
+    def __post_init__(self) -> None:
+        """Check the row set."""
+        check_hold_out("lm.training.hold_out", self.hold_out)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Text on which an LM is trained before it is tuned: rows of pieces, packed into blocks of tokens.
 
 Every function gives piece ids [documents, P] out of the prompts' table; `pack` makes tokens of them.
-All of them tell of training rows only if the caller gives training rows only. Of histories they tell the
-training events, whatever they are given: in a random split others stand there too.
+All of them tell of training rows only if the caller gives training rows only. Of histories they tell what
+the caller says may be told: in a random split others stand there too.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.integer[Any]]
 Matrix = NDArray[np.int32]
+Mask = NDArray[np.bool_]
 
 
 def cards(pieces: Pieces, items: Ints) -> Matrix:
@@ -56,33 +57,33 @@ def timelines(log: EventLog, pieces: Pieces, rows: Ints, length: int, ratings: b
     )
 
 
-def questions(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
-    """Yes/No prompts of labeled rows [n] with history [n, k], their answers, and EOS."""
+def questions(prompts: Prompts, rows: Ints, history: Ints, told: Mask) -> Matrix:
+    """Yes/No prompts of labeled rows [n], their answers, and EOS; of history [n, k] the events `told` [N]."""
     pieces = prompts.pieces
-    matrix, _ = prompts.ctr_matrix(rows, _trained(prompts.log, history))
+    matrix, _ = prompts.ctr_matrix(rows, _of(told, history))
     answer = np.where(prompts.log.label[np.asarray(rows)] > 0, pieces.yes, pieces.no)
     return _columns(len(matrix), matrix, answer, pieces.eos)
 
 
-def rated(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
-    """The rows' events [n] behind a history [n, k] of choice: one more line, with its rating, and EOS.
+def rated(prompts: Prompts, rows: Ints, history: Ints, told: Mask) -> Matrix:
+    """The rows' events [n], with their rating and EOS, behind those of a history [n, k] that are `told` [N].
 
     With retrieved histories this is what a prompt looks like, and the rating is what it has to teach. With
     statistics their sentence stands between the title and its rating, as it follows the title of a question.
     """
     pieces = prompts.pieces
     rows = np.asarray(rows, np.int64)
-    shown = prompts.events(_trained(prompts.log, history))
+    shown = prompts.events(_of(told, history))
     title, rating = prompts.events(rows[:, None]).T
     known = prompts.known(rows, prompts.log.item[rows])
     profile = pieces.profile[prompts.log.user[rows]]
     return _columns(len(rows), pieces.head, profile, pieces.intro, shown, title, known, rating, pieces.eos)
 
 
-def next_titles(prompts: Prompts, rows: Ints, history: Ints) -> Matrix:
-    """Next-title prompts of rows [n] with history [n, k], the rows' titles, and EOS."""
+def next_titles(prompts: Prompts, rows: Ints, history: Ints, told: Mask) -> Matrix:
+    """Next-title prompts of rows [n], their titles, and EOS; of history [n, k] the events `told` [N]."""
     pieces = prompts.pieces
-    matrix, _ = prompts.ranking_matrix(rows, _trained(prompts.log, history))
+    matrix, _ = prompts.ranking_matrix(rows, _of(told, history))
     return _columns(len(matrix), matrix, pieces.item[prompts.log.item[np.asarray(rows)]], pieces.eos)
 
 
@@ -129,10 +130,10 @@ def pack(
     return out.reshape(blocks, context), weight.reshape(blocks, context)
 
 
-def _trained(log: EventLog, history: Ints) -> NDArray[np.int64]:
-    """The history [n, k] with -1 in place of events that are no training events."""
+def _of(told: Mask, history: Ints) -> NDArray[np.int64]:
+    """The history [n, k] with -1 in place of events that are not told."""
     history = np.asarray(history, np.int64)
-    return np.where(log.train_events()[history], history, -1)
+    return np.where(told[history], history, -1)
 
 
 def _columns(count: int, *parts: int | Ints) -> Matrix:

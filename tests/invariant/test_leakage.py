@@ -158,15 +158,24 @@ def test_the_last_event_of_a_history_does_reach_its_sample(case, vectors, tiny_l
     assert same.count(False) >= 3
 
 
+def text_of(run, log, prompts, retrieval):
+    """All text that the tiny LM reads, as pieces."""
+    told = lm_stage.Told.of(run, log)
+    kinds = [
+        *lm_stage.first_phase(run, log, prompts, told),
+        *lm_stage.second_phase(run, log, prompts, told, retrieval),
+    ]
+    return [matrix for matrix, _ in kinds]
+
+
 def learnt(log, config, pieces, stored):
     """What training counts, factorises or reads as text; `stored` are the neighbours of the log's rows."""
     run = SimpleNamespace(config=config)
     prompts = Prompts(log, pieces, 512)
-    retrieval = parents.Retrieval(stored, None)
-    kinds = [*lm_stage.first_phase(run, log, prompts), *lm_stage.second_phase(run, log, prompts, retrieval)]
+    texts = text_of(run, log, prompts, parents.Retrieval(stored, None))
     counts = [Cooccurrence(log, directed) for directed in (False, True)]
     return [
-        *(matrix for matrix, _ in kinds),
+        *texts,
         *(table._left.toarray() for table in counts),
         cooccurrence_vectors(log, 8),
         popularity_rank(log),
@@ -188,6 +197,34 @@ def test_no_held_out_event_is_learnt_from(case, vectors, demo_config, tiny_lm):
     training = np.flatnonzero(log.train_events())[::50]
     after = learnt(altered(log, training), demo_config, tiny_lm.pieces, stored)
     assert not np.array_equal(before[-4], after[-4])  # the vectors, of what may be learnt from
+
+
+@pytest.mark.parametrize("rows", ["last300", "0.2"])
+def test_the_lm_reads_nothing_of_the_events_that_it_holds_out(case, vectors, demo_config, tiny_lm, rows):
+    """Neither as targets nor in histories; as many other samples are asked in the subsample's place."""
+    log = case.log
+    training = dataclasses.replace(demo_config.lm.training, hold_out=rows)
+    lm = dataclasses.replace(demo_config.lm, training=training)
+    config = dataclasses.replace(demo_config, subsample=rows, lm=lm)
+    run, prompts = SimpleNamespace(config=config), Prompts(log, tiny_lm.pieces, 512)
+    retrieval = parents.Retrieval(Neighbours(log, *vectors).search(np.arange(len(log.user)), k=10), None)
+    held = log.rows("train", rows)
+    asked = lm_stage.Told.of(run, log).asked
+    assert len(asked) == len(np.unique(asked)) == len(held)
+    assert not np.isin(asked, held).any()
+    assert np.isin(asked, log.rows("train", "1.0")).all()
+    before = text_of(run, log, prompts, retrieval)
+    events = held[held < log.n_events]
+    prompts.log = altered(log, events)
+    for ours, theirs in zip(before, text_of(run, prompts.log, prompts, retrieval), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    run.config = dataclasses.replace(
+        config, lm=demo_config.lm
+    )  # the same exchange, where nothing is held out
+    told = [
+        text_of(run, other, Prompts(other, tiny_lm.pieces, 512), retrieval) for other in (log, prompts.log)
+    ]
+    assert any(not np.array_equal(*pair) for pair in zip(*told, strict=True))
 
 
 def test_held_out_opinions_leave_the_rest_of_the_log_as_it_is(case, tmp_path):

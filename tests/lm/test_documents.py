@@ -16,6 +16,7 @@ CARDS = ["", "", "Toy Story (1995) [Comedy]", "Dr. No (1962) [Action]", "Heat (1
 PROFILES = ["", "", "A woman.\n", "A man.\n"]
 LEVELS = ["1", "2", "3", "4", "5"]
 INTRO = Wording().intro
+ALL = np.ones(5, bool)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def pieces(tokenizer):
 def log():
     return SimpleNamespace(
         user=np.array([2, 2, 2, 3, 3]), item=np.array([2, 3, 4, 4, 2]), rating=np.array([5, 4, 1, 2, 3]),
-        label=np.array([1, 1, 0, 0, 0]), train_events=lambda: np.ones(5, bool),
+        label=np.array([1, 1, 0, 0, 0]),
     )  # fmt: skip
 
 
@@ -64,32 +65,38 @@ def test_questions_rated_and_next_titles(tokenizer, pieces, log):
     rows, history = np.array([2, 1]), np.array([[0, 1], [-1, 0]])
     start = f"<s>A woman.\n{INTRO}Toy Story (1995) (5 stars)\n"
     asked = "Will the user like this film?\n"
-    assert read(tokenizer, pieces, documents.questions(prompts, rows, history)) == [
+    assert read(tokenizer, pieces, documents.questions(prompts, rows, history, ALL)) == [
         f"{start}Dr. No (1962) (4 stars)\n{asked}Heat (1995)\nAnswer yes or no: No</s>",
         f"{start}{asked}Dr. No (1962)\nAnswer yes or no: Yes</s>",
     ]
-    assert read(tokenizer, pieces, documents.rated(prompts, rows, history)) == [
+    assert read(tokenizer, pieces, documents.rated(prompts, rows, history, ALL)) == [
         f"{start}Dr. No (1962) (4 stars)\nHeat (1995) (1 stars)\n</s>",
         f"{start}Dr. No (1962) (4 stars)\n</s>",
     ]
-    assert read(tokenizer, pieces, documents.next_titles(prompts, rows, history))[1] == (
+    assert read(tokenizer, pieces, documents.next_titles(prompts, rows, history, ALL))[1] == (
         f"{start}The next film that the user will like:\nDr. No (1962)</s>"
     )
+    told = np.array([True, False, True, True, True])  # Dr. No is not told of in a history
+    assert read(tokenizer, pieces, documents.rated(prompts, rows[:1], history[:1], told)) == [
+        f"{start}Heat (1995) (1 stars)\n</s>"
+    ]
+    for make in (documents.questions, documents.next_titles):
+        assert "Dr. No" not in read(tokenizer, pieces, make(prompts, rows[:1], history[:1], told))[0]
 
 
 def test_statistics_stand_between_the_title_and_its_rating(pieces, log):
     """As in a question behind the title; the history goes without."""
     rows, history = np.array([2, 1]), np.array([[0, 1], [-1, 0]])
     prompts = Prompts(log, pieces, 100)
-    plain = documents.rated(prompts, rows, history)
+    plain = documents.rated(prompts, rows, history, ALL)
     prompts.pieces = replace(
         pieces, known=((0, np.full(LEVELS_OF_A_COLUMN, pieces.next)), (2, np.arange(LEVELS_OF_A_COLUMN)))
     )
     prompts.statistics = lambda rows, items: np.stack([rows, rows, items + 10], 1)
-    told = documents.rated(prompts, rows, history)
+    told = documents.rated(prompts, rows, history, ALL)
     assert told[:, -4:-2].tolist() == [[pieces.next, 14], [pieces.next, 13]]
     assert np.delete(told, [-4, -3], axis=1).tolist() == plain.tolist()
-    for question, rating in zip(documents.questions(prompts, rows, history), told, strict=True):
+    for question, rating in zip(documents.questions(prompts, rows, history, ALL), told, strict=True):
         place = question.tolist().index(pieces.question)
         assert question[place + 1 : place + 4].tolist() == rating[-5:-2].tolist()
 
@@ -98,7 +105,7 @@ def test_packing_keeps_every_document_whole_and_weighs_opinions(tokenizer, piece
     prompts = Prompts(log, pieces, 100)
     matrices = [
         documents.cards(pieces, np.array([2, 3, 4])),
-        documents.questions(prompts, np.array([2, 1]), np.array([[0, 1], [-1, 0]])),
+        documents.questions(prompts, np.array([2, 1]), np.array([[0, 1], [-1, 0]]), ALL),
     ]
     blocks, weights = documents.pack(pieces, matrices, 16, np.random.default_rng(0), label_weight=4)
     assert blocks.dtype == np.int32
