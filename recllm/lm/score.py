@@ -114,17 +114,18 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
             inputs["representation"] = inputs["representation"][:, 0]
         else:
             inputs["segments"] = batch["slot"].clamp(min=0)
+        inputs["scored"] = batch["predict_row"], batch["predict_position"]
     rows, positions = batch["predict_row"], batch["predict_position"]
 
     def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # `logits_to_keep` picks the same positions in all rows; these differ by row. The head runs inside the
         # model's own forward, so that adapters, sharding and autocast treat it as they always do.
-        return (args[0][rows, positions], *args[1:])
+        return (args[0][rows, positions][:, None], *args[1:])
 
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
-    hook = head.register_forward_pre_hook(gather)
+    hook = head.register_forward_pre_hook(gather, prepend=True)  # an adapter's own hooks see what it is given
     try:
-        logits = model(**inputs, logits_to_keep=0, use_cache=False).logits
+        logits = model(**inputs, logits_to_keep=0, use_cache=False).logits[:, 0]
     finally:
         hook.remove()
     return _token_logps(logits, batch["target"])

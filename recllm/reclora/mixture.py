@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -105,11 +105,29 @@ class Opened:
         prompts: `[batch, segments, tokens, width]` embeddings of the active soft prompts; None: there is
             none.
         segments: `[batch, seq]` int64, the segment of every token; None when a row is one segment.
+        scored: Rows and positions, int64 `[M]` each, of the tokens whose hidden states the LM head is given;
+            None: it is given whole rows, or the ends of them.
     """
 
     weights: dict[str, Tensor]
     prompts: Tensor | None
     segments: Tensor | None
+    scored: tuple[Tensor, Tensor] | None = None
+
+    def at_head(self, length: int, added: int) -> Opened:
+        """What the LM head needs, if it is a target module: it comes behind the choice of what is scored.
+
+        Args:
+            length: Tokens of a row that it is given, its last ones.
+            added: Virtual tokens that stood before the row, and were taken off again.
+        """
+        segments = None if self.segments is None else self.segments[:, added:]
+        if self.scored is None:
+            return replace(self, segments=None if segments is None else segments[:, -length:])
+        rows, positions = self.scored
+        segment = torch.zeros_like(rows) if segments is None else segments[rows, positions]
+        weights = {name: every[:, rows, segment][:, :, None] for name, every in self.weights.items()}
+        return replace(self, weights=weights, segments=None, scored=None)
 
     def of(self, adapter_name: str, gate: int, x: Tensor) -> Tensor:
         """Returns the weights for a layer's input.

@@ -60,10 +60,12 @@ class GatedCheckpoint:
 class RecLoraModel(BaseTuner):
     """The tuner that `get_peft_model` puts between a `PeftModel` and the LM.
 
-    The LM, and the backbone under its head, take two more forward arguments:
+    The LM, and the backbone under its head, take three more forward arguments:
         representation: `[batch, dim]`, one a row; or `[batch, segments, dim]` together with `segments`.
         segments: `[batch, seq]` int64 for rows that pack several samples: token t of row b is gated by
             `representation[b, segments[b, t]]`. Padding may name any segment.
+        scored: (rows, positions), int64 `[M]` each, where a caller hands the LM head the hidden states
+            `[M, 1, width]` of these tokens alone: a head that is a target module has to know whose they are.
 
     They are taken off before the LM sees them. `generate(..., representation=R)` takes `[batch, dim]`, and
     repeats it for beams and returned sequences as it does the other inputs.
@@ -81,6 +83,7 @@ class RecLoraModel(BaseTuner):
         self._opener: nn.Module | None = None
         self._enabled = True
         self._put_before = 0
+        self._top: nn.Module | None = None
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         # PEFT itself only complains when none of the names is found. A string is a regular expression.
@@ -149,6 +152,10 @@ class RecLoraModel(BaseTuner):
         for head in self._heads(adapter_name):
             head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
             head.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
+        top = getattr(model, "get_output_embeddings", lambda: None)()
+        if isinstance(top, RecLoraLinear) and top is not self._top:
+            self._top = top
+            top.register_forward_pre_hook(self._open_top)
         for parameter, flag in trainable.items():  # adding an adapter must not freeze the others' heads
             parameter.requires_grad = flag
 
@@ -170,7 +177,9 @@ class RecLoraModel(BaseTuner):
         ]
 
     def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        representation, segments = kwargs.pop("representation", None), kwargs.pop("segments", None)
+        representation, segments, scored = (
+            kwargs.pop(name, None) for name in ("representation", "segments", "scored")
+        )
         if representation is None:
             if segments is not None:
                 raise ValueError(
@@ -196,6 +205,7 @@ class RecLoraModel(BaseTuner):
             {name: weigh(gate, self._config(name)) for name, gate in gates.items()},
             torch.cat(list(prompts.values()), 2) if prompts else None,
             segments,
+            scored,
         )
         self._opener = module
         return args, kwargs
@@ -203,6 +213,11 @@ class RecLoraModel(BaseTuner):
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module is self._opener:
             self._open_gates.current = self._opener = None
+
+    def _open_top(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        opened = self._open_gates.current
+        if opened is not None:  # nothing comes behind the head
+            self._open_gates.current = opened.at_head(args[0].shape[1], self._put_before)
 
     def _put_prompt(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

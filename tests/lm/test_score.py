@@ -120,6 +120,8 @@ GATED = {
     "core": {"mixture": "core", "gate": "module"},
     "milora": {"init": "milora"},
     "soft-prompt": {"soft_prompt": 2},
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "head, soft-prompt": {"target_modules": ["v_proj", "lm_head"], "soft_prompt": 2, "gate": "module"},
 }
 
 
@@ -146,7 +148,8 @@ def test_several_samples_in_a_row_each_with_its_own_gate_equal_separate_sequence
     assert (other - packed_rows)[batch["present"]].abs().max() > 1e-3
     weight = torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)[batch["present"]]
     parameters = [value for value in model.parameters() if value.requires_grad]
-    assert len(parameters) == 2 * 2 * 2 + 6 * (2 if kind == "soft-prompt" else 1)
+    layers = 3 if "head" in kind else 4
+    assert len(parameters) == 2 * layers + 6 * (2 if "soft-prompt" in kind else 1)
     grads = [
         torch.autograd.grad((logps[batch["present"]] * weight).sum(), parameters)
         for logps in (one_by_one, packed_rows)
@@ -210,7 +213,7 @@ def test_adapters_take_part_and_the_head_sees_scored_positions_only(modules):
     handle = head.register_forward_hook(lambda module, args, output: seen.append(tuple(args[0].shape)))
     after = score.title_logps(adapted, packed())
     handle.remove()
-    assert seen == [(sum(len(title) for titles in TITLES for title in titles), 16)]
+    assert seen == [(sum(len(title) for titles in TITLES for title in titles), 1, 16)]
     torch.testing.assert_close(after, separate(adapted), rtol=1e-9, atol=1e-9)
     assert (after - before).abs().max() > 1e-3
     # The gathering hook is gone.
@@ -251,8 +254,9 @@ def test_representation_is_passed_on_only_when_given():
         def get_output_embeddings(self):
             return self.inner.get_output_embeddings()
 
-        def forward(self, representation=None, **kwargs):
+        def forward(self, representation=None, scored=None, **kwargs):
             self.kwargs.append(representation)
+            assert representation is not None or scored is None
             return self.inner(**kwargs)
 
     spy, given = Spy(), torch.zeros(3, 4)

@@ -30,6 +30,7 @@ CASES = {
     "product": (8, {"rescale": True}),
     "product-module": (8, {"gate": "module"}),
     "product-milora": (16, {"init": "milora", "gate": "module"}),  # 2 * 3 * 2, filled up
+    "product-head": (8, {"target_modules": ["q_proj", "lm_head"]}),
     "factor": (8, {"mixture": "factor"}),
     "factor-pissa": (8, {"mixture": "factor", "init": "pissa", "gate": "module"}),
     "core": (8, {"mixture": "core", "gate": "module"}),

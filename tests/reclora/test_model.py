@@ -300,8 +300,12 @@ def test_loading_a_frozen_adapter_beside_leaves_the_trained_one_trainable(tmp_pa
     assert torch.equal(model(ids, representation=representation).logits, expected)
 
 
-def test_packed_rows_equal_separate_ones():
-    model = trained(gate="module")
+HEAD = {"target_modules": ["v_proj", "lm_head"]}
+
+
+@pytest.mark.parametrize("modules", [{}, HEAD])
+def test_packed_rows_equal_separate_ones(modules):
+    model = trained(gate="module", **modules)
     ids, representation = inputs(batch=3, seq=5)
     separate = model(ids, representation=representation).logits
     packed_ids = torch.cat([ids[0], ids[1], ids[2, :3]])[None].expand(2, -1)
@@ -319,10 +323,30 @@ def test_packed_rows_equal_separate_ones():
         segments=torch.stack([segments, (segments + 2) % 3]),
         **arguments,
     ).logits
+    last = model(
+        packed_ids, representation=representation.expand(2, -1, -1), segments=segments.expand(2, -1),
+        logits_to_keep=3, **arguments,
+    ).logits  # fmt: skip
+    close(last, separate[2:, :3].expand(2, -1, -1))
     for row in range(2):
         close(logits[row, :5], separate[0])
         close(logits[row, 5:10], separate[1])
         close(logits[row, 10:], separate[2, :3])
+
+
+def test_a_head_is_adapted_where_a_later_adapter_is_the_first_to_name_it():
+    model, (ids, representation) = trained(), inputs()
+    model.add_adapter("head", config(**HEAD))
+    model.add_adapter("again", config(**HEAD))
+    model.set_adapter("head")
+    head = model.get_output_embeddings()
+    assert len(head._forward_pre_hooks) == 1  # of the model, though two adapters have the head
+    base = tiny_lm()(ids).logits
+    close(model(ids, representation=representation).logits, base)
+    perturb(model)
+    assert (model(ids, representation=representation).logits - base).abs().max() > 1e-2
+    model.set_adapter("default")
+    assert not torch.equal(model(ids, representation=representation).logits, base)
 
 
 def test_left_padding_changes_nothing():
@@ -335,9 +359,10 @@ def test_left_padding_changes_nothing():
     close(logits[:, 4:], model(ids, representation=representation).logits)
 
 
+@pytest.mark.parametrize("modules", [{}, HEAD])
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
-def test_generate_equals_greedy_by_hand(task_type):
-    model = trained(task_type=task_type, lora_alpha=64)
+def test_generate_equals_greedy_by_hand(task_type, modules):
+    model = trained(task_type=task_type, lora_alpha=64, **modules)
     ids, representation = inputs()
     expected = ids
     for _ in range(6):
