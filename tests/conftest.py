@@ -16,6 +16,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from recllm import run
 from recllm.config import load_yaml, merge
 from recllm.data.build import build_log
 from recllm.data.log import EventLog
@@ -23,6 +24,12 @@ from recllm.data.log import EventLog
 REPOSITORY = Path(__file__).parents[1]
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def nobody_speaks(monkeypatch):
+    """Lines carry no name of a stage that an earlier test, or a fixture, ran in this process."""
+    monkeypatch.setattr(run, "_speaker", "")
 
 
 @pytest.fixture(scope="session")
