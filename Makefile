@@ -45,8 +45,8 @@ export GOMP_SPINCOUNT ?= 20000
 export OPENBLAS_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
-# peft still reads a property that transformers 5 has renamed.
-export PYTHONWARNINGS ?= ignore::FutureWarning:transformers.modeling_utils
+# peft still reads a property that transformers 5 has renamed, and warns of merging a tied head's adapter: none is merged.
+export PYTHONWARNINGS ?= ignore::FutureWarning:transformers.modeling_utils,ignore:Model has `tie_word_embeddings=True`:UserWarning
 export PYTHON
 
 # What was typed, for the tables; paths of this machine (RAW, PYTHON) stay out.

@@ -99,7 +99,7 @@ class Told:
             order = log.rows("train", "1.0")
             others = order[~np.isin(order, np.concatenate([asked, rows]))]
             kept = asked[~np.isin(asked, rows)]
-            asked = np.concatenate([kept, others[: len(asked) - len(kept)]])
+            asked = np.concatenate([kept, others])[: len(asked)]
         return cls(events, asked)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,6 @@ from torch import Tensor
 
 from recllm.lm.config import AdapterConfig, LmConfig
 from recllm.reclora import Card, RecLoraConfig, write_card
-
-# A head that shares its weights with the embeddings may have an adapter alone: what is gated is never merged.
-warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
 
 BUDGET = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
 """AdaLoRA's schedule as shares of all steps: first prune, last prune before the end, steps between prunings.

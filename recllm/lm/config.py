@@ -53,8 +53,8 @@ class LmTrainingConfig:
 
     hold_out: str = "none"
     """Row set of the training split whose events are in no text: with that of the subsample, stage 2 tunes on
-    ratings that the LM has not read, and learns how far to trust it; otherwise stage 2 meets an LM that knows
-    its rows better than those it will be asked about."""
+    ratings that the LM has not read; otherwise stage 2 meets an LM that knows its rows better than those it
+    will be asked about. Running statistics still count them."""
     text_tokens: int = 4_500_000
     """Tokens of the first phase (item cards, timelines, questions with answers)."""
     prompt_tokens: int = 6_000_000

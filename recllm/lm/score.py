@@ -108,14 +108,14 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     inputs = {"input_ids": batch["input_ids"], "attention_mask": attention(model, batch)}
     if "position_ids" in batch:
         inputs["position_ids"] = batch["position_ids"]
+    rows, positions = batch["predict_row"], batch["predict_position"]
     if representation is not None:
+        inputs["scored"] = rows, positions
         inputs["representation"] = representation[batch["sample"]]
         if batch["sample"].shape[1] == 1:
             inputs["representation"] = inputs["representation"][:, 0]
         else:
             inputs["segments"] = batch["slot"].clamp(min=0)
-        inputs["scored"] = batch["predict_row"], batch["predict_position"]
-    rows, positions = batch["predict_row"], batch["predict_position"]
 
     def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # `logits_to_keep` picks the same positions in all rows; these differ by row. The head runs inside the

@@ -83,7 +83,6 @@ class RecLoraModel(BaseTuner):
         self._opener: nn.Module | None = None
         self._enabled = True
         self._put_before = 0
-        self._top: nn.Module | None = None
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         # PEFT itself only complains when none of the names is found. A string is a regular expression.
@@ -118,6 +117,8 @@ class RecLoraModel(BaseTuner):
             layer = RecLoraLinear(target, self._open_gates, adapter_name, peft_config)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # a further adapter trains only once it is set active
+            if target is getattr(self.model, "get_output_embeddings", lambda: None)():
+                layer.register_forward_pre_hook(self._open_top)
             self._replace_module(parent, target_name, layer, target)
         else:
             raise ValueError(
@@ -152,10 +153,6 @@ class RecLoraModel(BaseTuner):
         for head in self._heads(adapter_name):
             head.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
             head.requires_grad_(adapter_name in self.active_adapters and not config.inference_mode)
-        top = getattr(model, "get_output_embeddings", lambda: None)()
-        if isinstance(top, RecLoraLinear) and top is not self._top:
-            self._top = top
-            top.register_forward_pre_hook(self._open_top)
         for parameter, flag in trainable.items():  # adding an adapter must not freeze the others' heads
             parameter.requires_grad = flag
 

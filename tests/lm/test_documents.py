@@ -119,7 +119,7 @@ def test_packing_keeps_every_document_whole_and_weighs_opinions(tokenizer, piece
     # By token: stars and answers 4, the template, profile and BOS 0, titles and EOS 1.
     by_text = {
         tokenizer.decode([t]): w
-        for t, w in zip(blocks.ravel()[:total].tolist(), weights.ravel(), strict=False)
+        for t, w in zip(blocks.ravel()[:total].tolist(), weights.ravel()[:total], strict=True)
     }
     assert {by_text[text] for text in (" Yes", " No", " (5 stars)\n", " (4 stars)\n")} == {4.0}
     assert {by_text[text] for text in ("<s>", INTRO, "\nAnswer yes or no:")} == {0.0}
