@@ -24,7 +24,7 @@ from recllm.data.source import SourceConfig
 from recllm.manifest import Manifest, digest
 from recllm.node import Node, suffix
 from recllm.points import Point, covering, fewest
-from recllm.request import ALIGNED, GATE, GOALS, Request, choice
+from recllm.request import ALIGNED, GATE, GOALS, START, Request, choice
 from recllm.run import config_digest, read_config
 from recllm.schema import Config, check_own
 
@@ -239,8 +239,9 @@ class Plan:
             file = f"stage3/{system}.yaml"
             start = self._start(file)
             parents = {**data, "lm": lm, "stage1": tuned[start].parents["stage1"], "stage2": tuned[start]}
-            name = f"stage3/{system}" + ("" if start == "reclora" else f"+{start}")
-            aligned[system] = self._node("stage3", name, "stages.stage3", parents, (file,), seed, gate_tag)
+            tags = (*gate_tag, f"start:{start}") if start != START else gate_tag
+            name, command = f"stage3/{system}", "stages.stage3"
+            aligned[system] = self._node("stage3", name, command, parents, (file,), seed, tags)
         roles = {f"crm:{name}": node for name, node in shown.items()}
         roles |= {f"tuned:{name}": node for name, node in tuned.items()}
         roles |= {f"towers:{name}": node for name, node in towers.items()}

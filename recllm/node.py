@@ -8,7 +8,7 @@ from typing import Any
 
 from recllm.points import Point
 
-KINDS = ("crm", "lm", "vectors", "experiment", "point", "seed")
+KINDS = ("crm", "start", "lm", "vectors", "experiment", "point", "seed")
 """Kinds of tags, in the order in which a folder's name says them."""
 
 
@@ -43,7 +43,7 @@ class Node:
         told: dict[str, Any] = {}
         if self.point:
             told["point"] = {"key": self.point.key, "value": self.point.text}
-        variant = suffix(self.tags, kinds=("crm", "vectors", "experiment"))
+        variant = suffix(self.tags, kinds=("crm", "start", "vectors", "experiment"))
         if self.stage == "evaluate" and variant:
             told["variant"] = variant.removeprefix("+")
         return told

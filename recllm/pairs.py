@@ -14,7 +14,7 @@ OF_RANKERS = ("lm", "sft", "sft-continued", "dpo", "crm-ranker", "cooccurrence-d
 """What every LM system is compared with besides, where it is there."""
 
 
-def ctr_pairs(systems: Collection[str], crms: Collection[str], gate: str) -> Pairs:
+def ctr_pairs(systems: Collection[str], crms: Collection[str], gate: str | None) -> Pairs:
     """Pairs of the CTR task.
 
     CRMs stand against `popularity`, the gate's against DIN, gated LMs against plain LoRA on the same rows,
@@ -23,7 +23,7 @@ def ctr_pairs(systems: Collection[str], crms: Collection[str], gate: str) -> Pai
     Args:
         systems: all systems of the table.
         crms: those of them that are CRMs.
-        gate: the CRM that gates.
+        gate: the CRM that gates, or another where that one is a ranker; None: there is no other.
     """
     pairs: Pairs = {}
     for system in systems:
@@ -33,7 +33,7 @@ def ctr_pairs(systems: Collection[str], crms: Collection[str], gate: str) -> Pai
             wanted = ["din", "popularity"] if system == gate else ["popularity"]
         else:
             wanted = ["lora"] if system.startswith("reclora") else []
-            wanted += [gate, *OF_LMS]
+            wanted += [*([gate] if gate else []), *OF_LMS]
         pairs[system] = _present(system, wanted, systems)
     return pairs
 

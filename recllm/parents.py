@@ -34,7 +34,7 @@ from recllm.lm.tiny import train_tokenizer
 from recllm.manifest import Manifest
 from recllm.retrieval.category import SameCategory
 from recllm.retrieval.neighbours import Neighbours
-from recllm.run import Run, say
+from recllm.run import Run, read_config, say
 from recllm.schema import Config
 
 LISTS = ("uniform20", "popular20")
@@ -102,6 +102,8 @@ class Crm:
     manifest: Manifest
     gate_input: str = "target"
     seed: int = 0
+    ranks: bool = False
+    """Whether it was trained to tell liked items from drawn ones: its logit is then no click's."""
 
     @classmethod
     def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None, role: str = "stage1") -> Crm:
@@ -109,7 +111,9 @@ class Crm:
         folder, manifest = run.parent(role), run.manifest(role)
         model = load(folder / paths.EXPORT)
         inputs = crm_inputs(log, manifest.metrics["inputs"], retrieval)
-        return cls(model, FeatureCache(folder / paths.FEATURES, model, inputs, manifest.identity), manifest)
+        cache = FeatureCache(folder / paths.FEATURES, model, inputs, manifest.identity)
+        ranks = read_config(folder)["config"]["stage1"]["objective"] == "rank"
+        return cls(model, cache, manifest, ranks=ranks)
 
     def read_as(self, gate_input: str | None, seed: int) -> Crm | None:
         """The CRM as a gate reads it (`AdapterConfig.gate_input`), or None where nothing is read.
@@ -135,6 +139,11 @@ class Crm:
             circle = np.random.default_rng(self.seed).permutation(len(rows))
             found[circle] = found[np.roll(circle, 1)]
         return torch.from_numpy(found)
+
+    def each(self, rows: Rows, targets: NDArray[np.int32]) -> torch.Tensor:
+        """float32 `[n, C, d_c]` for targets `[n, C]`: every pair's own."""
+        flat = self.representations(np.repeat(rows, targets.shape[1]), targets.ravel())
+        return flat.view(*targets.shape, -1)
 
     def trained_on(self, log: EventLog, rows: Rows) -> int:
         """How many of these training samples the CRM was trained on."""
@@ -202,13 +211,17 @@ class Lm:
             rows = np.concatenate([rows, rows])
         return Answers(self.prompts, rows, shown, crm.representations(rows) if crm else None)
 
-    def titles(self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None) -> Titles:
+    def titles(
+        self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, each: bool = False
+    ) -> Titles:
         """The next-title task on liked rows, after the most recent events, which tell nothing of the target.
 
-        A gate reads the mean over all candidates of the CRM's representation.
+        A gate reads the mean over all candidates of the CRM's representation; with `each` every title's own.
         """
         recent = self.log.recent(rows, self.config.prompt.history)
-        representation = crm.representations(rows, candidates) if crm else None
+        representation = None
+        if crm:
+            representation = (crm.each if each else crm.representations)(rows, candidates)
         return Titles(
             self.prompts,
             self.log,
@@ -230,15 +243,12 @@ class Lm:
             shown = self.retrieval.searcher.search(rows, candidates, k, "time")
         else:
             shown = np.broadcast_to(self.log.recent(rows, k)[:, None], (*shape, k))
-        representation = None
-        if crm:
-            flat = crm.representations(np.repeat(rows, shape[1]), candidates.ravel())
-            representation = flat.view(*shape, -1)
+        representation = crm.each(rows, candidates) if crm else None
         return Verdicts(self.prompts, self.log, rows, shown, candidates, representation)
 
-    def valid_titles(self, count: int, crm: Crm | None) -> Titles:
+    def valid_titles(self, count: int, crm: Crm | None, each: bool = False) -> Titles:
         """The next-title task on stored validation rows, each once with every kind of candidate list."""
-        return self.titles(*self._valid(count), crm)
+        return self.titles(*self._valid(count), crm, each)
 
     def valid_verdicts(self, count: int, crm: Crm | None, retrieved: bool) -> Verdicts:
         """The Yes/No task on the candidates of the rows of `valid_titles`."""

@@ -16,6 +16,7 @@ from recllm.points import Point, parse_points
 VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW", "KEY", "VALUES")
 GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune")
 GATE = "sim"
+START = "reclora"
 ALIGNED = ("sft-continued", "dpo", "s-dpo")
 NOTHING = "none"
 """`SYSTEM=none`: CRMs are evaluated alone, without any LM; `Request.systems` is then empty."""

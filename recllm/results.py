@@ -24,7 +24,7 @@ CANDIDATES = ("uniform", "popular", "hard")
 SYSTEMS = (
     "popularity", "cooccurrence", "cooccurrence-directed",
     "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
-    "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
+    "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
     "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
     "reclora-milora", "reclora-pissa", "reclora-random-svd",
@@ -49,8 +49,9 @@ class ResultRow:
         candidates: `uniform20`, `popular20` or `hard20` (ranking only).
         k: number of rejected candidates in training (preference systems only).
         lm: the language model, where there is one.
-        variant: the gate's CRM, the retrieval's vectors and the experiment where they are not the default,
-            e.g. `din+quick`; rows of different variants are never averaged, nor shown in one table.
+        variant: the gate's CRM, stage 3's start, the retrieval's vectors and the experiment where they are
+            not the default, e.g. `din+quick`; rows of different variants are never averaged, nor shown in one
+            table.
         seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against"}` of each seed, ascending.
         delta: difference to `paired_with` in the task's headline metric (AUC or HR@1) on the same rows.
         interval95: 95 % interval of `delta`, bootstrap clustered by user. Over several seeds: the mean of

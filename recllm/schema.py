@@ -166,6 +166,10 @@ class Stage3Config:
     """What is compared: `titles`, the log-probability of a candidate's title; `answers`, point-wise: that of
     Yes to each candidate, in a prompt and with a gate of its own. They start from the stage-2 checkpoint with
     the best validation HR@1 and AUC."""
+    gate: str = "list"
+    """What gates a title, where titles are compared: `list`, the mean of all candidates' representations, as
+    in stage 2; `item`, its own candidate's, while the prompt keeps the mean. For losses that contrast titles
+    only: a chosen title's likelihood behind its own gate is learned by reading the item off the gate."""
     loss: str = "softmax-dpo"
     """`softmax-dpo` (K = 1 is DPO), `dpo-pairwise`, `dmpo`, `mppo` (no reference): see `recllm/losses.py`.
     Or as a control `sft`: the chosen title's likelihood, as many steps."""
@@ -198,6 +202,10 @@ class Stage3Config:
             losses = losses[:-1]  # the likelihood of Yes alone is best where every answer is Yes
             wanted = f"one of {', '.join(losses)} where stage3.task is answers"
             check(self.loss in losses, "stage3.loss", self.loss, wanted)
+        check(self.gate in ("list", "item"), "stage3.gate", self.gate, "list or item")
+        if self.gate == "item":
+            wanted = "list where a title's likelihood is learned: its own gate names the item"
+            check(self.loss != "sft" and self.sft_weight == 0, "stage3.gate", self.gate, wanted)
         check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
         kinds = ("random", "reference", "crm", "half")
         check(self.negatives_from in kinds, "stage3.negatives_from", self.negatives_from, ", ".join(kinds))

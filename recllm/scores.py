@@ -77,7 +77,7 @@ class LmSystems:
 
         def compute() -> Scores:
             lm, model, crm, _ = self._open(role, adapter)
-            return title_choices(model, lm.titles(rows, lists, crm))
+            return title_choices(model, lm.titles(rows, lists, crm, self._each(role)))
 
         return self._keep(f"{kind}-{role}", role, adapter, [rows.tolist(), lists.tolist()], compute)
 
@@ -164,6 +164,12 @@ class LmSystems:
         retrieved = read_config(folder)["config"]["prompt"]["retrieved"]
         crm = self.crms[self._gate_of(folder)].read_as(reads, self.run.config.seed)
         return lm, model, crm, retrieved
+
+    def _each(self, role: str) -> bool:
+        """Whether a system's titles were aligned each with its own item's gate."""
+        if not role.startswith("aligned:"):
+            return False
+        return bool(read_config(self.run.parent(role))["config"]["stage3"]["gate"] == "item")
 
     def _gate_of(self, folder: Path) -> str:
         """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""

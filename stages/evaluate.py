@@ -53,7 +53,10 @@ class Evaluation:
         """Systems of stages 2 and 3; None where CRMs are compared alone (`SYSTEM=none`)."""
         self.towers = TowerSystems(run, self.log)
         roles = {folder: role for role, folder in run.parents.items() if ":" in role}
+        likes = [name for name, crm in self.crms.items() if not crm.ranks]
         self.gate = roles[run.parents["stage1"]].partition(":")[2]
+        self.likes = self.gate if self.gate in likes else likes[-1] if likes else None
+        """The CRM beside which LMs stand in the CTR task: the gate's, if that is no ranker."""
         self.start = roles[run.parents["stage2"]].partition(":")[2] if self.lms else ""
         self.aligned = {
             role.partition(":")[2]: "sft" if task_of(run.parent(role)) == "titles" else "sft-pointwise"
@@ -78,14 +81,14 @@ class Evaluation:
 
     def ctr(self) -> None:
         """Rows of the CTR task."""
-        log, gate = self.log, self.crms[self.gate]
+        log, crm = self.log, self.crms[self.likes] if self.likes else None
         changed: dict[str, dict[str, float]] = {}
         liking = popularity_ctr(log)
         asked = f"test/{self.config.ctr_rows}"
         row_sets = ({} if self.point else {"test/all": self.everything}) | {asked: self.asked}
         for name, rows in row_sets.items():
             scored: dict[str, Any] = {"popularity": liking[log.item[rows]]}
-            scored |= {crm: opened.logits(rows) for crm, opened in self.crms.items() if crm != "ranker"}
+            scored |= {name: opened.logits(rows) for name, opened in self.crms.items() if not opened.ranks}
             if self.lms and name == asked:
                 scored |= {} if self.point else {"lm": self.lm_logits("lm", rows)}
                 tuned = [role for role in self.run.parents if role.startswith("tuned:")]
@@ -94,11 +97,11 @@ class Evaluation:
                     scored[role[6:]] = self.lm_logits(role, rows)
                     changed[role[6:]] = self.lms.change(role, ADAPTER)
                 scored |= {role[7:]: self.towers.logits(role, rows) for role in self.two_towers}
-                if "lora" in scored:
-                    scored["blend"] = self._blend(gate.logits(rows), scored["lora"])
+                if "lora" in scored and crm:
+                    scored["blend"] = self._blend(crm, rows, scored["lora"])
             labels, bands = log.label[rows], Bands.of(log, rows)
-            pairs, held = ctr_pairs(scored, self.crms, self.gate), self._resampled(scored, rows)
-            crm_auc = metrics.auc(gate.logits(rows), labels)
+            pairs, held = ctr_pairs(scored, self.crms, self.likes), self._resampled(scored, rows)
+            crm_auc = metrics.auc(crm.logits(rows), labels) if crm else None
             for system, logits in scored.items():
                 figures = metrics.ctr_metrics(logits, labels, log.user[rows]) | bands.metrics(logits, labels)
                 base = metrics.auc(scored["popularity"], labels)
@@ -113,18 +116,18 @@ class Evaluation:
         labels, users, draws = self.log.label[rows], self.log.user[rows], self.config.bootstrap
         return {system: bootstrap.of_auc(logits, labels, users, draws) for system, logits in scored.items()}
 
-    def _blend(self, crm: Scores, lora: Scores) -> Any:
-        """Logistic regression on the gate CRM's logit and plain LoRA's, fitted on validation rows."""
+    def _blend(self, crm: parents.Crm, rows: Rows, lora: Scores) -> Any:
+        """Logistic regression on the CRM's logit and plain LoRA's, fitted on validation rows."""
         valid = self.log.rows("valid", self.config.blend_rows)
-        features = np.stack([self.crms[self.gate].logits(valid), self.lm_logits("tuned:lora", valid)], 1)
+        features = np.stack([crm.logits(valid), self.lm_logits("tuned:lora", valid)], 1)
         weights = logistic_blend(features, self.log.label[valid])
-        return apply_blend(np.stack([crm, lora], 1), weights)
+        return apply_blend(np.stack([crm.logits(rows), lora], 1), weights)
 
     def alignment_cost(self) -> None:
         """Yes/No rows of what stage 3 starts from and of what it makes of it: what alignment costs there."""
         rows = self.log.rows("test", self.config.aligned_rows)
         labels = self.log.label[rows]
-        crm_auc = metrics.auc(self.crms[self.gate].logits(rows), labels)
+        crm_auc = metrics.auc(self.crms[self.likes].logits(rows), labels) if self.likes else None
         scored = {
             start: self.lm_logits(f"tuned:{self.start}", rows, adapter)
             for start, adapter in STARTS.items()
@@ -169,11 +172,10 @@ class Evaluation:
                 "popularity": counts[lists],
                 "cooccurrence": together[False].score(rows, lists),
                 "cooccurrence-directed": together[True].score(rows, lists),
-                self.gate: self.crms[self.gate].logits(rows, lists),
+                **({self.likes: self.crms[self.likes].logits(rows, lists)} if self.likes else {}),
                 **{role[7:]: self.towers.logits(role, rows, lists) for role in self.two_towers},
             }
-            if "ranker" in self.crms:
-                scored["crm-ranker"] = self.crms["ranker"].logits(rows, lists)
+            scored |= {f"crm-{n}": crm.logits(rows, lists) for n, crm in self.crms.items() if crm.ranks}
             scored |= {system: told[system, kind][..., 0] for system in asked}
             target = (lists == self.log.item[rows][:, None]).argmax(1)
             extra: dict[str, dict[str, float]] = {system: {} for system in scored}

@@ -128,16 +128,16 @@ def reference(run: Run, model: Any, task: Asked) -> Compared:
     made_of = [run.manifest(role).identity for role in ("stage2", "lm", "stage1", "log")]
     pieces = task.prompts.pieces
     tokens = [pieces.table.tokens.tolist(), pieces.table.offsets.tolist(), task.prompts.max_length]
-    precision = run.config.stage3.fit.precision
-    form = [run.content["config"]["prompt"], run.config.stage3.task, task.listed, precision]
+    config = run.config.stage3
+    form = [run.content["config"]["prompt"], config.task, config.gate, task.listed, config.fit.precision]
     name = digest([made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()])[:32]
     path = run.parent("stage2") / FEATURES / f"reference-{name}.npy"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.npy")
         model.eval().to(device_of(run.config.trainer))
-        with as_in_training(model, precision):
-            np.save(temporary, candidate_scores(model, task, BATCH[run.config.stage3.task]))
+        with as_in_training(model, config.fit.precision):
+            np.save(temporary, candidate_scores(model, task, BATCH[config.task]))
         temporary.replace(path)
     logps = torch.from_numpy(np.load(path))
     if not (finite := logps.isfinite().all(1)).all():
@@ -208,7 +208,8 @@ def asked(run: Run, lm: parents.Lm, crm: parents.Crm | None, rows: Rows) -> tupl
     lists = parents.drawn_lists(lm.log, rows, run.config.seed, config.lists)
     count, retrieved = VALID_ROWS[config.task], run.config.prompt.retrieved
     if config.task == "titles":
-        return answerable(lm.titles(rows, lists, crm)), lm.valid_titles(count, crm)
+        each = config.gate == "item"
+        return answerable(lm.titles(rows, lists, crm, each)), lm.valid_titles(count, crm, each)
     task = answerable(lm.verdicts(rows, lists, crm, retrieved))
     return task, lm.valid_verdicts(count, crm, retrieved)
 
@@ -220,6 +221,11 @@ def work(run: Run) -> None:
     retrieval = parents.Retrieval.open(run, log)
     start = run.parent("stage2") / (RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)
+    if virtual and config.gate == "item":
+        raise StageError(
+            f"stage3.gate=item with a soft prompt of {virtual} tokens, which a title cannot have of its own; "
+            "wanted stage3.gate=list, or a start without one (stage2.adapter.soft_prompt=0)"
+        )
     lm = parents.Lm.open(run, log, retrieval, virtual)
     model = load_adapter(lm.model, start, trainable=True)
     gate = parents.Crm.open(run, log, retrieval)

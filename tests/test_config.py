@@ -116,6 +116,7 @@ def test_a_wrong_type_in_a_layer_names_key_and_source():
         ("stage2.title_share", 1.0),
         ("stage3.loss", "softmax"),
         ("stage3.task", "pairs"),
+        ("stage3.gate", "title"),
         ("stage3.sft_weight", -0.1),
         ("stage3.label_smoothing", 0.5),
         ("stage2.adapter.kind", "qlora"),

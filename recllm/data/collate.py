@@ -145,13 +145,14 @@ def separate(
 
     Returns:
         i64 [N, L], padded on the right: `input_ids` and `attention_mask` (1 = real), no positions, as those
-        of unpadded text are what every LM assumes; what `_targets` says; and `sample` i64 [N, 1].
+        of unpadded text are what every LM assumes, and `branch` (0 prompt and padding, c + 1 its completion
+        c); what `_targets` says; and `sample` i64 [N, 1].
     """
     counts, first = _counted(prompts, completions, counts)
     of = np.repeat(np.arange(len(prompts)), counts)
     fed = completions.lengths - 1
     ids = np.full((len(of), int((prompts.lengths[of] + fed).max(initial=0))), pad_id, np.int64)
-    mask = np.zeros_like(ids)
+    mask, branch = np.zeros_like(ids), np.zeros_like(ids)
     repeated = np.repeat(np.arange(len(of)), prompts.lengths[of])
     place = np.arange(len(repeated)) - np.repeat(
         np.cumsum(prompts.lengths[of]) - prompts.lengths[of], prompts.lengths[of]
@@ -160,11 +161,13 @@ def separate(
     owner, place = completions.place()
     column = prompts.lengths[of[owner]] + place
     kept = place < fed[owner]
-    ids[owner[kept], column[kept]] = completions.tokens[kept]
+    at = (owner[kept], column[kept])
+    ids[at], branch[at] = completions.tokens[kept], (owner - first[of[owner]] + 1)[kept]
     mask[:] = np.arange(ids.shape[1]) < (prompts.lengths[of] + fed)[:, None]
     return {
         "input_ids": torch.from_numpy(ids),
         "attention_mask": torch.from_numpy(mask),
+        "branch": torch.from_numpy(branch),
         "sample": torch.from_numpy(of[:, None]),
         **_targets(completions, counts, first, owner, column - 1),
     }

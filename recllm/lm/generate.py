@@ -78,9 +78,8 @@ def valid_ratio(model: Any, tokenizer: Any, task: Titles, size: int = 64) -> NDA
         batch = move_data_to_device(
             pad_left(prompts.ranking(task.rows[chosen], task.history[chosen], listed)), device
         )
-        extra = (
-            {} if task.representation is None else {"representation": task.representation[chosen].to(device)}
-        )
+        representation = task.of_prompts(chosen)
+        extra = {} if representation is None else {"representation": representation.to(device)}
         made = model.generate(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],

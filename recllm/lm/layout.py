@@ -43,7 +43,7 @@ def attention(model: nn.Module, batch: Mapping[str, Any]) -> Any:
         Separate titles: i64 [N, L]. A shared prefix: bool [R, 1, L, L], true = seen; or the same as a float
         that is added; or FlexAttention's block mask, where that is the model's implementation.
     """
-    if "branch" not in batch:
+    if "attention_mask" in batch:
         return batch["attention_mask"]
     slot, branch = batch["slot"], batch["branch"]
     if _implementation(model) == "flex_attention":

@@ -58,8 +58,9 @@ def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     Args:
         model: A causal LM of transformers, or a PEFT model around one.
         batch: `recllm.lm.layout.title_batch` of B prompts with up to C completions each.
-        representation: [B, d_c], passed on to the model, to each token that of its own prompt; None: not
-            passed.
+        representation: [B, d_c], passed on to the model, to each token that of its own prompt; or
+            [B, 1 + C, d_c], to the tokens of a prompt its first and to those of completion c its c + 2nd;
+            None: not passed.
 
     Returns:
         [B, C], float32 or wider; NaN where a prompt has fewer completions.
@@ -111,11 +112,7 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     rows, positions = batch["predict_row"], batch["predict_position"]
     if representation is not None:
         inputs["scored"] = rows, positions
-        inputs["representation"] = representation[batch["sample"]]
-        if batch["sample"].shape[1] == 1:
-            inputs["representation"] = inputs["representation"][:, 0]
-        else:
-            inputs["segments"] = batch["slot"].clamp(min=0)
+        inputs |= _gated(batch, representation)
 
     def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # `logits_to_keep` picks the same positions in all rows; these differ by row. The head runs inside the
@@ -129,6 +126,19 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     finally:
         hook.remove()
     return _token_logps(logits, batch["target"])
+
+
+def _gated(batch: Mapping[str, Any], representation: Tensor) -> dict[str, Tensor]:
+    """What a gated model is told: a representation a row, or several and which token reads which."""
+    each = representation[batch["sample"]]  # [R, S, d_c] or [R, S, 1 + C, d_c]
+    if each.dim() == 4:
+        # A row of separate titles holds one sample and says no slots.
+        slot = batch.get("slot", torch.zeros_like(batch["branch"])).clamp(min=0)
+        segments = slot * each.shape[2] + batch["branch"].clamp(min=0)
+        return {"representation": each.flatten(1, 2), "segments": segments}
+    if each.shape[1] == 1:
+        return {"representation": each[:, 0]}
+    return {"representation": each, "segments": batch["slot"].clamp(min=0)}
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -103,7 +103,9 @@ class Titles:
         rows: int64 `[n]` liked rows of the log; the row's own item is the chosen one.
         history: int64 `[n, k]` most recent events.
         candidates: int32 `[n, C]` dense items, the chosen one among them.
-        representation: float32 `[n, d_c]`, the mean over all candidates, or None for an LM without a gate.
+        representation: float32 `[n, d_c]`, the mean over all candidates; or `[n, C, d_c]`, each candidate's
+            own: then a title's tokens are gated by its own, and the prompt's, which predict every title's
+            first token, by the mean; or None for an LM without a gate.
         listed: whether the prompt lists the candidates.
         layout: how the LM is given several titles, see `recllm.lm.layout`.
     """
@@ -172,7 +174,7 @@ class Titles:
         Returns:
             `prompt` (`title_batch`), `lengths` `[B, c]` tokens of each title and its EOS (0 where it is not
             scored), `chosen` `[B]` place of the chosen among the scored, `index` `[B]`, `row` `[B]` in the
-            log, `representation`.
+            log, `representation` as `title_logps` takes it.
         """
         listed = self.candidates[indices]
         items = listed if columns is None else np.take_along_axis(listed, columns, 1)
@@ -193,8 +195,23 @@ class Titles:
             "chosen": torch.from_numpy(place),
             "index": torch.from_numpy(np.asarray(indices)),
             "row": torch.from_numpy(np.asarray(self.rows[indices])),
-            "representation": None if self.representation is None else self.representation[indices],
+            "representation": self._gated(indices, columns),
         }
+
+    def of_prompts(self, indices: Rows) -> Tensor | None:
+        """What gates the prompts of some rows, `[B, d_c]`."""
+        if self.representation is None or self.representation.dim() == 2:
+            return None if self.representation is None else self.representation[indices]
+        return self.representation[indices].mean(1)
+
+    def _gated(self, indices: Rows, columns: NDArray[np.int64] | None) -> Tensor | None:
+        shared = self.of_prompts(indices)
+        if shared is None or self.representation is None or self.representation.dim() == 2:
+            return shared
+        own = self.representation[indices]
+        if columns is not None:
+            own = own[np.arange(len(own))[:, None], columns]
+        return torch.cat([shared[:, None], own], 1)
 
 
 class Verdicts:

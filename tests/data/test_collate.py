@@ -101,6 +101,7 @@ def test_separate_titles_by_hand():
     batch = separate(Ragged.of([[1, 2], [5]]), Ragged.of([[3, 9], [9], [6, 7, 9]]), np.array([2, 1]))
     assert batch["input_ids"].tolist() == [[1, 2, 3], [1, 2, 0], [5, 6, 7]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
+    assert batch["branch"].tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 1]]
     assert batch["predict_row"].tolist() == [0, 0, 1, 2, 2, 2]
     assert batch["predict_position"].tolist() == [1, 2, 1, 0, 1, 2]
     assert batch["sample"].tolist() == [[0], [0], [1]]

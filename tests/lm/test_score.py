@@ -159,6 +159,42 @@ def test_several_samples_in_a_row_each_with_its_own_gate_equal_separate_sequence
         assert (got - expected).norm() / expected.norm() < 1e-5  # RMS norms compute in float32
 
 
+@pytest.mark.parametrize("kind", [kind for kind in GATED if "soft-prompt" not in kind])
+def test_titles_each_with_its_own_gate_equal_separate_sequences(kind):
+    """The prompt's tokens, and so every title's first one, read the prompt's gate, others their title's."""
+    model, _ = gated(model_of("llama", torch.float64), **GATED[kind])
+    representation = torch.randn(len(MIXED_PROMPTS), 4, 5, dtype=torch.float64)
+    batch = mixed()
+    packed_rows, alone = (
+        score.title_logps(model, given, representation) for given in (batch, mixed(layout=SEPARATE))
+    )
+    one_by_one = torch.full_like(packed_rows, torch.nan)
+    for row, (prompt, titles) in enumerate(zip(MIXED_PROMPTS, MIXED_TITLES, strict=True)):
+        for column, title in enumerate(titles):
+            ids, own = torch.tensor([prompt + title]), representation[row, [0, column + 1]][None]
+            segments = torch.tensor([[0] * len(prompt) + [1] * len(title)])
+            logits = model(input_ids=ids, representation=own, segments=segments).logits
+            logps = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            one_by_one[row, column] = logps.gather(1, torch.tensor(title)[:, None]).sum()
+    torch.testing.assert_close(packed_rows, one_by_one, rtol=1e-9, atol=1e-9, equal_nan=True)
+    torch.testing.assert_close(alone, one_by_one, rtol=1e-9, atol=1e-9, equal_nan=True)
+    same = representation[:, :1].expand_as(representation)
+    one_gate = score.title_logps(model, batch, representation[:, 0])
+    torch.testing.assert_close(score.title_logps(model, batch, same), one_gate, equal_nan=True)
+    swapped = score.title_logps(model, batch, representation[:, [0, 2, 1, 3]])
+    # The third title keeps its gate, and one that is EOS alone is predicted by its prompt.
+    moved = batch["present"] & torch.tensor([True, True, False])
+    assert torch.equal((swapped - packed_rows).abs() > 1e-6, moved)
+    weight = torch.linspace(-1, 1, 15, dtype=torch.float64).view(5, 3)[batch["present"]]
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    grads = [
+        torch.autograd.grad((logps[batch["present"]] * weight).sum(), parameters)
+        for logps in (one_by_one, packed_rows)
+    ]
+    for expected, got in zip(*grads, strict=True):
+        assert (got - expected).norm() / expected.norm() < 1e-5  # RMS norms compute in float32
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_gradient_checkpointing_gives_the_same_values_and_gradients(name):
     results = []

@@ -16,6 +16,8 @@ from recllm.retrieval.vectors import normalize
 class Representations:
     """Stands for `parents.Crm`: the representation of a pair is a function of the pair and nothing else."""
 
+    each = parents.Crm.each
+
     def representations(self, rows, targets):
         rows = rows.reshape(-1, *[1] * (targets.ndim - 1))
         pairs = np.stack([np.broadcast_to(rows, targets.shape), targets], -1).reshape(-1, 2)
@@ -42,7 +44,7 @@ def verdicts_of(log, config, tiny_lm, rows, candidates, retrieved):
     return lm.verdicts(rows, candidates, Representations(), retrieved)
 
 
-def titles_of(log, config, tiny_lm, rows, candidates, listed):
+def titles_of(log, config, tiny_lm, rows, candidates, listed, each=False):
     """The next-title task exactly as the stages build it."""
     prompts = copy.copy(tiny_lm.prompts)
     prompts.log = log
@@ -50,21 +52,21 @@ def titles_of(log, config, tiny_lm, rows, candidates, listed):
     object.__setattr__(config, "prompt", copy.copy(config.prompt))
     object.__setattr__(config.prompt, "list_candidates", listed)
     lm = parents.Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, None)
-    return lm.titles(rows, candidates, Representations())
+    return lm.titles(rows, candidates, Representations(), each)
 
 
-@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("listed", "each"), [(False, False), (True, False), (False, True)])
 def test_making_another_candidate_the_chosen_one_changes_nothing_but_the_choice(
-    demo_log, demo_config, tiny_lm, ranking, listed
+    demo_log, demo_config, tiny_lm, ranking, listed, each
 ):
     """Prompt, gate input and order of the candidates do not tell which candidate is the chosen one."""
     rows, candidates = ranking
-    before = titles_of(demo_log, demo_config, tiny_lm, rows, candidates, listed)
+    before = titles_of(demo_log, demo_config, tiny_lm, rows, candidates, listed, each)
     other_place = (before.chosen + 1 + np.arange(len(rows))) % candidates.shape[1]
     changed = copy.copy(demo_log)
     changed.item = np.array(demo_log.item)
     changed.item[rows] = candidates[np.arange(len(rows)), other_place]
-    after = titles_of(changed, demo_config, tiny_lm, rows, candidates, listed)
+    after = titles_of(changed, demo_config, tiny_lm, rows, candidates, listed, each)
 
     assert (before.chosen != after.chosen).all()
     np.testing.assert_array_equal(after.chosen, other_place)
@@ -74,6 +76,23 @@ def test_making_another_candidate_the_chosen_one_changes_nothing_but_the_choice(
     for name, value in one["prompt"].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(two["prompt"][name])), name
     assert not torch.equal(one["chosen"], two["chosen"])
+
+
+def test_a_title_is_gated_by_its_own_item_and_the_prompt_by_the_mean(demo_log, demo_config, tiny_lm, ranking):
+    rows, candidates = ranking
+    task = titles_of(demo_log, demo_config, tiny_lm, rows, candidates, False, each=True)
+    columns, asked = np.array([[3, 0], [19, 7]]), np.array([4, 1])
+    got = task(asked, columns)["representation"]
+    crm = Representations()
+    mean = crm.representations(rows[asked], candidates[asked])
+    torch.testing.assert_close(got[:, 0], mean)
+    torch.testing.assert_close(task.of_prompts(asked), mean)
+    for row, (of, places) in enumerate(zip(asked, columns, strict=True)):
+        own = crm.representations(np.repeat(rows[of], 2), candidates[of, places])
+        assert torch.equal(got[row, 1:], own)
+    assert torch.equal(task(asked)["representation"][:, 1:], task.representation[asked])
+    kept = task.keep(np.arange(len(rows)) % 2 == 1)
+    assert torch.equal(kept.representation, task.representation[1::2])
 
 
 @pytest.mark.parametrize("retrieved", [False, True])

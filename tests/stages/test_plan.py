@@ -127,6 +127,26 @@ def test_stage_3_reads_the_crm_that_its_start_was_gated_by(root):
     assert "stage1/sim" in nodes  # the table shows it beside
 
 
+def test_another_start_of_stage_3_has_folders_and_a_variant_of_its_own(root):
+    nodes = needed("stage3", "SYSTEM=lora s-dpo", "stage3.start=lora")
+    assert nodes["stage3/s-dpo+lora"].parents["stage2"].folder == "stage2/lora"
+    (evaluate,) = (node for node in nodes.values() if node.stage == "evaluate")
+    assert evaluate.content["variant"] == "lora"
+    assert evaluate.parents["stage2"].folder == "stage2/lora"
+    (usual,) = (node for node in needed("stage3", "SYSTEM=lora s-dpo").values() if node.stage == "evaluate")
+    assert "variant" not in usual.content
+    assert usual.folder != evaluate.folder
+
+
+def test_a_ranker_gates_as_any_crm_does(root):
+    nodes = needed("stage3", "CRM=ranker", "SYSTEM=reclora s-dpo-item")
+    held = nodes["stage2/reclora+ranker"].parents["stage1"]
+    assert held.folder == "stage1/ranker+heldout-0.1"
+    assert held.config["stage1"]["objective"] == "rank"
+    assert nodes["stage3/s-dpo-item+ranker"].config["stage3"]["gate"] == "item"
+    assert "stage1/sim" not in nodes
+
+
 def test_a_finished_stage_2_keeps_its_out_of_fold_gate(root):
     words = ["stage2", "SYSTEM=reclora", "subsample=0.2", "stage1.fit.lr=0.5"]
     assert plan.main(["write", "stage1", *words]) == 0
