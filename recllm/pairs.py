@@ -10,7 +10,16 @@ Pairs = dict[str, list[str]]
 """System -> those that it is compared with, on the same rows."""
 
 OF_LMS = ("lm", "lora", "tallrec", "rella", "blend")
-OF_RANKERS = ("lm", "sft", "sft-continued", "dpo", "crm-ranker", "cooccurrence-directed", "popularity")
+OF_RANKERS = (
+    "lm",
+    "sft",
+    "sft-continued",
+    "dpo",
+    "dpo-item",
+    "crm-ranker",
+    "cooccurrence-directed",
+    "popularity",
+)
 """What every LM system is compared with besides, where it is there."""
 
 
