@@ -29,7 +29,7 @@ from recllm.data.prompts import Prompts
 from recllm.lm import documents
 from recllm.lm.load import context_length
 from recllm.lm.tiny import build_model
-from recllm.run import Run, is_first_process, main, say
+from recllm.run import Run, StageError, is_first_process, main, say
 from recllm.schema import FitConfig
 from recllm.training import best, best_scores, fit, optimizer
 
@@ -91,7 +91,11 @@ class Told:
 
     @classmethod
     def of(cls, run: Run, log: EventLog) -> Told:
-        """The subsample is asked; in place of what of it is held out, as many of the other samples are."""
+        """The subsample is asked; in place of what of it is held out, as many of the other samples are.
+
+        Raises:
+            StageError: all samples are held out.
+        """
         events, asked = log.train_events().copy(), parents.subsample(run.config, log)
         if (held := run.config.lm.training.hold_out) != "none":
             rows = log.rows("train", held)
@@ -100,6 +104,11 @@ class Told:
             others = order[~np.isin(order, np.concatenate([asked, rows]))]
             kept = asked[~np.isin(asked, rows)]
             asked = np.concatenate([kept, others])[: len(asked)]
+            if not len(asked):
+                raise StageError(
+                    f"lm.training.hold_out={held} leaves none of {len(order):,} training samples to tell of; "
+                    "wanted fewer, e.g. ARGS=lm.training.hold_out=0.1"
+                )
         return cls(events, asked)
 
 

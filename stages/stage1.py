@@ -22,7 +22,7 @@ from recllm.data.batches import CrmInputs
 from recllm.data.candidates import Seen, negatives
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import EventLog, Rows
-from recllm.run import Run, main, say
+from recllm.run import Run, StageError, main, say
 from recllm.schema import Stage1Config
 from recllm.sparse import clip_norm
 from recllm.training import best, best_scores, compiled, fit, optimizer
@@ -94,9 +94,18 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
     """The row set `name` of the training split, but for the samples of the row set `hold_out`.
 
     What is left out is left out as a sample: as an event of later histories it is still read.
+
+    Raises:
+        StageError: none is left.
     """
     rows = log.rows("train", name)
-    return rows if hold_out == "none" else rows[~np.isin(rows, log.rows("train", hold_out))]
+    kept = rows if hold_out == "none" else rows[~np.isin(rows, log.rows("train", hold_out))]
+    if not len(kept):
+        raise StageError(
+            f"stage1.hold_out={hold_out} leaves none of {len(rows):,} training rows; "
+            "wanted fewer, e.g. ARGS=stage1.hold_out=0.1"
+        )
+    return kept
 
 
 def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders:

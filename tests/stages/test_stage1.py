@@ -14,7 +14,7 @@ from recllm.checks import ConfigError
 from recllm.config import load_yaml, merge
 from recllm.crm import build
 from recllm.data.loader import plan_steps
-from recllm.run import Run
+from recllm.run import Run, StageError
 from recllm.training import best_scores, fit
 from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
 
@@ -83,6 +83,10 @@ def test_held_out_rows_are_left_out_and_the_order_is_kept(demo_log):
     np.testing.assert_array_equal(rows, [row for row in every if row not in set(held.tolist())])
     np.testing.assert_array_equal(training_rows(demo_log, "all", "none"), every)
     assert set(training_rows(demo_log, "1.0", "uniform300").tolist()) == set(rows.tolist())
+    with pytest.raises(
+        StageError, match=r"hold_out=last\d+ leaves none of [\d,]+ training rows; wanted fewer"
+    ):
+        training_rows(demo_log, "all", f"last{len(every)}")
 
 
 @pytest.mark.parametrize(("clip", "name"), [(0, "din"), (0.01, "din"), (0.01, "deepfm")])
