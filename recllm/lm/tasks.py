@@ -199,19 +199,21 @@ class Titles:
         }
 
     def of_prompts(self, indices: Rows) -> Tensor | None:
-        """What gates the prompts of some rows, `[B, d_c]`."""
-        if self.representation is None or self.representation.dim() == 2:
-            return None if self.representation is None else self.representation[indices]
-        return self.representation[indices].mean(1)
+        """What gates the prompts of some rows, `[B, d_c]`, or None for an LM without a gate."""
+        if self.representation is None:
+            return None
+        found = self.representation[indices]
+        return found if found.dim() == 2 else found.mean(1)
 
     def _gated(self, indices: Rows, columns: NDArray[np.int64] | None) -> Tensor | None:
-        shared = self.of_prompts(indices)
-        if shared is None or self.representation is None or self.representation.dim() == 2:
-            return shared
+        """What gates the prompts and, where each title has a gate of its own, the scored titles behind it."""
+        prompts = self.of_prompts(indices)
+        if prompts is None or self.representation is None or self.representation.dim() == 2:
+            return prompts
         own = self.representation[indices]
         if columns is not None:
             own = own[np.arange(len(own))[:, None], columns]
-        return torch.cat([shared[:, None], own], 1)
+        return torch.cat([prompts[:, None], own], 1)
 
 
 class Verdicts:
