@@ -141,7 +141,9 @@ def second_phase(
     liked = told.asked[log.label[told.asked] == 1]
     titles = documents.next_titles(prompts, liked, log.recent(liked, k), told.events)
     body = [rated, asked, titles]
-    timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(told.events), 2 * k)
+    known = prompts.known if training.timeline_events else None
+    length = training.timeline_events or 2 * k
+    timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(told.events), length, known)
     share = min(1.0, _share(prompts, body, [timelines], training.timeline_share))
     shown = training.shown_weight
     thinned = _thinned(timelines, share, run.config.lm.seed)

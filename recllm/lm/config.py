@@ -73,7 +73,10 @@ class LmTrainingConfig:
     """Share of the first phase's tokens that are questions with answers: of the subsample, and of as many
     other samples as are held out of it."""
     timeline_share: float = 0.15
-    """Share of the second phase's tokens that are timelines and cards, so that the LM forgets little."""
+    """Share of the second phase's tokens that are timelines, so that the LM forgets little."""
+    timeline_events: int = 0
+    """Events of a timeline of the second phase that says, with `prompt.statistics`, each film's statistics
+    before its rating: more ratings a token than prompts have. 0: plain ones, of twice the short history."""
     lr: float = 3e-3
     """Peak learning rate of the first phase."""
     prompt_lr: float = 2e-3
@@ -82,8 +85,9 @@ class LmTrainingConfig:
     """Lightning's precision for pretraining."""
 
     def __post_init__(self) -> None:
-        """Check the row set."""
+        """Check row set and range."""
         check_hold_out("lm.training.hold_out", self.hold_out)
+        check(self.timeline_events >= 0, "lm.training.timeline_events", self.timeline_events, "0 or more")
 
 
 @dataclass(frozen=True)

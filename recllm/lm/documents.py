@@ -7,7 +7,7 @@ the caller says may be told: in a random split others stand there too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,13 @@ def cards(pieces: Pieces, items: Ints) -> Matrix:
     return _columns(len(items), pieces.head, pieces.item[items], pieces.card[items], pieces.eos)
 
 
-def timelines(log: EventLog, pieces: Pieces, rows: Ints, length: int, ratings: bool = True) -> Matrix:
+def timelines(
+    log: EventLog,
+    pieces: Pieces,
+    rows: Ints,
+    length: int,
+    known: Callable[[Ints, Ints], Matrix] | None = None,
+) -> Matrix:
     """Events of a user, one after another, as the history of a prompt shows them.
 
     Args:
@@ -36,10 +42,11 @@ def timelines(log: EventLog, pieces: Pieces, rows: Ints, length: int, ratings: b
         pieces: The text pieces.
         rows: Events to tell of, in any order; each is told once.
         length: Most events of a document; a longer timeline goes on in the next one.
-        ratings: Whether titles carry their rating; if not, every title ends its line.
+        known: `Prompts.known`, whose sentence then stands between a title and its rating; None: nothing does.
 
     Returns:
-        [documents, 2 length + 4]: BOS, profile, sentence, title, rating, title, rating, ..., EOS.
+        [documents, 2 length + 4]: BOS, profile, sentence, title, rating, title, rating, ..., EOS; with
+        statistics as many more an event as their sentence has parts.
     """
     rows = np.sort(np.asarray(rows, np.int64))
     user = log.user[rows]
@@ -48,13 +55,13 @@ def timelines(log: EventLog, pieces: Pieces, rows: Ints, length: int, ratings: b
     place = index - np.repeat(first, np.diff(np.append(first, len(rows))))
     document = np.cumsum(place % length == 0) - 1
     count = int(document[-1]) + 1 if len(rows) else 0
-    shown = np.zeros((count, length, 2), np.int32)
-    shown[document, place % length, 0] = pieces.item[log.item[rows]]
-    shown[document, place % length, 1] = pieces.rating[log.rating[rows]] if ratings else pieces.newline
+    said = [] if known is None else [known(rows, log.item[rows])]
+    event = _columns(len(rows), pieces.item[log.item[rows]], *said, pieces.rating[log.rating[rows]])
+    shown = np.zeros((count, length, event.shape[1]), np.int32)
+    shown[document, place % length] = event
     owner = user[place % length == 0]
-    return _columns(
-        count, pieces.head, pieces.profile[owner], pieces.intro, shown.reshape(count, 2 * length), pieces.eos
-    )
+    line = shown.reshape(count, length * event.shape[1])
+    return _columns(count, pieces.head, pieces.profile[owner], pieces.intro, line, pieces.eos)
 
 
 def questions(prompts: Prompts, rows: Ints, history: Ints, told: Mask) -> Matrix:

@@ -55,8 +55,6 @@ def test_timelines_tell_given_rows_once_in_order(tokenizer, pieces, log):
         f"<s>A woman.\n{INTRO}Heat (1995) (1 stars)\n</s>",
         f"<s>A man.\n{INTRO}Toy Story (1995) (3 stars)\n</s>",
     ]
-    unrated = documents.timelines(log, pieces, np.array([0, 1]), length=2, ratings=False)
-    assert read(tokenizer, pieces, unrated) == [f"<s>A woman.\n{INTRO}Toy Story (1995)\nDr. No (1962)\n</s>"]
     assert documents.timelines(log, pieces, np.array([], np.int64), length=2).shape == (0, 8)
 
 
@@ -99,6 +97,25 @@ def test_statistics_stand_between_the_title_and_its_rating(pieces, log):
     for question, rating in zip(documents.questions(prompts, rows, history, ALL), told, strict=True):
         place = question.tolist().index(pieces.question)
         assert question[place + 1 : place + 4].tolist() == rating[-5:-2].tolist()
+
+
+def test_timelines_say_statistics_between_title_and_rating_too(pieces, log):
+    rows = np.array([4, 0, 2, 1])
+    plain = documents.timelines(log, pieces, rows, 2)
+
+    def known(rows, items):
+        return np.stack([rows + 100, items + 200], 1)
+
+    told = documents.timelines(log, pieces, rows, 2, known)
+    middle = told[:, 3:-1].reshape(len(told), 2, 4)
+    # Events 0 and 1; event 2 alone; event 4 alone: the second place of the latter two is empty.
+    items = log.item
+    assert middle[:, :, 1:3].tolist() == [
+        [[100, items[0] + 200], [101, items[1] + 200]],
+        [[102, items[2] + 200], [0, 0]],
+        [[104, items[4] + 200], [0, 0]],
+    ]
+    assert middle[:, :, [0, 3]].reshape(len(told), 4).tolist() == plain[:, 3:-1].tolist()
 
 
 def test_packing_keeps_every_document_whole_and_weighs_opinions(tokenizer, pieces, log):
