@@ -46,6 +46,12 @@ READS = {
     "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
     "report": (),
 }
+SECOND_PHASE = tuple(
+    f"lm.training.{key}"
+    for key in ("prompt_tokens", "prompt_lr", "shown_weight", "timeline_share", "timeline_events")
+)
+UNREAD = {"lm-text": SECOND_PHASE, "neighbours": SECOND_PHASE}
+"""Keys that do not reach a stage, though others of their section do."""
 
 
 class Plan:
@@ -123,11 +129,15 @@ class Plan:
             folder += "/" + stage.removeprefix("lm-")
         if folder in self.nodes:
             return self.nodes[folder]
-        overrides = {key: value for key, value in request.overrides.items() if key.split(".")[0] in reads}
+        unread = UNREAD.get(stage, ())
+        given = {key: value for key, value in request.overrides.items() if key not in unread}
+        overrides = {key: value for key, value in given.items() if key.split(".")[0] in reads}
         overrides = {**self._held(stage, folder), **overrides}
         config = merge(self.layers(*files), {**overrides, **(settings or {}), **set_here, "seed": seed})
         resolved = dataclasses.asdict(config)
         sections = {section: resolved[section] for section in reads}
+        for key in unread:
+            del sections["lm"]["training"][key.rpartition(".")[2]]
         if config.source == SourceConfig():  # says nothing: a recipe that needs none knows no such section
             sections.pop("source", None)
         at = point if point and f"point:{point.tag}" in all_tags else None

@@ -273,6 +273,17 @@ def test_an_override_reaches_the_stages_that_read_it_and_no_others(root):
     assert changed == {"stage2/lora", "stage2/reclora", "lm/tiny/text", "lm/tiny/prompts"}
 
 
+def test_the_lms_second_phase_is_trained_anew_without_the_first(root):
+    assert plan.main(["write", "stage2"]) == 0
+    before = configs(root)
+    assert plan.main(["write", "stage2", "lm.training.timeline_share=0.5"]) == 0
+    changed = {folder for folder, text in configs(root).items() if before[folder] != text}
+    assert changed == {"lm/tiny/prompts", "stage2/lora", "stage2/reclora"}
+    assert plan.main(["write", "stage2", "lm.training.text_tokens=100"]) == 0
+    changed = {folder for folder, text in configs(root).items() if before[folder] != text}
+    assert changed >= {"lm/tiny/text", "neighbours/both"}
+
+
 def test_systems_of_stage_2_alone_are_evaluated_without_alignment(root):
     alone = needed("evaluate", "SYSTEM=rella reclora")
     assert of_stage(alone, "stage3") == set()
