@@ -93,5 +93,7 @@ def load(directory: str | Path) -> Model:
                 f"got {name} {got.get(name, 'absent')} in {directory}/model.safetensors; "
                 f"wanted {wanted.get(name, 'absent')} by its config.json; run `make stage1` again"
             )
-    model.load_state_dict(weights, strict=True, assign=True)
+    # Copies of their own: the file's tensors lie unaligned, where some processors round products otherwise.
+    own = {name: value.clone() for name, value in weights.items()}
+    model.load_state_dict(own, strict=True, assign=True)
     return model.eval()
