@@ -54,8 +54,8 @@ class Evaluation:
         self.towers = TowerSystems(run, self.log)
         roles = {folder: role for role, folder in run.parents.items() if ":" in role}
         likes = [name for name, crm in self.crms.items() if not crm.ranks]
-        self.gate = roles[run.parents["stage1"]].partition(":")[2]
-        self.likes = self.gate if self.gate in likes else likes[-1] if likes else None
+        gate = roles[run.parents["stage1"]].partition(":")[2]
+        self.likes = gate if gate in likes else likes[-1] if likes else None
         """The CRM beside which LMs stand in the CTR task: the gate's, if that is no ranker."""
         self.start = roles[run.parents["stage2"]].partition(":")[2] if self.lms else ""
         self.aligned = {
@@ -88,7 +88,7 @@ class Evaluation:
         row_sets = ({} if self.point else {"test/all": self.everything}) | {asked: self.asked}
         for name, rows in row_sets.items():
             scored: dict[str, Any] = {"popularity": liking[log.item[rows]]}
-            scored |= {name: opened.logits(rows) for name, opened in self.crms.items() if not opened.ranks}
+            scored |= {n: opened.logits(rows) for n, opened in self.crms.items() if not opened.ranks}
             if self.lms and name == asked:
                 scored |= {} if self.point else {"lm": self.lm_logits("lm", rows)}
                 tuned = [role for role in self.run.parents if role.startswith("tuned:")]

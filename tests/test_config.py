@@ -153,6 +153,14 @@ def test_out_of_range_is_refused_by_a_line_with_key_and_value(key, value):
     assert str(value) in text
 
 
+@pytest.mark.parametrize("learned", [{"stage3.loss": "sft"}, {"stage3.sft_weight": 0.1}])
+def test_a_title_is_not_gated_by_its_own_item_where_its_likelihood_is_learned(learned):
+    text = refused(merge, [], {"stage3.gate": "item", **learned})
+    assert "stage3.gate=item is not usable; wanted list" in text
+    merge([], {"stage3.gate": "item"})
+    merge([], learned)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
 def test_every_file_merges_with_the_schema(path):
     content = load_yaml(path)
