@@ -75,7 +75,7 @@ stage1: plan   ## train the conventional recommendation models on all data
 stage2: plan   ## tune the LM on the subsample, with and without the gate
 stage3: plan   ## align the LM to preferences, evaluate every system, print the table
 evaluate: plan ## evaluate every system and print the table
-report: plan   ## the same, and report.html (table and curves)
+report: plan   ## the same as evaluate, drawn anew: report.html (table and curves)
 tune: plan     ## search stage 1's settings on validation (CRM=din)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):

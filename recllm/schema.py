@@ -216,6 +216,9 @@ class Stage3Config:
         smoothing = self.label_smoothing
         check(0 <= smoothing < 0.5, "stage3.label_smoothing", smoothing, "a probability from 0 to below 0.5")
         check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
+        valid, unread = self.fit.valid_rows, FitConfig.valid_rows
+        wanted = "none: stage 3 selects its checkpoint on stored validation lists"
+        check(valid == unread, "stage3.fit.valid_rows", valid, wanted)
 
 
 @dataclass(frozen=True)
