@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,12 @@ SECOND_PHASE = tuple(
     f"lm.training.{key}"
     for key in ("prompt_tokens", "prompt_lr", "shown_weight", "timeline_share", "timeline_events")
 )
-UNREAD = {"lm-text": SECOND_PHASE, "neighbours": SECOND_PHASE}
-"""Keys that do not reach a stage, though others of their section do."""
+LANGUAGE_MODEL = tuple(
+    f"stage2.{key}"
+    for key in ("representation", "mixed_prompts", "license", "title_share", "title_weight", "adapter")
+)
+UNREAD = {"lm-text": SECOND_PHASE, "neighbours": SECOND_PHASE, "towers": LANGUAGE_MODEL}
+"""Keys, with all below them, that do not reach a stage, though others of their section do."""
 
 
 class Plan:
@@ -130,14 +135,19 @@ class Plan:
         if folder in self.nodes:
             return self.nodes[folder]
         unread = UNREAD.get(stage, ())
-        given = {key: value for key, value in request.overrides.items() if key not in unread}
+        given = {
+            key: value
+            for key, value in request.overrides.items()
+            if not any(f"{key}.".startswith(f"{name}.") for name in unread)
+        }
         overrides = {key: value for key, value in given.items() if key.split(".")[0] in reads}
         overrides = {**self._held(stage, folder), **overrides}
         config = merge(self.layers(*files), {**overrides, **(settings or {}), **set_here, "seed": seed})
         resolved = dataclasses.asdict(config)
         sections = {section: resolved[section] for section in reads}
         for key in unread:
-            del sections["lm"]["training"][key.rpartition(".")[2]]
+            *above, name = key.split(".")
+            del functools.reduce(operator.getitem, above, sections)[name]
         if config.source == SourceConfig():  # says nothing: a recipe that needs none knows no such section
             sections.pop("source", None)
         at = point if point and f"point:{point.tag}" in all_tags else None

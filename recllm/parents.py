@@ -19,7 +19,7 @@ from recllm.columns import UNKNOWN
 from recllm.crm import Model, load
 from recllm.crm.features import FeatureCache
 from recllm.data.batches import CrmInputs, chronological
-from recllm.data.candidates import candidate_lists
+from recllm.data.candidates import KINDS, candidate_lists
 from recllm.data.log import EventLog, Rows
 from recllm.data.pieces import sentence
 from recllm.data.prompts import Pieces, Prompts, fill
@@ -34,10 +34,9 @@ from recllm.lm.tiny import train_tokenizer
 from recllm.manifest import Manifest
 from recllm.retrieval.category import SameCategory
 from recllm.retrieval.neighbours import Neighbours
-from recllm.run import Run, read_config, say
+from recllm.run import Run, StageError, read_config, say
 from recllm.schema import Config
 
-LISTS = ("uniform20", "popular20")
 NEIGHBOURS = "neighbours.npy"
 VECTORS = "vectors.npy"
 FOLDS = "folds.npy"
@@ -48,9 +47,56 @@ def event_log(run: Run) -> EventLog:
     return EventLog.open(run.parent("log"))
 
 
+def check_same_prompts(run: Run, role: str) -> None:
+    """Refuse a parent that was tuned on other prompts than this run would ask with.
+
+    Whether histories are retrieved is a system's own choice (`recllm.parents.retrieves`).
+
+    Raises:
+        StageError: the first key that differs, with both values.
+    """
+    theirs, ours = read_config(run.parent(role))["config"], run.content["config"]
+    for section in ("prompt", "wording"):
+        for name, value in theirs[section].items():
+            if name != "retrieved" and value != ours[section][name]:
+                key, stage = f"{section}.{name}", run.parents[role].partition("/")[0]
+                raise StageError(
+                    f"{run.parents[role]} was tuned with {key}={value!r}, and this stage would ask with "
+                    f"{ours[section][name]!r}; add ARGS={key}=..., or tune it anew with `make {stage}`"
+                )
+
+
+def retrieves(run: Run, folder: str) -> bool:
+    """Whether Yes/No prompts of a system of stage 2, or of what stage 3 made of it, show nearest events."""
+    content = read_config(run.root / folder)
+    return bool(
+        retrieves(run, content["parents"]["stage2"])
+        if content["stage"] == "stage3"
+        else content["config"]["prompt"]["retrieved"]
+    )
+
+
 def ranking(run: Run, log: EventLog, split: str, kind: str) -> tuple[Rows, NDArray[np.int32]]:
     """Rows of the ranking task and their candidates; hard ones lie where the vectors are."""
     return log.ranking(split, kind, run.parent("neighbours") if kind.startswith("hard") else None)
+
+
+def ranks(log: EventLog) -> bool:
+    """Whether validation rows of the ranking task are stored, by which checkpoints can be selected."""
+    return all(len(log.ranking("valid", kind)[0]) for kind in log.lists)
+
+
+def check_ranks(log: EventLog) -> None:
+    """Refuse a log without such rows.
+
+    Raises:
+        StageError: what to set.
+    """
+    if not ranks(log):
+        raise StageError(
+            "no validation rows are ranked, so nothing selects a checkpoint; wanted "
+            "prepare.ranking_valid_rows above 0, and validation rows whose item was liked"
+        )
 
 
 @dataclass(frozen=True)
@@ -255,7 +301,7 @@ class Lm:
         return self.verdicts(*self._valid(count), crm, retrieved)
 
     def _valid(self, count: int) -> tuple[Rows, NDArray[np.int32]]:
-        parts = [self.log.ranking("valid", kind) for kind in LISTS]
+        parts = [self.log.ranking("valid", kind) for kind in self.log.lists]
         rows = np.concatenate([rows[:count] for rows, _ in parts])
         return rows, np.concatenate([lists[:count] for _, lists in parts])
 
@@ -334,11 +380,15 @@ def aligned_rows(config: Config, log: EventLog, count: int) -> Rows:
 
 
 def drawn_lists(log: EventLog, rows: Rows, seed: int, kind: str = "mixed") -> NDArray[np.int32]:
-    """Candidate lists `[n, 20]` of training rows: of one kind, or `mixed`: uniform and popular by turns."""
-    lists = np.empty((len(rows), 20), np.int32)
-    kinds = ("uniform", "popular") if kind == "mixed" else (kind,)
+    """Candidate lists `[n, C]` of training rows, as long as the stored ones.
+
+    Of one kind, or `mixed`: uniform and popular by turns.
+    """
+    size = log.meta["candidates"]
+    lists = np.empty((len(rows), size), np.int32)
+    kinds = KINDS if kind == "mixed" else (kind,)
     for place, name in enumerate(kinds):
-        lists[place :: len(kinds)] = candidate_lists(log, rows[place :: len(kinds)], name, 20, seed)
+        lists[place :: len(kinds)] = candidate_lists(log, rows[place :: len(kinds)], name, size, seed)
     return lists
 
 

@@ -146,7 +146,8 @@ class Stage2Config:
     title_share: float = 0.2
     """Share of a batch's rows that ask for the next title instead of Yes/No (0: Yes/No only)."""
     title_weight: float = 0.2
-    """Weight of the next-title loss (mean over title tokens) against the Yes/No loss."""
+    """Weight of the next-title loss (mean over titles, summed over a title's tokens) against the Yes/No
+    loss."""
     fit: FitConfig = field(default_factory=FitConfig)
 
     def __post_init__(self) -> None:
@@ -240,7 +241,8 @@ class EvaluateConfig:
     bootstrap: int = 1000
     """Draws of the paired bootstrap clustered by user."""
     batch_size: int = 256
-    """Rows of one forward pass of the LM."""
+    """Yes/No prompts of one forward pass of the LM; a quarter as many where all titles of a list stand behind
+    one, a sixteenth as many rows where each of their candidates has a prompt."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

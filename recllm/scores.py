@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from recllm.lm.adapters import load_adapter, needs
 from recllm.lm.change import BLOCKS, at_mean_gate, held_out, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.infer import Scores, answer_scores, candidate_scores, title_choices
+from recllm.lm.tasks import Answers, Titles, Verdicts
 from recllm.lm.towers import TwoTowers, tower_scores
 from recllm.manifest import digest
 from recllm.paths import EXPORT, SCORES
@@ -23,6 +24,14 @@ from recllm.run import Run, read_config, say
 from recllm.training import device_of
 
 Opened = tuple[parents.Lm, Any, "parents.Crm | None", bool]
+Asked = TypeVar("Asked", Answers, Titles, Verdicts)
+
+
+def told(task: Asked) -> Asked:
+    """The task; where the context cuts prompts, it is said how many."""
+    if cut := task.cut():
+        say(f"{cut:,} prompts are longer than {task.prompts.max_length} tokens and lose their oldest events")
+    return task
 
 
 class Kept:
@@ -63,12 +72,13 @@ class LmSystems:
         self.run, self.log, self.retrieval, self.crms = run, log, retrieval, crms
         self.opened: tuple[tuple[str, str], Opened] | None = None
 
-    def logits(self, role: str, adapter: str, rows: Rows, size: int) -> Scores:
-        """Yes/No logits `[n]` of the rows' own items; `size` prompts a batch."""
+    def logits(self, role: str, adapter: str, rows: Rows) -> Scores:
+        """Yes/No logits `[n]` of the rows' own items."""
 
         def compute() -> Scores:
             lm, model, crm, retrieved = self._open(role, adapter)
-            return answer_scores(model, lm.answers(rows, crm, retrieved), size)
+            task = told(lm.answers(rows, crm, retrieved))
+            return answer_scores(model, task, self._size())
 
         return self._keep(f"ctr-{role}", role, adapter, rows.tolist(), compute)
 
@@ -77,7 +87,8 @@ class LmSystems:
 
         def compute() -> Scores:
             lm, model, crm, _ = self._open(role, adapter)
-            return title_choices(model, lm.titles(rows, lists, crm, self._each(role)))
+            task = told(lm.titles(rows, lists, crm, self._each(role)))
+            return title_choices(model, task, self._size(4))
 
         return self._keep(f"{kind}-{role}", role, adapter, [rows.tolist(), lists.tolist()], compute)
 
@@ -86,7 +97,8 @@ class LmSystems:
 
         def compute() -> Scores:
             lm, model, crm, retrieved = self._open(role, adapter)
-            return candidate_scores(model, lm.verdicts(rows, lists, crm, retrieved), 16)
+            task = told(lm.verdicts(rows, lists, crm, retrieved))
+            return candidate_scores(model, task, self._size(16))
 
         name = f"verdicts-{kind}-{role}"
         return self._keep(name, role, adapter, [rows.tolist(), lists.tolist()], compute)
@@ -96,7 +108,7 @@ class LmSystems:
 
         def compute() -> Scores:
             lm, model, crm, _ = self._open(role, adapter)
-            return valid_ratio(model, lm.tokenizer, lm.titles(rows, lists, crm))
+            return valid_ratio(model, lm.tokenizer, lm.titles(rows, lists, crm), self._size(4))
 
         name = f"generated-{kind}-{role}"
         return self._keep(name, role, adapter, [rows.tolist(), lists.tolist()], compute)
@@ -133,6 +145,10 @@ class LmSystems:
             found["forgotten"] = found["text_loss"] - self.change("lm", adapter)["text_loss"]
         return found
 
+    def _size(self, share: int = 1) -> int:
+        """Rows of a forward pass whose rows are `share` times as large as a Yes/No prompt."""
+        return max(1, self.run.config.evaluate.batch_size // share)
+
     def _keep(
         self, name: str, role: str, adapter: str, what: object, compute: Callable[[], NDArray[Any]]
     ) -> NDArray[Any]:
@@ -158,10 +174,11 @@ class LmSystems:
             lm = parents.Lm.open(self.run, self.log, self.retrieval)
             return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
         folder = self.run.parent(role)
+        parents.check_same_prompts(self.run, role)
         reads, virtual = needs(folder / adapter)
         lm = parents.Lm.open(self.run, self.log, self.retrieval, virtual)
         model = load_adapter(lm.model, folder / adapter).eval().to(device)
-        retrieved = read_config(folder)["config"]["prompt"]["retrieved"]
+        retrieved = parents.retrieves(self.run, self.run.parents[role])
         crm = self.crms[self._gate_of(folder)].read_as(reads, self.run.config.seed)
         return lm, model, crm, retrieved
 
@@ -189,6 +206,7 @@ class TowerSystems:
 
         def compute() -> Scores:
             config = self.run.config
+            parents.check_same_prompts(self.run, role)
             model, tokenizer, context = TwoTowers.load(self.run.parent(role) / EXPORT)
             prompts = parents.tower_prompts(config, self.log, tokenizer, context)
             history = self.log.recent(rows, config.prompt.history)

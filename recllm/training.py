@@ -93,12 +93,20 @@ def optimizer(module: torch.nn.Module, fit: FitConfig, steps: int) -> dict[str, 
 
     Biases, norms and other vectors get no weight decay. Tables with row-sparse gradients get `RowAdamW`.
     """
-    trainable = [value for value in module.parameters() if value.requires_grad]
+    trainable = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    vectors = {
+        name: value
+        for name, value in trainable.items()  # gates of several modules stack theirs into one tensor
+        if value.ndim <= 1 or name.rpartition(".")[2].startswith(("bias", "norm"))
+    }
     sparse = any(isinstance(part, torch.nn.Embedding) and part.sparse for part in module.modules())
     kind = RowAdamW if sparse else torch.optim.AdamW
     groups = [
-        {"params": [value for value in trainable if value.ndim > 1], "weight_decay": fit.weight_decay},
-        {"params": [value for value in trainable if value.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [value for name, value in trainable.items() if name not in vectors],
+            "weight_decay": fit.weight_decay,
+        },
+        {"params": list(vectors.values()), "weight_decay": 0.0},
     ]
     # Under mixed precision Lightning clips gradients only for optimizers that are not fused.
     fused = fit.precision.endswith("true")

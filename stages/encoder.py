@@ -89,7 +89,8 @@ class Texts:
 
         Returns:
             `text` (right padded); of the M tokens that are to be guessed `at_text`, `at_token`, `target` and
-            loss `weight` [M]; `expected`, the weight that is guessed on average.
+            loss `weight` [M]; `expected`, the weight that a process guesses on average: the same for all, so
+            that the mean of their losses is one process's.
         """
         matrix = self.matrix[indices]
         texts, weights = self.pieces.assemble(matrix), self.pieces.weights(matrix, self.kinds)
@@ -107,7 +108,7 @@ class Texts:
             "at_token": torch.from_numpy(place[guessed]),
             "target": torch.from_numpy(texts.tokens[guessed].astype(np.int64)),
             "weight": torch.from_numpy(weights[guessed]),
-            "expected": self.share * float(weights[own].sum()),
+            "expected": self.share * float(weights.sum()) / world,
         }
 
 

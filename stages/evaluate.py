@@ -73,7 +73,7 @@ class Evaluation:
     def lm_logits(self, role: str, rows: Rows, adapter: str = ADAPTER) -> Scores:
         """Yes/No logits `[n]` of an LM system; role `lm` is the LM untuned."""
         assert self.lms is not None  # asked for only where there are such systems
-        return self.lms.logits(role, adapter, rows, self.config.batch_size)
+        return self.lms.logits(role, adapter, rows)
 
     def _ranking(self, kind: str) -> tuple[Rows, NDArray[np.int32]]:
         rows, candidates = parents.ranking(self.run, self.log, "test", kind)

@@ -145,7 +145,8 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         batch = inputs.gather(np.repeat(rows, targets.shape[1]), targets.ravel())
         return batch | {"share": torch.tensor(stream.share(rank, world))}
 
-    rows, candidates = log.ranking("valid", "popular20")
+    parents.check_ranks(log)
+    rows, candidates = log.ranking("valid", log.lists[-1])  # popular ones: the harder
     rows, candidates = rows[:1000], candidates[:1000]
 
     def valid(indices: Rows) -> Batch:

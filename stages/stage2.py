@@ -61,10 +61,11 @@ class TuneModule(AdapterModule):
             loss = loss + adalora.penalty(self.model)
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """AdaLoRA prunes after the optimizer's step."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """AdaLoRA prunes after the optimizer's step, and before anything saves the weights."""
+        super().optimizer_step(*arguments, **options)
         if self.adalora:
-            adalora.allocate(self.model, self.global_step)
+            adalora.allocate(self.model, self.global_step + 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Beside the weights that train, AdaLoRA's allocation."""
@@ -91,40 +92,57 @@ class TuneModule(AdapterModule):
             self.score_candidates(batch)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and linear decay, no weight decay."""
+        """AdamW with warm-up and linear decay."""
         return optimizer(self, self.config.fit, self.steps)
 
 
 @dataclass(frozen=True)
 class Data:
-    """The tasks of this stage."""
+    """The tasks of this stage; None where no titles are learned, and where no validation rows are ranked."""
 
     train: Answers
-    train_titles: Titles
+    train_titles: Titles | None
     valid: Answers
-    valid_titles: Titles
+    valid_titles: Titles | None
 
 
-def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None) -> Data:
+def shares(run: Run) -> tuple[int, int]:
+    """Rows of a step that ask Yes/No and that ask for a title: `batch_size` together.
+
+    Raises:
+        StageError: where a process would get none of a kind.
+    """
+    config, devices = run.config.stage2, run.config.trainer.devices
+    told = round(config.title_share * config.fit.batch_size)
+    asked = config.fit.batch_size - told
+    if asked < devices or 0 < told < devices:
+        raise StageError(
+            f"stage2.fit.batch_size={config.fit.batch_size} and stage2.title_share={config.title_share} make "
+            f"{asked} answers and {told} titles a step for {devices} devices; wanted some of each for all"
+        )
+    return asked, told
+
+
+def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None, told: int) -> Data:
     """Rows of the subsample and of the validation split, with all representations that they need."""
     rows = parents.subsample(run.config, lm.log)
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
+    lists = parents.drawn_lists(lm.log, liked, run.config.seed) if told else None
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
-        train_titles=lm.titles(liked, parents.drawn_lists(lm.log, liked, run.config.seed), crm),
+        train_titles=None if lists is None else lm.titles(liked, lists, crm),
         valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
-        valid_titles=lm.valid_titles(VALID_TITLES, crm),
+        valid_titles=lm.valid_titles(VALID_TITLES, crm) if parents.ranks(lm.log) else None,
     )
 
 
 def loaders(run: Run, data: Data, steps: int) -> Loaders:
-    """Batches of both tasks: `batch_size` rows, of which `title_share` ask for a title."""
-    config = run.config.stage2
-    told = round(config.title_share * config.fit.batch_size)
-    asked = Stream(len(data.train), config.fit.batch_size - told, run.config.seed, data.train.lengths())
+    """Batches of both tasks, in the shares of a step."""
+    rows_a_step, told = shares(run)
+    asked = Stream(len(data.train), rows_a_step, run.config.seed, data.train.lengths())
     told_stream = None
-    if told:
+    if data.train_titles is not None:
         lengths = data.train_titles.lengths(scored=False)
         told_stream = Stream(len(data.train_titles), told, run.config.seed + 1, lengths)
 
@@ -132,13 +150,13 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
         batch = {
             "answers": data.train(asked.indices(step, rank, world)) | {"share": asked.share(rank, world)}
         }
-        if told_stream is not None:
+        if told_stream is not None and data.train_titles is not None:
             chosen = told_stream.indices(step, rank, world)
             titles = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
             batch["titles"] = titles | {"share": told_stream.share(rank, world)}
         return batch
 
-    valid = [by_length(task) for task in (data.valid, data.valid_titles)]
+    valid = [by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
 
 
@@ -159,16 +177,14 @@ def check_out_of_fold(run: Run, log: EventLog, gate: parents.Crm) -> None:
 
 def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
-    config = run.config.stage2
+    config, (rows_a_step, told) = run.config.stage2, shares(run)
     log = parents.event_log(run)
     retrieval = parents.Retrieval.open(run, log)
     lm = parents.Lm.open(run, log, retrieval, config.adapter.soft_prompt)
     gate = parents.Crm.open(run, log, retrieval)
     check_out_of_fold(run, log, gate)
     crm = gate.read_as(config.adapter.reads, run.config.seed)
-    data = open_data(run, lm, crm)
-    told = round(config.title_share * config.fit.batch_size)
-    rows_a_step = config.fit.batch_size - told
+    data = open_data(run, lm, crm, told)
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
     model = add_adapter(
         lm.model,
@@ -185,13 +201,16 @@ def work(run: Run) -> None:
     )
     pieces = lm.prompts.pieces
     module = TuneModule(model, (pieces.yes_id, pieces.no_id), config, steps)
-    trainer = fit(
-        run, module, loaders(run, data, steps), config.fit, interval, ["valid/auc", "valid/hr@1"], first=True
-    )
+    adapters = {"valid/auc": run.folder / ADAPTER}
+    if data.valid_titles is None:
+        say("no validation rows are ranked: no adapter is selected for stage 3 to align titles from")
+    else:
+        adapters["valid/hr@1"] = run.folder / RANKING_ADAPTER
+    trainer = fit(run, module, loaders(run, data, steps), config.fit, interval, list(adapters), first=True)
     if not trainer.is_global_zero:
         return
     rows = np.unique(data.train.rows)
-    for monitor, folder in (("valid/hr@1", RANKING_ADAPTER), ("valid/auc", ADAPTER)):
+    for monitor, folder in reversed(adapters.items()):  # the model ends as the one that is selected on AUC
         module.load_best(run, monitor)
         card = Card(
             base=base_name(run.config.lm.model),
@@ -200,25 +219,23 @@ def work(run: Run) -> None:
             license=config.license,
             title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
         )
-        save_adapter(model, run.folder / folder, card)
-    cut = sum(
-        data.train(np.arange(i, min(i + 4096, len(data.train))))["cut"]
-        for i in range(0, len(data.train), 4096)
-    )
-    metrics = {
+        save_adapter(model, folder, card)
+    metrics: dict[str, Any] = {
         "steps": steps,
         "rows": len(rows),
         "prompts": len(data.train),
         "rows_crm_was_trained_on": gate.trained_on(log, rows),
         "trainable": trained,
         "tokens": int(data.train.lengths().mean() * rows_a_step * trainer.global_step),
-        "cut_prompts": cut,
-        "ranking": best_scores(run, "valid/hr@1"),
+        "cut_prompts": data.train.cut(),
+        "cut_title_prompts": 0 if data.train_titles is None else data.train_titles.cut(),
         "crm_auc_on_these_rows": auc(gate.logits(rows), log.label[rows]),
         "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
         **best_scores(run, "valid/auc"),
     }
-    outputs = [run.folder / ADAPTER, run.folder / RANKING_ADAPTER]
+    if data.valid_titles is not None:
+        metrics["ranking"] = best_scores(run, "valid/hr@1")
+    outputs = list(adapters.values())
     if crm is not None and config.adapter.mixes:
         asked = asked_rows(log)
         record = GateRecord(asked, alpha_of(model, crm.representations(asked)))

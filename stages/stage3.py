@@ -114,7 +114,7 @@ class AlignModule(AdapterModule):
             self.log(f"valid/{name}", metric)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and linear decay, no weight decay."""
+        """AdamW with warm-up and linear decay."""
         return optimizer(self, self.config.fit, self.steps)
 
 
@@ -206,7 +206,7 @@ def asked(run: Run, lm: parents.Lm, crm: parents.Crm | None, rows: Rows) -> tupl
     """What is compared on training rows that teach something, and on validation rows."""
     config = run.config.stage3
     lists = parents.drawn_lists(lm.log, rows, run.config.seed, config.lists)
-    count, retrieved = VALID_ROWS[config.task], run.config.prompt.retrieved
+    count, retrieved = VALID_ROWS[config.task], parents.retrieves(run, run.parents["stage2"])
     if config.task == "titles":
         each = config.gate == "item"
         return answerable(lm.titles(rows, lists, crm, each)), lm.valid_titles(count, crm, each)
@@ -217,10 +217,17 @@ def asked(run: Run, lm: parents.Lm, crm: parents.Crm | None, rows: Rows) -> tupl
 def work(run: Run) -> None:
     """Train, and keep what is best on validation: an update, or none."""
     config = run.config.stage3
+    parents.check_same_prompts(run, "stage2")
     log = parents.event_log(run)
+    parents.check_ranks(log)
     retrieval = parents.Retrieval.open(run, log)
     start = run.parent("stage2") / (RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)
+    if config.gate == "item" and reads in (None, "user"):
+        raise StageError(
+            f"stage3.gate=item from {run.parents['stage2']}, which reads nothing of an item; wanted "
+            "stage3.gate=list, or a start whose gate reads the target (stage3.start=reclora)"
+        )
     if virtual and config.gate == "item":
         raise StageError(
             f"stage3.gate=item with a soft prompt of {virtual} tokens, which a title cannot have of its own; "
@@ -262,6 +269,7 @@ def work(run: Run) -> None:
     )
     save_adapter(model, run.folder / ADAPTER, card)
     figures = {"steps": steps, "rows": len(rows), "rows_not_in_stage2": fresh, "gained": gained}
+    figures["cut_prompts"] = task.cut()
     if crm is not None:
         figures["rows_crm_was_trained_on"] = crm.trained_on(log, rows)
     run.finish([run.folder / ADAPTER], {**figures, "k": config.negatives, **scores})

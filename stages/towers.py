@@ -91,14 +91,13 @@ def work(run: Run) -> None:
     module.load_state_dict(torch.load(best(run, "valid/auc"), weights_only=True)["state_dict"])
     logging.disable_progress_bar()
     model.save(parents.export_folder(run), tokenizer, context)
-    cut = prompts.users(train.rows, train.history).cut
     facts = run.manifest("encoder").metrics
     metrics = {
         "steps": steps,
         "rows": len(train),
         "items": len(np.unique(log.item[train.rows])),
         "trainable": weights,
-        "cut_prompts": 0 if cut is None else int(cut.sum()),
+        "cut_prompts": train.cut(),
         "encoder": facts["name"],
         "ratings_as_text": facts["ratings_as_text"],
         "answers_as_text": 0,

@@ -1,14 +1,17 @@
 """How a gate reads a CRM, and what a prompt shows."""
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from recllm.columns import UNKNOWN
-from recllm.parents import Crm, Lm, aligned_rows, subsample
+from recllm.parents import Crm, Lm, aligned_rows, check_same_prompts, drawn_lists, retrieves, subsample
+from recllm.run import StageError
 
 ITEMS = 50
 
@@ -77,3 +80,50 @@ def test_rows_of_stage_3_follow_outside_the_subsample(demo_log, demo_config, row
     permutation = demo_log.rows("train", "1.0").tolist()
     for part in (aligned[~inside], aligned[inside]):
         assert (np.diff([permutation.index(row) for row in part]) > 0).all()
+
+
+@pytest.fixture
+def tuned(tmp_path):
+    """A run whose parents are a system of stage 2 and what stage 3 made of it."""
+    prompt, wording = {"history": 20, "retrieved": False}, {"question": "Any\ngood?"}
+    of = {"stage2/tallrec": ("stage2", {}), "stage3/s-dpo": ("stage3", {"stage2": "stage2/tallrec"})}
+    for folder, (stage, parents) in of.items():
+        (tmp_path / folder).mkdir(parents=True)
+        shown = prompt | ({"retrieved": True} if stage == "stage3" else {})
+        content = {"stage": stage, "parents": parents, "config": {"prompt": shown, "wording": wording}}
+        (tmp_path / folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return SimpleNamespace(
+        root=tmp_path,
+        parents={"stage2": "stage2/tallrec", "aligned:s-dpo": "stage3/s-dpo"},
+        parent=lambda role: tmp_path / ("stage2/tallrec" if role == "stage2" else "stage3/s-dpo"),
+        content={"config": {"prompt": prompt | {"retrieved": True}, "wording": dict(wording)}},
+    )
+
+
+def test_a_system_is_asked_with_the_prompts_that_it_was_tuned_on(tuned):
+    for role in tuned.parents:
+        check_same_prompts(tuned, role)  # retrieved or not is the system's own choice
+    tuned.content["config"]["prompt"]["history"] = 10
+    with pytest.raises(
+        StageError, match=r"^stage2/tallrec was tuned with prompt.history=20, and .* with 10;"
+    ):
+        check_same_prompts(tuned, "stage2")
+    tuned.content["config"]["prompt"]["history"] = 20
+    tuned.content["config"]["wording"]["question"] = "Good?"
+    with pytest.raises(StageError, match=r"wording\.question") as error:
+        check_same_prompts(tuned, "aligned:s-dpo")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_aligned_is_asked_as_what_it_started_from(tuned):
+    assert [retrieves(tuned, folder) for folder in tuned.parents.values()] == [False, False]
+
+
+def test_lists_are_as_long_as_the_stored_ones(demo_log):
+    rows = demo_log.rows("train", "uniform6")
+    log = copy.copy(demo_log)
+    log.meta = {**demo_log.meta, "candidates": 5}
+    assert (demo_log.lists, log.lists) == (("uniform20", "popular20"), ("uniform5", "popular5"))
+    lists = drawn_lists(log, rows, 0)
+    assert lists.shape == (6, 5)
+    assert ((lists == log.item[rows][:, None]).sum(1) == 1).all()

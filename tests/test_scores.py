@@ -36,6 +36,11 @@ def run_of(root, seed):
         manifest=lambda role: SimpleNamespace(identity=role if role == "lm" else f"{role}-{seed}"
                                               if role.startswith("tuned") else role),
         content={"config": {"prompt": {"history": 10}}},
+        config=SimpleNamespace(
+            prompt=SimpleNamespace(history=10),
+            lm=SimpleNamespace(training=SimpleNamespace(block=32)),
+            evaluate=SimpleNamespace(batch_size=40),
+        ),
     )  # fmt: skip
 
 
@@ -46,23 +51,30 @@ def opened(monkeypatch):
 
     def open_(self, role, adapter):
         asked.append((role, adapter))
-        tasks = SimpleNamespace(answers=lambda *_: "answers", titles=lambda *_: "titles")
-        return tasks, "model", None, True
+        task = SimpleNamespace(cut=lambda: 3, prompts=SimpleNamespace(max_length=64))
+        return SimpleNamespace(answers=lambda *_: task, titles=lambda *_: task), "model", None, True
 
     monkeypatch.setattr(LmSystems, "_load", open_)
-    for name, shape in (("answer_scores", 3), ("title_choices", (3, 2, 2))):
-        monkeypatch.setattr(scores, name, lambda *_, shape=shape: np.full(shape, len(asked), np.float32))
+    for name, rows, shape in (("answer_scores", 40, 3), ("title_choices", 10, (3, 2, 2))):
+
+        def score(model, task, size, rows=rows, shape=shape):
+            assert size == rows  # of a forward pass: of lists of titles a quarter
+            return np.full(shape, len(asked), np.float32)
+
+        monkeypatch.setattr(scores, name, score)
     return asked
 
 
-def test_the_untuned_lm_is_scored_once_for_all_seeds(tmp_path, opened):
+def test_the_untuned_lm_is_scored_once_for_all_seeds(tmp_path, opened, capsys):
     for seed in (0, 1):
         lms = LmSystems(run_of(tmp_path, seed), None, None, {})
-        assert lms.logits("lm", "adapter", ROWS, 8).tolist() == [1, 1, 1]
+        assert lms.logits("lm", "adapter", ROWS).tolist() == [1, 1, 1]
         assert (lms.titles("lm", "adapter", "uniform20", ROWS, LISTS) == 1).all()
-        tuned = lms.logits("tuned:lora", "adapter", ROWS, 8)
+        tuned = lms.logits("tuned:lora", "adapter", ROWS)
         assert tuned.tolist() == [2 + seed] * 3
     assert opened == [("lm", "adapter"), ("tuned:lora", "adapter"), ("tuned:lora", "adapter")]
+    cut = "3 prompts are longer than 64 tokens and lose their oldest events"
+    assert capsys.readouterr().out.count(cut) == 4  # said of everything that is computed
     assert len(list((tmp_path / "lm" / "scores").iterdir())) == 2
 
 
@@ -73,7 +85,8 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
     needs = {"adapter": ("target", 0), "soft": ("target", 4)}
     monkeypatch.setattr(scores, "needs", lambda path: needs[path.name])
     asked = SimpleNamespace(representations=lambda rows: rows)
-    lm = SimpleNamespace(prompts=SimpleNamespace(pieces="pieces"), answers=lambda *_: "answers")
+    task = SimpleNamespace(cut=lambda: 0)
+    lm = SimpleNamespace(prompts=SimpleNamespace(pieces="pieces"), answers=lambda *_: task)
     load = LmSystems._load
 
     def gated(self, role, adapter):
@@ -86,8 +99,6 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
     monkeypatch.setattr(scores, "text_loss", lambda model, log, *_: {"lm": 2.0}.get(model, 2.25))
     monkeypatch.setattr(scores, "update_size", lambda model: {"update": 0.5, f"update/{model}": 0.125})
     run, log = run_of(tmp_path, 0), SimpleNamespace(rows=lambda split, rows: f"{split} {rows}")
-    training = SimpleNamespace(block=32)
-    run.config = SimpleNamespace(prompt=SimpleNamespace(history=10), lm=SimpleNamespace(training=training))
     lms = LmSystems(run, log, None, {})
     wanted = {
         "text_loss": 2.25,
@@ -100,7 +111,7 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
         assert lms.change("tuned:reclora", "adapter") == wanted
     assert lms.change("tuned:reclora", "soft") == {}
     assert opened == [("lm", "adapter"), ("tuned:reclora", "adapter")]
-    lms.logits("tuned:reclora", "adapter", ROWS, 8)  # the gated adapter was taken off: it is opened again
+    lms.logits("tuned:reclora", "adapter", ROWS)  # the gated adapter was taken off: it is opened again
     assert opened[2:] == [("tuned:reclora", "adapter")]
 
 
@@ -108,8 +119,8 @@ def test_a_system_is_opened_once_for_all_that_is_asked_of_it(tmp_path, opened):
     lms = LmSystems(run_of(tmp_path, 0), None, None, {})
     for kind in ("uniform20", "popular20"):
         lms.titles("tuned:lora", "adapter-ranking", kind, ROWS, LISTS)
-    lms.logits("tuned:lora", "adapter-ranking", ROWS, 8)
+    lms.logits("tuned:lora", "adapter-ranking", ROWS)
     assert opened == [("tuned:lora", "adapter-ranking")]
-    lms.logits("tuned:lora", "adapter", ROWS, 8)  # another adapter is another system
+    lms.logits("tuned:lora", "adapter", ROWS)  # another adapter is another system
     lms.titles("tuned:lora", "adapter-ranking", "uniform20", ROWS, LISTS + 1)  # so are other candidates
     assert opened[1:] == [("tuned:lora", "adapter"), ("tuned:lora", "adapter-ranking")]

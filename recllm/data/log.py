@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.columns import SPLITS
+from recllm.data.candidates import KINDS
 
 Rows = NDArray[np.int64]
 
@@ -169,6 +170,11 @@ class EventLog:
 
     def _rows(self, name: str) -> Rows:
         return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Kinds of the stored candidate lists, as `ranking` takes them: `uniform20`, `popular20`."""
+        return tuple(f"{kind}{self.meta['candidates']}" for kind in KINDS)
 
     def ranking(self, split: str, kind: str, folder: Path | None = None) -> tuple[Rows, NDArray[np.int32]]:
         """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.

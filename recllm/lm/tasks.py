@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.data.collate import pad_left, pad_right
+from recllm.data.collate import Ragged, pad_left, pad_right
 from recllm.data.log import EventLog, Rows
 from recllm.data.prompts import Prompts
 from recllm.lm.layout import SHARED, title_batch
@@ -40,17 +40,18 @@ class Answers:
         """Tokens of each row's prompt `[n]`."""
         return self.prompts.ctr(self.rows, self.history).lengths
 
+    def cut(self) -> int:
+        """How many prompts lose their oldest events, as they are longer than the context."""
+        return _cut(self.prompts.ctr(self.rows, self.history))
+
     def __call__(self, indices: Rows) -> Batch:
-        """`prompt` (left padded), `label` and `row` `[B]`, `representation` `[B, d_c]` or None, `cut`."""
-        ragged = self.prompts.ctr(self.rows[indices], self.history[indices])
+        """`prompt` (left padded), `label` and `row` `[B]`, `representation` `[B, d_c]` or None."""
         representation = None if self.representation is None else self.representation[indices]
-        assert ragged.cut is not None
         return {
-            "prompt": pad_left(ragged),
+            "prompt": pad_left(self.prompts.ctr(self.rows[indices], self.history[indices])),
             "label": self.label[indices],
             "row": torch.from_numpy(np.asarray(self.rows[indices])),
             "representation": representation,
-            "cut": int(ragged.cut.sum()),
         }
 
 
@@ -76,19 +77,20 @@ class Pairs:
         """Tokens of each row's user text `[n]`."""
         return self.prompts.users(self.rows, self.history).lengths
 
+    def cut(self) -> int:
+        """As of `Answers`: user texts."""
+        return _cut(self.prompts.users(self.rows, self.history))
+
     def __call__(self, indices: Rows) -> Batch:
-        """`user` and `item` (right padded; `[B]` and distinct texts), `pair` `[B]`, `label`, `row`, `cut`."""
+        """`user` and `item` (right padded; `[B]` and distinct texts), `pair` `[B]`, `label`, `row`."""
         rows = self.rows[indices]
-        users = self.prompts.users(rows, self.history[indices])
         distinct, pair = np.unique(self.prompts.log.item[rows], return_inverse=True)
-        assert users.cut is not None
         return {
-            "user": pad_right(users, self.pad_id),
+            "user": pad_right(self.prompts.users(rows, self.history[indices]), self.pad_id),
             "item": pad_right(self.prompts.items(distinct), self.pad_id),
             "pair": torch.from_numpy(pair),
             "label": self.label[indices],
             "row": torch.from_numpy(np.asarray(rows)),
-            "cut": int(users.cut.sum()),
         }
 
 
@@ -135,10 +137,15 @@ class Titles:
 
     def lengths(self, scored: bool = True) -> NDArray[np.int64]:
         """Tokens of each row `[n]`: its prompt, and all its candidates' titles where `scored`."""
-        listed = self.candidates if self.listed else None
-        tokens = self.prompts.ranking(self.rows, self.history, listed).lengths
-        pieces = self.prompts.pieces
+        tokens, pieces = self._prompts().lengths, self.prompts.pieces
         return tokens + pieces.lengths[pieces.item[self.candidates]].sum(1) if scored else tokens
+
+    def cut(self) -> int:
+        """As of `Answers`."""
+        return _cut(self._prompts())
+
+    def _prompts(self) -> Ragged:
+        return self.prompts.ranking(self.rows, self.history, self.candidates if self.listed else None)
 
     @property
     def texts(self) -> NDArray[np.int32]:
@@ -255,11 +262,16 @@ class Verdicts:
 
     def lengths(self, scored: bool = True) -> NDArray[np.int64]:
         """Tokens of each row `[n]`: of all its candidates' prompts where `scored`, else of the longest."""
-        row = np.repeat(np.arange(len(self)), self.candidates.shape[1])
-        history = self.history.reshape(len(row), -1)
-        tokens = self.prompts.ctr(self.rows[row], history, self.candidates.ravel()).lengths
-        tokens = tokens.reshape(self.candidates.shape)
+        tokens = self._prompts().lengths.reshape(self.candidates.shape)
         return tokens.sum(1) if scored else tokens.max(1, initial=0)
+
+    def cut(self) -> int:
+        """As of `Answers`: prompts of all candidates."""
+        return _cut(self._prompts())
+
+    def _prompts(self) -> Ragged:
+        row = np.repeat(np.arange(len(self)), self.candidates.shape[1])
+        return self.prompts.ctr(self.rows[row], self.history.reshape(len(row), -1), self.candidates.ravel())
 
     @property
     def texts(self) -> NDArray[np.int32]:
@@ -311,6 +323,11 @@ class Verdicts:
             "row": torch.from_numpy(np.asarray(self.rows[indices])),
             "representation": None if self.representation is None else self.representation[row, column],
         }
+
+
+def _cut(prompts: Ragged) -> int:
+    assert prompts.cut is not None
+    return int(prompts.cut.sum())
 
 
 def _places(log: EventLog, rows: Rows, candidates: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -260,7 +260,7 @@ def test_answers_ask_for_the_rows_own_item(demo_log, tiny_lm):
     assert len(task) == 5
     assert batch["label"].tolist() == demo_log.label[rows[indices]].tolist()
     assert batch["representation"].tolist() == [[6.0, 7.0], [0.0, 1.0]]
-    assert batch["cut"] == 0
+    assert task.cut() == 0
     pieces = tiny_lm.pieces
     for place, row in enumerate(rows[indices]):
         tail = [*pieces.table[pieces.question], *pieces.table[pieces.item[demo_log.item[row]]]]
@@ -277,4 +277,4 @@ def test_cut_prompts_are_counted(demo_log, tiny_lm):
     short = Prompts(demo_log, tiny_lm.pieces, 48)
     task = Answers(short, rows, demo_log.recent(rows, 10), None)
     lengths = tiny_lm.prompts.ctr(rows, task.history).lengths
-    assert task(np.arange(5))["cut"] == (lengths > 48).sum() > 0
+    assert task.cut() == (lengths > 48).sum() > 0

@@ -173,8 +173,7 @@ def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
     shown = {name: nodes[f"stage2/{name}"].config["prompt"]["retrieved"] for name in systems}
     assert [name for name in systems if not shown[name]] == ["ctr-bert", "tallrec"]
     assert nodes["lm/tiny/prompts"].config["prompt"]["retrieved"] is True
-    adapters = {name: nodes[f"stage2/{name}"].config["stage2"]["adapter"] for name in systems}
-    wide, gated = adapters["lora-wide"], adapters["reclora"]
+    wide, gated = (nodes[f"stage2/{name}"].config["stage2"]["adapter"] for name in ("lora-wide", "reclora"))
     assert wide["r"] == gated["r"] * gated["num_meta"]
     assert wide["lora_alpha"] / wide["r"] == gated["lora_alpha"] / gated["r"]
     assert nodes["stage2/rella"].config["stage2"]["mixed_prompts"] is True
@@ -199,6 +198,8 @@ def test_what_reaches_two_towers(root):
     before = configs(root)
     for key, reached in (
         ("stage2.fit.lr=0.1", {"stage2/ctr-bert", "stage2/reclora"}),
+        ("stage2.title_share=0.1", {"stage2/reclora"}),
+        ("stage2.adapter.r=4", {"stage2/reclora"}),
         ("towers.pooling=first", {"stage2/ctr-bert"}),
         ("encoder.path=org/bert", {"encoder"}),
         ("lm.tiny.hidden=64", {"lm/tiny/text", "lm/tiny/prompts", "neighbours/both", "stage2/reclora"}),

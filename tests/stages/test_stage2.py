@@ -1,12 +1,16 @@
-"""Which gates stage 2 takes."""
+"""Which gates stage 2 takes, what a step is made of, and when AdaLoRA prunes."""
 
 from types import SimpleNamespace
 
+import lightning
 import pytest
+import torch
 
+from recllm.lm import adalora
 from recllm.parents import Crm
 from recllm.run import StageError
-from stages.stage2 import check_out_of_fold
+from recllm.schema import FitConfig, Stage2Config, TrainerConfig
+from stages.stage2 import TuneModule, check_out_of_fold, shares
 
 
 def crm(hold_out):
@@ -27,3 +31,55 @@ def test_an_out_of_fold_gate_has_seen_no_tuning_row(demo_log):
     with pytest.raises(StageError, match="trained on 300 of 300"):
         check_out_of_fold(run("out_of_fold"), demo_log, crm("none"))
     check_out_of_fold(run("crm"), demo_log, crm("none"))
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "devices", "wanted"),
+    [
+        (10, 0.2, 2, (8, 2)),
+        (10, 0.0, 2, (10, 0)),
+        (8, 0.2, 4, "make 6 answers and 2 titles a step for 4 devices"),  # two devices would have no title
+        (8, 0.8, 4, "make 2 answers and 6 titles a step for 4 devices"),
+    ],
+)
+def test_every_device_gets_some_of_each_kind(size, share, devices, wanted):
+    stage2 = Stage2Config(title_share=share, fit=FitConfig(batch_size=size))
+    of = SimpleNamespace(config=SimpleNamespace(stage2=stage2, trainer=TrainerConfig(devices=devices)))
+    if isinstance(wanted, tuple):
+        assert shares(of) == wanted
+    else:
+        with pytest.raises(StageError, match=wanted):
+            shares(of)
+
+
+def test_adalora_prunes_before_anything_saves_the_weights(monkeypatch, tmp_path):
+    happened = []
+
+    class Module(TuneModule):
+        def __init__(self):
+            lightning.LightningModule.__init__(self)
+            self.adalora, self.model = True, torch.nn.Linear(2, 1)
+
+        def training_step(self, batch, index):
+            return self.model(batch).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        on_train_batch_start = on_before_optimizer_step = on_save_checkpoint = lambda self, *_: None
+
+    class Saves(lightning.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            happened.append(("saved", trainer.global_step))
+
+    def allocate(model, step):
+        assert model.weight.grad is not None  # importances are made of this step's gradients
+        happened.append(("pruned", step))
+
+    monkeypatch.setattr(adalora, "allocate", allocate)
+    trainer = lightning.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[Saves()],
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(4, 2)))
+    assert happened == [("pruned", 1), ("saved", 1), ("pruned", 2), ("saved", 2)]

@@ -163,7 +163,13 @@ def test_processes_share_what_one_would_mask(demo_log, tiny_lm):
     whole = texts(indices, [0, 1])
     parts = [texts(indices, [0, 1], rank, 2) for rank in (0, 1)]
     assert sum(len(part["target"]) for part in parts) == len(whole["target"]) > 50
-    assert sum(part["expected"] for part in parts) == pytest.approx(whole["expected"])
+    # Loss is the sum of weighted errors over `expected`; the mean over processes must be the whole's.
+    error = torch.arange(10.0, 10.0 + len(whole["target"]))
+    losses = [
+        float((part["weight"] * error[whole["at_text"] % 2 == rank]).sum()) / part["expected"]
+        for rank, part in enumerate(parts)
+    ]
+    assert np.mean(losses) == pytest.approx(float((whole["weight"] * error).sum()) / whole["expected"])
     for rank, part in enumerate(parts):
         width = part["text"]["input_ids"].shape[1]
         assert torch.equal(part["text"]["input_ids"], whole["text"]["input_ids"][rank::2, :width])
