@@ -10,7 +10,16 @@ import torch
 import yaml
 
 from recllm.columns import UNKNOWN
-from recllm.parents import Crm, Lm, aligned_rows, check_same_prompts, drawn_lists, retrieves, subsample
+from recllm.parents import (
+    Crm,
+    Lm,
+    aligned_rows,
+    check_ranks,
+    check_same_prompts,
+    drawn_lists,
+    retrieves,
+    subsample,
+)
 from recllm.run import StageError
 
 ITEMS = 50
@@ -127,3 +136,11 @@ def test_lists_are_as_long_as_the_stored_ones(demo_log):
     lists = drawn_lists(log, rows, 0)
     assert lists.shape == (6, 5)
     assert ((lists == log.item[rows][:, None]).sum(1) == 1).all()
+
+
+def test_a_log_whose_validation_rows_are_not_ranked_selects_nothing(demo_log):
+    check_ranks(demo_log)
+    log = copy.copy(demo_log)
+    log.ranking = lambda split, kind: (np.zeros(int(kind == "uniform20"), np.int64), None)
+    with pytest.raises(StageError, match=r"wanted prepare\.ranking_valid_rows above 0"):
+        check_ranks(log)
