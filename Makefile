@@ -3,7 +3,7 @@
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
 # CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
-# configuration before anything runs, and writes the rules to artifacts/<dataset>/plan.mk, which Make then follows.
+# configuration before anything runs, and writes the rules to artifacts/<dataset>/plans/, which Make then follows.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -58,10 +58,12 @@ CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$
          EXPERIMENT="$(EXPERIMENT)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
 WORK := prepare stage1 stage2 stage3 evaluate report tune
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
+# Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
+PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
 BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3
 
-.PHONY: help env own-environment plan few2many sweep describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment few2many sweep describe $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -70,16 +72,16 @@ help:  ## list every target
 	@echo '             SEED="0 1 2"  EXPERIMENT=quick  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."'
 	@echo '             JOBS=1 (stages side by side; 2 where there is no GPU)  PYTHON=...'
 
-prepare: plan  ## raw logs -> tables -> event log, splits, ids, candidates
-stage1: plan   ## train the conventional recommendation models on all data
-stage2: plan   ## tune the LM on the subsample, with and without the gate
-stage3: plan   ## align the LM to preferences, evaluate every system, print the table
-evaluate: plan ## evaluate every system and print the table
-report: plan   ## the same as evaluate, drawn anew: report.html (table and curves)
-tune: plan     ## search stage 1's settings on validation (CRM=din)
+prepare: | $(READY)  ## raw logs -> tables -> event log, splits, ids, candidates
+stage1: | $(READY)   ## train the conventional recommendation models on all data
+stage2: | $(READY)   ## tune the LM on the subsample, with and without the gate
+stage3: | $(READY)   ## align the LM to preferences, evaluate every system, print the table
+evaluate: | $(READY) ## evaluate every system and print the table
+report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
+tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
-	@$(MAKE) --no-print-directory -j$(JOBS) -f $(HERE)/plan.mk SHARE='$(SHARE)' $(RUN)
+	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' $(RUN)
 $(wordlist 2,99,$(RUN)):
 	@:
 
@@ -91,12 +93,9 @@ sweep:         ## the same over any key of stage 1 or 2: KEY=stage2.adapter.num_
 	KEY=stage2.adapter.num_meta VALUES="4 8 16 32"))
 	@$(MAKE) --no-print-directory report KEY="$(KEY)" VALUES="$(VALUES)"
 
-describe: plan ## look at the data: splits, histories, popularity, prompts and their tokens; describe.html
-	@$(MAKE) --no-print-directory -f $(HERE)/plan.mk describe
+describe: | $(READY) ## look at the data: splits, histories, popularity, prompts and their tokens; describe.html
+	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -f "$$rules" describe
 	@$(PYTHON) -m stages.describe $(CHOICE)
-
-plan: | $(READY)
-	@$(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
 status: | $(READY)  ## what is done, stale or missing, and by which commit
 	@$(PYTHON) -m stages.plan status $(or $(ASKED),report) $(CHOICE)

@@ -43,7 +43,7 @@ READS = {
     "stage2": ("dataset", "wording", "prompt", "lm", "subsample", "stage2", "seed"),
     "encoder": ("dataset", "wording", "prompt", "encoder"),
     "towers": ("dataset", "wording", "prompt", "subsample", "stage2", "towers", "seed"),
-    "stage3": ("dataset", "wording", "prompt", "lm", "subsample", "stage3", "seed"),
+    "stage3": ("dataset", "wording", "prompt", "lm", "stage3", "seed"),
     "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
     "report": (),
 }
@@ -158,11 +158,9 @@ class Plan:
     def _held(self, stage: str, folder: str) -> dict[str, Any]:
         """Overrides that a finished stage was made with; they hold unless the stage itself is a goal."""
         done = (self.root / folder / paths.MANIFEST).exists()
-        if (
-            GOAL_OF.get(stage, stage) in self.request.goals
-            or not done
-            or not (self.root / folder / paths.CONFIG).exists()
-        ):
+        goals = {*self.request.goals}
+        goals |= {"evaluate"} if goals & set(ENDS_WITH_TABLE) else set()
+        if GOAL_OF.get(stage, stage) in goals or not done or not (self.root / folder / paths.CONFIG).exists():
             return {}
         return dict(read_config(self.root / folder)["overrides"])
 
@@ -226,7 +224,7 @@ class Plan:
         if "tune" in request.goals:
             self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         if not request.systems:
-            self._alone(crms, gate, seed)
+            self._alone(crms, gate, seed, neighbours)
             return
         gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
         tuned: dict[str, Node] = {}
@@ -278,9 +276,11 @@ class Plan:
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
 
-    def _alone(self, crms: dict[str, Node], gate: Node, seed: int) -> None:
-        """An evaluation of CRMs without any LM: only what they read is a parent besides."""
+    def _alone(self, crms: dict[str, Node], gate: Node, seed: int, neighbours: Node) -> None:
+        """An evaluation of CRMs without any LM: what they read is a parent besides, and hard candidates."""
         read = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
+        if any(kind.startswith("hard") for kind in self._configured().evaluate.candidates):
+            read["neighbours"] = neighbours
         parents = {**read, "stage1": gate, **{f"crm:{name}": node for name, node in crms.items()}}
         name = f"evaluate/{','.join(crms)}"
         self.goals["evaluate"].append(self._node("evaluate", name, "stages.evaluate", parents, (), seed))

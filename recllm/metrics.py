@@ -154,7 +154,7 @@ def ctr_metrics(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> dict[
 
 
 def ranking_values(scores: ArrayLike, target: ArrayLike) -> dict[str, Floats]:
-    """Ranking metrics of every row; a table row reports their means (see `ranking_metrics`).
+    """Ranking metrics of every row; a table row reports their means (`means`).
 
     With the target at place p (1 is best): HR@k = [p <= k], NDCG@k = [p <= k] / log2(1 + p), reciprocal rank
     = 1 / p. A target that ties with t other candidates is at any of its t + 1 places with equal chance, and
@@ -198,19 +198,6 @@ def ranking_values(scores: ArrayLike, target: ArrayLike) -> dict[str, Floats]:
     return out
 
 
-def ranking_metrics(scores: ArrayLike, target: ArrayLike) -> dict[str, float]:
-    """Means of `ranking_values` over rows.
-
-    Args:
-        scores: `[R, C]`, larger is better.
-        target: `[R]` column of the target.
-
-    Returns:
-        Metric name to mean.
-    """
-    return means(ranking_values(scores, target))
-
-
 def means(values: Mapping[str, Floats], rows: Bools | None = None) -> dict[str, float]:
     """Mean of each metric over all rows, or over a stratum.
 
@@ -223,6 +210,10 @@ def means(values: Mapping[str, Floats], rows: Bools | None = None) -> dict[str, 
     """
     picked = {name: v if rows is None else v[rows] for name, v in values.items()}
     return {name: float(v.mean()) if len(v) else float("nan") for name, v in picked.items()}
+
+
+LONG_AGO = 3601
+"""Seconds from which on an event before is `later` in `gap_strata`."""
 
 
 def gap_strata(seconds: ArrayLike) -> dict[str, Bools]:
@@ -243,8 +234,8 @@ def gap_strata(seconds: ArrayLike) -> dict[str, Bools]:
     return {
         "same_second": gap == 0,
         "minute": (gap > 0) & (gap <= 60),
-        "hour": (gap > 60) & (gap <= 3600),
-        "later": gap > 3600,
+        "hour": (gap > 60) & (gap < LONG_AGO),
+        "later": gap >= LONG_AGO,
     }
 
 

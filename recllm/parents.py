@@ -368,13 +368,13 @@ def subsample(config: Config, log: EventLog) -> Rows:
     return log.rows("train", config.subsample)
 
 
-def aligned_rows(config: Config, log: EventLog, count: int) -> Rows:
-    """Liked training rows for stage 3: in the order of the stored permutation those outside the subsample.
+def aligned_rows(log: EventLog, tuned: Rows, count: int) -> Rows:
+    """Liked training rows for stage 3: in the order of the stored permutation those that tuned no start.
 
-    Where the rest of the training split is too small, rows of the subsample fill up, in the same order.
+    Where the rest of the training split is too small, the `tuned` ones fill up, in the same order.
     """
     permutation = log.rows("train", "1.0")
-    used = np.isin(permutation, subsample(config, log))
+    used = np.isin(permutation, tuned)
     rest = np.concatenate([permutation[~used], permutation[used]])
     return rest[log.label[rest] == 1][:count]
 

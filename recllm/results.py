@@ -52,7 +52,8 @@ class ResultRow:
         variant: the gate's CRM, stage 3's start, the retrieval's vectors and the experiment where they are
             not the default, e.g. `din+quick`; rows of different variants are never averaged, nor shown in one
             table.
-        seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against"}` of each seed, ascending.
+        seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against", "crm_auc_same_rows"}` of each
+            seed, ascending.
         delta: difference to `paired_with` in the task's headline metric (AUC or HR@1) on the same rows.
         interval95: 95 % interval of `delta`, bootstrap clustered by user. Over several seeds: the mean of
             their bounds. It covers the choice of users, not the choice of seeds.
@@ -129,7 +130,7 @@ def of_seed(row: ResultRow, seed: int) -> ResultRow:
         The row to write to `results.json`.
     """
     own = {"seed": seed, "metrics": dict(row.metrics)}
-    for name in ("delta", "interval95", "p_value", "against"):
+    for name in ("delta", "interval95", "p_value", "against", "crm_auc_same_rows"):
         own[name] = getattr(row, name)
     return replace(row, seeds=[own])
 
@@ -218,7 +219,8 @@ def _averaged(row: ResultRow) -> ResultRow:
     further = [entry.get("against", {}) for entry in row.seeds]
     everywhere = [name for name in further[0] if all(name in entry for entry in further)]
     against = {name: _difference([entry[name] for entry in further]) for name in everywhere}
-    return replace(row, metrics=metrics, against=against, **_difference(row.seeds))
+    beside = _mean([entry.get("crm_auc_same_rows") for entry in row.seeds])
+    return replace(row, metrics=metrics, against=against, crm_auc_same_rows=beside, **_difference(row.seeds))
 
 
 def _difference(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -34,6 +34,15 @@ _speaker = ""  # name of the run that this process is at, once there is one
 SHARED = ("tune",)
 """Stages that several processes may be at work in; they see to it themselves."""
 
+OWN_SEED = {
+    "log": "prepare",
+    "lm-text": "lm",
+    "lm-prompts": "lm",
+    "neighbours": "retrieval",
+    "encoder": "encoder",
+}
+"""Stages that all seeds share -> the section that has a seed of their own."""
+
 
 def is_first_process() -> bool:
     """Whether this process writes: rank 0, also before torch.distributed is up."""
@@ -219,6 +228,12 @@ class Run:
         """What a checkpoint must match to be resumed: configuration and parents."""
         return digest([self.config_sha256, self.identities])[:16]
 
+    @property
+    def _seed(self) -> int:
+        """The seed that made the outputs: of stages that all seeds share that of their own section."""
+        section = self.content["config"].get(OWN_SEED.get(self.stage, ""), self.content["config"])
+        return int(section.get("seed", 0))
+
     def finish(self, outputs: Iterable[Path], metrics: dict[str, Any]) -> None:
         """Write `metrics.json`, then the manifest; only the first process does."""
         if not is_first_process():
@@ -233,7 +248,7 @@ class Run:
             config_sha256=self.config_sha256,
             outputs=describe_outputs(self.folder, files),
             metrics=metrics,
-            seed=self.content["config"].get("seed", 0),
+            seed=self._seed,
             started=self.started,
             finished=now(),
             seconds=round(self.seconds, 1),

@@ -198,8 +198,10 @@ class Evaluation:
         extra: dict[str, dict[str, float]],
     ) -> None:
         log = self.log
-        _, end = log.history(rows)
-        strata = metrics.gap_strata(log.timestamp[rows] - log.timestamp[end - 1]) if log.timed else {}
+        start, end = log.history(rows)
+        gap = log.timestamp[rows] - log.timestamp[end - 1]
+        gap[start == end] = metrics.LONG_AGO  # a user's first event comes after none
+        strata = metrics.gap_strata(gap) if log.timed else {}
         values = {system: metrics.ranking_values(scores, target) for system, scores in scored.items()}
         draws = self.config.bootstrap
         held = {

@@ -238,7 +238,7 @@ def work(run: Run) -> None:
         return
     export = parents.export_folder(run)
     told = Told.of(run, log)
-    counts = {"answers_as_text": len(told.asked), "ratings_as_text": int(told.events.sum())}
+    counts = {"answers_as_text": len(told.asked), "ratings_as_text": int((log.rating[told.events] > 0).sum())}
     if "lm" in run.parents:
         model, tokenizer = parents.causal_lm(run)
         prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)

@@ -3,12 +3,14 @@
     python -m stages.plan write GOAL... DATASET=demo CRM="din sim" SYSTEM="lora reclora" ... key=value ...
 
 `write` validates the configuration of every stage before anything runs, writes `config.yaml` where it
-changed, and the rules to `artifacts/<dataset>/plan.mk`; `status` shows what is done, stale or missing.
+changed, and the rules to `artifacts/<dataset>/plans/`, and prints their path; `status` shows what is done,
+stale or missing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,7 @@ from recllm import paths
 from recllm.checks import ConfigError
 from recllm.config import merge
 from recllm.dag import ENDS_WITH_TABLE, Node, Plan
-from recllm.manifest import replace_text
+from recllm.manifest import digest, replace_text
 from recllm.request import parse
 from recllm.run import SHARED
 from recllm.schema import EXECUTION, Config
@@ -41,8 +43,10 @@ def write(plan: Plan) -> Path:
     names = "\n".join(node.folder for node in plan.goals["evaluate"]) + "\n"
     if not shown.exists() or shown.read_text() != names:
         shown.write_text(names)
-    path = plan.root / "plan.mk"
-    replace_text(path, rules(plan))  # two `make tune` side by side both write it
+    text = rules(plan)
+    path = plan.root / "plans" / f"{digest(text)[:8]}.mk"  # two commands side by side follow each its own
+    path.parent.mkdir(exist_ok=True)
+    replace_text(path, text)
     return path
 
 
@@ -78,7 +82,9 @@ def rules(plan: Plan) -> str:
         threads = "" if len(related) == len(needed) - 1 else "$(SHARE) "
         parents = " ".join(str(plan.manifest(parent)) for parent in node.parents.values())
         order = "".join(f" {plan.manifest(lm)}" for lm in later[node.folder])
-        raw = f" raw={plan.request.raw}" if node.stage == "tables" and plan.request.raw else ""
+        raw = ""
+        if node.stage == "tables" and plan.request.raw:
+            raw = " " + shlex.quote(f"raw={plan.request.raw}").replace("$", "$$")
         lines += [f".PHONY: {folder}"] if node.stage in SHARED else []
         lines += [
             f"{target(plan, node)}: {folder / paths.CONFIG} {parents}{' |' if order else ''}{order}",
@@ -133,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
         if arguments[0] == "status":
             show(plan)
         else:
-            write(plan)
+            print(write(plan))
     except (ConfigError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

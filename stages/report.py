@@ -34,9 +34,12 @@ def show(root: Path, evaluations: Sequence[str]) -> None:
 
 
 def _labels_seen(row: ResultRow) -> str:
-    """How much of the training split's opinions the LM read as text before it was tuned."""
+    """How much of the training split's opinions the LM may have read before it was tuned.
+
+    Its text says them, and is read as far as the budget of tokens goes.
+    """
     answers, ratings = (int(row.metrics.get(f"{kind}_as_text") or 0) for kind in ("answers", "ratings"))
-    return f"LM {row.lm}: pretrained on {ratings:,} ratings and {answers:,} answers of training rows."
+    return f"LM {row.lm}: pretrained on at most {ratings:,} ratings and {answers:,} answers of training rows."
 
 
 def table(root: Path) -> None:

@@ -24,6 +24,7 @@ from recllm.retrieval.vectors import (
     user_folds,
 )
 from recllm.run import Run, main, say
+from recllm.training import device_of
 
 BLOCK = 1 << 16  # rows of the log that a thread searches at once, and that are safe on disk then
 
@@ -32,6 +33,7 @@ def text_vectors(run: Run, log: EventLog) -> Vectors:
     """Vectors of the items' texts [n_items, p], from the LM."""
     config = run.config.retrieval
     model, tokenizer = parents.causal_lm(run)
+    model = model.to(device_of(run.config.trainer))
     pieces = parents.build_pieces(run.config, log, tokenizer)
     tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
     hidden = embed_items(model, tokens.tokens, tokens.offsets, config.embed_batch, config.pooling)

@@ -143,6 +143,8 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         ]
         targets = np.concatenate([log.item[rows][:, None], *drawn], 1)
         batch = inputs.gather(np.repeat(rows, targets.shape[1]), targets.ravel())
+        own = (targets == targets[:, :1]).ravel()  # the others were drawn: what is liked of them is not known
+        batch["label"] = torch.from_numpy(own).to(batch["label"])
         return batch | {"share": torch.tensor(stream.share(rank, world))}
 
     parents.check_ranks(log)

@@ -237,9 +237,10 @@ def work(run: Run) -> None:
     model = load_adapter(lm.model, start, trainable=True)
     gate = parents.Crm.open(run, log, retrieval)
     crm = gate.read_as(reads, run.config.seed)
-    task, valid = asked(run, lm, crm, parents.aligned_rows(run.config, log, config.rows))
+    tuned = log.rows("train", read_config(run.parent("stage2"))["config"]["subsample"])
+    task, valid = asked(run, lm, crm, parents.aligned_rows(log, tuned, config.rows))
     rows = task.rows
-    fresh = int((~np.isin(rows, parents.subsample(run.config, log))).sum())
+    fresh = int((~np.isin(rows, tuned)).sum())
     hard = None
     logps = torch.zeros(task.candidates.shape)
     if config.negatives_from in ("reference", "half") or config.loss not in (*REFERENCE_FREE, "sft"):

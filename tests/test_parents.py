@@ -77,13 +77,12 @@ def test_mixed_prompts_show_every_row_with_both_histories(tiny_lm, demo_log, dem
 
 @pytest.mark.parametrize("rows", ["uniform40", "last40", "0.5"])
 def test_rows_of_stage_3_follow_outside_the_subsample(demo_log, demo_config, rows):
-    config = dataclasses.replace(demo_config, subsample=rows)
-    tuned = set(subsample(config, demo_log).tolist())
+    tuned = subsample(dataclasses.replace(demo_config, subsample=rows), demo_log)
     count = int(demo_log.label[demo_log.rows("train", "all")].sum())
-    aligned = aligned_rows(config, demo_log, count)
+    aligned = aligned_rows(demo_log, tuned, count)
     assert len(aligned) == len(set(aligned.tolist())) == count
     assert (demo_log.label[aligned] == 1).all()
-    inside = np.isin(aligned, list(tuned))
+    inside = np.isin(aligned, tuned)
     assert (np.diff(inside.astype(int)) >= 0).all()  # the subsample's come last
     assert 0 < inside.sum() < count
     permutation = demo_log.rows("train", "1.0").tolist()

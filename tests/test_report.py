@@ -106,10 +106,15 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     missing = write_report(tmp_path / "demo", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     text = " ".join(missing)
-    for wanted in ("results.json", "prepare", "retrieve", "stage3", "stage1/din was begun"):
+    for wanted in ("results.json", "prepare", "neighbours", "stage3", "stage1/din was begun"):
         assert wanted in text, wanted
     assert page.count("<li>") == len(missing)
-    for wanted in ("No results of this task yet", "No training logs", "No finished stage", "not recorded"):
+    for wanted in (
+        "No results of this task yet",
+        "No training logs",
+        "Nothing finished in stage",
+        "not recorded",
+    ):
         assert wanted in page, wanted
     with pytest.raises(FileNotFoundError, match="nothing-here"):
         write_report(tmp_path / "nothing-here", tmp_path / "report.html")

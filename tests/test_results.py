@@ -176,3 +176,10 @@ def test_bands_are_shown_with_their_rows_and_edges() -> None:
     assert view.heading == ["system", "rows", "user: few events (<= 1,053), 400 rows"]
     assert view.cells == [["din", "1,000", ".7100"], ["sim", "1,000", ".7200"]]
     assert view.best == {(1, 2)}
+
+
+def test_the_crm_beside_is_averaged_over_seeds_too():
+    rows = []
+    for seed, auc in ((0, 0.80), (2, 0.90), (1, 0.82)):
+        rows = results.merge(rows, [results.of_seed(row("lora", 0.8, crm_auc_same_rows=auc), seed)])
+    assert rows[0].crm_auc_same_rows == pytest.approx(0.84)

@@ -40,6 +40,11 @@ def test_a_run_writes_metrics_and_manifest(make_stage):
     assert made.started <= made.finished
 
 
+def test_a_manifest_has_the_seed_of_the_section_that_made_it(make_stage):
+    assert done(make_stage("log", {"prepare": {"seed": 5}})).seed == 5
+    assert done(make_stage("stage1/din", {"seed": 3, "stage1": {}})).seed == 3
+
+
 def test_a_finished_run_does_nothing_but_touch_its_manifest(make_stage, capsys):
     folder = make_stage("stage1/sim")
     done(folder)

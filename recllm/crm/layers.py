@@ -300,7 +300,9 @@ class HistoryFields(nn.Module):
         weighing = [linear for linear in (self.of_rating, self.of_interval) if linear is not None]
         for (table, ids), weigh in zip(parts[2:], weighing, strict=True):
             means.append(weighted_sums(table, ids, share.unsqueeze(1)).squeeze(1))
-            weights = weights + rows_of(weigh(table.weight), ids)  # once a value of few
+            # Once a value of few. A row more in front: the first one has no gradient, and events without a
+            # rating, of code 0, have a weight all the same.
+            weights = weights + rows_of(functional.pad(weigh(table.weight), (0, 0, 1, 0)), ids + 1)
         weights = (weights * share.unsqueeze(2)).transpose(1, 2)
         pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
         return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)

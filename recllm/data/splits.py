@@ -19,7 +19,9 @@ samples (early history, no label),
 - `random`: all.
 
 A held-out sample is never one. In any split it may stand in the history of a later sample, as a feature: in
-`time`, `last` and `user` only of held-out samples, in `random` also of training samples.
+`time`, `last` and `user` only of held-out samples, in `random` also of training samples. Running statistics
+of an item (`recllm.data.statistics`) count it for every sample of a later second, in all but `time` also for
+training samples, as a running system would.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from recllm.report.sweeps import sweeps
 
 STAGES = {
     "log": "prepare",
-    "lm": "lm",
-    "neighbours": "retrieve",
+    "lm": "stage2",
+    "neighbours": "stage2",
     "stage1": "stage1",
     "stage2": "stage2",
     "stage3": "stage3",
@@ -82,7 +82,7 @@ def _manifests(folder: Path, missing: list[str]) -> dict[str, dict[str, Any]]:
             except ValueError:
                 missing.append(f"{path.relative_to(folder)} is not readable JSON.")
         if not paths:
-            missing.append(f"No finished {target}: no {MANIFEST} in {top}/; `make {target}` writes it.")
+            missing.append(f"Nothing finished in {top}/: no {MANIFEST}; `make {target}` writes it.")
         begun = {p.parent for name in (CHECKPOINTS, LOGS) for p in (folder / top).rglob(name) if p.is_dir()}
         for run in sorted(begun - {path.parent for path in paths}):
             missing.append(f"{run.relative_to(folder).as_posix()} was begun and is not finished.")

@@ -65,7 +65,7 @@ class Neighbours:
         """
         if vectors.shape[-2] != log.n_items:
             raise ValueError(
-                f"{vectors.shape[-2]} item vectors; wanted {log.n_items}, the log's; run `make retrieve`"
+                f"{vectors.shape[-2]} item vectors; wanted {log.n_items}, the log's; run `make stage1`"
             )
         folds = 1 if vectors.ndim == 2 else len(vectors)
         if fold is None:
@@ -73,7 +73,7 @@ class Neighbours:
         if len(fold) != log.n_users or not 0 <= fold.min() <= fold.max() < folds:
             raise ValueError(
                 f"folds of {len(fold)} users, up to {fold.max()}; wanted {log.n_users} users, below {folds}; "
-                "run `make retrieve`"
+                "run `make stage1`"
             )
         self.log, self.fold = log, fold
         # Item i of fold f in line f * n_items + i.
@@ -83,7 +83,7 @@ class Neighbours:
             if not (length <= LONGEST).all():  # NaN is not either
                 raise ValueError(
                     f"item vectors of length {length.max()}; wanted finite numbers and lengths up to 1; "
-                    "run `make retrieve`"
+                    "run `make stage1`"
                 )
 
     def search(

@@ -262,11 +262,11 @@ def item_vectors(
     for name, vectors in (("lm", lm), ("cooccurrence", cooccurrence)):
         if kind in (name, "both"):
             if vectors is None:
-                raise ValueError(f"retrieval.vectors={kind} got no {name} vectors; run `make retrieve`")
+                raise ValueError(f"retrieval.vectors={kind} got no {name} vectors; run `make stage1`")
             parts.append(vectors)
     if kind == "both" and len(parts[0]) != len(parts[1]):
         raise ValueError(
-            f"lm vectors of {len(parts[0])} items, co-occurrence of {len(parts[1])}; run `make retrieve`"
+            f"lm vectors of {len(parts[0])} items, co-occurrence of {len(parts[1])}; run `make stage1`"
         )
     vectors = np.hstack([content_weight * parts[0], parts[1]]) if kind == "both" else parts[0]
     if metric == "cosine":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from recllm.crm.deepfm import pairs
@@ -62,3 +63,23 @@ def test_history_fields_are_weighted_means_of_events(make_model, make_batch):
         torch.testing.assert_close(got[b, :4], wanted, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(got[b, 4], fields.join(mean), rtol=1e-9, atol=1e-12)
     assert not got[1, :4].any()
+
+
+def test_events_without_a_rating_train_the_weight_that_they_have(make_model, make_batch):
+    model = make_model("deepfm").double().eval()
+    batch = make_batch(6, 5)
+    batch["recent_rating"][:, ::2] = 0  # events all the same
+    bias = model.history.of_rating.bias
+
+    def total():
+        return model.history(model.embeddings, batch).sin().sum()
+
+    total().backward()
+    with torch.no_grad():
+        for place in range(2):
+            values = []
+            for step in (1e-6, -1e-6):
+                bias[place] += step
+                values.append(float(total()))
+                bias[place] -= step
+            assert bias.grad[place] == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-6)

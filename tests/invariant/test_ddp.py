@@ -47,7 +47,7 @@ def single(tmp_path_factory):
     planned = subprocess.run(plan, **options)
     assert planned.returncode == 0, planned.stderr
     target = artifacts / "demo" / "stage3" / "s-dpo" / "manifest.json"
-    make = ["make", "-f", str(artifacts / "demo" / "plan.mk"), f"PYTHON={sys.executable}", str(target)]
+    make = ["make", "-f", planned.stdout.strip(), f"PYTHON={sys.executable}", str(target)]
     done = subprocess.run(make, **options, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return artifacts

@@ -18,6 +18,7 @@ import pytest
 from recllm import paths, run
 from recllm.data import source
 from stages import plan, prepare
+from tests.stages.plans import rules
 
 REPOSITORY = Path(__file__).parents[2]
 GUIDE = (REPOSITORY / "docs" / "own-data.md").read_text()
@@ -51,8 +52,8 @@ def planned(*words):
 
 def execute(folder):
     """Runs what Make would: the recipe, then prepare, as the rules name them."""
-    rules = (folder / "artifacts" / "corner-shop" / "plan.mk").read_text()
-    made = re.findall(r"-m (\S+) (\S+) \$\(EXECUTION\)(?: (raw=\S+))?$", rules, re.M)
+    text = rules(folder / "artifacts" / "corner-shop").read_text()
+    made = re.findall(r"-m (\S+) (\S+) \$\(EXECUTION\)(?: (raw=\S+))?$", text, re.M)
     assert [module for module, _, _ in made] == ["data.own.recipe", "stages.prepare"]
     for module, where, raw in made:
         work = prepare.work if module == "stages.prepare" else importlib.import_module(module).work

@@ -10,6 +10,11 @@ def needed(*words):
     return {node.folder: node for node in Plan(parse(words)).needed()}
 
 
+def rules(root):
+    """What was planned last: the rules' path."""
+    return max((root / "plans").glob("*.mk"), key=lambda path: path.stat().st_mtime_ns)
+
+
 def of_stage(nodes, stage):
     return {folder for folder in nodes if folder.startswith(f"{stage}/")}
 

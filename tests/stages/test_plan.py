@@ -349,3 +349,21 @@ def test_what_cannot_be_searched_is_refused_before_anything_runs(root, key):
     space = f"tune.space=[{{key: {key}, low: 0.0, high: 1.0}}]"
     with pytest.raises(ValueError, match=rf"{key} \(tune\.space\)"):
         Plan(parse(["tune", space]))
+
+
+def test_what_is_evaluated_holds_only_for_what_was_asked(root):
+    words = ["report", "SYSTEM=lora", "evaluate.candidates=[]"]
+    assert plan.main(["write", *words]) == 0
+    finish(Plan(parse(words)))
+    node = next(node for node in needed("report", "SYSTEM=lora").values() if node.stage == "evaluate")
+    assert node.config["evaluate"]["candidates"] == ["uniform20", "popular20"]
+    assert "crm:ranker" in node.parents
+
+
+def test_hard_candidates_lie_with_the_neighbours(root):
+    words = ["evaluate", "SYSTEM=none", "CRM=din"]
+    kinds = {
+        text: next(node for node in needed(*words, text).values() if node.stage == "evaluate").parents
+        for text in ("evaluate.candidates=[hard20]", "evaluate.candidates=[uniform20]")
+    }
+    assert ["neighbours" in parents for parents in kinds.values()] == [True, False]

@@ -1,6 +1,7 @@
 """What Make is told: rules, the cores that stages share, what is done and what is stale."""
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from recllm.dag import Plan
 from recllm.request import parse
 from recllm.run import config_digest, read_config
 from stages import plan
-from tests.stages.plans import configs, finish, needed, of_stage, states
+from tests.stages.plans import configs, finish, needed, of_stage, rules, states
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,18 +25,38 @@ def test_execution_keys_and_raw_reach_no_configuration(root, tmp_path):
     assert configs(root) == before
     assert not any("trainer" in text or str(tmp_path) in text for text in before.values())
     assert {folder: config_digest(read_config(root / folder)) for folder in before} == digests
-    rules = (root / "plan.mk").read_text()
-    assert "EXECUTION := trainer.devices=2 trainer.strategy=ddp trainer.threads=1\n" in rules
-    assert [line for line in rules.splitlines() if "raw=" in line] == [
+    text = rules(root).read_text()
+    assert "EXECUTION := trainer.devices=2 trainer.strategy=ddp trainer.threads=1\n" in text
+    assert [line for line in text.splitlines() if "raw=" in line] == [
         f"\t@$(PYTHON) -m data.demo.recipe {root / 'tables'} $(EXECUTION) raw={tmp_path}"
     ]
+
+
+def test_a_raw_path_may_have_blanks_and_dollars(root, tmp_path):
+    raw = tmp_path / "my $raw files"
+    raw.mkdir()
+    assert plan.main(["write", "prepare", f"RAW={raw}"]) == 0
+    command = ["make", "-n", "-f", str(rules(root)), "PYTHON=python", "prepare"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    words = shlex.split(next(line for line in out.splitlines() if "data.demo.recipe" in line))
+    assert words[-1] == f"raw={raw}"
+
+
+def test_commands_side_by_side_follow_each_its_own_rules(root, capsys):
+    found = []
+    for crm in ("din", "sim", "din"):
+        assert plan.main(["write", "stage1", f"CRM={crm}"]) == 0
+        found.append(Path(capsys.readouterr().out.strip()))
+    assert found[0] == found[2] != found[1]
+    assert "stage1/din" in found[0].read_text()
+    assert "stage1/din" not in found[1].read_text()
 
 
 @pytest.mark.parametrize("goal", ["stage2", "stage3"])
 def test_rules_run_parents_first(root, goal):
     assert plan.main(["write", goal]) == 0
     nodes = Plan(parse([goal])).needed()
-    command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", goal]
+    command = ["make", "-n", "-f", str(rules(root)), "PYTHON=python", goal]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     order = [
         line.split()[3] for line in lines if line.startswith("python -m") and "stages.report" not in line
@@ -48,38 +69,38 @@ def test_rules_run_parents_first(root, goal):
 
 def test_stages_that_may_run_side_by_side_share_the_cores(root):
     assert plan.main(["write", "stage2"]) == 0
-    rules = (root / "plan.mk").read_text()
-    recipes = [line.split() for line in rules.splitlines() if line.startswith("\t@") and "report" not in line]
+    text = rules(root).read_text()
+    recipes = [line.split() for line in text.splitlines() if line.startswith("\t@") and "report" not in line]
     shared = {line[-2].removeprefix(f"{root}/"): line[0] == "@$(SHARE)" for line in recipes}
     whole = {folder for folder, share in shared.items() if not share}
     # The others wait for these: SIM and its like for the LM's second phase, though they do not need it.
     assert whole == {"tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts"}
     assert shared.keys() == needed("stage2").keys()
     assert plan.main(["write", "stage1", "stage3"]) == 0
-    assert f"\t@$(PYTHON) -m stages.evaluate {root}" in (root / "plan.mk").read_text()  # waits for all others
+    assert f"\t@$(PYTHON) -m stages.evaluate {root}" in rules(root).read_text()  # waits for all others
     assert plan.main(["write", "stage1", "CRM=sim"]) == 0
-    assert "$(SHARE)" not in (root / "plan.mk").read_text()  # a chain
+    assert "$(SHARE)" not in rules(root).read_text()  # a chain
 
 
 def test_nothing_runs_beside_an_lm_in_training(root):
     assert plan.main(["write", "stage1", "stage3"]) == 0
-    rules = (root / "plan.mk").read_text()
-    text, prompts = (root / f"lm/tiny/{phase}/manifest.json" for phase in ("text", "prompts"))
-    heads = {line.partition(":")[0]: line for line in rules.splitlines() if line.startswith(f"{root}/")}
+    text = rules(root).read_text()
+    first, second = (root / f"lm/tiny/{phase}/manifest.json" for phase in ("text", "prompts"))
+    heads = {line.partition(":")[0]: line for line in text.splitlines() if line.startswith(f"{root}/")}
     # DIN needs neither phase, SIM needs the first one's vectors; both wait for what they do not need, too.
-    assert heads[f"{root}/stage1/din/manifest.json"].endswith(f"{root}/log/manifest.json | {text} {prompts}")
-    assert heads[f"{root}/stage1/sim/manifest.json"].endswith(f"/neighbours/both/manifest.json | {prompts}")
+    assert heads[f"{root}/stage1/din/manifest.json"].endswith(f"{root}/log/manifest.json | {first} {second}")
+    assert heads[f"{root}/stage1/sim/manifest.json"].endswith(f"/neighbours/both/manifest.json | {second}")
     assert "|" not in heads[f"{root}/neighbours/both/manifest.json"]  # it leads to the second phase
-    assert "$(SHARE) $(PYTHON) -m stages.lm" not in rules
+    assert "$(SHARE) $(PYTHON) -m stages.lm" not in text
     assert plan.main(["write", "stage1", "CRM=din"]) == 0
-    assert "|" not in (root / "plan.mk").read_text()  # no LM, no waiting
+    assert "|" not in rules(root).read_text()  # no LM, no waiting
 
 
 def test_a_stage_on_several_devices_runs_alone(root):
     assert plan.main(["write", "stage1"]) == 0
-    assert ".NOTPARALLEL" not in (root / "plan.mk").read_text()
+    assert ".NOTPARALLEL" not in rules(root).read_text()
     assert plan.main(["write", "stage1", "trainer.devices=2"]) == 0
-    assert ".NOTPARALLEL:\n" in (root / "plan.mk").read_text()
+    assert ".NOTPARALLEL:\n" in rules(root).read_text()
 
 
 def test_a_second_make_has_nothing_to_do_and_a_changed_key_only_what_it_reaches(root):
@@ -88,7 +109,7 @@ def test_a_second_make_has_nothing_to_do_and_a_changed_key_only_what_it_reaches(
 
     def to_do(*words):
         assert plan.main(["write", "stage2", *words]) == 0
-        command = ["make", "-n", "-f", str(root / "plan.mk"), "PYTHON=python", "stage2"]
+        command = ["make", "-n", "-f", str(rules(root)), "PYTHON=python", "stage2"]
         lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
         return [
             str(Path(line.split()[3]).relative_to(root)) for line in lines if line.startswith("python -m")
