@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recllm.columns import TRAIN
 from recllm.data.log import EventLog
 
 Floats = NDArray[np.float64]
@@ -22,7 +23,8 @@ def popularity_ctr(log: EventLog, prior: float = 20.0) -> Floats:
     """CTR score of each item: the log-odds of its smoothed rate of likes among training events.
 
     rate = (likes + prior * mean) / (events + prior), where mean is the rate over all training events; an item
-    without a training event thus scores the mean.
+    without a training event thus scores the mean. Sampled negatives of training samples count as events, as
+    they are samples that no like answers.
 
     Args:
         log: the event log.
@@ -32,6 +34,9 @@ def popularity_ctr(log: EventLog, prior: float = 20.0) -> Floats:
         Logits `[n_items]`, to be indexed by dense item id.
     """
     likes, events = log.item_likes.astype(np.float64), log.item_count.astype(np.float64)
+    behind = slice(log.n_events, None)  # where sampled negatives stand
+    sampled = log.item[behind][log.split[behind] == TRAIN]
+    events += np.bincount(sampled, minlength=len(events))
     # Half an event of each kind keeps the log-odds finite where every label is the same.
     mean = (likes.sum() + 0.5) / (events.sum() + 1.0)
     rate = (likes + prior * mean) / (events + prior)

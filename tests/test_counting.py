@@ -55,6 +55,20 @@ def test_popularity_by_hand() -> None:
     assert logits[5] < logits[6] < logits[4] < logits[2]
 
 
+def test_sampled_negatives_are_events_that_no_like_answers() -> None:
+    log = make_log(EVENTS, 5, 7)
+    before = counting.popularity_ctr(log, prior=2.0)
+    # Behind the events: of training item 2 and 6, of test 3 (not counted).
+    log.item = np.append(log.item, [2, 6, 3])
+    log.split = np.append(log.split, [0, 0, 2])
+    mean = 6.5 / 10
+    rates = {2: (3 + 2 * mean) / (4 + 2), 6: (0 + 2 * mean) / (1 + 2), 3: (2 + 2 * mean) / (2 + 2)}
+    after = counting.popularity_ctr(log, prior=2.0)
+    for item, rate in rates.items():
+        assert after[item] == pytest.approx(math.log(rate / (1 - rate)))
+    assert (after < before)[2:].all()
+
+
 def test_undirected_is_the_cosine_of_the_sets_of_users() -> None:
     log = make_log(EVENTS, 5, 7)
     scores = counting.Cooccurrence(log, directed=False).score(np.array([9]), np.array([[3, 4, 6, 2]]))
