@@ -11,7 +11,7 @@ SIZES = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2,
 }  # fmt: skip
-D = 5
+N, R, D = 3, 2, 5  # meta-LoRAs, rank, width of the representation
 
 
 def tiny_lm(dtype=torch.float64, family=LlamaForCausalLM):
@@ -23,13 +23,14 @@ def tiny_lm(dtype=torch.float64, family=LlamaForCausalLM):
 def config(**arguments):
     return RecLoraConfig(
         **(
-            {"r": 2, "num_meta": 3, "representation_dim": D, "gate_hidden": 6, "gate_temperature": 0.5}
+            {"r": R, "num_meta": N, "representation_dim": D, "gate_hidden": 6, "gate_temperature": 0.5}
             | arguments
         )
     )
 
 
 def perturb(model, seed=1):
+    """Gives every trainable parameter a value, as after some training."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -7,40 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from recllm.reclora import RecLoraConfig, RecLoraLinear
-
-N, R, D = 3, 2, 5  # meta-LoRAs, rank, width of the representation
-
-
-def tiny_lm(dtype=torch.float64, seed=0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).to(dtype).eval()
-
-
-def perturbed(model, seed=1):
-    """Gives every trainable parameter a value, as after some training."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator).to(parameter)
-    return model
+from tests.reclora.gated import D, N, R, config, perturb, tiny_lm
 
 
 def reclora(lm, **arguments):
-    config = {
-        "r": R,
-        "num_meta": N,
-        "representation_dim": D,
-        "gate_hidden": 6,
-        "gate_temperature": 0.5,
-    } | arguments
-    return get_peft_model(lm, RecLoraConfig(**config))
+    return get_peft_model(lm, config(**arguments))
 
 
 def inputs(batch=3, seq=7, dtype=torch.float64):
@@ -99,7 +72,7 @@ def pairs_of(layer):
     ],
 )
 def test_every_mixture_equals_its_literal_loops(dtype, tolerance, gate, mixture, rescale, init):
-    model = perturbed(
+    model = perturb(
         reclora(tiny_lm(dtype), lora_alpha=6, gate=gate, rescale=rescale, mixture=mixture, init=init)
     )
     ids, representation = inputs(dtype=dtype)
@@ -142,7 +115,7 @@ def plain_lora(model, rank, lora_alpha):
 def test_uniform_gate_equals_plain_lora(rescale):
     """s / N_m = lora_alpha / (N_m r): a plain LoRA of rank N_m r with the same lora_alpha; rescale: N_m
     times it."""
-    model = perturbed(reclora(tiny_lm(), lora_alpha=6, rescale=rescale))
+    model = perturb(reclora(tiny_lm(), lora_alpha=6, rescale=rescale))
     made_uniform(model)
     ids, representation = inputs()
     plain = plain_lora(model, N * R, 6 * (N if rescale else 1))
@@ -152,7 +125,7 @@ def test_uniform_gate_equals_plain_lora(rescale):
 
 
 def test_factor_with_a_uniform_gate_equals_plain_lora_of_mean_a_and_mean_b():
-    model = perturbed(reclora(tiny_lm(), lora_alpha=6, mixture="factor"))
+    model = perturb(reclora(tiny_lm(), lora_alpha=6, mixture="factor"))
     made_uniform(model)
     ids, representation = inputs()
     plain = get_peft_model(
@@ -171,7 +144,7 @@ def test_factor_with_a_uniform_gate_equals_plain_lora_of_mean_a_and_mean_b():
 @pytest.mark.parametrize("mixture", ["product", "factor"])
 @pytest.mark.parametrize("init", ["gaussian", "pissa"])
 def test_without_a_gate_nothing_is_read_and_the_mixture_is_uniform(mixture, init):
-    gated = perturbed(reclora(tiny_lm(), mixture=mixture, init=init, rescale=True))
+    gated = perturb(reclora(tiny_lm(), mixture=mixture, init=init, rescale=True))
     made_uniform(gated)
     model = reclora(tiny_lm(), mixture=mixture, init=init, rescale=True, gate_input="none")
     assert not list(model.base_model.reclora_gate)
@@ -212,7 +185,7 @@ def test_every_start_is_the_base_to_the_bit_for_every_gate(mixture, init, dtype)
 
 
 def test_bf16_base_keeps_float32_adapters_and_its_own_output_dtype():
-    model = perturbed(reclora(tiny_lm(torch.bfloat16)))
+    model = perturb(reclora(tiny_lm(torch.bfloat16)))
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     ids, representation = inputs(dtype=torch.float32)
     logits = model(ids, representation=representation).logits
@@ -224,7 +197,7 @@ def test_bf16_base_keeps_float32_adapters_and_its_own_output_dtype():
 
 
 def test_bf16_autocast_is_near_float32():
-    model = perturbed(reclora(tiny_lm(torch.float32)))
+    model = perturb(reclora(tiny_lm(torch.float32)))
     ids, representation = inputs(dtype=torch.float32)
     exact = model(ids, representation=representation).logits
     with torch.autocast("cpu", torch.bfloat16):
