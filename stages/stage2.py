@@ -128,10 +128,10 @@ def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None, told: int) -> D
     rows = parents.subsample(run.config, lm.log)
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
-    lists = parents.drawn_lists(lm.log, liked, run.config.seed) if told else None
+    titles = lm.titles(liked, parents.drawn_lists(lm.log, liked, run.config.seed), crm) if told else None
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
-        train_titles=None if lists is None else lm.titles(liked, lists, crm),
+        train_titles=titles,
         valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
         valid_titles=lm.valid_titles(VALID_TITLES, crm) if parents.ranks(lm.log) else None,
     )
