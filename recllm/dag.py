@@ -186,10 +186,12 @@ class Plan:
         """The LM after its second phase.
 
         In a sweep over subsamples all points share an LM of their own: it has read the answers of the
-        smallest subsample only, each once a pass, else the others' would teach the small ones.
+        smallest subsample only, each once a pass, else the others' would teach the small ones. An LM that
+        holds out every point's rows has read none of them, and serves as it is.
         """
         name, settings = f"lm/{self.lm_name}", {}
-        if few := fewest(self.request.points):
+        few, held = fewest(self.request.points), text.config["lm"]["training"]["hold_out"]
+        if few and covering(self.request.points, held) != held:
             name += f"+answers-{few}"
             settings = {**text.overrides, "subsample": few, "lm.training.question_share": 0.0}
             text = self._node("lm-text", name, "stages.lm", {"log": log}, tags=tags, settings=settings)

@@ -57,6 +57,18 @@ def test_an_lm_that_has_read_no_answer_serves_all_points(tmp_path):
     assert len([folder for folder in nodes if folder.startswith("lm/")]) == 1
 
 
+@pytest.mark.parametrize(
+    ("held", "own"), [("last30000", False), ("last8000", False), ("last7000", True), ("none", True), ("0.1", True)]
+)
+def test_an_lm_that_holds_out_every_point_serves_them_as_it_is(held, own):
+    nodes = needed(
+        "stage2", "KEY=subsample", "VALUES=last800 last8000", "SYSTEM=lora", f"lm.training.hold_out={held}"
+    )
+    lm = "lm/tiny+answers-last800/prompts" if own else "lm/tiny/prompts"
+    assert {nodes[f"stage2/lora+subsample-last{n}"].parents["lm"].folder for n in (800, 8000)} == {lm}
+    assert ("lm/tiny/prompts" in nodes) is not own
+
+
 def test_a_larger_configured_subsample_keeps_its_gate():
     nodes = needed(
         "stage2", "SYSTEM=reclora", "KEY=subsample", "VALUES=uniform5 uniform10", "EXPERIMENT=quick"
