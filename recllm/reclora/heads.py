@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from recllm.reclora.config import RecLoraConfig
 
-FLOOR = 1e-2
+FLOOR = 1e-4
 """Variance that whitening adds to each direction, as a share of the widest one's: narrow ones stay so."""
 
 
@@ -49,7 +49,8 @@ class Head(nn.Module):
         Most of the variance of a CRM's last layer lies along its logit; what else it knows are directions a
         hundred times narrower, which neither survive the LayerNorm nor move in a pass of AdamW where columns
         are only brought to variance 1. f is `FLOOR` times the largest eigenvalue of C, so that noise in the
-        narrowest ones is not blown up.
+        narrowest ones is not blown up. On MovieLens-1M all but three lie below a thousandth of the widest,
+        and what helps to read a CRM on rows later than its own lies there (docs/stage2.md).
 
         Args:
             mean: `[dim]`.

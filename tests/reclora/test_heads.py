@@ -43,11 +43,11 @@ def test_statistics_whiten_the_input():
     with torch.no_grad():
         gate.weight_2.normal_()
     plain.load_state_dict(gate.state_dict())
-    # Variance 4 along (3, 4) / 5, none across it, and a floor of a hundredth: 1 / sqrt(4.04), 1 / sqrt(.04).
+    # Variance 4 along (3, 4) / 5, none across it, and a floor of a ten-thousandth: 1 / sqrt(4.0004), 1 / sqrt(.0004).
     along, across = torch.tensor([0.6, 0.8]).double(), torch.tensor([0.8, -0.6]).double()
     gate.set_statistics(torch.tensor([1.0, 7.0]), 4 * torch.outer(along, along))
     raw = torch.tensor([[[1.0, 7.0]]]).double() + 3 * along + 0.5 * across
-    by_hand = 3 / math.sqrt(4.04) * along + 0.5 / math.sqrt(0.04) * across
+    by_hand = 3 / math.sqrt(4.0004) * along + 0.5 / math.sqrt(0.0004) * across
     torch.testing.assert_close(gate(raw), plain(by_hand[None, None]), rtol=1e-6, atol=1e-9)
     assert not torch.allclose(gate(raw), plain(raw))
 
@@ -55,13 +55,13 @@ def test_statistics_whiten_the_input():
 def test_whitened_rows_vary_alike_in_all_directions_but_the_narrowest():
     torch.manual_seed(1)
     gate = small_gate(representation_dim=3)
-    spread = torch.tensor([10.0, 3.0, 0.1]).double()
+    spread = torch.tensor([10.0, 3.0, 0.01]).double()
     rows = torch.randn(500, 3).double() * spread @ torch.linalg.qr(torch.randn(3, 3).double())[0]
     covariance = torch.cov(rows.T, correction=0)
     gate.set_statistics(rows.mean(0), covariance)
     white = torch.linalg.eigvalsh(torch.cov(((rows - gate.mean) @ gate.whiten).T, correction=0))
     variance = torch.linalg.eigvalsh(covariance)
-    torch.testing.assert_close(white, variance / (variance + 0.01 * variance[-1]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(white, variance / (variance + 1e-4 * variance[-1]), rtol=1e-4, atol=1e-6)
     assert white[1] > 0.8
     assert white[0] < 0.05
 
