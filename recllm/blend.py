@@ -1,4 +1,4 @@
-"""The stacking control: a logistic blend of a few systems' logits, fitted on the validation split."""
+"""The stacking controls: logistic regressions on a few systems' logits, or on a CRM's representation."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+CONTROLS = ("refit", "blend", "blend-refit")
+"""Systems of an evaluation that are such regressions: what is to be had without a gate."""
+REFIT_RIDGE = 1.0
+"""`ridge` of `refit`, whose features are hundreds."""
+
 
 def logistic_blend(features: ArrayLike, labels: ArrayLike, ridge: float = 1e-3) -> Floats:
-    """Weights of a logistic regression on a few systems' logits: the stacking control, fitted on *valid*.
+    """Weights of a logistic regression.
 
     Newton's method with step halving; features are standardized inside, so that their scale does not matter.
 
     Args:
-        features: `[n, f]` logits of the f systems.
+        features: `[n, f]`: logits of f systems, or a representation.
         labels: `[n]` in {0, 1}.
         ridge: penalty (half of it times the squared weights, on the *sum* of losses); keeps weights finite
             where the labels are separable and is nothing beside thousands of rows.
@@ -54,7 +59,7 @@ def apply_blend(features: ArrayLike, weights: ArrayLike) -> Floats:
     """Logits of the blend.
 
     Args:
-        features: `[n, f]` logits of the same systems in the same order.
+        features: `[n, f]` of the same systems in the same order.
         weights: `[f + 1]` from `logistic_blend`.
 
     Returns:

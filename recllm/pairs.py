@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from recllm.blend import CONTROLS
 from recllm.bootstrap import Difference, Resampled
 
 Pairs = dict[str, list[str]]
 """System -> those that it is compared with, on the same rows."""
 
-OF_LMS = ("lm", "lora", "tallrec", "rella", "blend")
+OF_LMS = ("lm", "lora", "tallrec", "rella", *CONTROLS)
 OF_RANKERS = (
     "lm",
     "sft",
@@ -27,7 +28,7 @@ def ctr_pairs(systems: Collection[str], crms: Collection[str], gate: str | None)
     """Pairs of the CTR task.
 
     CRMs stand against `popularity`, the gate's against DIN, gated LMs against plain LoRA on the same rows,
-    and all other LM systems and the blend against the gate's CRM.
+    and all other LM systems and the stacking controls against the gate's CRM.
 
     Args:
         systems: all systems of the table.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recllm.blend import CONTROLS
 from recllm.checks import ConfigError, check, check_hold_out
 from recllm.config import LEAVES, parse_overrides
 from recllm.manifest import Manifest
@@ -93,7 +94,7 @@ def named(system: str, point: Mapping[str, str] | None, folders: Mapping[str, st
         return system
     at = f"+{tag(point['key'], point['value'])}"
     own = [folder for role, folder in folders.items() if role.partition(":")[2] == system]
-    return system + at if system == "blend" or any(at in folder for folder in own) else system
+    return system + at if system in CONTROLS or any(at in folder for folder in own) else system
 
 
 def cost(manifest: Manifest) -> dict[str, float]:

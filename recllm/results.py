@@ -29,7 +29,7 @@ SYSTEMS = (
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
     "reclora-milora", "reclora-pissa", "reclora-random-svd",
     "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "sft-pointwise",
-    "s-dpo-pointwise", "blend",
+    "s-dpo-pointwise", "refit", "blend", "blend-refit",
 )
 # fmt: on
 """The order of systems in a table; unknown ones follow in alphabetical order."""
@@ -110,6 +110,12 @@ class ResultRow:
     def row_label(self) -> str:
         """The row set and the variant, as tables show them."""
         return self.row_set + (f", {self.variant}" if self.variant else "")
+
+    @property
+    def headline(self) -> tuple[str, float | None]:
+        """The row's name in its evaluation's manifest, and its headline metric."""
+        where = "/".join(part for part in (self.task, self.row_set, self.candidates, self.system) if part)
+        return where, self.metrics[HEADLINE[self.task]]
 
     @property
     def label(self) -> str:

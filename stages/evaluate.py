@@ -10,7 +10,6 @@ import os
 import re
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from recllm import bootstrap, metrics, parents
 from recllm.bands import Bands
-from recllm.blend import apply_blend, logistic_blend
+from recllm.blend import CONTROLS, REFIT_RIDGE, apply_blend, logistic_blend
 from recllm.bootstrap import Difference, Resampled
 from recllm.counting import Cooccurrence, popularity_ctr, popularity_rank
 from recllm.data.log import Rows
@@ -54,15 +53,13 @@ class Evaluation:
         self.towers = TowerSystems(run, self.log)
         roles = {folder: role for role, folder in run.parents.items() if ":" in role}
         likes = [name for name, crm in self.crms.items() if not crm.ranks]
-        gate = roles[run.parents["stage1"]].partition(":")[2]
-        self.likes = gate if gate in likes else likes[-1] if likes else None
+        self.gate = roles[run.parents["stage1"]].partition(":")[2]
+        self.likes = self.gate if self.gate in likes else likes[-1] if likes else None
         """The CRM beside which LMs stand in the CTR task: the gate's, if that is no ranker."""
         self.start = roles[run.parents["stage2"]].partition(":")[2] if self.lms else ""
-        self.aligned = {
-            role.partition(":")[2]: "sft" if task_of(run.parent(role)) == "titles" else "sft-pointwise"
-            for role in run.parents
-            if role.startswith("aligned:")
-        }
+        aligned = [role for role in run.parents if role.startswith("aligned:")]
+        tasks = {role[8:]: read_config(run.parent(role))["config"]["stage3"]["task"] for role in aligned}
+        self.aligned = {name: "sft" if task == "titles" else "sft-pointwise" for name, task in tasks.items()}
         """Systems of stage 3, and which of `STARTS` each started from."""
         self.two_towers = [role for role in run.parents if role.startswith("towers:")]
         self.everything = self.log.rows("test", "all")
@@ -97,8 +94,7 @@ class Evaluation:
                     scored[role[6:]] = self.lm_logits(role, rows)
                     changed[role[6:]] = self.lms.change(role, ADAPTER)
                 scored |= {role[7:]: self.towers.logits(role, rows) for role in self.two_towers}
-                if "lora" in scored and crm:
-                    scored["blend"] = self._blend(crm, rows, scored["lora"])
+                scored |= self._stacked(rows, scored.get("lora"))
             labels, bands = log.label[rows], Bands.of(log, rows)
             pairs, held = ctr_pairs(scored, self.crms, self.likes), self._resampled(scored, rows)
             crm_auc = metrics.auc(crm.logits(rows), labels) if crm else None
@@ -116,12 +112,29 @@ class Evaluation:
         labels, users, draws = self.log.label[rows], self.log.user[rows], self.config.bootstrap
         return {system: bootstrap.of_auc(logits, labels, users, draws) for system, logits in scored.items()}
 
-    def _blend(self, crm: parents.Crm, rows: Rows, lora: Scores) -> Any:
-        """Logistic regression on the CRM's logit and plain LoRA's, fitted on validation rows."""
-        valid = self.log.rows("valid", self.config.blend_rows)
-        features = np.stack([crm.logits(valid), self.lm_logits("tuned:lora", valid)], 1)
-        weights = logistic_blend(features, self.log.label[valid])
-        return apply_blend(np.stack([crm.logits(rows), lora], 1), weights)
+    def _stacked(self, rows: Rows, lora: Scores | None) -> dict[str, Any]:
+        """`CONTROLS`: what logistic regressions make of the same parts without a gate, where those are there.
+
+        `refit`: the out-of-fold CRM's representation, fitted on the rows that stage 2 tunes on. `blend` and
+        `blend-refit`: plain LoRA's logit and the CRM's, or `refit`'s, fitted on validation rows.
+        """
+        log, valid = self.log, self.log.rows("valid", self.config.blend_rows)
+        beside: dict[str, list[Any]] = {}
+        if self.likes:
+            beside["blend"] = [self.crms[self.likes].logits(asked) for asked in (valid, rows)]
+        if held := self.crms.get(f"{self.gate}-heldout"):
+            tuned = log.rows("train", read_config(self.run.parent("stage2"))["config"]["subsample"])
+            last = logistic_blend(held.representations(tuned), log.label[tuned], REFIT_RIDGE)
+            beside["blend-refit"] = [
+                apply_blend(held.representations(asked), last) for asked in (valid, rows)
+            ]
+        stacked = {"refit": beside["blend-refit"][1]} if held else {}
+        if lora is not None:
+            ours = self.lm_logits("tuned:lora", valid)
+            for name, (fitted, asked) in beside.items():
+                weights = logistic_blend(np.stack([fitted, ours], 1), log.label[valid])
+                stacked[name] = apply_blend(np.stack([asked, lora], 1), weights)
+        return stacked
 
     def alignment_cost(self) -> None:
         """Yes/No rows of what stage 3 starts from and of what it makes of it: what alignment costs there."""
@@ -231,7 +244,7 @@ class Evaluation:
         if system in STARTS:
             role = f"tuned:{self.start}"
         aligned = role is not None and role.startswith("aligned:")
-        counted = system in ("popularity", "cooccurrence", "cooccurrence-directed", "blend")
+        counted = system in ("popularity", "cooccurrence", "cooccurrence-directed", *CONTROLS)
         is_lm = system == "lm" or (role is not None and not role.startswith("crm:"))
         towers = role in self.two_towers
         stage = self.run.manifest(role).stage if role else "none" if counted else "lm" if is_lm else "stage1"
@@ -270,11 +283,6 @@ class Evaluation:
         self.rows.append(of_seed(row, self.run.config.seed))
 
 
-def task_of(folder: Path) -> str:
-    """What a stage 3 compared: its `stage3.task`."""
-    return str(read_config(folder)["config"]["stage3"]["task"])
-
-
 def work(run: Run) -> None:
     """Score everything, write the rows of the table."""
     evaluation = Evaluation(run)
@@ -284,13 +292,7 @@ def work(run: Run) -> None:
     if evaluation.config.candidates:
         evaluation.ranking()
     write(run.folder / ROWS, evaluation.rows)
-    headline = {
-        f"{row.task}/{row.row_set}{'/' + row.candidates if row.candidates else ''}/{row.system}": row.metrics[
-            "auc" if row.task == "ctr" else "hr@1"
-        ]
-        for row in evaluation.rows
-    }
-    run.finish([run.folder / ROWS], headline)
+    run.finish([run.folder / ROWS], dict(row.headline for row in evaluation.rows))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from recllm.pairs import compare, ctr_pairs, ranking_pairs
 
 
 def test_ctr_pairs_begin_with_the_rows_own():
-    systems = ["popularity", "din", "sim", "lm", "lora", "rella", "reclora", "blend"]
+    systems = ["popularity", "din", "sim", "lm", "lora", "rella", "reclora", "refit", "blend"]
     pairs = ctr_pairs(systems, {"din", "sim"}, "sim")
     assert {system: others[:1] for system, others in pairs.items()} == {
         "popularity": [], "din": ["popularity"], "sim": ["din"], "lm": ["sim"], "lora": ["sim"],
-        "rella": ["sim"], "reclora": ["lora"], "blend": ["sim"],
+        "rella": ["sim"], "reclora": ["lora"], "refit": ["sim"], "blend": ["sim"],
     }  # fmt: skip
-    assert pairs["reclora"] == ["lora", "sim", "lm", "rella", "blend"]
+    assert pairs["reclora"] == ["lora", "sim", "lm", "rella", "refit", "blend"]
     assert all(system not in others for system, others in pairs.items())
 
 

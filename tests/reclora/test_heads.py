@@ -43,7 +43,7 @@ def test_statistics_whiten_the_input():
     with torch.no_grad():
         gate.weight_2.normal_()
     plain.load_state_dict(gate.state_dict())
-    # Variance 4 along (3, 4) / 5, none across it, and a floor of a ten-thousandth: 1 / sqrt(4.0004), 1 / sqrt(.0004).
+    # Variance 4 along (3, 4) / 5, none across it, a floor of 1e-4 of it: 1 / sqrt(4.0004), 1 / sqrt(.0004).
     along, across = torch.tensor([0.6, 0.8]).double(), torch.tensor([0.8, -0.6]).double()
     gate.set_statistics(torch.tensor([1.0, 7.0]), 4 * torch.outer(along, along))
     raw = torch.tensor([[[1.0, 7.0]]]).double() + 3 * along + 0.5 * across

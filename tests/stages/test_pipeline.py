@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from recllm.blend import CONTROLS
+
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
@@ -73,7 +75,7 @@ def test_every_stage_is_finished_and_the_table_holds_every_system(finished):
     rows = json.loads((root / "results.json").read_text())
     rows = rows["rows"] if isinstance(rows, dict) else rows
     systems = {task: {row["system"] for row in rows if row["task"] == task} for task in ("ctr", "ranking")}
-    assert systems["ctr"] >= {"popularity", "din", "sim", "lm", "lora", "reclora", "blend"}
+    assert systems["ctr"] >= {"popularity", "din", "sim", "lm", "lora", "reclora", *CONTROLS}
     changed = {row["system"]: row["metrics"] for row in rows if "text_loss" in row["metrics"]}
     assert set(changed) == {"lm", "lora", "reclora"}
     for system in ("lora", "reclora"):

@@ -58,7 +58,8 @@ def test_an_lm_that_has_read_no_answer_serves_all_points(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held", "own"), [("last30000", False), ("last8000", False), ("last7000", True), ("none", True), ("0.1", True)]
+    ("held", "own"),
+    [("last30000", False), ("last8000", False), ("last7000", True), ("none", True), ("0.1", True)],
 )
 def test_an_lm_that_holds_out_every_point_serves_them_as_it_is(held, own):
     nodes = needed(
