@@ -143,6 +143,9 @@ class Stage2Config:
     representation: str = "crm"
     """Which CRM gates: `crm`: the one that was trained on all samples, those of the subsample among them;
     `out_of_fold`: one of the same settings that never saw the subsample's samples."""
+    gate_first: float = 0.0
+    """Passes over the subsample in which gate and LM head's meta-LoRAs learn alone, before all do; where the
+    adapter is gated. The LM head has to be one of its target modules."""
     title_share: float = 0.2
     """Share of a batch's rows that ask for the next title instead of Yes/No (0: Yes/No only)."""
     title_weight: float = 0.2
@@ -154,6 +157,7 @@ class Stage2Config:
         """Check ranges."""
         known = ("crm", "out_of_fold")
         check(self.representation in known, "stage2.representation", self.representation, " or ".join(known))
+        check(self.gate_first >= 0, "stage2.gate_first", self.gate_first, "0 or more passes")
         check(0 <= self.title_share < 1, "stage2.title_share", self.title_share, "a share from 0 to below 1")
 
 
@@ -262,7 +266,8 @@ class TrainerConfig:
     devices: int = 1
     """Processes or GPUs of one training."""
     strategy: str = "auto"
-    """Lightning's strategy: auto, ddp ..."""
+    """Lightning's strategy: auto, ddp ...; or `sharded`: ddp, and each process holds its share only of the
+    weights of a frozen LM's layers (FSDP2)."""
     threads: int = 0
     """CPU threads of a process (0: torch's default)."""
     attention: str = "sdpa"

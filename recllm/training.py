@@ -23,6 +23,7 @@ from recllm import paths
 from recllm.callbacks import Curves, Last, StepSeed, Stop, broken, rows_of
 from recllm.data.loader import Loaders
 from recllm.lm.score import candidate_logps
+from recllm.lm.shard import ShardedStrategy, shard
 from recllm.metrics import ranking_values
 from recllm.run import Run, StageError, is_first_process, say
 from recllm.schema import FitConfig, TrainerConfig
@@ -37,7 +38,16 @@ class AdapterModule(lightning.LightningModule):
         super().__init__()
         self.model = model
         self.rows_of_step: list[int] = []
+        self.sharded = False
         self.hr, self.ndcg = MeanMetric(), MeanMetric()
+
+    def configure_model(self) -> None:
+        """Shard the frozen LM, where the strategy says so."""
+        if isinstance(self.trainer.strategy, ShardedStrategy) and not self.sharded:
+            said = shard(self, self.model, self.trainer.strategy.root_device)
+            self.sharded = True
+            if is_first_process():
+                say(said)
 
     def score_candidates(self, batch: dict[str, Any]) -> Tensor:
         """Update and log `valid/hr@1`, `valid/ndcg@10` of a batch of candidates; their scores `[B, C]`."""
@@ -141,10 +151,15 @@ def as_in_training(model: torch.nn.Module, precision: str) -> AbstractContextMan
 
 
 def strategy(trainer: TrainerConfig) -> str | Strategy:
-    """Lightning's strategy; `ddp` gets the process group that its accelerator can use."""
-    if trainer.strategy == "ddp" and (trainer.accelerator == "cpu" or not torch.cuda.is_available()):
-        return DDPStrategy(process_group_backend="gloo")
-    return trainer.strategy
+    """Lightning's strategy; `ddp` gets the process group that its accelerator can use.
+
+    `sharded` is `ddp` where no frozen LM is trained around.
+    """
+    kinds = {"ddp": DDPStrategy, "sharded": ShardedStrategy}
+    if trainer.strategy not in kinds:
+        return trainer.strategy
+    cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    return kinds[trainer.strategy](process_group_backend="gloo" if cpu else None)
 
 
 def fit(

@@ -24,13 +24,16 @@ from recllm.data.log import EventLog
 from recllm.gates import ENTROPY, GateRecord, asked_rows, entropy
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
+from recllm.lm.gate_first import train_gate
+from recllm.lm.infer import States, answer_states
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles, by_length
 from recllm.metrics import auc
-from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
+from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SCORES, SVD
 from recllm.reclora import Card
+from recllm.reclora.layer import RecLoraLinear
 from recllm.run import Run, StageError, main, say
-from recllm.schema import Stage2Config
+from recllm.scores import Kept
 from recllm.training import AdapterModule, best_scores, fit, optimizer
 
 VALID_TITLES = 500
@@ -39,12 +42,33 @@ VALID_TITLES = 500
 class TuneModule(AdapterModule):
     """Cross-entropy of the answer over the vocabulary, plus weighted negative log-likelihood of titles."""
 
-    def __init__(self, model: Any, answers: tuple[int, int], config: Stage2Config, steps: int) -> None:
-        """Train the adapter of `model`; `answers` are the token ids of yes and no."""
+    def __init__(
+        self, model: Any, answers: tuple[int, int], run: Run, steps: int, asked: Answers, states: States
+    ) -> None:
+        """Train the adapter of `model`.
+
+        Args:
+            model: the LM with the adapter.
+            answers: token ids of yes and no.
+            run: the stage.
+            steps: of the optimizer.
+            asked: the tuning rows.
+            states: of the LM behind their prompts, before anything is tuned.
+        """
         super().__init__(model)
-        self.answers, self.config, self.steps = answers, config, steps
+        self.answers, self.config, self.steps = answers, run.config.stage2, steps
+        self.asked, self.states, self.seed = asked, states, run.config.seed
         self.auc, self.entropy = BinaryAUROC(), MeanMetric()
         self.adalora = adalora.is_adalora(model)
+
+    def on_fit_start(self) -> None:
+        """The gate first, where training starts anew."""
+        passes = self.config.gate_first
+        if passes and self.config.adapter.gated and self.trainer.ckpt_path is None:
+            with self.trainer.precision_plugin.forward_context():
+                read, fit = self.states(self.model), self.config.fit
+                loss = train_gate(self.model, read, self.asked, self.answers, passes, fit, self.seed)
+            say(f"gate and LM head, {passes:g} passes alone: train/loss {loss:.4f}")
 
     def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
         """One optimizer step; both parts are means over rows."""
@@ -160,6 +184,20 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
 
 
+def states_of(run: Run, task: Answers) -> States:
+    """States of the untuned LM behind the prompts of a task, kept with the LM: all gated systems share them.
+
+    But for those with a soft prompt, whose drawn tokens stand in the prompt.
+    """
+    made_of = [run.manifest(parent).identity for parent in ("log", "neighbours", "lm")]
+    config, virtual = run.content["config"], run.config.stage2.adapter.soft_prompt
+    drawn = [virtual, run.config.seed] if virtual else []
+    what = [config["prompt"], config["stage2"]["mixed_prompts"], task.rows.tolist(), drawn]
+    return lambda model: Kept(run.parent("lm") / SCORES).get(
+        "answer-states", [made_of, what], lambda: answer_states(model, task)
+    )
+
+
 def check_out_of_fold(run: Run, log: EventLog, gate: parents.Crm) -> None:
     """Refuse an out-of-fold gate whose CRM was trained on tuning rows after all.
 
@@ -194,13 +232,21 @@ def work(run: Run) -> None:
         steps,
         run.parent("lm") / SVD,
     )
+    head = model.get_output_embeddings()
+    if config.gate_first and config.adapter.gated and not isinstance(head, RecLoraLinear):
+        raise StageError(
+            f"stage2.gate_first={config.gate_first:g} trains gate and LM head, and the head is none of "
+            f"stage2.adapter.target_modules={config.adapter.target_modules}; wanted it there, or gate_first=0"
+        )
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     say(
         f"{len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, "
         f"{trained:,} weights train"
     )
     pieces = lm.prompts.pieces
-    module = TuneModule(model, (pieces.yes_id, pieces.no_id), config, steps)
+    module = TuneModule(
+        model, (pieces.yes_id, pieces.no_id), run, steps, data.train, states_of(run, data.train)
+    )
     adapters = {"valid/auc": run.folder / ADAPTER}
     if data.valid_titles is None:
         say("no validation rows are ranked: no adapter is selected for stage 3 to align titles from")

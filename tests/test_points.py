@@ -75,7 +75,8 @@ def test_what_a_point_changes_carries_it():
     point = {"key": "stage2.adapter.num_meta", "value": "4"}
     names = ("reclora", "sim-heldout", "blend", "refit", "sim", "popularity")
     assert [named(name, point, FOLDERS) for name in names] == [
-        "reclora+num_meta-4", "sim-heldout+num_meta-4", "blend+num_meta-4", "refit+num_meta-4", "sim", "popularity",
+        "reclora+num_meta-4", "sim-heldout+num_meta-4", "blend+num_meta-4", "refit+num_meta-4", "sim",
+        "popularity",
     ]  # fmt: skip
     assert [named(name, None, FOLDERS) for name in names] == list(names)
 

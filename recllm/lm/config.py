@@ -232,6 +232,11 @@ class AdapterConfig:
         return "target" if self.gate_input == "none" else self.gate_input
 
     @property
+    def gated(self) -> bool:
+        """Whether a gate reads a representation."""
+        return self.kind == "reclora" and self.gate_input != "none"
+
+    @property
     def mixes(self) -> bool:
         """Whether a gate makes mixing weights (`core` has a matrix in their place)."""
-        return self.kind == "reclora" and self.gate_input != "none" and self.mixture != "core"
+        return self.gated and self.mixture != "core"

@@ -16,6 +16,8 @@ from recllm.lm.score import answer_logits, candidate_logps, title_sums, token_lo
 from recllm.lm.tasks import Answers, Batch, Titles, Verdicts
 
 Scores = NDArray[np.float32]
+States = Callable[[Any], Scores]
+"""Gives the states behind the prompts of some rows `[n, width]`, computed by a model if they are not kept."""
 
 
 @torch.inference_mode()
@@ -28,6 +30,24 @@ def answer_scores(model: Any, task: Answers, size: int = 256) -> Scores:
         return logits[:, pieces.yes_id] - logits[:, pieces.no_id]
 
     return _scores(model, task, size, score)
+
+
+@torch.no_grad()  # and not `inference_mode`: a sharded LM keeps its buffers for training
+def answer_states(model: Any, task: Answers, size: int = 256) -> Scores:
+    """What the LM head reads behind each prompt, float32 `[n, width]`."""
+    read: list[Tensor] = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0][:, -1]), prepend=True)
+
+    def score(batch: Batch) -> Tensor:
+        read.clear()
+        answer_logits(model, batch["prompt"], batch["representation"])
+        return read[-1]
+
+    try:
+        return _scores(model, task, size, score)
+    finally:
+        handle.remove()
 
 
 @torch.inference_mode()

@@ -187,6 +187,17 @@ class RecLoraModel(BaseTuner):
             function = vars(layer).get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, GatedCheckpoint):
                 vars(layer)["_gradient_checkpointing_func"] = GatedCheckpoint(function, self._open_gates)
+        self._open_gates.current = self._opened(representation, segments, scored)
+        self._opener = module
+        return args, kwargs
+
+    def _opened(
+        self,
+        representation: Tensor,
+        segments: Tensor | None = None,
+        scored: tuple[Tensor, Tensor] | None = None,
+    ) -> Opened:
+        """What the active gates and soft prompts make of representations."""
         if representation.dim() != (2 if segments is None else 3):
             raise ValueError(
                 f"representation has shape {list(representation.shape)} "
@@ -198,14 +209,12 @@ class RecLoraModel(BaseTuner):
             {name: heads[name](every) for name in self.active_adapters if name in heads}
             for heads in (self.reclora_gate, self.reclora_prompt)
         )
-        self._open_gates.current = Opened(
+        return Opened(
             {name: weigh(gate, self._config(name)) for name, gate in gates.items()},
             torch.cat(list(prompts.values()), 2) if prompts else None,
             segments,
             scored,
         )
-        self._opener = module
-        return args, kwargs
 
     def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if module is self._opener:
@@ -254,6 +263,22 @@ class RecLoraModel(BaseTuner):
             for name, head in heads.items():
                 if adapter_name in (None, name):
                     yield cast(Head, head)
+
+    def head_logits(self, states: Tensor, representation: Tensor) -> Tensor:
+        """Logits of the LM head alone, gated as in a whole forward.
+
+        What a model does to logits behind its head (softcapping, a scale) is not done here.
+
+        Args:
+            states: What the head reads, one position a row: `[batch, width]`.
+            representation: `[batch, dim]`.
+
+        Returns:
+            `[batch, vocabulary]`.
+        """
+        with self._open_gates.opened(self._opened(representation)):
+            logits: Tensor = self.model.get_output_embeddings()(states[:, None])
+        return logits[:, 0]
 
     def _name(self, adapter_name: str | None) -> str:
         """The adapter that a report is about: the named one, or the active one."""

@@ -26,6 +26,7 @@ SIZES = """
     stage1.crm.mask_users=0 stage1.crm.mask_items=0
     subsample=uniform480 stage2.fit.epochs=2 stage2.fit.batch_size=64 stage2.title_share=0.25
     stage2.fit.validations=20 stage2.fit.patience=100 stage2.fit.valid_rows=uniform301
+    stage2.adapter.target_modules=[q_proj,v_proj,lm_head] stage2.gate_first=2
     stage3.rows=160 stage3.fit.batch_size=8 stage3.fit.validations=20 stage3.fit.patience=100
     trainer.accelerator=cpu trainer.threads=1
 """
@@ -65,9 +66,17 @@ def curve(folder):
 
 
 @pytest.mark.parametrize(
-    "folder", ["lm/tiny/text", "stage1/sim+heldout-uniform480", "stage2/reclora", "stage3/s-dpo"]
+    ("folder", "strategy"),
+    [
+        ("lm/tiny/text", "ddp"),
+        ("stage1/sim+heldout-uniform480", "ddp"),
+        ("stage2/reclora", "ddp"),
+        ("stage3/s-dpo", "ddp"),
+        ("stage2/reclora", "sharded"),
+        ("stage3/s-dpo", "sharded"),
+    ],
 )
-def test_two_processes_train_as_one(single, tmp_path, folder):
+def test_two_processes_train_as_one(single, tmp_path, folder, strategy):
     artifacts = tmp_path / "artifacts"
     shutil.copytree(single, artifacts)
     stage, before = artifacts / "demo" / folder, single / "demo" / folder
@@ -75,7 +84,12 @@ def test_two_processes_train_as_one(single, tmp_path, folder):
         if path.name != "config.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     module = f"stages.{folder.partition('/')[0]}"
-    keys = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "trainer.threads=1"]
+    keys = [
+        "trainer.accelerator=cpu",
+        "trainer.devices=2",
+        f"trainer.strategy={strategy}",
+        "trainer.threads=1",
+    ]
     line = [sys.executable, "-m", module, str(stage), *keys]
     done = subprocess.run(
         line, cwd=REPOSITORY, env=environment(artifacts), text=True, capture_output=True, timeout=600
@@ -84,6 +98,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder):
     # One process speaks and writes.
     assert done.stdout.count(f"[{folder}] starts") == 1
     assert done.stdout.count(f"[{folder}] done") == 1
+    assert done.stdout.count("2 layers sharded over 2 processes") == (strategy == "sharded")
     assert not list(stage.rglob("*.tmp*")) + list(stage.rglob("*.partial"))
     one, two = (json.loads((f / "manifest.json").read_text()) for f in (before, stage))
     assert [output["path"] for output in one["outputs"]] == [output["path"] for output in two["outputs"]]

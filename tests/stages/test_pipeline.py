@@ -22,6 +22,7 @@ SIZES = """
     lm.tiny.hidden=32 lm.tiny.layers=2 lm.tiny.heads=2 lm.tiny.intermediate=64 lm.tiny.vocabulary=1024
     lm.training.text_tokens=30000 lm.training.prompt_tokens=30000 retrieval.pca_dim=16 retrieval.svd_dim=16
     stage1.fit.epochs=0.3 stage1.rank_rows=640 stage1.fit.validations=2 stage1.fit.valid_rows=uniform300
+    stage2.adapter.target_modules=[q_proj,v_proj,lm_head] stage2.gate_first=1
     stage2.fit.epochs=1 stage2.fit.validations=2 stage2.fit.valid_rows=uniform100 subsample=0.02
     stage3.rows=160 stage3.fit.batch_size=8 stage3.fit.validations=2
     prepare.ranking_valid_rows=30 prepare.ranking_test_rows=30
