@@ -24,16 +24,14 @@ from recllm.data.log import EventLog
 from recllm.gates import ENTROPY, GateRecord, asked_rows, entropy
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
-from recllm.lm.gate_first import train_gate
-from recllm.lm.infer import States, answer_states
+from recllm.lm.gate_first import States, states_of, train_gate
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles, by_length
 from recllm.metrics import auc
-from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SCORES, SVD
+from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
 from recllm.reclora import Card
 from recllm.reclora.layer import RecLoraLinear
 from recllm.run import Run, StageError, main, say
-from recllm.scores import Kept
 from recllm.training import AdapterModule, best_scores, fit, optimizer
 
 VALID_TITLES = 500
@@ -182,20 +180,6 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
 
     valid = [by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
-
-
-def states_of(run: Run, task: Answers) -> States:
-    """States of the untuned LM behind the prompts of a task, kept with the LM: all gated systems share them.
-
-    But for those with a soft prompt, whose drawn tokens stand in the prompt.
-    """
-    made_of = [run.manifest(parent).identity for parent in ("log", "neighbours", "lm")]
-    config, virtual = run.content["config"], run.config.stage2.adapter.soft_prompt
-    drawn = [virtual, run.config.seed] if virtual else []
-    what = [config["prompt"], config["stage2"]["mixed_prompts"], task.rows.tolist(), drawn]
-    return lambda model: Kept(run.parent("lm") / SCORES).get(
-        "answer-states", [made_of, what], lambda: answer_states(model, task)
-    )
 
 
 def check_out_of_fold(run: Run, log: EventLog, gate: parents.Crm) -> None:

@@ -16,8 +16,6 @@ from recllm.lm.score import answer_logits, candidate_logps, title_sums, token_lo
 from recllm.lm.tasks import Answers, Batch, Titles, Verdicts
 
 Scores = NDArray[np.float32]
-States = Callable[[Any], Scores]
-"""Gives the states behind the prompts of some rows `[n, width]`, computed by a model if they are not kept."""
 
 
 @torch.inference_mode()

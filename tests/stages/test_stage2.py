@@ -66,6 +66,7 @@ def test_adalora_prunes_before_anything_saves_the_weights(monkeypatch, tmp_path)
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
+        configure_model = on_fit_start = lambda self: None
         on_train_batch_start = on_before_optimizer_step = on_save_checkpoint = lambda self, *_: None
 
     class Saves(lightning.Callback):
