@@ -119,7 +119,8 @@ def show(plan: Plan) -> None:
     from rich.table import Table
 
     table = Table("stage", "state", "commit", "finished (UTC)", "seconds", box=None)
-    for column in table.columns:
+    table.columns[0].overflow = "fold"  # an evaluation's name may be longer than a line
+    for column in table.columns[1:]:
         column.no_wrap = True
     for node, state, manifest in plan.states():
         details = (

@@ -77,6 +77,10 @@ def test_every_stage_is_finished_and_the_table_holds_every_system(finished):
     rows = rows["rows"] if isinstance(rows, dict) else rows
     systems = {task: {row["system"] for row in rows if row["task"] == task} for task in ("ctr", "ranking")}
     assert systems["ctr"] >= {"popularity", "din", "sim", "lm", "lora", "reclora", *CONTROLS}
+    controls = {row["system"]: row for row in rows if row["system"] in CONTROLS}
+    assert {(row["stage"], row["paired_with"], row["row_set"]) for row in controls.values()} == {
+        ("none", "sim", "test/uniform300")
+    }
     changed = {row["system"]: row["metrics"] for row in rows if "text_loss" in row["metrics"]}
     assert set(changed) == {"lm", "lora", "reclora"}
     for system in ("lora", "reclora"):
