@@ -15,7 +15,7 @@ from recllm.data.log import EventLog, Rows
 from recllm.lm.adapters import load_adapter, needs
 from recllm.lm.change import BLOCKS, at_mean_gate, held_out, text_loss, update_size
 from recllm.lm.generate import valid_ratio
-from recllm.lm.infer import Scores, answer_scores, candidate_scores, title_choices
+from recllm.lm.infer import Scores, answer_scores, answer_states, candidate_scores, title_choices
 from recllm.lm.tasks import Answers, Titles, Verdicts
 from recllm.lm.towers import TwoTowers, tower_scores
 from recllm.manifest import digest
@@ -57,6 +57,25 @@ class Kept:
             temporary.replace(path)
             say(f"scored {name}")
         return np.load(path)
+
+
+def untuned_states(run: Run, task: Answers, model: Any) -> Scores:
+    """What the LM head reads behind the prompts of a task, before anything is tuned, `[n, width]`.
+
+    Kept with the LM: all gated systems share it, but for those with a soft prompt, whose drawn tokens stand
+    in the prompt.
+
+    Args:
+        run: a stage with the LM as a parent.
+        task: the prompts.
+        model: the LM, or one whose adapter changes nothing yet; it is used where nothing is kept.
+    """
+    made_of = [run.manifest(parent).identity for parent in ("log", "neighbours", "lm")]
+    config, virtual = run.content["config"], run.config.stage2.adapter.soft_prompt
+    drawn = [virtual, run.config.seed] if virtual else []
+    what = [config["prompt"], config["stage2"]["mixed_prompts"], task.rows.tolist(), drawn]
+    kept = Kept(run.parent("lm") / SCORES)
+    return kept.get("answer-states", [made_of, what], lambda: answer_states(model, task))
 
 
 class LmSystems:

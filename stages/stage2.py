@@ -24,7 +24,7 @@ from recllm.data.log import EventLog
 from recllm.gates import ENTROPY, GateRecord, asked_rows, entropy
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
-from recllm.lm.gate_first import States, states_of, train_gate
+from recllm.lm.gate_first import train_gate
 from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles, by_length
 from recllm.metrics import auc
@@ -32,6 +32,7 @@ from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
 from recllm.reclora import Card
 from recllm.reclora.layer import RecLoraLinear
 from recllm.run import Run, StageError, main, say
+from recllm.scores import untuned_states
 from recllm.training import AdapterModule, best_scores, fit, optimizer
 
 VALID_TITLES = 500
@@ -40,22 +41,11 @@ VALID_TITLES = 500
 class TuneModule(AdapterModule):
     """Cross-entropy of the answer over the vocabulary, plus weighted negative log-likelihood of titles."""
 
-    def __init__(
-        self, model: Any, answers: tuple[int, int], run: Run, steps: int, asked: Answers, states: States
-    ) -> None:
-        """Train the adapter of `model`.
-
-        Args:
-            model: the LM with the adapter.
-            answers: token ids of yes and no.
-            run: the stage.
-            steps: of the optimizer.
-            asked: the tuning rows.
-            states: of the LM behind their prompts, before anything is tuned.
-        """
+    def __init__(self, model: Any, answers: tuple[int, int], run: Run, steps: int, asked: Answers) -> None:
+        """Train the adapter of `model`; `answers`: token ids of yes and no; `asked`: the tuning rows."""
         super().__init__(model)
         self.answers, self.config, self.steps = answers, run.config.stage2, steps
-        self.asked, self.states, self.seed = asked, states, run.config.seed
+        self.asked, self.run = asked, run
         self.auc, self.entropy = BinaryAUROC(), MeanMetric()
         self.adalora = adalora.is_adalora(model)
 
@@ -64,8 +54,8 @@ class TuneModule(AdapterModule):
         passes = self.config.gate_first
         if passes and self.config.adapter.gated and self.trainer.ckpt_path is None:
             with self.trainer.precision_plugin.forward_context():
-                read, fit = self.states(self.model), self.config.fit
-                loss = train_gate(self.model, read, self.asked, self.answers, passes, fit, self.seed)
+                states, seed = untuned_states(self.run, self.asked, self.model), self.run.config.seed
+                loss = train_gate(self.model, states, self.asked, self.answers, passes, self.config.fit, seed)
             say(f"gate and LM head, {passes:g} passes alone: train/loss {loss:.4f}")
 
     def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
@@ -228,9 +218,7 @@ def work(run: Run) -> None:
         f"{trained:,} weights train"
     )
     pieces = lm.prompts.pieces
-    module = TuneModule(
-        model, (pieces.yes_id, pieces.no_id), run, steps, data.train, states_of(run, data.train)
-    )
+    module = TuneModule(model, (pieces.yes_id, pieces.no_id), run, steps, data.train)
     adapters = {"valid/auc": run.folder / ADAPTER}
     if data.valid_titles is None:
         say("no validation rows are ranked: no adapter is selected for stage 3 to align titles from")

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from recllm.data.loader import Stream, plan_steps
-from recllm.lm.infer import Scores, answer_states
+from recllm.lm.infer import Scores
 from recllm.lm.score import answer_loss
 from recllm.lm.tasks import Answers
-from recllm.paths import SCORES
-from recllm.run import Run
 from recllm.schema import FitConfig
-from recllm.scores import Kept
 from recllm.training import optimizer
-
-States = Callable[[Any], Scores]
-"""Gives the states behind the prompts of some rows `[n, width]`, computed by a model if they are not kept."""
-
-
-def states_of(run: Run, task: Answers) -> States:
-    """States of the untuned LM behind the prompts of a task, kept with the LM: all gated systems share them.
-
-    But for those with a soft prompt, whose drawn tokens stand in the prompt.
-    """
-    made_of = [run.manifest(parent).identity for parent in ("log", "neighbours", "lm")]
-    config, virtual = run.content["config"], run.config.stage2.adapter.soft_prompt
-    drawn = [virtual, run.config.seed] if virtual else []
-    what = [config["prompt"], config["stage2"]["mixed_prompts"], task.rows.tolist(), drawn]
-    return lambda model: Kept(run.parent("lm") / SCORES).get(
-        "answer-states", [made_of, what], lambda: answer_states(model, task)
-    )
 
 
 def train_gate(
