@@ -44,10 +44,8 @@ class AdapterModule(lightning.LightningModule):
     def configure_model(self) -> None:
         """Shard the frozen LM, where the strategy says so."""
         if isinstance(self.trainer.strategy, ShardedStrategy) and not self.sharded:
-            said = shard(self, self.model, self.trainer.strategy.root_device)
+            say(shard(self, self.model, self.trainer.strategy.root_device))
             self.sharded = True
-            if is_first_process():
-                say(said)
 
     def score_candidates(self, batch: dict[str, Any]) -> Tensor:
         """Update and log `valid/hr@1`, `valid/ndcg@10` of a batch of candidates; their scores `[B, C]`."""
