@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -49,12 +48,9 @@ def shard(module: nn.Module, lm: nn.Module, device: torch.device) -> str:
     mesh = init_device_mesh(device.type, (world,))
     whole = sum(value.numel() for value in lm.parameters())
     for layer in layers:
-        if not isinstance(layer, FSDPModule):
-            trains = {value for value in layer.parameters() if value.requires_grad}
-            fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trains)
-    sharded: dict[str, Any] = {
-        name: value for name, value in module.named_parameters() if hasattr(value, "to_local")
-    }
+        trains = {value for value in layer.parameters() if value.requires_grad}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trains)
+    sharded = {name: value for name, value in module.named_parameters() if isinstance(value, DTensor)}
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(sharded))
     here = whole - sum(value.numel() - value.to_local().numel() for value in sharded.values())
     return f"{len(layers)} layers sharded over {world} processes: {here:,} of {whole:,} weights lie here"
