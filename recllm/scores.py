@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recllm import parents
 from recllm.data.log import EventLog, Rows
-from recllm.lm.adapters import load_adapter, needs
+from recllm.lm.adapters import load_adapter, needs, selected
 from recllm.lm.change import BLOCKS, at_mean_gate, held_out, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.infer import Scores, answer_scores, answer_states, candidate_scores, title_choices
@@ -194,9 +194,10 @@ class LmSystems:
             return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
         folder = self.run.parent(role)
         parents.check_same_prompts(self.run, role)
-        reads, virtual = needs(folder / adapter)
+        saved = selected(folder, adapter)
+        reads, virtual = needs(saved)
         lm = parents.Lm.open(self.run, self.log, self.retrieval, virtual)
-        model = load_adapter(lm.model, folder / adapter).eval().to(device)
+        model = load_adapter(lm.model, saved).eval().to(device)
         retrieved = parents.retrieves(self.run, self.run.parents[role])
         crm = self.crms[self._gate_of(folder)].read_as(reads, self.run.config.seed)
         return lm, model, crm, retrieved

@@ -1,8 +1,8 @@
 """Stage 2: tune the frozen LM with a LoRA, plain or personalised by the frozen CRM, on the subsample.
 
 Two tasks in every batch: Yes/No on the row's own item, and (a share of the rows) the title of the next liked
-item. Checkpoints are selected on validation AUC of the Yes/No score (`adapter/`) and, for stage 3, on HR@1 of
-the titles (`adapter-ranking/`).
+item. Checkpoints are selected on validation AUC of the Yes/No score (`adapter/`) and, where titles are
+learned, for stage 3 on their HR@1 (`adapter-ranking/`).
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class TuneModule(AdapterModule):
 
 @dataclass(frozen=True)
 class Data:
-    """The tasks of this stage; None where no titles are learned, and where no validation rows are ranked."""
+    """The tasks of this stage; None where no titles are learned, or no validation rows are ranked."""
 
     train: Answers
     train_titles: Titles | None
@@ -145,7 +145,7 @@ def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None, told: int) -> D
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,
         valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
-        valid_titles=lm.valid_titles(VALID_TITLES, crm) if parents.ranks(lm.log) else None,
+        valid_titles=lm.valid_titles(VALID_TITLES, crm) if told and parents.ranks(lm.log) else None,
     )
 
 
@@ -221,7 +221,8 @@ def work(run: Run) -> None:
     module = TuneModule(model, (pieces.yes_id, pieces.no_id), run, steps, data.train)
     adapters = {"valid/auc": run.folder / ADAPTER}
     if data.valid_titles is None:
-        say("no validation rows are ranked: no adapter is selected for stage 3 to align titles from")
+        why = "no validation rows are ranked" if told else "no titles are learned"
+        say(f"{why}: one adapter is kept, the best on Yes/No")
     else:
         adapters["valid/hr@1"] = run.folder / RANKING_ADAPTER
     trainer = fit(run, module, loaders(run, data, steps), config.fit, interval, list(adapters), first=True)

@@ -24,7 +24,7 @@ from recllm.data import draws
 from recllm.data.loader import Loaders, Stream, plan_steps
 from recllm.data.log import Rows
 from recllm.data.rejected import draw, usable
-from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter
+from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
 from recllm.lm.infer import candidate_scores
 from recllm.lm.score import candidate_logps
 from recllm.lm.tasks import Batch, Titles, Verdicts, by_length
@@ -221,7 +221,7 @@ def work(run: Run) -> None:
     log = parents.event_log(run)
     parents.check_ranks(log)
     retrieval = parents.Retrieval.open(run, log)
-    start = run.parent("stage2") / (RANKING_ADAPTER if config.task == "titles" else ADAPTER)
+    start = selected(run.parent("stage2"), RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)
     if config.gate == "item" and reads in (None, "user"):
         raise StageError(

@@ -10,11 +10,17 @@ from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, g
 from torch import Tensor
 
 from recllm.lm.config import AdapterConfig, LmConfig
+from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.reclora import Card, RecLoraConfig, write_card
 
 BUDGET = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
 """AdaLoRA's schedule as shares of all steps: first prune, last prune before the end, steps between prunings.
 About those of the paper's largest task (arXiv 2303.10512, appendix D)."""
+
+
+def selected(stage: Path, name: str) -> Path:
+    """Folder of an adapter of a stage: `name`, or where stage 2 learned no titles its only one."""
+    return stage / (ADAPTER if name == RANKING_ADAPTER and not (stage / name).is_dir() else name)
 
 
 def add_adapter(

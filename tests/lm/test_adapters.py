@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from recllm.checks import ConfigError
 from recllm.lm import adalora
-from recllm.lm.adapters import add_adapter, load_adapter, needs, save_adapter
+from recllm.lm.adapters import add_adapter, load_adapter, needs, save_adapter, selected
 from recllm.lm.config import AdapterConfig
+from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.reclora import Card
 
 KINDS = {
@@ -135,3 +136,11 @@ def test_adalora_resumed_equals_uninterrupted(tiny_lm):
     adalora.load_state(resumed, state)
     train(resumed, False, 15, first=5)
     assert torch.equal(logits(resumed, False), logits(straight, False))
+
+
+def test_where_no_titles_were_learned_one_adapter_stands_for_both(tmp_path):
+    (tmp_path / ADAPTER).mkdir()
+    assert selected(tmp_path, RANKING_ADAPTER) == tmp_path / ADAPTER
+    (tmp_path / RANKING_ADAPTER).mkdir()
+    assert selected(tmp_path, RANKING_ADAPTER) == tmp_path / RANKING_ADAPTER
+    assert selected(tmp_path, ADAPTER) == tmp_path / ADAPTER
