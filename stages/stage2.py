@@ -7,6 +7,7 @@ learned, for stage 3 on their HR@1 (`adapter-ranking/`).
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -239,6 +240,8 @@ def work(run: Run) -> None:
             title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
         )
         save_adapter(model, folder, card)
+    if data.valid_titles is None:  # one of an earlier run that learned titles is none of this one's
+        shutil.rmtree(run.folder / RANKING_ADAPTER, ignore_errors=True)
     metrics: dict[str, Any] = {
         "steps": steps,
         "rows": len(rows),
