@@ -7,7 +7,9 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-CONTROLS = ("refit", "blend", "blend-refit")
+BLENDS = ("blend", "blend-refit")
+"""Those that an LM's logit is part of."""
+CONTROLS = ("refit", *BLENDS)
 """Systems of an evaluation that are such regressions: what is to be had without a gate."""
 REFIT_RIDGE = 1.0
 """`ridge` of `refit`, whose features are hundreds."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from recllm import bootstrap, metrics, parents
 from recllm.bands import Bands
-from recllm.blend import CONTROLS, REFIT_RIDGE, apply_blend, logistic_blend
+from recllm.blend import BLENDS, CONTROLS, REFIT_RIDGE, apply_blend, logistic_blend
 from recllm.bootstrap import Difference, Resampled
 from recllm.counting import Cooccurrence, popularity_ctr, popularity_rank
 from recllm.data.log import Rows
@@ -248,7 +248,7 @@ class Evaluation:
         is_lm = system == "lm" or (role is not None and not role.startswith("crm:"))
         towers = role in self.two_towers
         stage = self.run.manifest(role).stage if role else "none" if counted else "lm" if is_lm else "stage1"
-        lm = None
+        lm = self.run.config.lm.model.name if system in BLENDS else None
         if role and (towers or role.startswith("tuned:")):
             figures |= cost(self.run.manifest(role))
         if is_lm:

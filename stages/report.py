@@ -26,7 +26,7 @@ def show(root: Path, evaluations: Sequence[str]) -> None:
     for evaluation in evaluations:
         rows = merge(rows, read(root / evaluation / "rows.json"))
     print_table(rows)
-    for text in sorted({_labels_seen(row) for row in rows if row.lm}):
+    for text in sorted({_labels_seen(row) for row in rows if "ratings_as_text" in row.metrics}):
         print(text)
     write(root / RESULTS, rows)
     write_report(root, root / REPORT)

@@ -81,6 +81,9 @@ def test_every_stage_is_finished_and_the_table_holds_every_system(finished):
     assert {(row["stage"], row["paired_with"], row["row_set"]) for row in controls.values()} == {
         ("none", "sim", "test/uniform300")
     }
+    assert {name: row["lm"] for name, row in controls.items()} == {
+        "refit": None, "blend": "tiny", "blend-refit": "tiny"
+    }  # fmt: skip
     changed = {row["system"]: row["metrics"] for row in rows if "text_loss" in row["metrics"]}
     assert set(changed) == {"lm", "lora", "reclora"}
     for system in ("lora", "reclora"):
