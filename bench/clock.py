@@ -78,7 +78,8 @@ def _busy() -> float | None:
 
 def keep(name: str, figures: dict[str, Any], folder: str = "data") -> Path:
     """Write `results/<folder>/<name>.json`: figures under what they were measured with."""
-    from recllm.manifest import commit, hardware, now
+    from recllm.files import now
+    from recllm.pipeline.manifest import commit, hardware
 
     path = REPOSITORY / "results" / folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

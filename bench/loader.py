@@ -28,12 +28,12 @@ import torch
 
 from bench import logs
 from bench.clock import REPOSITORY, keep, rate
-from recllm.data import tables
-from recllm.data.batches import CrmInputs
-from recllm.data.build import build_log
-from recllm.data.config import PrepareConfig
-from recllm.data.loader import Stream
-from recllm.data.log import EventLog
+from recllm.crm.inputs import CrmInputs
+from recllm.eventlog.build import build_log
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.log import EventLog
+from recllm.tables import canonical
+from recllm.training.loaders import Stream
 
 EVENTS, FILMS, BATCH, ROUNDS = 1_000_000, 3_706, 4_096, 3
 CLOCKS = ("wall", "cpu", "best")
@@ -67,7 +67,7 @@ def make_log(folder: Path) -> None:
     users = {"user": np.arange(people)} | {
         name: rng.integers(0, n, people) for name, n in USER_FIELDS.items()
     }
-    tables.write(folder / "tables", events.lazy(), pl.DataFrame(films), pl.DataFrame(users))
+    canonical.write(folder / "tables", events.lazy(), pl.DataFrame(films), pl.DataFrame(users))
     config = PrepareConfig(user_fields=list(USER_FIELDS), item_fields=ITEM_FIELDS)
     build_log(folder / "tables", folder / "log", config)
 

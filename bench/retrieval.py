@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bench import logs
 from bench.clock import REPOSITORY, keep
-from recllm.data.log import EventLog
+from recllm.eventlog.log import EventLog
 from recllm.retrieval.neighbours import Neighbours
 
 K, DIMENSIONS, FILMS, EVENTS, USERS, BLOCK, ROUNDS = 10, 192, 20_000, 1_000_000, 300, 256, 3

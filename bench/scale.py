@@ -25,8 +25,8 @@ import numpy as np
 
 from bench import logs
 from bench.clock import REPOSITORY, cost, keep
-from recllm.columns import UNUSED
-from recllm.data.log import EventLog
+from recllm.eventlog.ids import UNUSED
+from recllm.eventlog.log import EventLog
 from recllm.retrieval.neighbours import Neighbours, write_neighbours
 from recllm.retrieval.vectors import cooccurrence_vectors, item_vectors
 

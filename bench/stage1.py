@@ -35,11 +35,11 @@ from torch.nn import functional
 from bench.clock import REPOSITORY, keep, rate
 from bench.loader import BATCH, CLOCKS, ITEM_FIELDS, PLACE, USER_FIELDS, make_log, write_for_peers
 from recllm.crm import CrmConfig, Fields, Model, build
-from recllm.data.batches import CrmInputs
-from recllm.data.loader import Stream
-from recllm.data.log import EventLog
+from recllm.crm.inputs import CrmInputs
+from recllm.eventlog.log import EventLog
 from recllm.metrics import auc
 from recllm.retrieval.category import SameCategory
+from recllm.training.loaders import Stream
 
 HISTORY, LONG, KEPT, SECONDS = 30, 100, 20, 6.0
 SIM = {"name": "sim", "soft_k": KEPT, "soft_recent": HISTORY}

@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.anchors import Anchor
 from bench.clock import REPOSITORY, keep
 from recllm.crm import CrmConfig, Fields, build
-from recllm.lm.score import answer_logits, answer_loss
+from recllm.lm.logprobs import answer_logits, answer_loss
 from recllm.reclora import RecLoraConfig
 
 TARGETS = ("q_proj", "v_proj")

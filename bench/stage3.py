@@ -32,11 +32,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.clock import REPOSITORY, keep
-from recllm.data.collate import Ragged
 from recllm.lm.config import TinyConfig
 from recllm.lm.layout import title_batch
-from recllm.lm.score import title_logps
+from recllm.lm.logprobs import title_logps
 from recllm.losses import softmax_dpo
+from recllm.text.collate import Ragged
 
 PROMPT, TITLE, CANDIDATES, ROUNDS, SECONDS = 300, 8, 20, 3, 2.0
 KINDS = (1, 3, 7, 15)

@@ -25,10 +25,9 @@ import torch
 from torch.nn import functional
 
 from bench.clock import REPOSITORY, keep
+from recllm.config.stages import FitConfig
 from recllm.crm import CrmConfig, Fields, build
-from recllm.schema import FitConfig
-from recllm.sparse import clip_norm
-from recllm.training import optimizer
+from recllm.training.optimizer import clip_norm, optimizer
 
 BATCH, HISTORY, DIM, CATEGORIES = 4_096, 30, 16, 20
 SIZES = {"1 million": 1_000_000, "6 million": 6_000_000}

@@ -40,3 +40,10 @@ OWN = "own"
 def recipe_folder(dataset: str) -> str:
     """Name of a data set's folder in `data/`: hyphens become underscores, nothing else changes."""
     return dataset.replace("-", "_")
+
+
+NEIGHBOURS = "neighbours.npy"
+
+VECTORS = "vectors.npy"
+
+FOLDS = "folds.npy"

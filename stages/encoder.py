@@ -19,17 +19,22 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers.utils import logging
 
-from recllm import parents
-from recllm.data.collate import Ragged, pad_right
-from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.data.log import EventLog, Rows
-from recllm.data.prompts import Pieces
-from recllm.lm import documents
+from recllm.config.stages import FitConfig
+from recllm.console import is_first_process, say
+from recllm.errors import StageError
+from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.config import EncoderTrainingConfig, LmConfig
 from recllm.lm.encoder import build_encoder, load_encoder, mask, with_mask
-from recllm.run import Run, StageError, is_first_process, main, say
-from recllm.schema import FitConfig
-from recllm.training import best, best_scores, fit, optimizer
+from recllm.pipeline.run import Run, main
+from recllm.systems import compatibility
+from recllm.systems.texts import build_pieces, tiny_tokenizer, tower_prompts
+from recllm.text import documents
+from recllm.text.collate import Ragged, pad_right
+from recllm.text.prompts import Pieces
+from recllm.training.checkpoints import best, best_scores
+from recllm.training.fit import fit
+from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.optimizer import optimizer
 
 KINDS = (0.0, 1.0)  # weights of template and title; a rating's is configured
 
@@ -161,18 +166,18 @@ def pretrain(run: Run, model: Any, texts: Texts, lengths: NDArray[np.int64]) -> 
 
 def work(run: Run) -> None:
     """Train the tiny encoder, or check one that is loaded by path or hub id."""
-    config, log = run.config.encoder, parents.event_log(run)
+    config, log = run.config.encoder, compatibility.event_log(run)
     facts = {"path": config.path, "revision": config.revision, "context": config.context}
     if config.path is not None:
         named, tokenizer, context = load_encoder(config)
-        prompts = parents.tower_prompts(run.config, log, tokenizer, context)
+        prompts = tower_prompts(run.config, log, tokenizer, context)
         prompts.items(np.flatnonzero(log.item_count))  # refuses a text that is too long
         run.finish([], {**facts, "name": Path(config.path).name, "ratings_as_text": 0, **_size(named)})
         return
-    tokenizer = with_mask(parents.tiny_tokenizer(run.config, log, config.tiny), config.tiny.context)
+    tokenizer = with_mask(tiny_tokenizer(run.config, log, config.tiny), config.tiny.context)
     torch.manual_seed(config.seed)
     bert: Any = build_encoder(config.tiny, tokenizer)
-    pieces = parents.build_pieces(run.config, log, tokenizer, LmConfig())
+    pieces = build_pieces(run.config, log, tokenizer, LmConfig())
     matrix = texts_of(log, pieces, run.config.prompt.history, config.tiny.context)
     lengths = pieces.lengths[matrix].sum(1)
     training = config.training
@@ -184,7 +189,7 @@ def work(run: Run) -> None:
     if not is_first_process():
         return
     logging.disable_progress_bar()
-    export = parents.export_folder(run)
+    export = compatibility.export_folder(run)
     bert.base_model.save_pretrained(export)
     tokenizer.save_pretrained(export)
     ratings = int(log.train_events().sum())

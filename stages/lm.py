@@ -22,16 +22,23 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers.utils import logging
 
-from recllm import parents
-from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.data.log import EventLog, Rows
-from recllm.data.prompts import Prompts
-from recllm.lm import documents
+from recllm.config.stages import FitConfig
+from recllm.console import is_first_process, say
+from recllm.errors import StageError
+from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.load import context_length
 from recllm.lm.tiny import build_model
-from recllm.run import Run, StageError, is_first_process, main, say
-from recllm.schema import FitConfig
-from recllm.training import best, best_scores, fit, optimizer
+from recllm.pipeline.run import Run, main
+from recllm.retrieval.stored import Retrieval
+from recllm.systems import compatibility
+from recllm.systems.lm import causal_lm
+from recllm.systems.texts import build_pieces, tiny_tokenizer
+from recllm.text import documents
+from recllm.text.prompts import Prompts
+from recllm.training.checkpoints import best, best_scores
+from recllm.training.fit import fit
+from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.optimizer import optimizer
 
 Blocks = tuple[NDArray[np.int32], NDArray[np.float32]]
 Kinds = list[tuple[documents.Matrix, float]]
@@ -96,7 +103,7 @@ class Told:
         Raises:
             StageError: all samples are held out.
         """
-        events, asked = log.train_events().copy(), parents.subsample(run.config, log)
+        events, asked = log.train_events().copy(), compatibility.subsample(run.config, log)
         if (held := run.config.lm.training.hold_out) != "none":
             rows = log.rows("train", held)
             events[log.anchors(rows)] = False
@@ -128,9 +135,7 @@ def first_phase(run: Run, log: EventLog, prompts: Prompts, told: Told) -> Kinds:
     return [(matrix, 1.0) for matrix in (*story, *_repeated(prompts, asked, story, share))]
 
 
-def second_phase(
-    run: Run, log: EventLog, prompts: Prompts, told: Told, retrieval: parents.Retrieval
-) -> Kinds:
+def second_phase(run: Run, log: EventLog, prompts: Prompts, told: Told, retrieval: Retrieval) -> Kinds:
     """Retrieved histories before rated targets (all samples that may be told) and before answers."""
     training, k = run.config.lm.training, run.config.prompt.history
     rows = log.rows("train", "1.0")
@@ -229,26 +234,26 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
 def work(run: Run) -> None:
     """Train a phase of `tiny`, or check an LM that is loaded by path or hub id."""
     config = run.config.lm
-    log = parents.event_log(run)
+    log = compatibility.event_log(run)
     if config.model.path is not None:
-        model, tokenizer = parents.causal_lm(run)
-        parents.build_pieces(run.config, log, tokenizer)
+        model, tokenizer = causal_lm(run)
+        build_pieces(run.config, log, tokenizer)
         facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
         run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return
-    export = parents.export_folder(run)
+    export = compatibility.export_folder(run)
     told = Told.of(run, log)
     counts = {"answers_as_text": len(told.asked), "ratings_as_text": int((log.rating[told.events] > 0).sum())}
     if "lm" in run.parents:
-        model, tokenizer = parents.causal_lm(run)
-        prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
-        text = second_phase(run, log, prompts, told, parents.Retrieval.open(run, log))
+        model, tokenizer = causal_lm(run)
+        prompts = Prompts(log, build_pieces(run.config, log, tokenizer), config.tiny.context)
+        text = second_phase(run, log, prompts, told, Retrieval.open(run.parent("neighbours"), log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
-        tokenizer = parents.tiny_tokenizer(run.config, log, config.tiny)
+        tokenizer = tiny_tokenizer(run.config, log, config.tiny)
         torch.manual_seed(config.seed)
         model = build_model(config.tiny, tokenizer)
-        prompts = Prompts(log, parents.build_pieces(run.config, log, tokenizer), config.tiny.context)
+        prompts = Prompts(log, build_pieces(run.config, log, tokenizer), config.tiny.context)
         text = first_phase(run, log, prompts, told)
         tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
     blocks = pack(run, prompts, text, phase)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from recllm.columns import SPLITS
-from recllm.data.build import build_log
+from recllm.console import say
+from recllm.eventlog.build import build_log
+from recllm.eventlog.ids import SPLITS
 from recllm.paths import METRICS
-from recllm.run import Run, main, say
+from recllm.pipeline.run import Run, main
 
 
 def work(run: Run) -> None:
-    """Build the event log; see `recllm.data.build.build_log`."""
+    """Build the event log; see `recllm.eventlog.build.build_log`."""
     metrics = build_log(run.parent("tables"), run.folder, run.config.prepare)
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
     shown = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from recllm.evaluation.results import ResultRow, merge, read, write
+from recllm.evaluation.tables import print_table
 from recllm.paths import REPORT, RESULTS, repository
 from recllm.report import write_report
-from recllm.results import ResultRow, merge, read, write
-from recllm.views import print_table
 
 TABLE = "table.json"
 DECIMALS = 6

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recllm import parents
-from recllm.columns import UNUSED
-from recllm.data.candidates import hard_lists
-from recllm.data.log import EventLog
+from recllm.console import say
+from recllm.eventlog.candidates import hard_lists
+from recllm.eventlog.ids import UNUSED
+from recllm.eventlog.log import EventLog
+from recllm.paths import FOLDS, NEIGHBOURS, VECTORS
+from recllm.pipeline.run import Run, main
 from recllm.retrieval.neighbours import Neighbours, write_neighbours
 from recllm.retrieval.vectors import (
     Vectors,
@@ -23,8 +25,10 @@ from recllm.retrieval.vectors import (
     lm_vectors,
     user_folds,
 )
-from recllm.run import Run, main, say
-from recllm.training import device_of
+from recllm.systems import compatibility
+from recllm.systems.lm import causal_lm
+from recllm.systems.texts import build_pieces
+from recllm.training.precision import device_of
 
 BLOCK = 1 << 16  # rows of the log that a thread searches at once, and that are safe on disk then
 
@@ -32,9 +36,9 @@ BLOCK = 1 << 16  # rows of the log that a thread searches at once, and that are 
 def text_vectors(run: Run, log: EventLog) -> Vectors:
     """Vectors of the items' texts [n_items, p], from the LM."""
     config = run.config.retrieval
-    model, tokenizer = parents.causal_lm(run)
+    model, tokenizer = causal_lm(run)
     model = model.to(device_of(run.config.trainer))
-    pieces = parents.build_pieces(run.config, log, tokenizer)
+    pieces = build_pieces(run.config, log, tokenizer)
     tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
     hidden = embed_items(model, tokens.tokens, tokens.offsets, config.embed_batch, config.pooling)
     return lm_vectors(hidden, config.pca_dim, config.metric)
@@ -46,7 +50,7 @@ def write_vectors(run: Run, log: EventLog) -> None:
     text = text_vectors(run, log) if config.vectors in ("lm", "both") else None
     folds = config.folds if config.vectors != "lm" else 1
     fold = user_folds(log.n_users, folds, config.seed)
-    np.save(run.folder / parents.FOLDS, fold)
+    np.save(run.folder / FOLDS, fold)
 
     def make(left: int) -> Vectors:
         met = None
@@ -56,7 +60,7 @@ def write_vectors(run: Run, log: EventLog) -> None:
         return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        np.save(run.folder / parents.VECTORS, np.stack(list(pool.map(make, range(folds)))))
+        np.save(run.folder / VECTORS, np.stack(list(pool.map(make, range(folds)))))
 
 
 def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArray[np.integer]) -> list[Path]:
@@ -73,13 +77,13 @@ def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArr
 def work(run: Run) -> None:
     """Write the item vectors, `neighbours.npy` [N, k] and hard candidates; goes on where it was killed."""
     config = run.config.retrieval
-    log = parents.event_log(run)
+    log = compatibility.event_log(run)
     mark = run.folder / ".vectors"  # which run's vectors lie there, complete
     if not (mark.exists() and mark.read_text() == run.fingerprint):
         write_vectors(run, log)
         mark.write_text(run.fingerprint)
-    vectors = np.load(run.folder / parents.VECTORS, mmap_mode="r")
-    fold = np.load(run.folder / parents.FOLDS)
+    vectors = np.load(run.folder / VECTORS, mmap_mode="r")
+    fold = np.load(run.folder / FOLDS)
     neighbours = Neighbours(log, vectors, fold)
     asked = log.split != UNUSED
     size = len(asked)
@@ -89,9 +93,9 @@ def work(run: Run) -> None:
         if row % (BLOCK * 64) == 0 or row == size:
             say(f"neighbours of {row:,} of {size:,} rows")
 
-    path = run.folder / parents.NEIGHBOURS
+    path = run.folder / NEIGHBOURS
     write_neighbours(neighbours, asked, config.k, path, run.fingerprint, BLOCK, tell)
-    outputs = [run.folder / name for name in (parents.VECTORS, parents.FOLDS, parents.NEIGHBOURS)]
+    outputs = [run.folder / name for name in (VECTORS, FOLDS, NEIGHBOURS)]
     if config.hard:
         outputs += write_hard_candidates(run, log, vectors, fold)
     mark.unlink()

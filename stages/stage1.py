@@ -16,16 +16,23 @@ from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.retrieval import RetrievalHitRate
 
-from recllm import parents
+from recllm.config.stages import Stage1Config
+from recllm.console import say
 from recllm.crm import Fields, Model, build, export
-from recllm.data.batches import CrmInputs
-from recllm.data.candidates import Seen, negatives
-from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.data.log import EventLog, Rows
-from recllm.run import Run, StageError, main, say
-from recllm.schema import Stage1Config
-from recllm.sparse import clip_norm
-from recllm.training import best, best_scores, compiled, fit, optimizer
+from recllm.crm.inputs import CrmInputs
+from recllm.errors import StageError
+from recllm.eventlog.candidates import Seen, negatives
+from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.rowsets import check_ranks
+from recllm.pipeline.run import Run, main
+from recllm.retrieval.stored import Retrieval
+from recllm.systems import compatibility
+from recllm.systems.crm import crm_inputs
+from recllm.training.checkpoints import best, best_scores
+from recllm.training.fit import fit
+from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.optimizer import clip_norm, optimizer
+from recllm.training.precision import compiled
 
 Batch = dict[str, Tensor]
 
@@ -147,7 +154,7 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         batch["label"] = torch.from_numpy(own).to(batch["label"])
         return batch | {"share": torch.tensor(stream.share(rank, world))}
 
-    parents.check_ranks(log)
+    check_ranks(log)
     rows, candidates = log.ranking("valid", log.lists[-1])  # popular ones: the harder
     rows, candidates = rows[:1000], candidates[:1000]
 
@@ -165,9 +172,9 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
 
 def data(run: Run) -> CrmInputs:
     """What batches are made of."""
-    log, config = parents.event_log(run), run.config.stage1
-    retrieval = parents.Retrieval.open(run, log) if config.crm.search == "semantic" else None
-    return parents.crm_inputs(log, config.inputs, retrieval)
+    log, config = compatibility.event_log(run), run.config.stage1
+    retrieval = Retrieval.open(run.parent("neighbours"), log) if config.crm.search == "semantic" else None
+    return crm_inputs(log, config.inputs, retrieval)
 
 
 def train(
@@ -204,13 +211,13 @@ def work(run: Run) -> None:
     state = torch.load(best(run, config.monitor), weights_only=True)["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     facts = {"inputs": config.inputs, "config": dataclasses.asdict(config)}
-    export(model, parents.export_folder(run), facts)
-    run.finish([parents.export_folder(run)], {**figures, **best_scores(run, config.monitor)})
+    export(model, compatibility.export_folder(run), facts)
+    run.finish([compatibility.export_folder(run)], {**figures, **best_scores(run, config.monitor)})
 
 
 def tune(run: Run) -> None:
     """Train trial after trial of a study until its budget is spent; data are read once for all of them."""
-    from recllm.tuning.search import Search
+    from recllm.training.search import Search
 
     search, shown = Search.open(run), None
     while claimed := search.claim():

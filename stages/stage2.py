@@ -19,22 +19,31 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
-from recllm import parents
-from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.data.log import EventLog
-from recllm.gates import ENTROPY, GateRecord, asked_rows, entropy
+from recllm.console import say
+from recllm.errors import StageError
+from recllm.evaluation.gates import ENTROPY, GateRecord, asked_rows, entropy
+from recllm.eventlog.log import EventLog
+from recllm.eventlog.rowsets import drawn_lists, ranks
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
-from recllm.lm.gate_first import train_gate
-from recllm.lm.score import answer_logits, answer_loss, answer_score, title_logps
+from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Answers, Batch, Titles, by_length
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
+from recllm.pipeline.run import Run, main
 from recllm.reclora import Card
 from recllm.reclora.layer import RecLoraLinear
-from recllm.run import Run, StageError, main, say
-from recllm.scores import untuned_states
-from recllm.training import AdapterModule, best_scores, fit, optimizer
+from recllm.retrieval.stored import Retrieval
+from recllm.systems import compatibility
+from recllm.systems.crm import Crm
+from recllm.systems.lm import Lm
+from recllm.systems.scores import untuned_states
+from recllm.training.adapter_module import AdapterModule
+from recllm.training.checkpoints import best_scores
+from recllm.training.fit import fit
+from recllm.training.gate_first import train_gate
+from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.optimizer import optimizer
 
 VALID_TITLES = 500
 
@@ -136,17 +145,17 @@ def shares(run: Run) -> tuple[int, int]:
     return asked, told
 
 
-def open_data(run: Run, lm: parents.Lm, crm: parents.Crm | None, told: int) -> Data:
+def open_data(run: Run, lm: Lm, crm: Crm | None, told: int) -> Data:
     """Rows of the subsample and of the validation split, with all representations that they need."""
-    rows = parents.subsample(run.config, lm.log)
+    rows = compatibility.subsample(run.config, lm.log)
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
-    titles = lm.titles(liked, parents.drawn_lists(lm.log, liked, run.config.seed), crm) if told else None
+    titles = lm.titles(liked, drawn_lists(lm.log, liked, run.config.seed), crm) if told else None
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,
         valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
-        valid_titles=lm.valid_titles(VALID_TITLES, crm) if told and parents.ranks(lm.log) else None,
+        valid_titles=lm.valid_titles(VALID_TITLES, crm) if told and ranks(lm.log) else None,
     )
 
 
@@ -173,13 +182,13 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
 
 
-def check_out_of_fold(run: Run, log: EventLog, gate: parents.Crm) -> None:
+def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:
     """Refuse an out-of-fold gate whose CRM was trained on tuning rows after all.
 
     Raises:
         StageError: how many it has seen.
     """
-    rows = parents.subsample(run.config, log)
+    rows = compatibility.subsample(run.config, log)
     if run.config.stage2.representation == "out_of_fold" and (seen := gate.trained_on(log, rows)):
         raise StageError(
             f"the gate's CRM was trained on {seen:,} of {len(rows):,} tuning rows "
@@ -191,10 +200,10 @@ def check_out_of_fold(run: Run, log: EventLog, gate: parents.Crm) -> None:
 def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
     config, (rows_a_step, told) = run.config.stage2, shares(run)
-    log = parents.event_log(run)
-    retrieval = parents.Retrieval.open(run, log)
-    lm = parents.Lm.open(run, log, retrieval, config.adapter.soft_prompt)
-    gate = parents.Crm.open(run, log, retrieval)
+    log = compatibility.event_log(run)
+    retrieval = Retrieval.open(run.parent("neighbours"), log)
+    lm = Lm.open(run, log, retrieval, config.adapter.soft_prompt)
+    gate = Crm.open(run, log, retrieval)
     check_out_of_fold(run, log, gate)
     crm = gate.read_as(config.adapter.reads, run.config.seed)
     data = open_data(run, lm, crm, told)

@@ -19,22 +19,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from recllm import parents
-from recllm.data import draws
-from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.data.log import Rows
-from recllm.data.rejected import draw, usable
+from recllm.config.stages import Stage3Config
+from recllm.console import say
+from recllm.errors import StageError
+from recllm.eventlog import draws
+from recllm.eventlog.log import Rows
+from recllm.eventlog.rejected import draw, usable
+from recllm.eventlog.rowsets import aligned_rows, check_ranks, drawn_lists
+from recllm.files import digest
 from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
-from recllm.lm.infer import candidate_scores
-from recllm.lm.score import candidate_logps
+from recllm.lm.logprobs import candidate_logps
+from recllm.lm.predict import candidate_scores
 from recllm.lm.tasks import Batch, Titles, Verdicts, by_length
 from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
-from recllm.manifest import digest
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
+from recllm.pipeline.finished import read_config
+from recllm.pipeline.run import Run, main
 from recllm.reclora import Card
-from recllm.run import Run, StageError, main, read_config, say
-from recllm.schema import Stage3Config
-from recllm.training import AdapterModule, as_in_training, best_scores, device_of, fit, optimizer
+from recllm.retrieval.stored import Retrieval
+from recllm.systems import compatibility
+from recllm.systems.crm import Crm
+from recllm.systems.lm import Lm
+from recllm.training.adapter_module import AdapterModule
+from recllm.training.checkpoints import best_scores
+from recllm.training.fit import fit
+from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.optimizer import optimizer
+from recllm.training.precision import as_in_training, device_of
 
 VALID_ROWS = {"titles": 500, "answers": 150}
 """Stored validation rows of each kind of list; 20 prompts a row where answers are compared."""
@@ -202,11 +213,11 @@ def answerable(task: Asked) -> Asked:
     return kept
 
 
-def asked(run: Run, lm: parents.Lm, crm: parents.Crm | None, rows: Rows) -> tuple[Asked, Asked]:
+def asked(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[Asked, Asked]:
     """What is compared on training rows that teach something, and on validation rows."""
     config = run.config.stage3
-    lists = parents.drawn_lists(lm.log, rows, run.config.seed, config.lists)
-    count, retrieved = VALID_ROWS[config.task], parents.retrieves(run, run.parents["stage2"])
+    lists = drawn_lists(lm.log, rows, run.config.seed, config.lists)
+    count, retrieved = VALID_ROWS[config.task], compatibility.retrieves(run, run.parents["stage2"])
     if config.task == "titles":
         each = config.gate == "item"
         return answerable(lm.titles(rows, lists, crm, each)), lm.valid_titles(count, crm, each)
@@ -217,10 +228,10 @@ def asked(run: Run, lm: parents.Lm, crm: parents.Crm | None, rows: Rows) -> tupl
 def work(run: Run) -> None:
     """Train, and keep what is best on validation: an update, or none."""
     config = run.config.stage3
-    parents.check_same_prompts(run, "stage2")
-    log = parents.event_log(run)
-    parents.check_ranks(log)
-    retrieval = parents.Retrieval.open(run, log)
+    compatibility.check_same_prompts(run, "stage2")
+    log = compatibility.event_log(run)
+    check_ranks(log)
+    retrieval = Retrieval.open(run.parent("neighbours"), log)
     start = selected(run.parent("stage2"), RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)
     if config.gate == "item" and reads in (None, "user"):
@@ -233,12 +244,12 @@ def work(run: Run) -> None:
             f"stage3.gate=item with a soft prompt of {virtual} tokens, which a title cannot have of its own; "
             "wanted stage3.gate=list, or a start without one (stage2.adapter.soft_prompt=0)"
         )
-    lm = parents.Lm.open(run, log, retrieval, virtual)
+    lm = Lm.open(run, log, retrieval, virtual)
     model = load_adapter(lm.model, start, trainable=True)
-    gate = parents.Crm.open(run, log, retrieval)
+    gate = Crm.open(run, log, retrieval)
     crm = gate.read_as(reads, run.config.seed)
     tuned = log.rows("train", read_config(run.parent("stage2"))["config"]["subsample"])
-    task, valid = asked(run, lm, crm, parents.aligned_rows(log, tuned, config.rows))
+    task, valid = asked(run, lm, crm, aligned_rows(log, tuned, config.rows))
     rows = task.rows
     fresh = int((~np.isin(rows, tuned)).sum())
     hard = None

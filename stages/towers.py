@@ -17,14 +17,18 @@ from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 from transformers.utils import logging
 
-from recllm import parents
-from recllm.data.loader import Loaders, Stream, plan_steps
-from recllm.data.log import Rows
+from recllm.config.stages import FitConfig
+from recllm.console import say
+from recllm.eventlog.log import Rows
 from recllm.lm.tasks import Batch, Pairs, by_length
 from recllm.lm.towers import TwoTowers
-from recllm.run import Run, main, say
-from recllm.schema import FitConfig
-from recllm.training import best, best_scores, fit, optimizer
+from recllm.pipeline.run import Run, main
+from recllm.systems import compatibility
+from recllm.systems.texts import encoder, tower_prompts
+from recllm.training.checkpoints import best, best_scores
+from recllm.training.fit import fit
+from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.optimizer import optimizer
 
 
 class TowersModule(lightning.LightningModule):
@@ -70,16 +74,19 @@ def loaders(train: Pairs, valid: Pairs, settings: FitConfig, seed: int, steps: i
 
 def work(run: Run) -> None:
     """Train, keep the towers with the best validation AUC."""
-    settings, log = run.config.stage2.fit, parents.event_log(run)
-    encoder, tokenizer, context = parents.encoder(run)
-    prompts = parents.tower_prompts(run.config, log, tokenizer, context)
+    settings, log = run.config.stage2.fit, compatibility.event_log(run)
+    named, tokenizer, context = encoder(run)
+    prompts = tower_prompts(run.config, log, tokenizer, context)
     torch.manual_seed(run.config.seed)
-    model = TwoTowers(encoder.requires_grad_(True), run.config.towers)
+    model = TwoTowers(named.requires_grad_(True), run.config.towers)
 
     def pairs(rows: Rows) -> Pairs:
         return Pairs(prompts, rows, log.recent(rows, run.config.prompt.history), tokenizer.pad_token_id)
 
-    train, valid = pairs(parents.subsample(run.config, log)), pairs(log.rows("valid", settings.valid_rows))
+    train, valid = (
+        pairs(compatibility.subsample(run.config, log)),
+        pairs(log.rows("valid", settings.valid_rows)),
+    )
     steps, interval = plan_steps(len(train), settings.batch_size, settings.epochs, settings.validations)
     weights = sum(value.numel() for value in model.parameters())
     say(f"{len(train):,} rows, {steps:,} steps of {settings.batch_size}, {weights:,} weights train")
@@ -90,7 +97,7 @@ def work(run: Run) -> None:
         return
     module.load_state_dict(torch.load(best(run, "valid/auc"), weights_only=True)["state_dict"])
     logging.disable_progress_bar()
-    model.save(parents.export_folder(run), tokenizer, context)
+    model.save(compatibility.export_folder(run), tokenizer, context)
     facts = run.manifest("encoder").metrics
     metrics = {
         "steps": steps,
@@ -103,7 +110,7 @@ def work(run: Run) -> None:
         "answers_as_text": 0,
         **best_scores(run, "valid/auc"),
     }
-    run.finish([parents.export_folder(run)], metrics)
+    run.finish([compatibility.export_folder(run)], metrics)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from recllm.systems.texts import build_pieces, texts
+
 # Before torch and transformers are imported: threads that wait must not spin, and nothing goes online.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,10 +18,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recllm import run
-from recllm.config import load_yaml, merge
-from recllm.data.build import build_log
-from recllm.data.log import EventLog
+from recllm import console
+from recllm.config.merge import load_yaml, merge
+from recllm.eventlog.build import build_log
+from recllm.eventlog.log import EventLog
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -29,7 +31,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def nobody_speaks(monkeypatch):
     """Lines carry no name of a stage that an earlier test, or a fixture, ran in this process."""
-    monkeypatch.setattr(run, "_speaker", "")
+    monkeypatch.setattr(console, "_speaker", "")
 
 
 @pytest.fixture(scope="session")
@@ -59,17 +61,16 @@ def demo_log(tmp_path_factory, demo_config):
 @pytest.fixture(scope="session")
 def tiny_lm(demo_log, demo_config):
     """An untrained tiny LM for the demo: `model`, `tokenizer`, `pieces`, `prompts`."""
-    from recllm import parents
-    from recllm.data.prompts import Prompts
     from recllm.lm.tiny import build_model, train_tokenizer
+    from recllm.text.prompts import Prompts
 
-    titles, cards, profiles = parents.texts(demo_config, demo_log)
-    texts = [*titles, *cards, *profiles]
+    titles, cards, profiles = texts(demo_config, demo_log)
+    pieces = [*titles, *cards, *profiles]
     levels = demo_log.meta["rating_levels"]
-    tokenizer = train_tokenizer(demo_config.lm.tiny, demo_config.wording, levels, texts, [1] * len(texts))
+    tokenizer = train_tokenizer(demo_config.lm.tiny, demo_config.wording, levels, pieces, [1] * len(pieces))
     torch.manual_seed(0)
     model = build_model(demo_config.lm.tiny, tokenizer).requires_grad_(False).eval()
-    pieces = parents.build_pieces(demo_config, demo_log, tokenizer)
+    pieces = build_pieces(demo_config, demo_log, tokenizer)
     prompts = Prompts(demo_log, pieces, demo_config.lm.tiny.context)
     return SimpleNamespace(model=model, tokenizer=tokenizer, pieces=pieces, prompts=prompts)
 

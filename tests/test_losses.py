@@ -322,8 +322,8 @@ def test_one_rejected_equals_the_value_of_trl(tmp_path) -> None:
     from tokenizers.pre_tokenizers import Whitespace
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from recllm.data.collate import Ragged, shared_prefix
-    from recllm.lm.score import title_logps
+    from recllm.lm.logprobs import title_logps
+    from recllm.text.collate import Ragged, shared_prefix
 
     words = ["<pad>", "<s>", "</s>", *"abcdefghij"]
     inner = Tokenizer(WordLevel({word: place for place, word in enumerate(words)}, unk_token="<pad>"))

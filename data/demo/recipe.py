@@ -1,7 +1,7 @@
 """The demo: 400 invented users who watch and rate 300 invented films. Generated, seeded, no network.
 
 What is planted, and why, is in README.md beside this file. Every number is a function of (seed, user, step)
-by `recllm.data.draws`, so the tables do not depend on batches, order or a generator's version.
+by `recllm.eventlog.draws`, so the tables do not depend on batches, order or a generator's version.
 """
 
 import sys
@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from recllm import run
-from recllm.data import draws, tables
+from recllm.eventlog import draws
+from recllm.pipeline import run
+from recllm.tables import canonical
 
 Array = npt.NDArray[Any]
 
@@ -191,7 +192,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         }
     )
     log = events.with_columns(user=pl.col("user") + 1, item=item_ids[events["item"].to_numpy()], label=label)
-    tables.write(out, log.lazy(), items, users)
+    canonical.write(out, log.lazy(), items, users)
     chance, liked = events["score"].rank().to_numpy(), label.to_numpy() == 1
     auc = (chance[liked].mean() - (liked.sum() + 1) / 2) / (~liked).sum()
     return {"ratings": events.height, "users": users.height, "movies": items.height, "oracle_auc": float(auc)}

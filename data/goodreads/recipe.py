@@ -10,8 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-from recllm import run
-from recllm.data import archive, download, fields, lines, tables
+from recllm.console import say
+from recllm.pipeline import run
+from recllm.tables import archive, canonical, download, jsonl, parse
 
 URL = "https://mcauleylab.ucsd.edu/public_datasets/gdrive/goodreads/"
 TERMS = (
@@ -137,7 +138,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         }
     rows, books, authors, genres = (found[name] for name in names)
 
-    with tables.staging(out, scale=(1, 5)) as scratch:
+    with canonical.staging(out, scale=(1, 5)) as scratch:
         items, untitled = _books(books, _authors(authors), _genres(genres), scratch)
         counts = _rated(rows, scratch / "rated")
         events, users, more = _distinct(sorted((scratch / "rated").glob("*")), items["item"], scratch)
@@ -147,7 +148,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
                 f"{rows} has no row with stars, book and date ({counts}), wanted some; another RAW="
             )
         log = pl.scan_parquet(events, glob=False).with_columns(label=pl.col("rating") >= LIKED)
-        tables.sink(log, scratch).collect(engine="streaming")
+        canonical.sink(log, scratch).collect(engine="streaming")
         items.write_parquet(scratch / "items.parquet")
         users.write_parquet(scratch / "users.parquet")
     dropped = {f"dropped_events_{kind}": counts[kind] for kind in DROPPED}
@@ -167,7 +168,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
 def _rated(path: Path, folder: Path) -> dict[str, int]:
     """Writes the rows with stars to `folder/*/*.parquet`, all of a user in one folder; counts the others."""
     schema = {key: kind for key, kind in EVENTS.items() if key != "is_read" or "_reviews" not in path.name}
-    events = lines.scan(path, schema)
+    events = jsonl.scan(path, schema)
     if "is_read" not in schema:
         events = events.with_columns(is_read=pl.lit(True))
     rated = events.filter(pl.col("rating") > 0).select(
@@ -178,12 +179,12 @@ def _rated(path: Path, folder: Path) -> dict[str, int]:
     )
     bucket = (pl.col("user").hash() % (1 + path.stat().st_size // BUCKET)).alias("bucket")
     sink = rated.sink_parquet(pl.PartitionBy(folder, key=bucket, include_key=False), mkdir=True, lazy=True)
-    with lines.faults(path, schema):
+    with jsonl.faults(path, schema):
         # Together: the file is read once.
         _, kinds = pl.collect_all([sink, events.group_by("is_read", "rating").len()], engine="streaming")
         out_of_range = ~pl.col("rating").is_between(0, 5)
         if wrong := kinds.filter(out_of_range)["len"].sum():
-            first = lines.scan(path, schema, number="line").filter(out_of_range).select("line", "rating")
+            first = jsonl.scan(path, schema, number="line").filter(out_of_range).select("line", "rating")
             line, rating = first.head(1).collect(engine="streaming").row(0)
             raise ValueError(
                 f"{path} line {line}, column 'rating': found {rating}, wanted 0 to 5 ({wrong - 1} more so); "
@@ -227,8 +228,8 @@ def _distinct(
 
 def _authors(path: Path) -> pl.DataFrame:
     """author_id (string) and author: a name, or null."""
-    with lines.faults(path, AUTHORS):
-        names = lines.scan(path, AUTHORS).select("author_id", author=_text("name"))
+    with jsonl.faults(path, AUTHORS):
+        names = jsonl.scan(path, AUTHORS).select("author_id", author=_text("name"))
         return names.unique("author_id", keep="first", maintain_order=True).collect(engine="streaming")
 
 
@@ -236,8 +237,8 @@ def _genres(path: Path) -> pl.DataFrame:
     """book_id (string) and genre: the one with most votes, the first of those by name; null without any."""
     votes = pl.concat_list(pl.col("genres").struct.field(genre).fill_null(0) for genre in GENRES)
     most = votes.list.arg_max().replace_strict(dict(enumerate(GENRES)), return_dtype=pl.String)
-    with lines.faults(path, TAGS):
-        tags = lines.scan(path, TAGS).select("book_id", genre=pl.when(votes.list.max() > 0).then(most))
+    with jsonl.faults(path, TAGS):
+        tags = jsonl.scan(path, TAGS).select("book_id", genre=pl.when(votes.list.max() > 0).then(most))
         return tags.unique("book_id", keep="first", maintain_order=True).collect(engine="streaming")
 
 
@@ -245,8 +246,8 @@ def _books(path: Path, authors: pl.DataFrame, genres: pl.DataFrame, parts: Path)
     """The items table, and how many books have no title."""
     shelf = pl.element().struct.field("name")
     year, pages = (pl.col(name).cast(pl.Int32, strict=False) for name in ("publication_year", "num_pages"))
-    with lines.faults(path, BOOKS):
-        books = lines.scan(path, BOOKS).select(
+    with jsonl.faults(path, BOOKS):
+        books = jsonl.scan(path, BOOKS).select(
             "book_id",
             item=pl.col("book_id").cast(pl.Int64, strict=False),
             title=pl.coalesce(_text("title"), _text("title_without_series")),
@@ -285,7 +286,7 @@ def _text(column: str) -> pl.Expr:
 def _seconds(column: str) -> pl.Expr:
     """Seconds since 1970; null where there is no date, or none that can be."""
     seconds = pl.col(column).str.to_datetime(DATE, strict=False).dt.epoch("s")
-    return pl.when(seconds.is_between(0, fields.LATEST - 1)).then(seconds)
+    return pl.when(seconds.is_between(0, parse.LATEST - 1)).then(seconds)
 
 
 def work(task: run.Run) -> None:
@@ -294,8 +295,8 @@ def work(task: run.Run) -> None:
     counts = make(task.folder, task.raw, RecipeConfig(source.subset, source.feedback or FEEDBACK[0]))
     feedback = next(kind for kind in FEEDBACK if kind in counts)
     left_out = ", ".join(f"{counts[f'dropped_events_{kind}']:,} {kind}" for kind in DROPPED)
-    run.say(f"{counts['events']:,} events of {counts[feedback]:,} {feedback}; left out: {left_out}")
-    run.say(f"{counts['users']:,} users, {counts['books']:,} books, {counts['untitled']:,} untitled")
+    say(f"{counts['events']:,} events of {counts[feedback]:,} {feedback}; left out: {left_out}")
+    say(f"{counts['users']:,} users, {counts['books']:,} books, {counts['untitled']:,} untitled")
     task.finish(task.folder.glob("*.parquet"), dict(counts))
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import polars as pl
 
-from recllm import run
-from recllm.data import archive, download, tables, titles
-from recllm.data.delimited import Dialect
-from recllm.data.fields import LATEST
-from recllm.data.layout import Column, Known, Layout
+from recllm.pipeline import run
+from recllm.tables import archive, canonical, download, titles
+from recllm.tables.columns import Column, Known, Layout
+from recllm.tables.delimited import Dialect
+from recllm.tables.parse import LATEST
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-1m.zip"
 CHECKSUM = "md5:c4d9eecfca2ab87c1945afe126590906"
@@ -136,7 +136,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         age=pl.col("age").replace_strict(AGES, return_dtype=pl.String),
         occupation=pl.col("occupation").replace_strict(dict(enumerate(OCCUPATIONS)), return_dtype=pl.String),
     )
-    tables.write(out, events, items, users, scale=(1, 5))
+    canonical.write(out, events, items, users, scale=(1, 5))
     return {**counts, "published": published}
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import polars as pl
 
-from recllm import run
-from recllm.data import archive, download, tables, titles
-from recllm.data.fields import LATEST
-from recllm.data.layout import Column, Layout
+from recllm.pipeline import run
+from recllm.tables import archive, canonical, download, titles
+from recllm.tables.columns import Column, Layout
+from recllm.tables.parse import LATEST
 
 URL = "https://files.grouplens.org/datasets/movielens/ml-25m.zip"
 CHECKSUM = "md5:6b51fb2759a8657d3bfcbfc42b592ada"
@@ -59,7 +59,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     archive.show_licence(cache, "MovieLens-25M", TERMS)
     given = raw or download.fetch(URL, cache, CHECKSUM)
     files = archive.find(given, cache, ["ratings.csv", "movies.csv"])
-    with tables.staging(out, scale=(0.5, 5)) as scratch:
+    with canonical.staging(out, scale=(0.5, 5)) as scratch:
 
         def write(ratings: pl.LazyFrame) -> pl.LazyFrame:
             events = ratings.select(
@@ -69,7 +69,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
                 label=(pl.col("rating") > config.label_threshold).cast(pl.Int8),
                 timestamp="timestamp",
             )
-            return tables.sink(events, scratch)
+            return canonical.sink(events, scratch)
 
         movies, _ = MOVIES.read(files["movies.csv"])
         known = {"movieId": ("a movie of movies.csv", movies["movieId"])}

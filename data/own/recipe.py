@@ -7,11 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from recllm import run
-from recllm.data import faults, fields, tables
-from recllm.data.faults import FAULT, Fault
-from recllm.data.files import AT, File, open_files
-from recllm.data.source import (
+from recllm.console import say
+from recllm.pipeline import run
+from recllm.tables import canonical, faults, parse
+from recllm.tables.config import (
     ISO,
     TIME_UNITS,
     EventsSource,
@@ -20,6 +19,8 @@ from recllm.data.source import (
     SourceConfig,
     UsersSource,
 )
+from recllm.tables.faults import FAULT, Fault
+from recllm.tables.readers import AT, File, open_files
 
 RESERVED = ("item", "user", "title", "external")  # names that the tables use themselves
 
@@ -43,7 +44,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
     if raw is not None and not raw.is_dir():
         raise ValueError(f"RAW={raw} is no folder, wanted the one that the paths under source start at")
     base, drop = raw or Path(), config.faulty == "drop"
-    with tables.staging(out) as scratch:
+    with canonical.staging(out) as scratch:
         items, counts = _items(config.items, base, scratch, drop)
         items.write_parquet(scratch / "items.parquet")
         counts |= _events(config, base, scratch, items["item"], drop)
@@ -109,18 +110,18 @@ def _attributes(table: str, files: list[File], lists: dict[str, str]) -> pl.Lazy
         chosen = [pl.col(AT)]
         for column, dtype in schema.items():
             if column in ("@item", "@user"):
-                chosen.append(fields.text(column, dtype).alias(column[1:]))
+                chosen.append(parse.text(column, dtype).alias(column[1:]))
             elif column == "@title":
-                chosen.append(fields.clean(pl.col(column)).alias("title"))
+                chosen.append(parse.clean(pl.col(column)).alias("title"))
             elif column in RESERVED:
                 left_out[column] = "the name has another meaning; rename it"
             elif column != AT:
-                values = fields.attribute(column, dtype, lists.get(column))
+                values = parse.attribute(column, dtype, lists.get(column))
                 chosen += values
                 left_out |= {} if values else {column: f"it holds {dtype}"}
         frames.append(file.frame.select(chosen))
     for column, reason in left_out.items():
-        run.say(f"{table}: column {column!r} of {files[0].shown} is left out: {reason}")
+        say(f"{table}: column {column!r} of {files[0].shown} is left out: {reason}")
     return pl.concat(frames, how="diagonal_relaxed")
 
 
@@ -166,10 +167,10 @@ def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, d
     )
     frame = faults.flagged(frame, causes, empty)
     good = frame.filter(pl.col(FAULT) == 0).with_columns(label=_label(label))
-    _, found = pl.collect_all([tables.sink(good, scratch), faults.summary(frame)], engine="streaming")
+    _, found = pl.collect_all([canonical.sink(good, scratch), faults.summary(frame)], engine="streaming")
     counts = faults.settle("events", files, causes, found, drop)
     latest = pl.scan_parquet(scratch / "events.parquet").select(pl.col("timestamp").max()).collect().item()
-    if TIME_UNITS.get(source.time_unit, 1) > 1 and latest is not None and latest < fields.EARLIEST_CLOCK:
+    if TIME_UNITS.get(source.time_unit, 1) > 1 and latest is not None and latest < parse.EARLIEST_CLOCK:
         raise ValueError(
             f"{files[0].shown}, column {source.timestamp!r}: the latest time is of "
             f"{datetime.fromtimestamp(latest, UTC):%Y}, wanted {source.time_unit} since 1970; "
@@ -184,13 +185,13 @@ def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
 
     def text(role: str) -> pl.Expr:
         column = f"@{role}"
-        return fields.text(column, schema[column]) if column in schema else pl.lit(None, pl.String)
+        return parse.text(column, schema[column]) if column in schema else pl.lit(None, pl.String)
 
     stars, moment = pl.lit(None, pl.Float64), pl.lit(None, pl.Int64)
     if "@rating" in schema:
-        stars = fields.number("@rating", schema["@rating"], source.decimal_comma)
+        stars = parse.number("@rating", schema["@rating"], source.decimal_comma)
     if "@timestamp" in schema:
-        moment = fields.seconds("@timestamp", schema["@timestamp"], source.time_unit)
+        moment = parse.seconds("@timestamp", schema["@timestamp"], source.time_unit)
     rating = stars if source.not_rated is None else pl.when(stars != source.not_rated).then(stars)
     if source.rating_step:
         rating = (rating / source.rating_step).round() * source.rating_step
@@ -242,7 +243,7 @@ def _causes(config: SourceConfig) -> list[Fault]:
             Fault(
                 "time_out_of_range",
                 "timestamp",
-                ~moment.is_between(0, fields.LATEST - 1),
+                ~moment.is_between(0, parse.LATEST - 1),
                 lambda value: _in_range(value, unit),
             ),
         ]
@@ -271,7 +272,7 @@ def _in_range(value: object, unit: str) -> str:
     wanted, number = "a time from 1970 to 2100", _as_number(value)
     if number is None or number < 0 or unit not in TIME_UNITS:
         return wanted
-    fitting = [name for name, parts in TIME_UNITS.items() if number / parts < fields.LATEST]
+    fitting = [name for name, parts in TIME_UNITS.items() if number / parts < parse.LATEST]
     return f"{wanted} in {unit}" + (
         f"; it looks like source.events.time_unit: {fitting[0]}" if fitting else ""
     )
@@ -303,7 +304,7 @@ def work(task: run.Run) -> None:
             f"{rows:,} {name.removeprefix(f'dropped_{table}_')}" for name, rows in dropped.items()
         )
         read = f", {counts[f'read_{table}']:,} rows read" if f"read_{table}" in counts else ""
-        run.say(f"{counts[table]:,} {table}{read}; left out: {reasons or 'none'}")
+        say(f"{counts[table]:,} {table}{read}; left out: {reasons or 'none'}")
     task.finish(task.folder.glob("*.parquet"), dict(counts))
 
 

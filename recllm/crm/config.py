@@ -58,7 +58,7 @@ class CrmConfig:
     """Whether events carry an embedding of the time between them and the sample (true or false)."""
     statistics: bool = False
     """Whether a sample carries running counts and shares of likes of its user, its item, and its user in its
-    category (`recllm.data.statistics`; true or false). The papers' models read none."""
+    category (`recllm.eventlog.statistics`; true or false). The papers' models read none."""
     l2: float = 0.3
     """Weight of the squared norm of a sample's identifying embedding rows (user, item ...) in the loss."""
     mask_users: float = 0.5

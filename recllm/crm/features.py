@@ -17,7 +17,7 @@ Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class Inputs(Protocol):
-    """What builds a CRM's batch: `recllm.data.batches.CrmInputs`."""
+    """What builds a CRM's batch: `recllm.crm.inputs.CrmInputs`."""
 
     def __call__(
         self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None

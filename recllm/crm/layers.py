@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from recllm.crm.attention import Attend
 from recllm.crm.config import CrmConfig, Fields
+from recllm.crm.inputs import INTERVAL_BUCKETS
 from recllm.crm.table import Table, rows_of, weighted_sums
-from recllm.data.batches import INTERVAL_BUCKETS
-from recllm.data.statistics import LEVELS, STATISTICS
+from recllm.eventlog.statistics import LEVELS, STATISTICS
 
 Batch = Mapping[str, Tensor]
 
@@ -171,7 +171,7 @@ class Model(nn.Module):
         self.embeddings = Embeddings(fields, config, retrieved)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores a batch of `recllm.data.batches.CrmInputs`.
+        """Scores a batch of `recllm.crm.inputs.CrmInputs`.
 
         Returns:
             Logit [B], and representation [B, config.mlp[-1]]: the last hidden layer of the prediction MLP.

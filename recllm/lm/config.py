@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recllm.checks import check, check_hold_out
+from recllm.errors import check, check_hold_out
 
 
 @dataclass(frozen=True)

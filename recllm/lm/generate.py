@@ -12,8 +12,8 @@ from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.data.collate import pad_left
 from recllm.lm.tasks import Titles
+from recllm.text.collate import pad_left
 
 
 def normalize(title: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recllm.data.collate import Ragged, separate, shared_prefix
+from recllm.text.collate import Ragged, separate, shared_prefix
 
 SHARED, ADDITIVE, SEPARATE = "shared", "shared-additive", "separate"
 """One row a prompt with a mask of true and false; the same with a mask that is added; one row a title."""
@@ -19,7 +19,7 @@ SHARED, ADDITIVE, SEPARATE = "shared", "shared-additive", "separate"
 def title_batch(
     prompts: Ragged, completions: Ragged, counts: NDArray[np.int64] | int, layout: str = SHARED
 ) -> dict[str, Any]:
-    """What `recllm.lm.score.title_logps` takes: B prompts and the completions of each.
+    """What `recllm.lm.logprobs.title_logps` takes: B prompts and the completions of each.
 
     Args:
         prompts: B prompts, none empty.

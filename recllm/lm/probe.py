@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recllm.data.collate import Ragged
 from recllm.lm.layout import ADDITIVE, SEPARATE, SHARED, title_batch
-from recllm.lm.score import title_logps
+from recllm.lm.logprobs import title_logps
+from recllm.text.collate import Ragged
 
 NEAR = {torch.float64: 0.01, torch.float32: 0.01}
 """Largest error, as a share of what a wrong mask changes; 16-bit weights: `NEAR_16_BIT`."""

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.data.collate import Ragged, pad_left, pad_right
-from recllm.data.log import EventLog, Rows
-from recllm.data.prompts import Prompts
+from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.layout import SHARED, title_batch
+from recllm.text.collate import Ragged, pad_left, pad_right
+from recllm.text.prompts import Prompts
 
 Batch = dict[str, Any]
 

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from recllm.data.collate import Ragged, pad_right
-from recllm.data.log import Rows
-from recllm.data.prompts import Prompts
+from recllm.eventlog.log import Rows
 from recllm.lm.config import EncoderConfig, TowersConfig
 from recllm.lm.encoder import load_encoder
+from recllm.text.collate import Ragged, pad_right
+from recllm.text.prompts import Prompts
 
 ENCODER, HEAD, SHAPE = "encoder", "head.safetensors", "towers.json"
 PAIRS = 1 << 16

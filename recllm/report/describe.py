@@ -15,11 +15,11 @@ from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.ticker import EngFormatter, LogFormatter
 from numpy.typing import NDArray
 
-from recllm.columns import FIRST_ID, SPLITS
-from recllm.data.log import EventLog, Rows
-from recllm.data.prompts import Prompts
+from recllm.eventlog.ids import FIRST_ID, SPLITS
+from recllm.eventlog.log import EventLog, Rows
 from recllm.report.html import write_page
 from recllm.report.sheet import sheet
+from recllm.text.prompts import Prompts
 
 Table = tuple[list[str], list[list[str]]]
 """Heading (empty: none), and lines of cells."""

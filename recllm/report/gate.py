@@ -13,14 +13,14 @@ import polars as pl
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from recllm.data.log import EventLog, Rows
-from recllm.data.prompts import fill
-from recllm.gates import ENTROPY, Floats, GateRecord, Ints, distances, entropy, explained
+from recllm.evaluation.gates import ENTROPY, Floats, GateRecord, Ints, distances, entropy, explained
+from recllm.evaluation.tables import View
+from recllm.eventlog.log import EventLog, Rows
 from recllm.paths import GATE, LOGS, MANIFEST
+from recllm.pipeline.finished import load_sections, read_config
 from recllm.report.curves import read_series
 from recllm.report.sheet import sheet
-from recllm.run import load_sections, read_config
-from recllm.views import View
+from recllm.text.prompts import fill
 
 EXAMPLES, NEAREST, DIVERGENT, TITLES = 3, 2, 5, 5
 VALUES = 30

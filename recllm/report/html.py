@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from recllm.manifest import replace_text
+from recllm.files import replace_text
 
 
 def write_page(out: Path, template: str, **values: Any) -> None:

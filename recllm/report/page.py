@@ -6,23 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recllm import results, views
+from recllm.evaluation import results, tables
 from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
-from recllm.report.change import change_views
+from recllm.pipeline.stages import STAGES
 from recllm.report.curves import draw, read_series
+from recllm.report.forgetting import change_views
 from recllm.report.gate import gate_sections
 from recllm.report.html import write_page
 from recllm.report.sweeps import sweeps
-
-STAGES = {
-    "log": "prepare",
-    "lm": "stage2",
-    "neighbours": "stage2",
-    "stage1": "stage1",
-    "stage2": "stage2",
-    "stage3": "stage3",
-}
-"""Folder of a data set's artifacts -> the make target that fills it."""
 
 TASKS = {"ctr": "Will this user like this item (CTR)", "ranking": "Which item comes next (ranking)"}
 
@@ -59,9 +50,9 @@ def write_report(folder: Path, out: Path) -> list[str]:
         dataset=folder.resolve().name,
         missing=missing,
         facts=_facts(rows, manifests),
-        results=[(TASKS[task], views.views(rows, task)) for task in TASKS],
-        differences=views.difference_views(rows),
-        bands=views.band_views(rows),
+        results=[(TASKS[task], tables.views(rows, task)) for task in TASKS],
+        differences=tables.difference_views(rows),
+        bands=tables.band_views(rows),
         changes=change_views(rows),
         sweeps=sweeps(folder),
         gates=gate_sections(folder),

@@ -10,12 +10,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from recllm.config.sweep import ROWS, short, tag
+from recllm.evaluation.results import ResultRow, merge, read
+from recllm.evaluation.tables import View, interval, number
 from recllm.paths import MANIFEST
-from recllm.points import ROWS, short, tag
+from recllm.pipeline.finished import read_config
 from recllm.report.sheet import GRAY, sheet
-from recllm.results import ResultRow, merge, read
-from recllm.run import read_config
-from recllm.views import View, interval, number
 
 FILE = "rows.json"
 Lines = dict[str, dict[str, ResultRow]]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.data.groups import Tastes
-from recllm.data.log import EventLog, Rows
+from recllm.eventlog.groups import Tastes
+from recllm.eventlog.log import EventLog, Rows
 
 
 class SameCategory:

@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recllm.data.log import EventLog
-from recllm.manifest import write_json
+from recllm.eventlog.log import EventLog
+from recllm.files import write_json
 from recllm.retrieval.vectors import Vectors
 
 Rows = NDArray[np.int64]

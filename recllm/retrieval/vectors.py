@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from recllm.data.log import EventLog
+from recllm.eventlog.log import EventLog
 from recllm.retrieval.config import check_kind
 
 if TYPE_CHECKING:

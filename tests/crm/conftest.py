@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recllm.crm import CrmConfig, Fields, Model, build
-from recllm.data.statistics import LEVELS, STATISTICS
+from recllm.eventlog.statistics import LEVELS, STATISTICS
 
 FIELDS = Fields(user_sizes=(50, 4), item_sizes=(40, 40, 8), rating_levels=5, category=2)
 VARIANTS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recllm.data.statistics import LEVELS, STATISTICS
+from recllm.eventlog.statistics import LEVELS, STATISTICS
 
 SIZE, LENGTH = 6_000, 6
 TESTED = SIZE // 4

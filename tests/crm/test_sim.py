@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional
 
 from recllm.crm import CrmConfig, Fields, build
+from recllm.crm.inputs import CrmInputs
 from recllm.crm.sim import SoftSearch
 from recllm.crm.table import COUNTED, Table
-from recllm.data.batches import CrmInputs
 from recllm.retrieval.category import SameCategory
 
 

@@ -12,16 +12,17 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm import parents
-from recllm.counting import Cooccurrence, popularity_ctr, popularity_rank
-from recllm.data.batches import CrmInputs, chronological
-from recllm.data.build import build_log
-from recllm.data.candidates import KINDS, negatives
-from recllm.data.log import EventLog
-from recllm.data.prompts import Prompts
-from recllm.data.statistics import Statistics
+from recllm.crm.inputs import CrmInputs
+from recllm.eventlog.build import build_log
+from recllm.eventlog.candidates import KINDS, negatives
+from recllm.eventlog.log import EventLog, chronological
+from recllm.eventlog.statistics import Statistics
 from recllm.retrieval.neighbours import Neighbours
+from recllm.retrieval.stored import Retrieval
 from recllm.retrieval.vectors import cooccurrence_vectors
+from recllm.systems.counting import Cooccurrence, popularity_ctr, popularity_rank
+from recllm.systems.texts import build_pieces, tiny_tokenizer
+from recllm.text.prompts import Prompts
 from stages import lm as lm_stage
 
 CASES = {
@@ -65,7 +66,7 @@ def vectors(demo_log):
 def pieces(demo_log, demo_config, tiny_lm):
     """Texts of prompts that say the statistics too."""
     prompt = dataclasses.replace(demo_config.prompt, statistics=True)
-    return parents.build_pieces(dataclasses.replace(demo_config, prompt=prompt), demo_log, tiny_lm.tokenizer)
+    return build_pieces(dataclasses.replace(demo_config, prompt=prompt), demo_log, tiny_lm.tokenizer)
 
 
 def altered(log, rows):
@@ -172,7 +173,7 @@ def learnt(log, config, pieces, stored):
     """What training counts, factorises or reads as text; `stored` are the neighbours of the log's rows."""
     run = SimpleNamespace(config=config)
     prompts = Prompts(log, pieces, 512)
-    texts = text_of(run, log, prompts, parents.Retrieval(stored, None))
+    texts = text_of(run, log, prompts, Retrieval(stored, None))
     counts = [Cooccurrence(log, directed) for directed in (False, True)]
     return [
         *texts,
@@ -180,7 +181,7 @@ def learnt(log, config, pieces, stored):
         cooccurrence_vectors(log, 8),
         popularity_rank(log),
         popularity_ctr(log),
-        np.array(parents.tiny_tokenizer(config, log, config.lm.tiny).get_vocab()),
+        np.array(tiny_tokenizer(config, log, config.lm.tiny).get_vocab()),
     ]
 
 
@@ -207,7 +208,7 @@ def test_the_lm_reads_nothing_of_the_events_that_it_holds_out(case, vectors, dem
     lm = dataclasses.replace(demo_config.lm, training=training)
     config = dataclasses.replace(demo_config, subsample=rows, lm=lm)
     run, prompts = SimpleNamespace(config=config), Prompts(log, tiny_lm.pieces, 512)
-    retrieval = parents.Retrieval(Neighbours(log, *vectors).search(np.arange(len(log.user)), k=10), None)
+    retrieval = Retrieval(Neighbours(log, *vectors).search(np.arange(len(log.user)), k=10), None)
     held = log.rows("train", rows)
     asked = lm_stage.Told.of(run, log).asked
     assert len(asked) == len(np.unique(asked)) == len(held)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from recllm.checks import ConfigError
+from recllm.errors import ConfigError
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, load_adapter, needs, save_adapter, selected
 from recllm.lm.config import AdapterConfig

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from recllm.data.collate import Ragged
 from recllm.lm.generate import constrained, normalize, valid_ratio
-from recllm.lm.infer import candidate_scores, title_choices
 from recllm.lm.layout import title_batch
+from recllm.lm.predict import candidate_scores, title_choices
 from recllm.lm.tasks import Titles
+from recllm.text.collate import Ragged
 
 
 class Says(torch.nn.Module):

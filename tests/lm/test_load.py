@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from recllm.data.collate import pad_left
-from recllm.data.pieces import Pieces, Wording
 from recllm.lm.load import LmConfig, context_length, load_lm
-from recllm.lm.score import answer_logits
+from recllm.lm.logprobs import answer_logits
+from recllm.text.collate import pad_left
+from recllm.text.pieces import Pieces, Wording
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260k"
 needs_stories = pytest.mark.skipif(not STORIES.is_dir(), reason=f"{STORIES} is not there")
@@ -30,7 +30,7 @@ def test_pretrained_weights_load_frozen_and_know_their_language():
     assert pieces.table[pieces.head].tolist() == [1]
     text = tokenizer("Once upon a time, there was a little", add_special_tokens=False)["input_ids"]
     target = tokenizer(" girl", add_special_tokens=False)["input_ids"][-1]
-    from recllm.data.collate import Ragged
+    from recllm.text.collate import Ragged
 
     with torch.no_grad():
         with_bos, without = (

@@ -21,10 +21,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from recllm.data.collate import Ragged
 from recllm.lm.layout import ADDITIVE, SEPARATE, SHARED, title_batch
+from recllm.lm.logprobs import title_logps
 from recllm.lm.probe import layout_of
-from recllm.lm.score import title_logps
+from recllm.text.collate import Ragged
 
 BASE = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 WIDE = BASE | {"intermediate_size": 24}

@@ -4,19 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from recllm import parents
-from recllm.data.collate import pad_left
-from recllm.lm.infer import answer_scores, candidate_scores
-from recllm.lm.score import candidate_logps
+from recllm.lm.logprobs import candidate_logps
+from recllm.lm.predict import answer_scores, candidate_scores
 from recllm.lm.tasks import Answers, Titles, Verdicts
 from recllm.retrieval.neighbours import Neighbours
+from recllm.retrieval.stored import Retrieval
 from recllm.retrieval.vectors import normalize
+from recllm.systems.crm import Crm
+from recllm.systems.lm import Lm
+from recllm.text.collate import pad_left
 
 
 class Representations:
     """Stands for `parents.Crm`: the representation of a pair is a function of the pair and nothing else."""
 
-    each = parents.Crm.each
+    each = Crm.each
 
     def representations(self, rows, targets):
         rows = rows.reshape(-1, *[1] * (targets.ndim - 1))
@@ -39,8 +41,8 @@ def verdicts_of(log, config, tiny_lm, rows, candidates, retrieved):
     prompts.log = log
     vectors = np.random.default_rng(0).normal(size=(log.n_items, 8)).astype(np.float32)
     searcher = Neighbours(log, normalize(vectors))
-    retrieval = parents.Retrieval(np.zeros((0, 0), np.int32), searcher)
-    lm = parents.Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, retrieval)
+    retrieval = Retrieval(np.zeros((0, 0), np.int32), searcher)
+    lm = Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, retrieval)
     return lm.verdicts(rows, candidates, Representations(), retrieved)
 
 
@@ -51,7 +53,7 @@ def titles_of(log, config, tiny_lm, rows, candidates, listed, each=False):
     config = copy.copy(config)
     object.__setattr__(config, "prompt", copy.copy(config.prompt))
     object.__setattr__(config.prompt, "list_candidates", listed)
-    lm = parents.Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, None)
+    lm = Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, None)
     return lm.titles(rows, candidates, Representations(), each)
 
 
@@ -173,7 +175,7 @@ def test_verdicts_give_each_prompt_the_gate_input_of_its_candidate(demo_log, dem
 @pytest.mark.parametrize("kind", ["uniform", "popular"])
 def test_the_order_of_the_candidates_is_a_function_of_their_set(demo_log, kind):
     """A list made anew around another chosen one of the same set has the same order."""
-    from recllm.data import candidates as module
+    from recllm.eventlog import candidates as module
 
     rows, lists = demo_log.ranking("valid", f"{kind}20")
     rows, lists = rows[:5], lists[:5]
@@ -224,7 +226,7 @@ def test_columns_select_candidates_and_the_chosen_place_follows(demo_log, tiny_l
     owner = prompt["cell"]
     assert [prompt["target"][owner == place].tolist() for place in range(6)] == titles
     # Scored alone or among all of them, a candidate has the same log-probability.
-    from recllm.lm.score import title_logps
+    from recllm.lm.logprobs import title_logps
 
     whole = title_logps(tiny_lm.model, task(indices)["prompt"])
     part = title_logps(tiny_lm.model, prompt)
@@ -271,7 +273,7 @@ def test_answers_ask_for_the_rows_own_item(demo_log, tiny_lm):
 
 
 def test_cut_prompts_are_counted(demo_log, tiny_lm):
-    from recllm.data.prompts import Prompts
+    from recllm.text.prompts import Prompts
 
     rows = demo_log.rows("valid", "uniform5")
     short = Prompts(demo_log, tiny_lm.pieces, 48)

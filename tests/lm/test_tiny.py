@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from recllm.data.pieces import Wording
 from recllm.lm.load import LmConfig, load_lm
 from recllm.lm.tiny import TinyConfig, build_model, train_tokenizer
+from recllm.text.pieces import Wording
 
 TITLES = ["", "", "Toy Story (1995)", "Dr. No (1962)", "Do Not Disturb (1965)", "Yes Man (2008)"]
 COUNTS = [0, 0, 400, 100, 1, 4]

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recllm.data.collate import Ragged, pad_right
-from recllm.data.prompts import Prompts
 from recllm.lm.config import TinyConfig, TowersConfig
 from recllm.lm.encoder import build_encoder, with_mask
 from recllm.lm.tasks import Pairs, by_length
 from recllm.lm.towers import TwoTowers, tower_scores
 from recllm.metrics import auc
+from recllm.text.collate import Ragged, pad_right
+from recllm.text.prompts import Prompts
 
 SMALL = TinyConfig(hidden=16, layers=2, heads=2, intermediate=24, context=256)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from recllm.data.source import SourceConfig
+from recllm.tables.config import SourceConfig
 
 REPOSITORY = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("own_recipe", REPOSITORY / "data" / "own" / "recipe.py")

@@ -6,9 +6,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm.data.build import build_log
-from recllm.data.config import PrepareConfig
-from recllm.data.log import EventLog
+from recllm.eventlog.build import build_log
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.log import EventLog
 from recllm.metrics import auc
 
 REPOSITORY = Path(__file__).parents[2]

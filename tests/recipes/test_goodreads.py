@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 
 from bench import goodreads
-from recllm.data.build import build_log
-from recllm.data.config import PrepareConfig
-from recllm.data.log import EventLog
+from recllm.eventlog.build import build_log
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.log import EventLog
 
 REPOSITORY = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location(

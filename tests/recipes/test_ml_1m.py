@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recllm.data.build import build_log
-from recllm.data.config import PrepareConfig
+from recllm.eventlog.build import build_log
+from recllm.eventlog.config import PrepareConfig
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-1m"

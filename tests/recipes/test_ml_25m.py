@@ -8,9 +8,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recllm.data.build import build_log
-from recllm.data.config import PrepareConfig
-from recllm.data.log import EventLog
+from recllm.eventlog.build import build_log
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.log import EventLog
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-latest-slice"

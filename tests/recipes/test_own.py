@@ -5,7 +5,7 @@ import re
 import polars as pl
 import pytest
 
-from recllm.data.source import SourceConfig
+from recllm.tables.config import SourceConfig
 from tests.recipes.own_recipe import SOURCE, config_of, recipe
 
 ITEMS = 'sku,name,kind\nA,Apple,fruit\nB,"Bread, ""dark""",food\n'

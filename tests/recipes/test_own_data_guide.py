@@ -15,8 +15,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from recllm import paths, run
-from recllm.data import source
+from recllm import paths
+from recllm.pipeline import run
+from recllm.tables import config
 from stages import plan, prepare
 from tests.stages.plans import rules
 
@@ -145,12 +146,12 @@ def test_a_wrong_yaml_is_told_before_anything_runs(shop, capsys, line, instead, 
 def keys():
     """Rows of the table of keys: what the schema says of itself."""
     for prefix, cls in (
-        ("", source.FileSource),
-        ("events", source.EventsSource),
-        ("items", source.ItemsSource),
-        ("users", source.UsersSource),
-        ("label", source.LabelSource),
-        ("", source.SourceConfig),
+        ("", config.FileSource),
+        ("events", config.EventsSource),
+        ("items", config.ItemsSource),
+        ("users", config.UsersSource),
+        ("label", config.LabelSource),
+        ("", config.SourceConfig),
     ):
         body = ast.parse(inspect.getsource(cls)).body[0].body
         meaning = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recllm.data.log import ARRAYS, EventLog
+from recllm.eventlog.log import ARRAYS, EventLog
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 
-from recllm.data.batches import CrmInputs
+from recllm.crm.inputs import CrmInputs
 from recllm.retrieval.category import SameCategory
 
 

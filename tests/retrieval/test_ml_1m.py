@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recllm.columns import UNUSED
-from recllm.data.build import build_log
-from recllm.data.config import PrepareConfig
-from recllm.data.log import EventLog
+from recllm.eventlog.build import build_log
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.ids import UNUSED
+from recllm.eventlog.log import EventLog
 from recllm.retrieval.neighbours import Neighbours
 from recllm.retrieval.vectors import cooccurrence_vectors, item_vectors
 

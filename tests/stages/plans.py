@@ -1,9 +1,9 @@
 """What tests of plans ask of one."""
 
-from recllm.dag import Plan
-from recllm.manifest import Manifest, describe_outputs
-from recllm.request import parse
-from recllm.run import config_digest, read_config
+from recllm.config.request import parse
+from recllm.pipeline.finished import config_digest, read_config
+from recllm.pipeline.graph import Plan
+from recllm.pipeline.manifest import Manifest, describe_outputs
 
 
 def needed(*words):

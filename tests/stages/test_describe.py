@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm.dag import Plan
-from recllm.manifest import Manifest
-from recllm.request import parse
-from recllm.run import config_digest
+from recllm.report import prompt_examples
+from recllm.config.request import parse
+from recllm.pipeline.finished import config_digest
+from recllm.pipeline.graph import Plan
+from recllm.pipeline.manifest import Manifest
 from stages import describe
 
 
@@ -57,7 +58,7 @@ def test_prepare_alone_is_enough(prepared, capsys):
 
 
 def test_prompts_show_the_neighbours_once_they_are_there(prepared, nodes, demo_log):
-    row = demo_log.rows("test", describe.SAMPLE)
+    row = demo_log.rows("test", prompt_examples.SAMPLE)
     row = row[demo_log.label[row] == 1][0]
     nearest = np.full((len(demo_log.user), 30), -1, np.int32)
     oldest = demo_log.history(np.array([row]))[0][0]

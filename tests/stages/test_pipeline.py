@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recllm.blend import CONTROLS
+from recllm.evaluation.stacking import CONTROLS
 
 pytestmark = pytest.mark.slow
 

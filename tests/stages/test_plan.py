@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from recllm.checks import ConfigError
-from recllm.dag import Plan
-from recllm.request import parse
-from recllm.run import read_config
+from recllm.config.request import parse
+from recllm.errors import ConfigError
+from recllm.pipeline.finished import read_config
+from recllm.pipeline.graph import Plan
 from stages import plan
 from tests.stages.plans import configs, finish, needed, of_stage, states
 

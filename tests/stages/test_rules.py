@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recllm.dag import Plan
-from recllm.request import parse
-from recllm.run import config_digest, read_config
+from recllm.config.request import parse
+from recllm.pipeline.finished import config_digest, read_config
+from recllm.pipeline.graph import Plan
 from stages import plan
 from tests.stages.plans import configs, finish, needed, of_stage, rules, states
 

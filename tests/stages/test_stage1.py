@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from recllm import parents
-from recllm.checks import ConfigError
-from recllm.config import load_yaml, merge
+from recllm.config.merge import load_yaml, merge
 from recllm.crm import build
-from recllm.data.loader import plan_steps
-from recllm.run import Run, StageError
-from recllm.training import best_scores, fit
+from recllm.errors import ConfigError, StageError
+from recllm.pipeline.run import Run
+from recllm.systems.crm import crm_inputs
+from recllm.training.checkpoints import best_scores
+from recllm.training.fit import fit
+from recllm.training.loaders import plan_steps
 from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
 
 REPOSITORY = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def train(make_stage, demo_log):
             size = (stage1.fit.batch_size, stage1.fit.epochs, stage1.fit.validations)
             steps, interval = plan_steps(len(rows), *size)
             torch.manual_seed(0)
-            inputs = parents.crm_inputs(demo_log, stage1.inputs, None)
+            inputs = crm_inputs(demo_log, stage1.inputs, None)
             module = CrmModule(build(fields(demo_log), stage1.crm), stage1, steps, run.config.trainer.compile)
             if kill is not None:
                 module.on_train_batch_start = lambda batch, index: _killed(module, kill)

@@ -6,10 +6,11 @@ import lightning
 import pytest
 import torch
 
+from recllm.config.schema import TrainerConfig
+from recllm.config.stages import FitConfig, Stage2Config
+from recllm.errors import StageError
 from recllm.lm import adalora
-from recllm.parents import Crm
-from recllm.run import StageError
-from recllm.schema import FitConfig, Stage2Config, TrainerConfig
+from recllm.systems.crm import Crm
 from stages.stage2 import TuneModule, check_out_of_fold, shares
 
 

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from recllm import parents
+from recllm.config.schema import TrainerConfig
+from recllm.config.stages import FitConfig, Stage3Config
+from recllm.errors import StageError
+from recllm.eventlog.rowsets import drawn_lists
 from recllm.lm.adapters import add_adapter
 from recllm.lm.config import AdapterConfig
-from recllm.lm.infer import candidate_scores
 from recllm.lm.layout import SEPARATE
-from recllm.lm.score import candidate_logps
+from recllm.lm.logprobs import candidate_logps
+from recllm.lm.predict import candidate_scores
 from recllm.lm.tasks import Verdicts
 from recllm.losses import preference_loss
-from recllm.run import StageError
-from recllm.schema import FitConfig, Stage3Config, TrainerConfig
+from recllm.systems.lm import Lm
 from stages import stage3
 from stages.stage3 import AlignModule, Compared, answerable, loaders, reference
 
@@ -26,8 +28,8 @@ def task(demo_log, demo_config, tiny_lm):
     """Forty next-title rows, as the stage builds them."""
     rows = demo_log.rows("train", "uniform200")
     rows = rows[demo_log.label[rows] == 1][:40]
-    lm = parents.Lm(tiny_lm.model, tiny_lm.tokenizer, tiny_lm.prompts, demo_log, demo_config, None)
-    return lm.titles(rows, parents.drawn_lists(demo_log, rows, 0), None)
+    lm = Lm(tiny_lm.model, tiny_lm.tokenizer, tiny_lm.prompts, demo_log, demo_config, None)
+    return lm.titles(rows, drawn_lists(demo_log, rows, 0), None)
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recllm import parents
 from recllm.lm.config import EncoderTrainingConfig, LmConfig
 from recllm.lm.towers import TwoTowers, tower_scores
-from recllm.manifest import Manifest, describe_outputs
 from recllm.metrics import auc
-from recllm.run import Run, main
+from recllm.pipeline.manifest import Manifest, describe_outputs
+from recllm.pipeline.run import Run, main
+from recllm.systems.texts import build_pieces, tower_prompts
 from stages import encoder, towers
 
 SIZES = {
@@ -97,7 +97,7 @@ def test_both_stages_end_the_same_whether_killed_or_not_and_hand_on_what_scores_
     run = Run.start([str(two), *WORDS])
     assert run.done
     model, tokenizer, context = TwoTowers.load(two / "export")
-    prompts = parents.tower_prompts(run.config, demo_log, tokenizer, context)
+    prompts = tower_prompts(run.config, demo_log, tokenizer, context)
     rows = demo_log.rows("valid", "uniform200")
     logits = tower_scores(model, prompts, tokenizer.pad_token_id, rows, demo_log.recent(rows, 10))
     assert auc(logits, demo_log.label[rows]) == pytest.approx(figures(two)["valid/auc"], abs=1e-4)
@@ -186,7 +186,5 @@ def test_processes_share_what_one_would_mask(demo_log, tiny_lm):
 def test_pieces_of_towers_have_no_chat_around_them(demo_config, demo_log, tiny_lm):
     chat = dataclasses.replace(demo_config.lm, model=LmConfig(prefix="USER: "))
     config = dataclasses.replace(demo_config, lm=chat)
-    plain, wrapped = (
-        parents.build_pieces(config, demo_log, tiny_lm.tokenizer, m) for m in (LmConfig(), None)
-    )
+    plain, wrapped = (build_pieces(config, demo_log, tiny_lm.tokenizer, m) for m in (LmConfig(), None))
     assert plain.lengths[plain.head] == 1 < wrapped.lengths[wrapped.head]

@@ -1,0 +1,1 @@
+"""What may be said: every configuration key, how layers are merged, and what is asked of make."""

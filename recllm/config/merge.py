@@ -1,0 +1,176 @@
+"""The configuration: YAML files merged over the schema in a fixed order, and one-line errors.
+
+Order, later wins: dataclass defaults, `conf/base.yaml`, `conf/dataset/`, `conf/lm/`, the stage's choice
+(`conf/stage1/` ...), that choice on this data set (`conf/stage1/<dataset>/` ...), `conf/experiment/`,
+`key=value` from the command line. OmegaConf merges and checks types; what leaves this module is a frozen
+dataclass.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from recllm.config.schema import Config
+from recllm.errors import ConfigError
+
+
+def keys(value: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every dotted key of a nested mapping, the inner ones included."""
+    found = []
+    for key, inner in value.items():
+        found.append(prefix + key)
+        if isinstance(inner, Mapping):
+            found += keys(inner, f"{prefix}{key}.")
+    return found
+
+
+SCHEMA = dataclasses.asdict(Config())
+_EMPTY = OmegaConf.structured(Config)  # copied for each merge: a copy takes a fifteenth of the time
+KEYS = keys(SCHEMA)
+LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS)]
+
+
+def _nearest(key: str) -> str:
+    """The key that was probably meant: of the same stage, with the most similar last part."""
+    if key in KEYS:  # a section; what can be set are the keys in it
+        return next(leaf for leaf in LEAVES if leaf.startswith(f"{key}."))
+    head, _, last = key.rpartition(".")
+    top = head.partition(".")[0]
+    within = [known for known in KEYS if known.partition(".")[0] == top] or KEYS
+
+    def likeness(known: str) -> float:
+        return difflib.SequenceMatcher(None, known.rpartition(".")[2], last).ratio()
+
+    best = max(within, key=lambda known: (likeness(known), difflib.SequenceMatcher(None, known, key).ratio()))
+    return best if likeness(best) >= 0.5 else f"none; sections are {', '.join(SCHEMA)}"
+
+
+def check_keys(value: Mapping[str, Any], source: str) -> None:
+    """Refuse keys that the schema does not have.
+
+    Raises:
+        ConfigError: names the key, the source, and the nearest key that exists.
+    """
+    for key in keys(value):
+        if key not in KEYS:
+            raise ConfigError(f"{key} ({source}) is no configuration key; the nearest is {_nearest(key)}")
+
+
+def parse_overrides(arguments: Iterable[str], source: str = "command line") -> dict[str, Any]:
+    """Turn `key=value` words into a flat mapping of dotted keys, values read as YAML.
+
+    Raises:
+        ConfigError: for a word without `=`, or an unknown key.
+    """
+    flat: dict[str, Any] = {}
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument!r} ({source}) is no key=value; e.g. stage2.fit.lr=1e-3")
+        if key not in KEYS or isinstance(_at(SCHEMA, key), dict):
+            raise ConfigError(f"{key} ({source}) is no configuration key; the nearest is {_nearest(key)}")
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{argument!r} ({source}) cannot be read: {_first_line(error)}") from error
+        flat[key] = _at(parsed, key)
+    return flat
+
+
+def _at(nested: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        nested = nested[part]
+    return nested
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of the configuration and check its keys.
+
+    Raises:
+        ConfigError: where it cannot be read, or holds an unknown key.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path)) or {}
+    except Exception as error:  # YAML and OmegaConf raise many types, all of them a fault of the file
+        raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no mapping of keys to values")
+    named = {str(key): value for key, value in content.items()}
+    check_keys(named, str(path))
+    return named
+
+
+def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[str, Any]) -> Config:
+    """Merge layers over the schema, then the overrides, and freeze.
+
+    Args:
+        layers: (source, nested mapping), weakest first.
+        overrides: dotted key -> value, strongest.
+
+    Raises:
+        ConfigError: a value of the wrong type or out of range, with its key.
+    """
+    layers = [(source, dict(layer)) for source, layer in layers]
+    try:
+        merged = OmegaConf.unsafe_merge(  # unsafe: may keep what it is given, which nobody else has
+            empty(), *(layer for _, layer in layers), _nest(overrides)
+        )
+    except OmegaConfBaseException:  # one by one, which is slow, so that the one at fault is named
+        merged = empty()
+        for source, layer in layers:
+            try:
+                merged = OmegaConf.merge(merged, layer)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{error.full_key or source} ({source}): {_first_line(error)}") from error
+        for key, value in overrides.items():
+            merged = override(merged, key, value)
+    return freeze(merged)
+
+
+def empty() -> Any:
+    """The schema's defaults as an OmegaConf object of the caller's own."""
+    return copy.deepcopy(_EMPTY)
+
+
+def override(merged: Any, key: str, value: Any) -> Any:
+    """Merge one dotted key; a value of the wrong type is an error that names it."""
+    try:
+        return OmegaConf.merge(merged, _nest({key: value}))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}={value}: {_first_line(error)}") from error
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys -> nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return nested
+
+
+def freeze(merged: Any) -> Config:
+    """Turn a merged OmegaConf object into the frozen dataclass; ranges are checked here."""
+    try:
+        config = OmegaConf.to_object(merged)
+    except ConfigError:
+        raise
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_first_line(error)) from error
+    assert isinstance(config, Config)
+    return config

@@ -1,0 +1,1 @@
+"""Systems on the test split, side by side: figures, intervals, tables."""

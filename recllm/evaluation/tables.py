@@ -1,0 +1,189 @@
+"""How rows of results look: tables for a terminal and for the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recllm.evaluation.results import HEADLINE, ResultRow, by_system, by_table
+from recllm.evaluation.slices import BANDS
+
+COLUMNS = {
+    "ctr": {"auc": "AUC", "logloss": "log loss", "per_user_auc": "user AUC", "ece": "ECE"},
+    "ranking": {"hr@1": "HR@1", "hr@5": "HR@5", "ndcg@10": "NDCG@10", "mrr": "MRR", "valid_ratio": "valid"},
+}
+"""Task -> metrics that the report shows, with their headings; every other metric is in the file only."""
+
+NARROW = ("auc", "logloss", "hr@1", "ndcg@10", "valid_ratio")
+"""Those of them that fit a terminal of 100 columns."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One table ready to be shown: systems that are comparable, i.e. the same task, rows and candidates.
+
+    Attributes:
+        title: task, row set, candidates, variant.
+        heading: column headings; the first column is the system.
+        cells: `[lines][columns]` text.
+        best: `(line, column)` of the best value of each metric.
+    """
+
+    title: str
+    heading: list[str]
+    cells: list[list[str]]
+    best: set[tuple[int, int]]
+
+
+def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[View]:
+    """The tables of a task, one for each (variant, row set, candidates).
+
+    Args:
+        rows: any rows.
+        task: `ctr` or `ranking`.
+        narrow: only the metrics that fit a terminal.
+
+    Returns:
+        Tables in order of variant, row set and candidates.
+    """
+    names = [name for name in COLUMNS[task] if not narrow or name in NARROW]
+    return [_view(group, names) for group in by_table(row for row in rows if row.task == task)]
+
+
+def band_views(rows: Iterable[ResultRow]) -> list[View]:
+    """AUC by how much training has seen of the rows' users and items, one table for each variant and row set.
+
+    Args:
+        rows: any rows; those of the CTR task that hold metrics of bands are shown.
+
+    Returns:
+        Tables in order of variant and row set; a heading names the band, its rows and their largest count.
+    """
+    banded = (row for row in rows if any(name.startswith("auc/") for name in row.metrics))
+    return [_band_view(group) for group in by_table(banded)]
+
+
+def difference_views(rows: Iterable[ResultRow]) -> list[View]:
+    """Differences to further systems, one table for each table of results; a column a system."""
+    found = []
+    for group in by_table(row for row in rows if row.against):
+        others = sorted({other for row in group for other in row.against}, key=by_system)
+        cells = [
+            [row.label]
+            + [
+                interval(row.against[other]["delta"], row.against[other]["interval95"])
+                if other in row.against
+                else ""
+                for other in others
+            ]
+            for row in group
+        ]
+        found.append(View(_title(group[0]), ["system", *others], cells, set()))
+    return found
+
+
+def _band_view(rows: list[ResultRow]) -> View:
+    shown = [band for band in BANDS if any(row.metrics.get(f"auc/{band}") is not None for row in rows)]
+    heading = ["system", "rows"]
+    for band in shown:
+        count, upto = (rows[0].metrics.get(f"{name}/{band}") for name in ("rows", "upto"))
+        edge = "" if upto is None else f" (<= {upto:,.0f})"
+        heading.append(f"{BANDS[band]}{edge}, {count or 0:,.0f} rows")
+    cells = [
+        [row.label, f"{row.rows:,}", *(number(row.metrics.get(f"auc/{band}")) for band in shown)]
+        for row in rows
+    ]
+    best = set()
+    for place, band in enumerate(shown):
+        values = [row.metrics.get(f"auc/{band}") for row in rows]
+        top = max(value for value in values if value is not None)
+        best |= {(line, 2 + place) for line, value in enumerate(values) if value == top and len(rows) > 1}
+    return View(f"AUC by band, rows {rows[0].row_label}", heading, cells, best)
+
+
+def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
+    """Print the CTR and the ranking tables: 100 columns, plain text when piped (best marked by `*`).
+
+    Args:
+        rows: any rows.
+        console: where to; a new one on standard output by default.
+    """
+    if console is None:
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=100)
+    for task in HEADLINE:
+        tables = views(rows, task, narrow=True)
+        if not tables:
+            console.print(f"No {task} results.")
+        for view in tables:
+            # Only the system may wrap: its label has spaces, everything else would lose digits.
+            table = Table(title=view.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+            table.padding = (0, 1, 0, 0)
+            for number, heading in enumerate(view.heading):
+                right = 0 < number < len(view.heading) - 2
+                table.add_column(
+                    heading, justify="right" if right else "left", no_wrap=number > 0, overflow="fold"
+                )
+            for line, cells in enumerate(view.cells):
+                table.add_row(
+                    *(_marked(text, (line, n) in view.best, console) for n, text in enumerate(cells))
+                )
+            console.print(table)
+    console.print(
+        "Differences: headline metric (AUC, HR@1), 95 % interval by users (bootstrap), not by seeds."
+    )
+
+
+def _marked(text: str, best: bool, console: Console) -> Text:
+    if not best:
+        return Text(text)
+    return Text(text, style="bold") if console.is_terminal else Text(f"{text}*")
+
+
+def _view(rows: list[ResultRow], names: list[str]) -> View:
+    task = rows[0].task
+    shown = [name for name in names if any(row.metrics.get(name) is not None for row in rows)]
+    crm = any(row.crm_auc_same_rows is not None for row in rows)
+    heading = ["system", "rows"] + [COLUMNS[task][name] for name in shown]
+    heading += ["CRM AUC"] * crm + ["difference", "against"]
+    cells = []
+    for row in rows:
+        line = [row.label, f"{row.rows:,}"] + [number(row.metrics.get(name)) for name in shown]
+        line += [number(row.crm_auc_same_rows)] * crm
+        line += [interval(row.delta, row.interval95), row.paired_with or ""]
+        cells.append(line)
+    best = set()
+    for offset, name in enumerate(shown):
+        values = [row.metrics.get(name) for row in rows]
+        known = [value for value in values if value is not None and not math.isnan(value)]
+        if len(known) > 1:
+            top = min(known) if name in ("logloss", "ece") else max(known)
+            best |= {(line, 2 + offset) for line, value in enumerate(values) if value == top}
+    return View(_title(rows[0]), heading, cells, best)
+
+
+def _title(row: ResultRow) -> str:
+    kind = "CTR" if row.task == "ctr" else f"Ranking, {row.candidates or 'unnamed'} candidates"
+    return f"{kind}, rows {row.row_label}"
+
+
+def number(value: float | None, sign: str = "") -> str:
+    """`.8123`: four places, no zero before the point."""
+    if value is None or math.isnan(value):
+        return ""
+    return f"{value:{sign}.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:{sign}.4f}"
+
+
+def interval(delta: float | None, interval95: Sequence[float] | None) -> str:
+    """`+.0123 [+.0010, +.0220]`: a difference and its interval, as far as they are known."""
+    if delta is None and interval95 is None:
+        return ""
+    bounds = "" if interval95 is None else f"[{', '.join(number(b, '+') for b in interval95)}]"
+    return f"{number(delta, '+')} {bounds}".strip()

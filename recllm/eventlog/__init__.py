@@ -1,0 +1,1 @@
+"""Canonical tables to the event log: ids, splits, candidates, statistics, row sets."""

@@ -1,0 +1,368 @@
+"""From canonical tables to the event log: dense ids, counts, row orders, candidates.
+
+The event log is sorted by (user, timestamp, external item id). A sample is a row of it, and its history is
+the rows above it of the same user.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from recllm.eventlog import candidates, draws
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.ids import FIRST_ID, UNUSED
+from recllm.eventlog.log import EventLog
+from recllm.eventlog.splits import split_samples, training_events
+from recllm.tables import canonical
+
+Array = npt.NDArray[Any]
+
+_CHUNK = 1 << 18  # liked samples whose negatives are drawn at once; bounds memory
+
+
+def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> dict[str, Any]:
+    """Writes the event log of a dataset.
+
+    Only training events (`recllm.eventlog.splits`) give counts and vocabularies; an id or attribute value
+    without one reads 1 (unknown) in the CRM's fields.
+
+    A log in which no event has a timestamp keeps the order of `events.parquet` within a user, and all of its
+    events (whether an item that is there twice is a copy or was met twice cannot be told). It has time 0
+    everywhere and says `timed: false` in `meta.json`. Where some have one, those without are dropped.
+
+    Args:
+        tables_folder: canonical tables, see `recllm.tables.canonical`.
+        out_folder: the log's folder, e.g. `artifacts/demo/log`; created where absent. Arrays that are there
+            are removed.
+        config: see `PrepareConfig`.
+
+    Returns:
+        Metrics: `samples`, `train`, `valid`, `test`, `users`, `items`, `events`, `sampled_negatives` (samples
+        that are no events); dropped rows, and rows that are no samples, by reason; `positive_rate_*`;
+        `cold_user_share_*`, `cold_item_share_*`: samples whose user or item has no training sample,
+        `unknown_user_share_*`, `unknown_item_share_*`: those whose id reads 1, as it has no training event;
+        `shared_second_share`: rows of the same user and second as the row above, `tied_sample_share`: samples
+        among them; `notes`: what the choices mean for whoever reads the figures, in words.
+
+    Raises:
+        ValueError: the tables or the config are wrong, one line each.
+    """
+    events, items, users = canonical.read(tables_folder)
+    total, timed = _times(events, config)
+    frame, users, items, dropped = _dense(events, users, items, total, timed)
+    rating = frame["rating"].to_numpy()
+    label = frame["label"].fill_null(-1).to_numpy()
+    if config.label_threshold is not None:
+        label = np.where(np.isnan(rating), label, rating > config.label_threshold).astype(np.int8)
+    levels = np.unique(rating[~np.isnan(rating)])
+    if len(levels) > 100:
+        raise ValueError(
+            f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
+        )
+    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    user, item, timestamp = (frame[name].to_numpy() for name in ("user", "item", "timestamp"))
+    del frame, rating
+
+    n_users, n_items = len(users) + FIRST_ID, len(items) + FIRST_ID
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=n_users))])
+    same_second = np.zeros(len(user), dtype=bool)  # as the row above
+    if timed:
+        same_second[1:] = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
+    history_end = np.arange(len(user))
+    if config.ties == "strict":
+        history_end = np.maximum.accumulate(np.where(same_second, 0, history_end))
+    enough = history_end - offsets[user] >= config.min_history
+    times = timestamp if timed else None
+    split, order = split_samples(config, user, enough & (label >= 0), times)
+    if not len(order["train"]) or not len(order["valid"]) or not len(order["test"]):
+        parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
+        raise ValueError(
+            f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
+            f"{config.min_history} earlier events ({parts}), wanted some of each; "
+            "lower it: ARGS='prepare.min_history=<fewer>'"
+        )
+    training = training_events(config, user, split, order, times)
+    item_count = np.bincount(item[training], minlength=n_items).astype(np.int32)
+    user_count = np.bincount(user[training], minlength=n_users)
+
+    arrays = {
+        "user": user,
+        "item": item,
+        "rating": code,
+        "label": label,
+        "timestamp": timestamp,
+        "split": split,
+        "training": training,
+        "offsets": offsets,
+        "user_fields": _fields(users, "user", config.user_fields, user_count[FIRST_ID:] > 0),
+        "item_fields": _fields(items, "item", config.item_fields, item_count[FIRST_ID:] > 0),
+        "item_count": item_count,
+        "item_likes": np.bincount(item[training & (label == 1)], minlength=n_items).astype(np.int32),
+    }
+    if config.ties == "strict":
+        arrays["history_end"] = history_end
+    meta = {
+        "user_fields": _sizes(users, "user", config.user_fields),
+        "item_fields": _sizes(items, "item", config.item_fields),
+        "rating_levels": [f"{level:g}" for level in levels],
+        "n_users": n_users,
+        "n_items": n_items,
+        "n_events": len(user),
+        "timed": timed,
+        "candidates": config.candidates,
+        "category_field": 1 + config.item_fields.index(config.category),
+    }
+    log = EventLog(out_folder, arrays, meta)
+    if config.sampled_negatives:
+        arrays, order = _with_sampled_negatives(log, arrays, order, config)
+        log = EventLog(out_folder, arrays, meta)
+    _check_labels(log.label[order["train"]])
+
+    out_folder.mkdir(parents=True, exist_ok=True)
+    for left in out_folder.glob("*.npy"):
+        left.unlink()
+    for name, values in arrays.items():
+        _save(out_folder, name, values)
+    _placeholders(users, "user").write_parquet(out_folder / "users.parquet")
+    _placeholders(items, "item").write_parquet(out_folder / "items.parquet")
+    ranking = _row_orders(log, config, order)
+    (out_folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+    metrics: dict[str, Any] = {"samples": sum(map(len, order.values()))}
+    metrics |= {name: len(rows) for name, rows in order.items()}
+    metrics |= {"users": len(users), "items": len(items), "events": len(user)} | dropped
+    metrics |= {
+        "sampled_negatives": len(log.user) - len(user),
+        "not_sample_short_history": int((~enough).sum()),
+        "not_sample_no_label": int((label < 0).sum()),
+    }
+    if config.ties == "strict":
+        above = np.arange(len(user)) - offsets[user] >= config.min_history
+        metrics["not_sample_same_second"] = int((above & ~enough).sum())
+    metrics |= {f"positive_rate_{name}": float(log.label[rows].mean()) for name, rows in order.items()}
+    for kind, ids, size, count in (
+        ("user", log.user, n_users, user_count),
+        ("item", log.item, n_items, item_count),
+    ):
+        sampled = np.zeros(size, dtype=bool)
+        sampled[ids[order["train"]]] = True
+        for name in ("valid", "test"):
+            held_out = ids[order[name]]
+            metrics[f"cold_{kind}_share_{name}"] = float((~sampled[held_out]).mean())
+            metrics[f"unknown_{kind}_share_{name}"] = float((count[held_out] == 0).mean())
+    if timed:
+        metrics["shared_second_share"] = float(same_second.mean())
+        metrics["tied_sample_share"] = float(same_second[split != UNUSED].mean())
+    return metrics | ranking | {"notes": notes(config, metrics)}
+
+
+def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
+    """What the choices mean for whoever reads the figures: one sentence each, none for the paper's."""
+    said = []
+    if "shared_second_share" not in metrics:
+        said.append(
+            "no event has a timestamp: within a user they stand in the order of the file; time intervals, "
+            "a split by time and results by the time since the last event are lost"
+        )
+    if config.split == "last":
+        said.append("split=last: training events of one user may be later than test events of another")
+    if config.split == "user":
+        said.append("split=user: every user of the validation and test split is cold")
+    if config.split == "random":
+        said.append(
+            "split=random: test events stand in histories of training samples, and later events train what "
+            "earlier ones test; figures are better than those of a split by time"
+        )
+    tied = metrics.get("tied_sample_share", 0.0)
+    if config.ties == "strict":
+        said.append(
+            f"ties=strict: the histories of {tied:.1%} of the samples have lost events of their own second, "
+            f"{metrics['not_sample_same_second']:,} rows are no samples for it"
+        )
+    elif tied:
+        said.append(
+            f"ties=rows: {tied:.1%} of the samples have an event of their own second as their last one"
+        )
+    if config.sampled_negatives:
+        said.append(
+            f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
+            f"({config.sampled_by}); nobody is known to dislike them"
+        )
+    return said
+
+
+def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
+    """How many events there are, and whether they have times; refuses what needs them where none has."""
+    total, without = events.select(pl.len(), null=pl.col("timestamp").null_count()).collect().row(0)
+    timed = without < total
+    if not timed and config.ties == "strict":
+        raise ValueError(
+            f"prepare.ties=strict, but none of the {total} events has a timestamp; wanted times, or "
+            "ARGS='prepare.ties=rows'"
+        )
+    if not timed and config.split == "time":
+        raise ValueError(
+            f"prepare.split=time, but none of the {total} events has a timestamp; wanted times, or "
+            "ARGS='prepare.split=last' (in the order of the file), prepare.split=user or prepare.split=random"
+        )
+    return total, timed
+
+
+def _check_labels(label: Array) -> None:
+    """Refuse training samples that are all alike: there is nothing to learn, and no AUC."""
+    if label.min() != label.max():
+        return
+    mend = (
+        "draw negatives, ARGS='prepare.sampled_negatives=1', or lift prepare.label_threshold"
+        if label[0] == 1
+        else "lower prepare.label_threshold, or mend the labels"
+    )
+    raise ValueError(f"all {len(label)} training samples have label {label[0]}, wanted both 0 and 1; {mend}")
+
+
+def _with_sampled_negatives(
+    log: EventLog, arrays: dict[str, Array], order: dict[str, Array], config: PrepareConfig
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The arrays with sampled negatives behind the events, and the orders with them behind their positives.
+
+    A negative is a function of (seed, row of its positive, which one of it), and lies in no user's range of
+    rows, so that it is in no history. `anchor` says at which event each one stands.
+    """
+    n, events = config.sampled_negatives, len(log.user)
+    liked = np.flatnonzero((log.split != UNUSED) & (log.label == 1))
+    seed, seen = draws.derive(config.seed, "sampled"), candidates.Seen(log)
+    items = np.empty((len(liked), n), np.int32)
+    for first in range(0, len(liked), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        items[part] = candidates.negatives(log, liked[part], config.sampled_by, n, seed, seen=seen)
+    anchor = np.repeat(liked, n)
+    more = {
+        "user": log.user[anchor],
+        "item": items.ravel(),
+        "rating": np.zeros(len(anchor), log.rating.dtype),
+        "label": np.zeros(len(anchor), log.label.dtype),
+        "timestamp": log.timestamp[anchor],
+        "split": log.split[anchor],
+        "training": np.zeros(len(anchor), bool),
+    }
+    longer = {name: np.concatenate([arrays[name], values]) for name, values in more.items()}
+
+    def behind(rows: Array) -> Array:
+        times = np.where(log.label[rows] == 1, 1 + n, 1)
+        place = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        rows = np.repeat(rows, times)
+        return np.where(place, events + np.searchsorted(liked, rows) * n + place - 1, rows)
+
+    return {**arrays, **longer, "anchor": anchor}, {name: behind(rows) for name, rows in order.items()}
+
+
+def _dense(
+    events: pl.LazyFrame, users: pl.DataFrame, items: pl.DataFrame, total: int, timed: bool
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame, dict[str, int]]:
+    """Events with dense ids in the log's order; users and items that have events, in order of their ids."""
+    place = ["timestamp", "item", "rating", "label"]
+    if timed:
+        events = events.filter(pl.col("timestamp").is_not_null())
+    else:
+        events = events.with_columns(timestamp=pl.lit(0, pl.Int64)).with_row_index("place")
+        place = ["place"]
+    met = []
+    for name, table in (("user", users), ("item", items)):
+        ids = events.select(pl.col(name).unique()).collect(engine="streaming")
+        unknown = ids.join(table, on=name, how="anti")
+        if unknown.height:
+            raise ValueError(
+                f"{unknown.height} {name}s of events.parquet (first: {unknown[name][0]}) are not in "
+                f"{name}s.parquet, wanted all; mend the dataset's recipe.py"
+            )
+        known = table.join(ids, on=name, how="semi").sort(name)
+        met.append(known.rename({name: "external"}).with_row_index(name, FIRST_ID).cast({name: pl.Int32}))
+    users, items = met
+    frame = (
+        events.join(users.lazy().select("external", dense_user="user"), left_on="user", right_on="external")
+        .join(items.lazy().select("external", dense_item="item"), left_on="item", right_on="external")
+        .select(
+            *([] if timed else ["place"]),
+            user="dense_user",
+            item="dense_item",
+            rating=pl.col("rating").fill_null(float("nan")),
+            label="label",
+            timestamp="timestamp",
+        )
+        .collect(engine="streaming")
+    )
+    kept = frame.height
+    # Dense ids ascend with external ids. An event that is there twice is kept once; rating and label as last
+    # keys make the order, and so the one that is kept, independent of the order that the join hands rows on
+    # in.
+    frame = frame.sort("user", *place)
+    if timed:
+        twice = pl.all_horizontal(
+            pl.col("user", "timestamp", "item") == pl.col("user", "timestamp", "item").shift()
+        )
+        frame = frame.filter(~twice.fill_null(False))
+    return frame, users, items, {"dropped_no_time": total - kept, "dropped_duplicates": kept - frame.height}
+
+
+def _fields(table: pl.DataFrame, name: str, columns: Sequence[str], trained: Array) -> Array:
+    """CRM ids `[2 + rows, 1 + columns]` int32: the id, then each attribute's value; 1 where never trained."""
+    fields = np.zeros((FIRST_ID + table.height, 1 + len(columns)), dtype=np.int32)
+    fields[1] = 1
+    fields[FIRST_ID:, 0] = np.where(trained, table[name].to_numpy(), 1)
+    for place, column in enumerate(columns, start=1):
+        ids = _value_ids(table, name, column)
+        known = np.zeros(ids.max() + 1, dtype=bool)
+        known[ids[trained]] = True
+        fields[FIRST_ID:, place] = np.where(known[ids], ids, 1)
+    return fields
+
+
+def _value_ids(table: pl.DataFrame, name: str, column: str) -> Array:
+    """Ids from 2 on for the distinct values in ascending order, 1 for null."""
+    if column not in table.columns:
+        raise ValueError(
+            f"prepare.{name}_fields names {column!r}, wanted columns of {name}s.parquet: {table.columns[2:]}"
+        )
+    return table[column].rank("dense").cast(pl.Int64).fill_null(0).to_numpy() + 1
+
+
+def _sizes(table: pl.DataFrame, name: str, columns: Sequence[str]) -> list[dict[str, str | int]]:
+    sizes: list[dict[str, str | int]] = [{"name": name, "size": FIRST_ID + table.height}]
+    return sizes + [
+        {"name": column, "size": FIRST_ID + table[column].drop_nulls().n_unique()} for column in columns
+    ]
+
+
+def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    """The table with null rows for padding and unknown in front, so that row i describes dense id i."""
+    empty = pl.DataFrame({name: pl.Series([0, 1], dtype=pl.Int32)})
+    return pl.concat([empty, table], how="diagonal")
+
+
+def _row_orders(log: EventLog, config: PrepareConfig, order: dict[str, Array]) -> dict[str, int]:
+    """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold."""
+    metrics: dict[str, int] = {}
+    wanted = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
+    for name, rows in order.items():
+        _save(log.folder, f"order_{name}", rows)
+        permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
+        _save(log.folder, f"permutation_{name}", permuted)
+        if name == "train":
+            continue
+        ranking = permuted[log.label[permuted] == 1][: wanted[name]]
+        _save(log.folder, f"ranking_{name}", ranking)
+        metrics[f"ranking_{name}_rows"] = len(ranking)
+        metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
+        for kind in candidates.KINDS:
+            lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
+            _save(log.folder, f"candidates_{name}_{kind}{config.candidates}", lists)
+    return metrics
+
+
+def _save(folder: Path, name: str, values: Array) -> None:
+    np.save(folder / f"{name}.npy", np.ascontiguousarray(values))

@@ -1,0 +1,288 @@
+"""Negatives and candidate lists: what a next item is ranked against.
+
+Everything here is a function of (seed, row), so that a list does not depend on the batch that asks for it.
+
+`uniform` and `popular` lists need nothing but the log. `hard` ones hold items that are alike, by the vectors
+that retrieval uses, and so are made after it. The items nearest to a target would give it away: on ML-1M it
+is the one most like the others of its list in 78 % of such lists. So negatives are items near a centre that
+is itself near the target: then 4 %, where a guess has 5 %.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from recllm.eventlog import draws
+
+Rows = npt.NDArray[np.int64]
+Items = npt.NDArray[np.int32]
+
+KINDS = ("uniform", "popular")
+_NEVER = np.iinfo(np.int64).min  # the key of an item that must not be drawn
+_ROUNDS = 16  # rejection rounds; what is open after them is drawn exactly, over the whole catalogue
+
+
+class Histories(Protocol):
+    """The arrays of an event log that this file reads (`recllm.eventlog.log.EventLog` has them all)."""
+
+    user: npt.NDArray[np.int32]
+    item: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    item_count: npt.NDArray[np.int32]
+
+    def anchors(self, rows: Rows) -> Rows:
+        """The event at which each row stands."""
+
+
+class Seen:
+    """Answers "was this item above this row?" from the first row of every (user, item) pair."""
+
+    def __init__(self, log: Histories, users: npt.NDArray[np.int32] | None = None) -> None:
+        """Sorts the pairs.
+
+        Args:
+            log: the event log.
+            users: dense users to cover; None covers all of them (8 + 8 bytes an event).
+        """
+        self._items = len(log.item_count)
+        rows = np.arange(log.offsets[-1]) if users is None else _rows_of(log.offsets, np.unique(users))
+        keys = log.user[rows].astype(np.int64) * self._items + log.item[rows]
+        self._keys, first = np.unique(keys, return_index=True)  # return_index is the first, and rows ascend
+        self._first_row = rows[first]
+
+    def above(self, users: npt.NDArray[np.int32], items: Items, rows: Rows) -> npt.NDArray[np.bool_]:
+        """True where the user's log holds the item above the row.
+
+        Args:
+            users: dense users `[B, 1]`.
+            items: dense items `[B, n]`.
+            rows: rows of the log `[B, 1]`.
+
+        Returns:
+            bool `[B, n]`.
+        """
+        keys = users.astype(np.int64) * self._items + items
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return (self._keys[place] == keys) & (self._first_row[place] < rows)
+
+
+def negatives(
+    log: Histories,
+    rows: Rows,
+    kind: str,
+    n: int,
+    seed: int,
+    exclude_target: bool = True,
+    seen: Seen | None = None,
+) -> Items:
+    """Items that the user had not met before the row, drawn without replacement.
+
+    An item of any row above is out, also one of the same second and whatever `history.ties` says: it was met.
+    An item that the user meets later may be drawn, as nothing below the row may be known.
+
+    Args:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        kind: `uniform` over the items with a training event, or `popular`: in proportion to their training
+            events.
+        n: negatives a row.
+        seed: draws are functions of (seed, kind, row).
+        exclude_target: leave the row's own item out as well.
+        seen: the table of (user, item) pairs, to be built once where many batches are asked for; None builds
+            it.
+
+    Returns:
+        int32 `[R, n]`, distinct within a row.
+
+    Raises:
+        ValueError: `kind` is none of the two, or a user has met so much that fewer than n items are left.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"candidates of kind {kind!r}, wanted one of {', '.join(KINDS)}")
+    rows = np.asarray(rows, dtype=np.int64)
+    stands = log.anchors(rows)
+    seen = Seen(log, log.user[rows]) if seen is None else seen
+    catalogue = np.flatnonzero(log.item_count).astype(np.int32)
+    weight = log.item_count[catalogue].astype(np.float64) if kind == "popular" else np.ones(len(catalogue))
+    cumulative = np.cumsum(weight) / weight.sum()
+    seed = draws.derive(seed, "negatives", kind)
+
+    chosen = np.zeros((len(rows), n), dtype=np.int32)
+    filled = np.zeros(len(rows), dtype=np.int64)
+    width = 2 * n  # draws a row and round; a draw is used in its own order, so the width changes no result
+    left = np.arange(len(rows))
+    for turn in range(_ROUNDS):
+        if not len(left):
+            return chosen
+        uniform = draws.uniform(seed, rows[left], width, start=turn * width)
+        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(catalogue) - 1)
+        items = catalogue[place]
+        free = ~seen.above(log.user[rows[left], None], items, stands[left, None])
+        if exclude_target:
+            free &= items != log.item[rows[left], None]
+        free &= ~(items[:, :, None] == chosen[left][:, None, :]).any(axis=2)
+        free &= ~_repeats(items)
+        slot = filled[left, None] + np.cumsum(free, axis=1) - 1
+        row, column = np.nonzero(free & (slot < n))
+        chosen[left[row], slot[row, column]] = items[row, column]
+        filled[left] = np.minimum(filled[left] + free.sum(axis=1), n)
+        left = left[filled[left] < n]
+
+    # A reader of nearly everything rejects nearly every draw. Drawing without replacement in proportion to
+    # weights is the same as taking the smallest -log(u) / weight (Efraimidis and Spirakis 2006), and the
+    # draws so far are kept.
+    for at in left:
+        row = rows[at : at + 1]
+        out = seen.above(log.user[row, None], catalogue[None, :], stands[at : at + 1, None])[0]
+        out |= np.isin(catalogue, chosen[at, : filled[at]])
+        if exclude_target:
+            out |= catalogue == log.item[row]
+        need = n - filled[at]
+        if len(catalogue) - out.sum() < need:
+            raise ValueError(
+                f"row {row[0]}: {len(catalogue) - out.sum() + filled[at]} items of the training catalogue "
+                f"are new to its user, wanted {n}; lower prepare.candidates or prepare.sampled_negatives"
+            )
+        bits = draws.hashes(draws.derive(seed, "exact"), row, catalogue) >> np.uint64(11)
+        arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / weight)
+        chosen[at, filled[at] :] = catalogue[np.argsort(arrival, kind="stable")[:need]]
+    return chosen
+
+
+def candidate_lists(log: Histories, rows: Rows, kind: str, n: int = 20, seed: int = 0) -> Items:
+    """The target of each row among n - 1 negatives, in an order that does not tell which one is the target.
+
+    The order sorts by a hash of (seed, row, item): it is a function of the row and the set of the candidates,
+    so another one of them as the target would stand in the same place.
+
+    Args:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        kind: `uniform` or `popular`, see `negatives`.
+        n: candidates a row, the target included.
+        seed: draws and order are functions of (seed, row).
+
+    Returns:
+        int32 `[R, n]`, distinct within a row.
+
+    Raises:
+        ValueError: as `negatives`.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    return _among(log, rows, negatives(log, rows, kind, n - 1, seed), seed)
+
+
+def hard_lists(
+    log: Histories,
+    rows: Rows,
+    vectors: npt.NDArray[np.float32],
+    fold: npt.NDArray[np.integer[Any]],
+    nearest: int = 50,
+    n: int = 20,
+    seed: int = 0,
+) -> Items:
+    """The target of each row among n - 1 items that are like it, in an order that does not tell it.
+
+    A centre is drawn out of the `nearest` items to the target, and the negatives out of the `nearest` items
+    to the centre that the user had not met before the row; uniformly, among items with a training event.
+    Near is a large inner product; ties (an item without a vector is as near to everything) go by an order of
+    the items that the seed draws.
+
+    Args:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        vectors: item vectors `[folds, n_items, D]`, no longer than 1.
+        fold: which of them a user's search uses `[n_users]`.
+        nearest: how many items a draw is made out of: fewer are harder.
+        n: candidates a row, the target included.
+        seed: draws and order are functions of (seed, row).
+
+    Returns:
+        int32 `[R, n]`, distinct within a row.
+
+    Raises:
+        ValueError: `nearest` is below n - 1, or a user has met so much that fewer are left.
+    """
+    if nearest < n - 1:
+        raise ValueError(f"{n - 1} of the {nearest} nearest items wanted; set retrieval.hard={n - 1} or more")
+    rows = np.asarray(rows, dtype=np.int64)
+    catalogue = np.flatnonzero(log.item_count).astype(np.int32)
+    place = np.full(len(log.item_count), -1)
+    place[catalogue] = np.arange(len(catalogue))
+    tie = np.argsort(draws.hashes(draws.derive(seed, "hard", "ties"), catalogue)).argsort()
+    chosen = np.zeros((len(rows), n - 1), np.int32)
+    of_fold = fold[log.user[rows]]
+    size = max(1, 8_000_000 // len(catalogue))  # rows whose similarities are held at once
+    for number in np.unique(of_fold):
+        ours = np.flatnonzero(of_fold == number)
+        table = vectors[number]
+        for part in np.split(ours, np.arange(size, len(ours), size)):
+            target = log.item[rows[part]]
+            line, above = _above(log, rows[part])
+            own, met = (np.arange(len(part)), place[target]), (line, place[log.item[above]])
+            keys = _keys(table[target] @ table[catalogue].T, tie, own)
+            centre = catalogue[_drawn(keys, rows[part], nearest, 1, draws.derive(seed, "hard", "centre"))]
+            keys = _keys(table[centre[:, 0]] @ table[catalogue].T, tie, own, met)
+            chosen[part] = catalogue[_drawn(keys, rows[part], nearest, n - 1, draws.derive(seed, "hard"))]
+    return _among(log, rows, chosen, seed)
+
+
+def _keys(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Rows]) -> Rows:
+    """Similarity on a grid of 2^-20 and then the order of ties, in an int64 `[B, C]`: larger is nearer.
+
+    Cells that `never` names by line and column are as far as can be; a column of -1 is none.
+    """
+    keys = np.rint(similarity * np.float32(2**20)).astype(np.int64)
+    keys *= 2**31
+    keys += tie
+    for line, column in never:
+        keys[line[column >= 0], column[column >= 0]] = _NEVER
+    return keys
+
+
+def _drawn(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
+    """N columns of each line `[B, n]`, drawn out of the `nearest` with the largest keys."""
+    first = max(0, keys.shape[1] - nearest)
+    best = np.argpartition(keys, first, axis=1)[:, first:]
+    order = draws.hashes(seed, rows[:, None], best) >> np.uint64(1)
+    order[np.take_along_axis(keys, best, axis=1) == _NEVER] = np.iinfo(np.uint64).max
+    free = (order < np.iinfo(np.uint64).max).sum(axis=1)
+    if (short := np.flatnonzero(free < n)).size:
+        raise ValueError(
+            f"row {rows[short[0]]}: {free[short[0]]} items of the training catalogue are new to its user, "
+            f"wanted {n}; lower prepare.candidates"
+        )
+    return np.take_along_axis(best, np.argsort(order, axis=1)[:, :n], axis=1)
+
+
+def _among(log: Histories, rows: Rows, drawn: Items, seed: int) -> Items:
+    """The rows' own items among those drawn for them, sorted by a hash of (row, item)."""
+    items = np.concatenate([log.item[rows, None], drawn], axis=1)
+    order = np.argsort(draws.hashes(draws.derive(seed, "order"), rows[:, None], items), axis=1)
+    return np.take_along_axis(items, order, axis=1)
+
+
+def _above(log: Histories, rows: Rows) -> tuple[Rows, Rows]:
+    """For every event above one of the rows, of the same user: which of the rows, and the event's row."""
+    stands = log.anchors(rows)
+    start = log.offsets[log.user[rows]]
+    line = np.repeat(np.arange(len(rows)), stands - start)
+    before = np.cumsum(stands - start) - (stands - start)
+    return line, np.arange(len(line)) - before[line] + start[line]
+
+
+def _rows_of(offsets: npt.NDArray[np.int64], users: npt.NDArray[np.int32]) -> Rows:
+    """All rows of these users, ascending: the concatenated ranges, without a loop."""
+    start, length = offsets[users], offsets[users + 1] - offsets[users]
+    shift = np.repeat(start - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
+    return np.arange(length.sum()) + shift
+
+
+def _repeats(items: Items) -> npt.NDArray[np.bool_]:
+    """True at every item `[B, n]` that stands further left in its row as well."""
+    order = np.argsort(items, axis=1, kind="stable")
+    ordered = np.take_along_axis(items, order, axis=1)
+    repeated = np.zeros(items.shape, dtype=bool)
+    np.put_along_axis(repeated, order[:, 1:], ordered[:, 1:] == ordered[:, :-1], axis=1)
+    return repeated

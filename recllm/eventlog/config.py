@@ -1,0 +1,71 @@
+"""What turns tables into an event log: split, histories, negatives, candidate lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SPLITS_BY = ("time", "last", "user", "random")
+SAMPLED_BY = ("uniform", "popular")
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """What turns tables into an event log."""
+
+    seed: int = 0
+    """Seed of the split (`user`, `random`), of sampled negatives, permutations and candidate lists."""
+    split: str = "time"
+    """Which samples are held out: `time` the latest of all (the paper), `last` the latest of each user,
+    `user` those of whole users, `random` any; see `recllm.eventlog.splits`."""
+    shares: list[float] = field(default_factory=lambda: [0.8, 0.1])
+    """Shares of training and validation (of samples; of users for split=user); the rest tests. Not read by
+    split=last."""
+    last_n: int = 1
+    """Split `last` only: samples of a user that test, and as many before them that validate."""
+    min_history: int = 5
+    """Earlier events that an event needs to be a sample (the paper: 5)."""
+    ties: str = "rows"
+    """`rows`: the history is all rows above (the paper); `strict`: rows of the same second are left out."""
+    label_threshold: float | None = None
+    """Liked = rating > threshold, in stars; null keeps the labels that the recipe wrote."""
+    sampled_negatives: int = 0
+    """Items drawn as further samples with label 0 for each liked sample: for logs without dislikes (0: none).
+    They share its history, time and split, and stand in no history."""
+    sampled_by: str = "uniform"
+    """What they are drawn from: `uniform` over the items with a training event, or `popular`, in proportion
+    to an item's training events; never an item of the history, nor the liked one."""
+    user_fields: list[str] = field(default_factory=list)
+    """Columns of the users table that a CRM reads, beside the user itself."""
+    item_fields: list[str] = field(default_factory=lambda: ["title", "genre"])
+    """Columns of the items table that a CRM reads, beside the item itself."""
+    category: str = "genre"
+    """The one of `item_fields` that events of a history carry, and that hard retrieval goes by."""
+    ranking_valid_rows: int = 2000
+    """Liked validation samples that carry the ranking task, at most."""
+    ranking_test_rows: int = 2000
+    """Liked test samples that carry the ranking task, at most."""
+    candidates: int = 20
+    """Items in a ranking row's list, the target included."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        shares = self.shares
+        for key, wanted, right in (
+            ("split", f"one of {', '.join(SPLITS_BY)}", self.split in SPLITS_BY),
+            (
+                "shares",
+                "two shares above 0 that leave some for the test split, e.g. [0.8,0.1]",
+                len(shares) == 2 and min(shares) > 0 and sum(shares) < 1,
+            ),
+            ("last_n", "1 or more samples", self.last_n >= 1),
+            ("ties", "rows or strict", self.ties in ("rows", "strict")),
+            ("category", f"one of item_fields {self.item_fields}", self.category in self.item_fields),
+            ("min_history", "0 or more events", self.min_history >= 0),
+            ("sampled_negatives", "0 or more items", self.sampled_negatives >= 0),
+            ("sampled_by", f"one of {', '.join(SAMPLED_BY)}", self.sampled_by in SAMPLED_BY),
+            ("candidates", "2 or more items", self.candidates >= 2),
+            ("ranking_valid_rows", "0 or more rows", self.ranking_valid_rows >= 0),
+            ("ranking_test_rows", "0 or more rows", self.ranking_test_rows >= 0),
+        ):
+            if not right:
+                raise ValueError(f"prepare.{key} is {getattr(self, key)!r}, wanted {wanted}")

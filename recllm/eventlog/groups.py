@@ -1,0 +1,70 @@
+"""Events sorted by what they have in common: those of a group before a place are one range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.eventlog.log import EventLog, Rows
+
+Range = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""First event of each query, and the one past its last."""
+
+
+class Groups:
+    """Events sorted by group, then by place.
+
+    An event is the int64 key `group * span + place`; the keys are sorted once, and a query is two bounds.
+
+    Args:
+        group: of each event, from 0, `[N]`.
+        place: of each event within its group, from 0 to below `span`, int64 `[N]`.
+        span: how many places there are.
+        values: what is wanted of each event, `[N]`; `self.values` has it in the sorted order.
+    """
+
+    def __init__(
+        self,
+        group: NDArray[np.integer],
+        place: NDArray[np.int64],
+        span: int,
+        values: NDArray[Any],
+    ) -> None:
+        """Sorts the events: seconds for 25 million; 8 bytes an event stay, and the values."""
+        keys = np.asarray(group, np.int64) * span + place
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._span, self.values = keys[order], span, values[order]
+        self._starts = np.searchsorted(self._keys, np.arange(int(group.max()) + 2) * span)
+
+    def before(self, group: NDArray[np.integer], place: NDArray[np.int64]) -> Range:
+        """Each group's events before each place, 0 <= place <= span; none where no event has the group."""
+        group = np.minimum(np.asarray(group, np.int64), len(self._starts) - 1)
+        return self._starts[group], np.searchsorted(self._keys, group * self._span + place)
+
+
+class Tastes(Groups):
+    """Events by user and category of the item (the log's `category_field`), in the order of the log.
+
+    Args:
+        log: the event log.
+        values: what is wanted of each event, `[n_events]`.
+    """
+
+    def __init__(self, log: EventLog, values: NDArray[Any]) -> None:
+        """Sorts the events."""
+        self.log = log
+        self.category = np.asarray(log.item_fields[:, log.meta["category_field"]], np.int64)
+        self._categories = int(self.category.max()) + 1
+        count = log.n_events
+        group = self._group(log.user[:count], log.item[:count])
+        super().__init__(group, np.arange(count), count, values)
+
+    def _group(self, user: NDArray[np.int32], item: NDArray[np.integer]) -> NDArray[np.int64]:
+        return np.asarray(user, np.int64) * self._categories + self.category[item]
+
+    def of(self, rows: Rows, targets: NDArray[np.integer]) -> Range:
+        """The events of each row's history whose item has its target's category; `[B]` each."""
+        _, end = self.log.history(rows)
+        return self.before(self._group(self.log.user.take(rows), targets), end)

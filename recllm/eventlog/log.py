@@ -1,0 +1,203 @@
+"""The event log: flat arrays on disk in which a sample is a row and its history is the rows above it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.eventlog.candidates import KINDS
+from recllm.eventlog.ids import SPLITS
+
+Rows = NDArray[np.int64]
+
+ARRAYS = (
+    "user",
+    "item",
+    "rating",
+    "label",
+    "timestamp",
+    "split",
+    "training",
+    "offsets",
+    "user_fields",
+    "item_fields",
+    "item_count",
+    "item_likes",
+)
+SOMETIMES = ("history_end", "anchor")
+"""Arrays that are there only where histories are not simply the rows above (see `EventLog.history`)."""
+
+
+class EventLog:
+    """All events sorted by (user, timestamp, external item id), memory-mapped and read-only.
+
+    Behind the events there may be sampled negatives (`prepare.sampled_negatives`): samples with label 0 that
+    stand at a liked event and share its user, time, split and history, but are no events and in no history.
+
+    Attributes:
+        user, item: int32 `[N]` dense ids (0 padding, 1 unknown, real ids from 2 on).
+        rating: int16 `[N]` code; 0 = not rated, code c reads `rating_levels[c - 1]`.
+        label: int8 `[N]`, 1 = liked.
+        timestamp: int64 `[N]` seconds.
+        split: int8 `[N]`, 0 train, 1 valid, 2 test, -1 unused.
+        training: bool `[N]`, the training events (`recllm.eventlog.splits`).
+        offsets: int64 `[n_users + 1]`; user u owns the rows `offsets[u]:offsets[u + 1]`.
+        user_fields: int32 `[n_users, F_u]`, item_fields: int32 `[n_items, F_i]`: CRM ids, column 0
+            the user or item itself; a value without a training event reads 1.
+        item_count, item_likes: int32 `[n_items]` training events and liked training events of an item.
+        meta: field names and sizes, rating levels, counts (`meta.json`).
+    """
+
+    user: NDArray[np.int32]
+    item: NDArray[np.int32]
+    rating: NDArray[np.int16]
+    label: NDArray[np.int8]
+    timestamp: NDArray[np.int64]
+    split: NDArray[np.int8]
+    training: NDArray[np.bool_]
+    offsets: NDArray[np.int64]
+    user_fields: NDArray[np.int32]
+    item_fields: NDArray[np.int32]
+    item_count: NDArray[np.int32]
+    item_likes: NDArray[np.int32]
+
+    def __init__(self, folder: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+        """Take arrays that are already open; users call `open`."""
+        self.folder = folder
+        self.meta = meta
+        for name in ARRAYS:
+            setattr(self, name, arrays[name])
+        self._history_end: Rows | None = arrays.get("history_end")
+        self._anchor: Rows | None = arrays.get("anchor")
+
+    @classmethod
+    def open(cls, folder: str | Path) -> EventLog:
+        """Map the log that `stages/prepare.py` wrote.
+
+        Raises:
+            FileNotFoundError: where the folder holds no log.
+        """
+        folder = Path(folder)
+        if not (folder / "meta.json").exists():
+            raise FileNotFoundError(f"no event log in {folder}; wanted meta.json there; run `make prepare`")
+        names = (*ARRAYS, *(name for name in SOMETIMES if (folder / f"{name}.npy").exists()))
+        # Plain arrays over the mapped memory: np.memmap, a subclass, would make every small gather slower.
+        arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}
+        return cls(folder, arrays, json.loads((folder / "meta.json").read_text()))
+
+    @property
+    def n_items(self) -> int:
+        """Dense item ids, the reserved ones included."""
+        return int(self.meta["n_items"])
+
+    @property
+    def n_users(self) -> int:
+        """Dense user ids, the reserved ones included."""
+        return int(self.meta["n_users"])
+
+    @property
+    def n_events(self) -> int:
+        """Rows that are events; sampled negatives come after them."""
+        return int(self.offsets[-1])
+
+    @property
+    def timed(self) -> bool:
+        """Whether events have times; without, `timestamp` is 0 everywhere."""
+        return bool(self.meta["timed"])
+
+    def anchors(self, rows: Rows) -> Rows:
+        """The event at which each row stands, int64 `[B]`: itself, a sampled negative's liked event."""
+        rows = np.asarray(rows, np.int64)
+        if self._anchor is None:
+            return rows
+        return np.where(rows < self.n_events, rows, self._anchor[np.maximum(rows - self.n_events, 0)])
+
+    def history(self, rows: Rows) -> tuple[Rows, Rows]:
+        """First row (inclusive) and last row (exclusive) of each row's history, int64 `[B]` each.
+
+        The rows above the event at which the row stands; with `prepare.ties=strict` without those of its own
+        second.
+        """
+        at = self.anchors(rows)
+        start = self.offsets.take(self.user.take(at))
+        return start, at if self._history_end is None else self._history_end.take(at)
+
+    def recent(self, rows: Rows, k: int) -> Rows:
+        """The last k rows of each history in time order, int64 `[B, k]`, padded with -1 on the left."""
+        start, end = self.history(rows)
+        positions = end[:, None] + np.arange(-k, 0)
+        return np.where(positions >= start[:, None], positions, -1)
+
+    def train_events(self) -> NDArray[np.bool_]:
+        """Rows `[N]` that may feed statistics, text and vectors; no held-out or drawn sample is one."""
+        return np.asarray(self.training)
+
+    def rows(self, split: str, name: str) -> Rows:
+        """The row set `name` of a split.
+
+        Args:
+            split: `train`, `valid` or `test`.
+            name: `all` (time order; that of the log where it has no times), `first<n>` or `last<n>` (the
+                first or the last n of it), `uniform<n>` (n drawn with the stored permutation, so that a
+                smaller set lies in a larger one), or a fraction such as `0.1` of the same permutation. A set
+                larger than the split is the whole split.
+
+        Raises:
+            ValueError: for another split or name.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        if name == "all":
+            return self._rows(f"order_{split}")
+        if match := re.fullmatch(r"first(\d+)", name):
+            return self._rows(f"order_{split}")[: int(match[1])]
+        if match := re.fullmatch(r"last(\d+)", name):
+            order = self._rows(f"order_{split}")
+            return order[max(0, len(order) - int(match[1])) :]
+        permutation = self._rows(f"permutation_{split}")
+        if match := re.fullmatch(r"uniform(\d+)", name):
+            return permutation[: int(match[1])]
+        if re.fullmatch(r"0?\.\d+|1\.0+", name):
+            return permutation[: round(float(name) * len(permutation))]
+        raise ValueError(
+            f"row set {name!r} is unknown; wanted all, first<n>, last<n>, uniform<n> or a fraction, e.g. 0.1"
+        )
+
+    def _rows(self, name: str) -> Rows:
+        return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """Kinds of the stored candidate lists, as `ranking` takes them: `uniform20`, `popular20`."""
+        return tuple(f"{kind}{self.meta['candidates']}" for kind in KINDS)
+
+    def ranking(self, split: str, kind: str, folder: Path | None = None) -> tuple[Rows, NDArray[np.int32]]:
+        """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.
+
+        Args:
+            split: `valid` or `test`.
+            kind: how the negatives were drawn, and how long a list is: `uniform20`, `popular20`, `hard20`.
+            folder: where the lists lie; the log's own folder by default.
+
+        Raises:
+            ValueError: there are no such lists.
+        """
+        folder = self.folder if folder is None else folder
+        path = folder / f"candidates_{split}_{kind}.npy"
+        if not path.exists():
+            stored = sorted(file.stem.rpartition("_")[2] for file in folder.glob(f"candidates_{split}_*.npy"))
+            raise ValueError(
+                f"no candidates of kind {kind} in {folder}; there are {', '.join(stored) or 'none'}; "
+                "set evaluate.candidates, or prepare.candidates (retrieval.hard for hard ones)"
+            )
+        return np.load(self.folder / f"ranking_{split}.npy"), np.load(path)
+
+
+def chronological(positions: NDArray[np.integer]) -> Rows:
+    """Sort found positions `[B, k]` into time order; padding (-1) comes to stand on the left."""
+    return np.sort(np.asarray(positions, np.int64), axis=1)

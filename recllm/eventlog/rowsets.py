@@ -1,0 +1,52 @@
+"""Rows and candidate lists that stages draw from a log."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.errors import StageError
+from recllm.eventlog.candidates import KINDS, candidate_lists
+from recllm.eventlog.log import EventLog, Rows
+
+
+def ranks(log: EventLog) -> bool:
+    """Whether validation rows of the ranking task are stored, by which checkpoints can be selected."""
+    return all(len(log.ranking("valid", kind)[0]) for kind in log.lists)
+
+
+def check_ranks(log: EventLog) -> None:
+    """Refuse a log without such rows.
+
+    Raises:
+        StageError: what to set.
+    """
+    if not ranks(log):
+        raise StageError(
+            "no validation rows are ranked, so nothing selects a checkpoint; wanted "
+            "prepare.ranking_valid_rows above 0, and validation rows whose item was liked"
+        )
+
+
+def aligned_rows(log: EventLog, tuned: Rows, count: int) -> Rows:
+    """Liked training rows for stage 3: in the order of the stored permutation those that tuned no start.
+
+    Where the rest of the training split is too small, the `tuned` ones fill up, in the same order.
+    """
+    permutation = log.rows("train", "1.0")
+    used = np.isin(permutation, tuned)
+    rest = np.concatenate([permutation[~used], permutation[used]])
+    return rest[log.label[rest] == 1][:count]
+
+
+def drawn_lists(log: EventLog, rows: Rows, seed: int, kind: str = "mixed") -> NDArray[np.int32]:
+    """Candidate lists `[n, C]` of training rows, as long as the stored ones.
+
+    Of one kind, or `mixed`: uniform and popular by turns.
+    """
+    size = log.meta["candidates"]
+    lists = np.empty((len(rows), size), np.int32)
+    kinds = KINDS if kind == "mixed" else (kind,)
+    for place, name in enumerate(kinds):
+        lists[place :: len(kinds)] = candidate_lists(log, rows[place :: len(kinds)], name, size, seed)
+    return lists

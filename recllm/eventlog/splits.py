@@ -1,0 +1,126 @@
+"""Which samples train, validate and test, and which events training may count.
+
+| `prepare.split` | test | what it measures, and what it costs |
+| --- | --- | --- |
+| `time` | the latest samples of all users | the future from the past, as ReLLa and RecLoRA do |
+| `last` | the latest samples of each user | nearly every user is known; the training events of one user may |
+|  |  | be later than the test events of another |
+| `user` | all samples of some users | new users only: every user of valid and test is cold |
+| `random` | any samples | for logs without times; a later event may train what an earlier one tests, and |
+|  |  | an event of the test split stands in later histories, so figures are too good |
+
+**Training events** are what training may count or learn the wording of: ids, attribute values, popularity,
+co-occurrence, text of the LM, vectors. They are the rows of the training split and, of the rows that are no
+samples (early history, no label),
+
+- `time`: those not later than the last training sample;
+- `last`: those above the first held-out sample of their user;
+- `user`: those of users without a held-out sample;
+- `random`: all.
+
+A held-out sample is never one. In any split it may stand in the history of a later sample, as a feature: in
+`time`, `last` and `user` only of held-out samples, in `random` also of training samples. Running statistics
+of an item (`recllm.eventlog.statistics`) count it for every sample of a later second, in all but `time` also
+for training samples, as a running system would.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recllm.eventlog import draws
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.ids import SPLITS, TEST, TRAIN, UNUSED, VALID
+
+Array = npt.NDArray[Any]
+
+
+def split_samples(
+    config: PrepareConfig, user: Array, sample: Array, timestamp: Array | None
+) -> tuple[Array, dict[str, Array]]:
+    """Splits the samples of a log.
+
+    - `time`: sorted globally by (timestamp, user, item), the first share trains, the next validates, the rest
+      tests.
+    - `last`: the last `last_n` samples of each user test, as many before them validate, the others train. A
+      user with no more than 2 last_n samples has none that trains.
+    - `user`: users with samples in a seeded order, cut by the shares.
+    - `random`: samples in a seeded order, cut by the shares.
+
+    Args:
+        config: `split`, `shares`, `last_n` and `seed` are read.
+        user: dense users `[N]`, ascending; in each user's rows time ascends.
+        sample: bool `[N]`, the rows that are samples.
+        timestamp: seconds `[N]`, or None for a log without times, which `time` does not split.
+
+    Returns:
+        split int8 `[N]` (0 train, 1 valid, 2 test, -1 no sample), and the rows of each split, int64, sorted
+        globally by (timestamp, user, item); without times in the order of the log.
+    """
+    split = np.full(len(user), UNUSED, dtype=np.int8)
+    rows = np.flatnonzero(sample)
+    # Rows ascend by (user, ..., item), so a stable sort by time alone breaks its ties by user, then item.
+    in_time = rows if timestamp is None else rows[np.argsort(timestamp[rows], kind="stable")]
+    if config.split == "time":
+        assert timestamp is not None
+        order = dict(zip(SPLITS, np.split(in_time, _bounds(len(rows), config.shares)), strict=True))
+        for name, part in order.items():
+            split[part] = SPLITS[name]
+        return split, order
+    if config.split == "last":
+        end = np.cumsum(np.bincount(user[rows], minlength=int(user.max(initial=0)) + 1))
+        from_end = end[user[rows]] - 1 - np.arange(len(rows))
+        split[rows] = np.select(
+            [from_end < config.last_n, from_end < 2 * config.last_n], [TEST, VALID], TRAIN
+        )
+    elif config.split == "user":
+        users, which = np.unique(user[rows], return_inverse=True)
+        split[rows] = _drawn(draws.derive(config.seed, "split", "user"), users, config.shares)[which]
+    else:
+        split[rows] = _drawn(draws.derive(config.seed, "split", "random"), rows, config.shares)
+    return split, {name: in_time[split[in_time] == code] for name, code in SPLITS.items()}
+
+
+def training_events(
+    config: PrepareConfig, user: Array, split: Array, order: dict[str, Array], timestamp: Array | None
+) -> Array:
+    """Rows that training may count, bool `[N]`; the rule is on top of this file.
+
+    Args:
+        config: `split` is read.
+        user: dense users `[N]`, ascending.
+        split: int8 `[N]`, as `split_samples` returns it.
+        order: rows of each split, as it returns them; there is one that trains.
+        timestamp: seconds `[N]`; read by `time` only.
+    """
+    trains, unused = split == TRAIN, split == UNUSED
+    if config.split == "time":
+        assert timestamp is not None
+        return trains | (unused & (timestamp <= timestamp[order["train"][-1]]))
+    if config.split == "random":
+        return trains | unused
+    held_out = np.flatnonzero(split > TRAIN)
+    first = np.full(int(user.max(initial=0)) + 1, len(user))
+    first[user[held_out[::-1]]] = held_out[::-1]  # the topmost one is written last
+    if config.split == "user":
+        return trains | (unused & (first == len(user))[user])
+    return trains | (unused & (np.arange(len(user)) < first[user]))
+
+
+def _bounds(n: int, shares: list[float]) -> list[int]:
+    """Where training and validation end; shares as they are written, so that .1 of 970,009 is 97,000."""
+    train, valid = (int(n * Fraction(str(share))) for share in shares)
+    return [train, train + valid]
+
+
+def _drawn(seed: int, keys: Array, shares: list[float]) -> Array:
+    """A split code for each of these distinct integers, int8: in an order drawn by hash, cut by shares."""
+    codes = np.empty(len(keys), np.int8)
+    order = np.argsort(draws.hashes(seed, keys))
+    for code, part in zip(SPLITS.values(), np.split(order, _bounds(len(keys), shares)), strict=True):
+        codes[part] = code
+    return codes

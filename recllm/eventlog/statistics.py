@@ -1,0 +1,109 @@
+"""What was known before a sample: how often its user, item and category were met, and how well liked."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.eventlog.groups import Groups, Range, Tastes
+from recllm.eventlog.log import EventLog, Rows
+
+STATISTICS = ("user_count", "user_likes", "item_count", "item_likes", "category_count", "category_likes")
+"""The columns of `Statistics`, in this order."""
+
+LEVELS = 48
+"""Codes of a column: 0 is never used, as row 0 of every table is padding."""
+
+PRIOR = 5.0
+"""How many events the wider share counts as that a share is shrunk to."""
+
+Counts = NDArray[np.int64]
+
+
+class Statistics:
+    """Running counts and shares of likes, as codes that an embedding table reads.
+
+    Of a sample's user: the events of its history. Of its item: the events of all users in earlier seconds; a
+    log without times has none. Of its user and its target's category: the history's events of that category.
+    Of each, how many there are, n, and which share s was liked:
+
+        code of n: 1 + floor(2 log2(1 + n)), at most LEVELS - 1
+        code of s: 1 + floor((LEVELS - 2) s),  s = (likes + PRIOR s') / (n + PRIOR)
+
+    where s' is the share of likes among training events for users and items, and the user's own s for its
+    categories. An event without a label counts as not liked. Held-out events count for what comes after
+    them, as they do in histories: what is read is what a running system would know at that second.
+
+    Args:
+        log: the event log.
+    """
+
+    def __init__(self, log: EventLog) -> None:
+        """Sorts the events twice; 40 bytes an event in all, seconds for 25 million events."""
+        self.log = log
+        events = slice(log.n_events)
+        liked = log.label[events] == 1
+        second = log.timestamp[events]
+        self._first = int(second.min())
+        span = int(second.max()) - self._first + 1
+        self._items = Groups(log.item[events], second - self._first, span, liked)
+        self._tastes = Tastes(log, liked)
+        # The log itself is sorted by user: a history is a range of it.
+        self._liked = {"user": _running(liked)}
+        self._liked |= {"item": _running(self._items.values), "taste": _running(self._tastes.values)}
+        self._share = float(log.item_likes.sum()) / max(1, int(log.item_count.sum()))
+
+    def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
+        """Codes of (row, target) pairs.
+
+        Args:
+            rows: rows of the log, int64 `[B]`.
+            targets: dense item ids `[B]`; the rows' own items by default.
+
+        Returns:
+            int32 `[B, len(STATISTICS)]`, from 1 to LEVELS - 1.
+        """
+        log = self.log
+        item = log.item.take(rows) if targets is None else targets
+        seen, liked = self._count("user", log.history(rows))
+        of_user = _share(liked, seen, self._share)
+        codes = [_magnitude(seen), _level(of_user)]
+        seen, liked = self._count("item", self._items.before(item, log.timestamp.take(rows) - self._first))
+        codes += [_magnitude(seen), _level(_share(liked, seen, self._share))]
+        seen, liked = self._count("taste", self._tastes.of(rows, item))
+        codes += [_magnitude(seen), _level(_share(liked, seen, of_user))]
+        return np.stack(codes, 1)
+
+    def _count(self, order: str, events: Range) -> tuple[Counts, Counts]:
+        """How many events ranges of a sorted order hold, and how many of them are liked."""
+        low, high = events
+        return high - low, self._liked[order][high] - self._liked[order][low]
+
+
+def words(column: str) -> list[str]:
+    """What a prompt says of each code of a column of `STATISTICS`, with the space before it.
+
+    Of a count the least of its code, to two digits; of a share the middle of its level, in steps of 5 %.
+    """
+    if column.endswith("_count"):
+        least = np.ceil(2 ** ((np.arange(LEVELS) - 1) / 2)) - 1
+        return [f" {float(f'{count:.2g}'):.0f}" for count in least]
+    middle = (np.arange(LEVELS) - 0.5) / (LEVELS - 2)
+    return [f" {5 * round(20 * share)}%" for share in middle]
+
+
+def _running(liked: NDArray[np.bool_]) -> Counts:
+    """How many of the first n are liked, for each n: `[N + 1]`."""
+    return np.concatenate([[0], np.cumsum(liked)])
+
+
+def _share(liked: Counts, seen: Counts, prior: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    return (liked + PRIOR * prior) / (seen + PRIOR)
+
+
+def _magnitude(count: Counts) -> NDArray[np.int32]:
+    return np.minimum(1 + np.floor(2 * np.log2(1 + count)), LEVELS - 1).astype(np.int32)
+
+
+def _level(share: NDArray[np.float64]) -> NDArray[np.int32]:
+    return (1 + np.floor((LEVELS - 2) * share)).astype(np.int32)

@@ -1,0 +1,137 @@
+"""What tuning changed in an LM: its loss on text like that of its pretraining, and the size of the update.
+
+MiLoRA (arXiv 2406.09044) moves the minor singular directions of the weights so that the LM keeps what it
+knows. Both figures are taken of every adapter, so that the starts can be compared by them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor
+
+from recllm.eventlog.log import EventLog
+from recllm.lm.adapters import load_adapter
+from recllm.reclora import export_mean
+from recllm.text import documents
+from recllm.text.prompts import Pieces
+
+BLOCKS = 256
+"""Blocks of text, at most."""
+
+
+def held_out(
+    log: EventLog, pieces: Pieces, history: int, block: int, count: int = BLOCKS
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Text of the kind that `LM=tiny` is pretrained on, of events that it was not: the validation samples.
+
+    The timelines of `recllm.text.documents`, packed as for pretraining. That is made of training events
+    alone: its cards, timelines and prompts hold none of these events (films and profiles are the same ones).
+    Nor does stage 2 tune on this text, though it selects by its answers on some of the same rows. What
+    another LM was pretrained on is not known: it is asked the same text, and so is compared with itself only.
+
+    Args:
+        log: the event log.
+        pieces: the text pieces, of the LM's tokenizer.
+        history: half of the most events that a document tells, as in pretraining (`prompt.history`).
+        block: tokens of a block.
+        count: most blocks; of more text, documents are drawn, always the same ones.
+
+    Returns:
+        Tokens i32 `[blocks, block]`, and 1 for those that count as targets (titles, ratings, EOS), else 0,
+        f32 `[blocks, block]`.
+    """
+    rows = log.rows("valid", "all")
+    told = documents.timelines(log, pieces, rows[rows < log.n_events], 2 * history)
+    rng = np.random.default_rng(0)
+    told = told[rng.permutation(len(told))]
+    enough = np.searchsorted(np.cumsum(pieces.lengths[told].sum(1)), count * block) + 1
+    ids, weights = documents.pack(pieces, [told[:enough]], block, rng, label_weight=1.0)
+    return ids[:count], weights[:count]
+
+
+@torch.inference_mode()
+def text_loss(model: Any, ids: NDArray[np.int32], weights: NDArray[np.float32], size: int = 8) -> float:
+    """Cross-entropy of the next token, in nats, mean over the tokens that count.
+
+    Args:
+        model: the LM, alone or with an adapter that needs no representation (see `at_mean_gate`).
+        ids: i32 `[blocks, block]`, each a context of its own.
+        weights: f32 `[blocks, block]`, more than 0 where a token counts as a target; the first never does.
+        size: blocks of a batch.
+    """
+    device = next(model.parameters()).device
+    nats, count = 0.0, 0
+    for start in range(0, len(ids), size):
+        batch = torch.from_numpy(ids[start : start + size].astype(np.int64)).to(device)
+        asked = torch.from_numpy(weights[start : start + size, 1:] > 0).to(device)
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits[asked]
+        nats += float(F.cross_entropy(logits.float(), batch[:, 1:][asked], reduction="sum"))
+        count += int(asked.sum())
+    return nats / count
+
+
+def at_mean_gate(model: PeftModel, representations: Tensor) -> PeftModel:
+    """The LM with the plain LoRA that a gated adapter is for its mean gate, in place of that adapter.
+
+    Args:
+        model: the LM with the gated adapter, which is taken off: use only what is returned.
+        representations: `[n, d_c]` over which the gate is averaged.
+    """
+    with TemporaryDirectory() as folder:
+        export_mean(model, representations, folder)
+        return load_adapter(model.unload(), Path(folder)).eval()
+
+
+@torch.inference_mode()
+def update_size(model: PeftModel) -> dict[str, float]:
+    """||dW|| / ||W||, Frobenius norms, of the weights that an adapter changes.
+
+    Args:
+        model: the LM with an adapter of any kind that has one update for all rows; W is the LM's own weight,
+            also where a start by singular vectors is subtracted from the update.
+
+    Returns:
+        `update` over all of them together, and `update/<module>` over those of one name in all layers, e.g.
+        `update/q_proj`.
+
+    Raises:
+        ValueError: the update differs from row to row (see `at_mean_gate`).
+    """
+    squares: dict[str, NDArray[np.float64]] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            base: Any = layer.get_base_layer()
+            kept = base.weight
+            weight = dequantize_module_weight(base).float()
+            base.weight = kept  # on a CPU, PEFT puts an 8-bit weight in its place that has lost its scales
+            norms = [
+                torch.linalg.vector_norm(part, dtype=torch.float64)
+                for part in (_update(layer, weight), weight)
+            ]
+            name = path.rpartition(".")[2]
+            squares[name] = squares.get(name, np.zeros(2)) + np.square([float(norm) for norm in norms])
+    every = {"update": sum(squares.values(), np.zeros(2))}
+    every |= {f"update/{name}": squares[name] for name in sorted(squares)}
+    return {name: float(np.sqrt(moved / whole)) for name, (moved, whole) in every.items()}
+
+
+def _update(layer: Any, weight: Tensor) -> Tensor:
+    (name,) = layer.active_adapters
+    delta: Tensor = layer.get_delta_weight(name).float()
+    magnitudes = getattr(layer, "lora_magnitude_vector", {})
+    if name not in magnitudes:
+        return delta
+    # DoRA (arXiv 2402.09353, equation 5): the sum's rows get the lengths that were trained.
+    whole = weight + delta
+    length = torch.linalg.vector_norm(whole, dim=1, keepdim=True)
+    return magnitudes[name].weight[:, None].float() / length * whole - weight

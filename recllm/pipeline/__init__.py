@@ -1,0 +1,1 @@
+"""What runs: stages, the graph of their folders, manifests, and a stage at work."""

@@ -1,0 +1,1 @@
+"""What scores: CRMs, LM systems, two towers, counting."""

@@ -1,0 +1,108 @@
+"""A trained CRM as later stages ask it: logits and representations of pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recllm import paths
+from recllm.crm import Model, load
+from recllm.crm.features import FeatureCache
+from recllm.crm.inputs import CrmInputs
+from recllm.eventlog.ids import UNKNOWN
+from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.statistics import Statistics
+from recllm.pipeline.finished import read_config
+from recllm.pipeline.manifest import Manifest
+from recllm.pipeline.run import Run
+from recllm.retrieval.category import SameCategory
+from recllm.retrieval.stored import Retrieval
+
+
+@functools.lru_cache(maxsize=1)
+def _statistics(log: EventLog) -> Statistics:
+    """Running statistics of a log, sorted once however many CRMs of an evaluation read them."""
+    return Statistics(log)
+
+
+def crm_inputs(log: EventLog, shown: Mapping[str, Any], retrieval: Retrieval | None) -> CrmInputs:
+    """Batches for a CRM that reads what `shown` says: `Stage1Config.inputs`, which its manifest repeats."""
+    recent, retrieved = shown["recent"], shown["retrieved"]
+    statistics = _statistics(log) if shown["statistics"] else None
+    if shown["search"] == "semantic":
+        assert retrieval is not None  # the plan makes the neighbours a parent
+        return CrmInputs(log, recent, retrieved, retrieval.stored, retrieval.searcher, statistics)
+    searcher = SameCategory(log) if shown["search"] else None
+    return CrmInputs(log, recent, retrieved, searcher=searcher, statistics=statistics)
+
+
+@dataclass(frozen=True)
+class Crm:
+    """A trained CRM, its inputs, and its cached representations."""
+
+    model: Model
+    cache: FeatureCache
+    manifest: Manifest
+    gate_input: str = "target"
+    seed: int = 0
+    ranks: bool = False
+    """Whether it was trained to tell liked items from drawn ones: its logit is then no click's."""
+
+    @classmethod
+    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None, role: str = "stage1") -> Crm:
+        """Load the export of the parent with this role; the cache lies in the CRM's own folder."""
+        folder, manifest = run.parent(role), run.manifest(role)
+        model = load(folder / paths.EXPORT)
+        inputs = crm_inputs(log, manifest.metrics["inputs"], retrieval)
+        cache = FeatureCache(folder / paths.FEATURES, model, inputs, manifest.identity)
+        ranks = read_config(folder)["config"]["stage1"]["objective"] == "rank"
+        return cls(model, cache, manifest, ranks=ranks)
+
+    def read_as(self, gate_input: str | None, seed: int) -> Crm | None:
+        """The CRM as a gate reads it (`AdapterConfig.gate_input`), or None where nothing is read.
+
+        Args:
+            gate_input: `user` asks for every row with an unknown item; `shuffled` gives every row another
+                row's representation, by a permutation of all rows of a call; `target` changes nothing.
+            seed: of the permutation.
+        """
+        return None if gate_input is None else dataclasses.replace(self, gate_input=gate_input, seed=seed)
+
+    def representations(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> torch.Tensor:
+        """float32 `[n, d_c]` for pairs, or the mean over targets `[n, C]` of each row."""
+        if self.gate_input == "user":
+            targets = np.full(len(rows), UNKNOWN, np.int32)
+        if targets is None or targets.ndim == 1:
+            found = np.array(self.cache.get(rows, targets)[1])
+        else:
+            flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[1]
+            found = np.array(flat).reshape(*targets.shape, -1).mean(1)
+        if self.gate_input == "shuffled":
+            # The next one on a random circle through all rows: no row keeps its own.
+            circle = np.random.default_rng(self.seed).permutation(len(rows))
+            found[circle] = found[np.roll(circle, 1)]
+        return torch.from_numpy(found)
+
+    def each(self, rows: Rows, targets: NDArray[np.int32]) -> torch.Tensor:
+        """float32 `[n, C, d_c]` for targets `[n, C]`: every pair's own."""
+        flat = self.representations(np.repeat(rows, targets.shape[1]), targets.ravel())
+        return flat.view(*targets.shape, -1)
+
+    def trained_on(self, log: EventLog, rows: Rows) -> int:
+        """How many of these training samples the CRM was trained on."""
+        held = self.manifest.metrics["hold_out"]
+        return len(rows) if held == "none" else int((~np.isin(rows, log.rows("train", held))).sum())
+
+    def logits(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
+        """float32 `[n]` for pairs, `[n, C]` for targets `[n, C]`."""
+        if targets is None or targets.ndim == 1:
+            return np.array(self.cache.get(rows, targets)[0])
+        flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[0]
+        return np.array(flat).reshape(targets.shape)

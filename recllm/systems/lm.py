@@ -1,0 +1,132 @@
+"""A frozen causal LM, and everything that turns rows of the log into its input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recllm import paths
+from recllm.config.schema import Config
+from recllm.console import say
+from recllm.eventlog.log import EventLog, Rows
+from recllm.lm.layout import SEPARATE, SHARED
+from recllm.lm.load import context_length, load_lm
+from recllm.lm.probe import layout_of, windows
+from recllm.lm.tasks import Answers, Titles, Verdicts
+from recllm.pipeline.run import Run
+from recllm.retrieval.stored import Retrieval
+from recllm.systems.crm import Crm
+from recllm.systems.texts import build_pieces
+from recllm.text.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Lm:
+    """A frozen causal LM and everything that turns rows of the log into its input."""
+
+    model: Any
+    tokenizer: Any
+    prompts: Prompts
+    log: EventLog
+    config: Config
+    retrieval: Retrieval | None
+    layout: str = SHARED
+
+    @classmethod
+    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None, reserved: int = 0) -> Lm:
+        """Load the LM of the parent `lm`, or by hub id or path; prompts leave `reserved` tokens free."""
+        model, tokenizer = causal_lm(run)
+        pieces = build_pieces(run.config, log, tokenizer)
+        context = context_length(run.config.lm.model, model.config)
+        layout = layout_of(model, context)
+        if layout == SEPARATE:
+            window = min(windows(model.config), default=context)
+            mend = f"; lm.model.context={window} would mend it" if window < context else ""
+            say(
+                f"{run.config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "
+                f"each title is a sequence of its own, several times slower{mend}"
+            )
+        if run.config.trainer.attention == "flex":
+            if not torch.cuda.is_available():
+                raise ValueError("trainer.attention=flex needs a GPU; wanted sdpa here")
+            if layout == SHARED:
+                model.set_attn_implementation("flex_attention")  # after the example, which runs on any device
+        prompts = Prompts(log, pieces, context - reserved)
+        return cls(model, tokenizer, prompts, log, run.config, retrieval, layout)
+
+    def shown(self, rows: Rows, retrieved: bool) -> Rows:
+        """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""
+        k = self.config.prompt.history
+        if retrieved:
+            assert self.retrieval is not None
+            return self.retrieval.nearest(rows, k)
+        return self.log.recent(rows, k)
+
+    def answers(self, rows: Rows, crm: Crm | None, retrieved: bool, mixed: bool = False) -> Answers:
+        """The Yes/No task on rows; a gate reads the CRM's representation of each row's own target.
+
+        With `mixed`, all rows follow once more with the other kind of history.
+        """
+        shown = self.shown(rows, retrieved)
+        if mixed:
+            shown = np.concatenate([shown, self.shown(rows, not retrieved)])
+            rows = np.concatenate([rows, rows])
+        return Answers(self.prompts, rows, shown, crm.representations(rows) if crm else None)
+
+    def titles(
+        self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, each: bool = False
+    ) -> Titles:
+        """The next-title task on liked rows, after the most recent events, which tell nothing of the target.
+
+        A gate reads the mean over all candidates of the CRM's representation; with `each` every title's own.
+        """
+        recent = self.log.recent(rows, self.config.prompt.history)
+        representation = None
+        if crm:
+            representation = (crm.each if each else crm.representations)(rows, candidates)
+        return Titles(
+            self.prompts,
+            self.log,
+            rows,
+            recent,
+            candidates,
+            representation,
+            self.config.prompt.list_candidates,
+            self.layout,
+        )
+
+    def verdicts(
+        self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, retrieved: bool
+    ) -> Verdicts:
+        """The Yes/No task on every candidate of liked rows; a gate reads each candidate's representation."""
+        k, shape = self.config.prompt.history, candidates.shape
+        if retrieved:
+            assert self.retrieval is not None
+            shown = self.retrieval.searcher.search(rows, candidates, k, "time")
+        else:
+            shown = np.broadcast_to(self.log.recent(rows, k)[:, None], (*shape, k))
+        representation = crm.each(rows, candidates) if crm else None
+        return Verdicts(self.prompts, self.log, rows, shown, candidates, representation)
+
+    def valid_titles(self, count: int, crm: Crm | None, each: bool = False) -> Titles:
+        """The next-title task on stored validation rows, each once with every kind of candidate list."""
+        return self.titles(*self._valid(count), crm, each)
+
+    def valid_verdicts(self, count: int, crm: Crm | None, retrieved: bool) -> Verdicts:
+        """The Yes/No task on the candidates of the rows of `valid_titles`."""
+        return self.verdicts(*self._valid(count), crm, retrieved)
+
+    def _valid(self, count: int) -> tuple[Rows, NDArray[np.int32]]:
+        parts = [self.log.ranking("valid", kind) for kind in self.log.lists]
+        rows = np.concatenate([rows[:count] for rows, _ in parts])
+        return rows, np.concatenate([lists[:count] for _, lists in parts])
+
+
+def causal_lm(run: Run) -> tuple[Any, Any]:
+    """The frozen LM and its tokenizer: the one that the parent `lm` trained, or by hub id or path."""
+    config = run.config.lm.model
+    return load_lm(config, run.parent("lm") / paths.EXPORT if config.path is None else None)

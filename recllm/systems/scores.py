@@ -1,0 +1,217 @@
+"""Scores of LM systems, and what tuning changed in them: computed once, kept under what made them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.cache import Kept
+from recllm.console import say
+from recllm.eventlog.log import EventLog, Rows
+from recllm.lm.adapters import load_adapter, needs, selected
+from recllm.lm.forgetting import BLOCKS, at_mean_gate, held_out, text_loss, update_size
+from recllm.lm.generate import valid_ratio
+from recllm.lm.predict import Scores, answer_scores, answer_states, candidate_scores, title_choices
+from recllm.lm.tasks import Answers, Titles, Verdicts
+from recllm.lm.towers import TwoTowers, tower_scores
+from recllm.paths import EXPORT, SCORES
+from recllm.pipeline.finished import read_config
+from recllm.pipeline.run import Run
+from recllm.retrieval.stored import Retrieval
+from recllm.systems import compatibility
+from recllm.systems.crm import Crm
+from recllm.systems.lm import Lm
+from recllm.systems.texts import tower_prompts
+from recllm.training.precision import device_of
+
+Opened = tuple[Lm, Any, Crm | None, bool]
+Asked = TypeVar("Asked", Answers, Titles, Verdicts)
+
+
+def told(task: Asked) -> Asked:
+    """The task; where the context cuts prompts, it is said how many."""
+    if cut := task.cut():
+        say(f"{cut:,} prompts are longer than {task.prompts.max_length} tokens and lose their oldest events")
+    return task
+
+
+def untuned_states(run: Run, task: Answers, model: Any) -> Scores:
+    """What the LM head reads behind the prompts of a task, before anything is tuned, `[n, width]`.
+
+    Kept with the LM: all gated systems share it, but for those with a soft prompt, whose drawn tokens stand
+    in the prompt.
+
+    Args:
+        run: a stage with the LM as a parent.
+        task: the prompts.
+        model: the LM, or one whose adapter changes nothing yet; it is used where nothing is kept.
+    """
+    made_of = [run.manifest(parent).identity for parent in ("log", "neighbours", "lm")]
+    config, virtual = run.content["config"], run.config.stage2.adapter.soft_prompt
+    drawn = [virtual, run.config.seed] if virtual else []
+    what = [config["prompt"], config["stage2"]["mixed_prompts"], task.rows.tolist(), drawn]
+    kept = Kept(run.parent("lm") / SCORES)
+    return kept.get("answer-states", [made_of, what], lambda: answer_states(model, task))
+
+
+class LmSystems:
+    """The untuned LM (role `lm`) and every adapter (roles `tuned:*`, `aligned:*`) of an evaluation.
+
+    Scores of the untuned LM lie in the LM's own folder, where every seed finds them; others with the run.
+    """
+
+    def __init__(self, run: Run, log: EventLog, retrieval: Retrieval, crms: dict[str, Crm]) -> None:
+        """Systems among a run's parents; `crms` are those that gate them, by name."""
+        self.run, self.log, self.retrieval, self.crms = run, log, retrieval, crms
+        self.opened: tuple[tuple[str, str], Opened] | None = None
+
+    def logits(self, role: str, adapter: str, rows: Rows) -> Scores:
+        """Yes/No logits `[n]` of the rows' own items."""
+
+        def compute() -> Scores:
+            lm, model, crm, retrieved = self._open(role, adapter)
+            task = told(lm.answers(rows, crm, retrieved))
+            return answer_scores(model, task, self._size())
+
+        return self._keep(f"ctr-{role}", role, adapter, rows.tolist(), compute)
+
+    def titles(self, role: str, adapter: str, kind: str, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """Log-probability of every candidate, and where constrained decoding ends, `[n, C, 2]`."""
+
+        def compute() -> Scores:
+            lm, model, crm, _ = self._open(role, adapter)
+            task = told(lm.titles(rows, lists, crm, self._each(role)))
+            return title_choices(model, task, self._size(4))
+
+        return self._keep(f"{kind}-{role}", role, adapter, [rows.tolist(), lists.tolist()], compute)
+
+    def verdicts(self, role: str, adapter: str, kind: str, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """Log-probability of Yes to every candidate, `[n, C]`."""
+
+        def compute() -> Scores:
+            lm, model, crm, retrieved = self._open(role, adapter)
+            task = told(lm.verdicts(rows, lists, crm, retrieved))
+            return candidate_scores(model, task, self._size(16))
+
+        name = f"verdicts-{kind}-{role}"
+        return self._keep(name, role, adapter, [rows.tolist(), lists.tolist()], compute)
+
+    def generated(self, role: str, adapter: str, kind: str, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """Per row 1 where the freely generated title is a candidate, and where it is the target, `[n, 2]`."""
+
+        def compute() -> Scores:
+            lm, model, crm, _ = self._open(role, adapter)
+            return valid_ratio(model, lm.tokenizer, lm.titles(rows, lists, crm), self._size(4))
+
+        name = f"generated-{kind}-{role}"
+        return self._keep(name, role, adapter, [rows.tolist(), lists.tolist()], compute)
+
+    def change(self, role: str, adapter: str) -> dict[str, float]:
+        """What tuning changed in the LM; of role `lm` what it was before, of a soft prompt nothing.
+
+        Returns:
+            `text_loss` on held-out text (`recllm.lm.forgetting.held_out`), nats a token; of an adapter also
+            `forgotten`, by how much it is more than the untuned LM's, and `update_size`. An adapter with a
+            gate is taken at the gate's mean over the validation rows of its stage 2.
+        """
+        run, rows = self.run, ""
+        if role != "lm":
+            reads, virtual = needs(run.parent(role) / adapter)
+            if virtual:
+                return {}  # no LoRA is the same for every row
+            rows = read_config(run.parent(role))["config"]["stage2"]["fit"]["valid_rows"] if reads else ""
+        history, block = run.config.prompt.history, run.config.lm.training.block
+
+        def compute() -> NDArray[Any]:
+            lm, model, crm, _ = self._open(role, adapter)
+            text = held_out(self.log, lm.prompts.pieces, history, block)
+            if crm is not None:
+                self.opened = None  # the gated adapter is taken off
+                model = at_mean_gate(model, crm.representations(self.log.rows("valid", rows)))
+            found = {"text_loss": text_loss(model, *text)}
+            found |= update_size(model) if role != "lm" else {}
+            return np.array([tuple(found.values())], [(name, np.float64) for name in found])
+
+        kept = self._keep(f"change-{role}", role, adapter, [BLOCKS, block, rows], compute)
+        found = {name: float(kept[name][0]) for name in kept.dtype.names or ()}
+        if role != "lm":
+            found["forgotten"] = found["text_loss"] - self.change("lm", adapter)["text_loss"]
+        return found
+
+    def _size(self, share: int = 1) -> int:
+        """Rows of a forward pass whose rows are `share` times as large as a Yes/No prompt."""
+        return max(1, self.run.config.evaluate.batch_size // share)
+
+    def _keep(
+        self, name: str, role: str, adapter: str, what: object, compute: Callable[[], NDArray[Any]]
+    ) -> NDArray[Any]:
+        roles = ("lm", "neighbours", "log", *({role} - {"lm"}))
+        made_of = [self.run.manifest(parent).identity for parent in roles]
+        form = self.run.content["config"]["prompt"]
+        kept = Kept((self.run.parent("lm") if role == "lm" else self.run.folder) / SCORES)
+        return kept.get(name, [role, made_of, adapter, form, what], compute)
+
+    def _open(self, role: str, adapter: str) -> Opened:
+        """The LM with the system's adapter, its gate's CRM, and whether its Yes/No prompts are retrieved.
+
+        The last one stays open: everything that is asked of a system is asked in turn.
+        """
+        if self.opened is None or self.opened[0] != (role, adapter):
+            self.opened = None  # two of them need not fit into memory
+            self.opened = (role, adapter), self._load(role, adapter)
+        return self.opened[1]
+
+    def _load(self, role: str, adapter: str) -> Opened:
+        device = device_of(self.run.config.trainer)
+        if role == "lm":
+            lm = Lm.open(self.run, self.log, self.retrieval)
+            return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
+        folder = self.run.parent(role)
+        compatibility.check_same_prompts(self.run, role)
+        saved = selected(folder, adapter)
+        reads, virtual = needs(saved)
+        lm = Lm.open(self.run, self.log, self.retrieval, virtual)
+        model = load_adapter(lm.model, saved).eval().to(device)
+        retrieved = compatibility.retrieves(self.run, self.run.parents[role])
+        crm = self.crms[self._gate_of(folder)].read_as(reads, self.run.config.seed)
+        return lm, model, crm, retrieved
+
+    def _each(self, role: str) -> bool:
+        """Whether a system's titles were aligned each with its own item's gate."""
+        if not role.startswith("aligned:"):
+            return False
+        return bool(read_config(self.run.parent(role))["config"]["stage3"]["gate"] == "item")
+
+    def _gate_of(self, folder: Path) -> str:
+        """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""
+        read = read_config(folder)["parents"]["stage1"]
+        return next(name for name in self.crms if self.run.parents[f"crm:{name}"] == read)
+
+
+class TowerSystems:
+    """The two-tower systems (roles `towers:*`) of an evaluation; their scores lie with the run."""
+
+    def __init__(self, run: Run, log: EventLog) -> None:
+        """Systems among a run's parents."""
+        self.run, self.log = run, log
+
+    def logits(self, role: str, rows: Rows, lists: NDArray[np.int32] | None = None) -> Scores:
+        """CTR logits `[n]` of the rows' own items, or `[n, C]` of lists."""
+
+        def compute() -> Scores:
+            config = self.run.config
+            compatibility.check_same_prompts(self.run, role)
+            model, tokenizer, context = TwoTowers.load(self.run.parent(role) / EXPORT)
+            prompts = tower_prompts(config, self.log, tokenizer, context)
+            history = self.log.recent(rows, config.prompt.history)
+            model = model.to(device_of(config.trainer))
+            return tower_scores(model, prompts, tokenizer.pad_token_id, rows, history, lists)
+
+        made_of = [self.run.manifest(parent).identity for parent in ("log", role)]
+        what = [rows.tolist(), None if lists is None else lists.tolist()]
+        identity = [role, made_of, self.run.content["config"]["prompt"], what]
+        return Kept(self.run.folder / SCORES).get(f"pairs-{role}", identity, compute)

@@ -1,0 +1,69 @@
+"""The data set's texts, tokenized once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from recllm import paths
+from recllm.config.schema import Config
+from recllm.eventlog.log import EventLog
+from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
+from recllm.lm.encoder import load_encoder
+from recllm.lm.tiny import train_tokenizer
+from recllm.pipeline.run import Run
+from recllm.text.pieces import sentence
+from recllm.text.prompts import Pieces, Prompts, fill
+
+
+def encoder(run: Run) -> tuple[Any, Any, int]:
+    """The encoder of the parent `encoder`, its tokenizer and context: trained there, or named there."""
+    facts = run.manifest("encoder").metrics
+    config = EncoderConfig(**{key: facts[key] for key in ("path", "revision", "context")})
+    return load_encoder(config, run.parent("encoder") / paths.EXPORT if config.path is None else None)
+
+
+def tower_prompts(config: Config, log: EventLog, tokenizer: Any, context: int) -> Prompts:
+    """Texts of the two towers, of `context` tokens at most."""
+    return Prompts(log, build_pieces(config, log, tokenizer, LmConfig()), context)
+
+
+def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str]]:
+    """Title and card of every dense item id, profile of every dense user id; empty for the reserved ids."""
+    items = pl.read_parquet(log.folder / "items.parquet")
+    users = pl.read_parquet(log.folder / "users.parquet")
+    titles = [title or "" for title in items["title"].to_list()]
+    return titles, fill(config.dataset.card, items), fill(config.wording.profile, users)
+
+
+def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
+    """The tokenizer of the tiny LM or encoder: made of the data set's texts, weighed by training events."""
+    titles, cards, profiles = texts(config, log)
+    names = config.wording.names(titles)
+    seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
+    pieces = [*names, *cards, *profiles]
+    counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]
+    if config.prompt.statistics:  # every prompt holds them: they become tokens of their own
+        known = {text for _, parts in sentence(config.wording.known) for text in parts}
+        pieces, counts = [*pieces, *sorted(known)], [*counts, *([log.n_events] * len(known))]
+    return train_tokenizer(tiny, config.wording, log.meta["rating_levels"], pieces, counts)
+
+
+def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig | None = None) -> Pieces:
+    """Tokenise every text of the data set once; `model` says what stands around prompts (None: the LM's)."""
+    titles, cards, profiles = texts(config, log)
+    model = model or config.lm.model
+    levels = log.meta["rating_levels"]
+    return Pieces.build(
+        tokenizer,
+        config.wording,
+        titles,
+        levels,
+        profiles,
+        prefix=model.prefix,
+        suffix=model.suffix,
+        cards=cards,
+        statistics=config.prompt is not None and config.prompt.statistics,  # retrieval asks nothing
+    )

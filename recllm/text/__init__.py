@@ -1,0 +1,1 @@
+"""An event log's rows to tokens: prompts, completions, documents."""

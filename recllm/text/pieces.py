@@ -1,0 +1,320 @@
+"""The text pieces of a dataset's prompts, each tokenized exactly once.
+
+A prompt is a row of piece ids, and its tokens are gathered from one flat table. Tuning, preference and
+evaluation read the same table: a text has the same tokens, BOS and boundaries everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.eventlog.statistics import LEVELS, STATISTICS, words
+from recllm.text.collate import Ragged
+from recllm.text.config import Wording
+
+if TYPE_CHECKING:
+    import polars as pl
+    from transformers import PreTrainedTokenizerBase
+
+Ints = NDArray[np.integer[Any]]
+
+CONSTANT, TEXT, LABEL = 0, 1, 2
+"""What a piece is in pretraining: given by the template, text to learn, or an opinion (rating, answer)."""
+
+# What a piece is tokenized behind. A letter stands for the title before it: many tokenizers merge `)` with a
+# line break, none merges a letter with one.
+# The tiny LM merges letters with anything; a line break is a token of its own there, hence the second choice.
+AFTER_LINE = ("\n",)
+AFTER_TITLE = ("a", "\n")
+
+
+def fill(template: str, frame: pl.DataFrame) -> list[str]:
+    r"""One text for each row of a table: the format string over its columns.
+
+    Args:
+        template: Format string, for example `"The user is a {gender}.\n"`; empty: every text is empty.
+        frame: Rows by dense id; where a column that is needed is null, as for ids 0 and 1, the text is empty.
+
+    Raises:
+        ValueError: The template names a column that the table lacks.
+    """
+    if not template:
+        return [""] * frame.height
+    names = sorted({name for _, name, _, _ in Formatter().parse(template) if name})
+    missing = [name for name in names if name not in frame.columns]
+    if missing:
+        raise ValueError(
+            f"no column {missing[0]!r} for {template!r}: change `wording`; known: {', '.join(frame.columns)}"
+        )
+    if not names:
+        return [template] * frame.height
+    rows = frame.select(names).rows()
+    texts = {
+        row: "" if None in row else template.format(**dict(zip(names, row, strict=True))) for row in set(rows)
+    }
+    return [texts[row] for row in rows]
+
+
+def tails(names: Sequence[str], cards: Sequence[str]) -> list[str]:
+    """What cards say behind the items' names: the rest of one that begins with it, else a line of its own."""
+    return [
+        card[len(name) :] if card.startswith(name) else f"\n{card}"
+        for name, card in zip(names, cards, strict=True)
+    ]
+
+
+def sentence(known: str) -> list[tuple[int, list[str]]]:
+    """Parts of `wording.known`, in order.
+
+    Returns:
+        Of each part the column of the statistics' codes that says which of its texts it is, and the text of
+        each code, [LEVELS]; a part between two statistics has one text for all.
+
+    Raises:
+        ValueError: It names what is no statistic.
+    """
+    parts = []
+    for literal, column, _, _ in Formatter().parse(known):
+        if literal:
+            parts.append((0, [literal] * LEVELS))
+        if column is not None and column not in STATISTICS:
+            raise ValueError(f"wording.known names {column!r}; wanted of {', '.join(STATISTICS)}")
+        if column is not None:
+            parts.append((STATISTICS.index(column), words(column)))
+    return parts
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _answers(
+    tokenizer: PreTrainedTokenizerBase, ask: str, yes: str, no: str
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens behind `ask` that both answers share, and what is left of each answer."""
+    asked = _ids(tokenizer, ask)
+    full = [_ids(tokenizer, ask + answer) for answer in (yes, no)]
+    for answer, tokens in zip((yes, no), full, strict=True):
+        if tokens[: len(asked)] != asked:
+            raise ValueError(f"answer {answer!r} merges with {ask[-10:]!r} before it: change `wording.ask`")
+    same = len(asked)
+    while same < min(map(len, full)) and full[0][same] == full[1][same]:
+        same += 1
+    if same in map(len, full):
+        raise ValueError(
+            f"answers {yes!r} and {no!r} have no token in which they differ: change wording.yes or wording.no"
+        )
+    return full[0][len(asked) : same], full[0][same:], full[1][same:]
+
+
+def resolve_answers(
+    tokenizer: PreTrainedTokenizerBase, ask: str, yes: str, no: str
+) -> tuple[list[int], int, int]:
+    """Tokens in which the two answers differ.
+
+    Args:
+        tokenizer: Of the LM.
+        ask: Text right before the answer.
+        yes: Answer for a liked item, with its leading space.
+        no: The other answer.
+
+    Returns:
+        Token ids that both answers begin with (they belong to the prompt), the next token of yes, that of no.
+
+    Raises:
+        ValueError: An answer merges with the text before it, or one answer is the beginning of the other.
+    """
+    shared, rest_yes, rest_no = _answers(tokenizer, ask, yes, no)
+    return shared, rest_yes[0], rest_no[0]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Every text piece of a dataset's prompts, tokenized once.
+
+    Attributes:
+        table: Tokens of every piece; piece 0 is empty.
+        kind: i8 [pieces], CONSTANT, TEXT or LABEL.
+        item: i32 [n_items], piece of a dense item id's name.
+        card: i32 [n_items], piece of its attributes.
+        rating: i32 [codes], piece of a rating code.
+        profile: i32 [n_users], piece of a dense user id's profile.
+        known: The sentence about what was known before, part by part: which column of the statistics' codes
+            says which piece it is, and i32 [LEVELS], the piece of each code. Empty: no such sentence.
+        head: Piece of BOS and the LM's prefix.
+        answer: Piece of the tokens that both answers begin with.
+        yes: Piece of what is left of the answer yes.
+        no: Piece of what is left of the answer no.
+        yes_id: First token of `yes`, the one that is scored.
+        no_id: First token of `no`.
+        intro, question, ask, next, choose, newline, suffix, eos: Pieces of the constants.
+    """
+
+    table: Ragged
+    kind: NDArray[np.int8]
+    item: NDArray[np.int32]
+    card: NDArray[np.int32]
+    rating: NDArray[np.int32]
+    profile: NDArray[np.int32]
+    head: int
+    intro: int
+    question: int
+    ask: int
+    next: int
+    choose: int
+    newline: int
+    suffix: int
+    eos: int
+    answer: int
+    yes: int
+    no: int
+    yes_id: int
+    no_id: int
+    known: tuple[tuple[int, NDArray[np.int32]], ...] = ()
+    lengths: NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Keeps the lengths of all pieces, i64 [pieces]."""
+        object.__setattr__(self, "lengths", self.table.lengths)
+
+    @classmethod
+    def build(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        wording: Wording,
+        titles: Sequence[str | None],
+        rating_levels: Sequence[str],
+        profiles: Sequence[str],
+        prefix: str = "",
+        suffix: str = "",
+        cards: Sequence[str] | None = None,
+        statistics: bool = False,
+    ) -> Pieces:
+        """Tokenizes all pieces.
+
+        A BOS opens the prompt if and only if the tokenizer names one, whether or not it adds it itself. Where
+        a title or profile spells a special token, it is read as plain text: no title can end a prompt.
+
+        Args:
+            tokenizer: A fast tokenizer.
+            wording: The dataset's words.
+            titles: Title of every dense item id; None or empty: no text.
+            rating_levels: Text of the rating codes 1, 2, ...
+            profiles: Text of every dense user id, see `fill`.
+            prefix: Text before the prompt, what a chat LM wants there.
+            suffix: Text between the prompt and the answer or title.
+            cards: What pretraining says of every dense item id, see `fill`; None: nothing. A card that begins
+                with the item's name continues it, another one stands on its own line.
+            statistics: Whether Yes/No prompts say `wording.known`.
+
+        Raises:
+            ValueError: `wording.known` names what is no statistic, a piece merges with the text before it,
+                the answers do not differ, or there is no EOS.
+        """
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no EOS token, an LM needs one to end a title: choose another LM"
+            )
+        tokens: list[list[int]] = [[]]
+        kinds: list[int] = [CONSTANT]
+
+        def constant(*ids: int, kind: int = CONSTANT) -> int:
+            tokens.append(list(ids))
+            kinds.append(kind)
+            return len(tokens) - 1
+
+        def group(
+            texts: Sequence[str], anchors: Sequence[str], kind: int, plain: bool = True
+        ) -> NDArray[np.int32]:
+            place = {
+                text: number
+                for number, text in enumerate(dict.fromkeys(text for text in texts if text), len(tokens))
+            }
+            if place:
+                encoded = _behind(tokenizer, list(place), anchors, plain)
+                tokens.extend(encoded)
+                kinds.extend([kind] * len(encoded))
+            return np.fromiter((place.get(text, 0) for text in texts), np.int32, len(texts))
+
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        names = wording.names(titles)
+        shared, yes, no = _answers(tokenizer, wording.ask + suffix, wording.yes, wording.no)
+        lines = group(
+            [wording.intro, wording.question, wording.next, wording.choose], AFTER_LINE, CONSTANT, plain=False
+        ).tolist()
+        ends = group([wording.ask, "\n", suffix], AFTER_TITLE, CONSTANT, plain=False).tolist()
+        item = group(names, AFTER_LINE, TEXT)
+        card = group(tails(names, cards) if cards is not None else [""] * len(names), AFTER_TITLE, TEXT)
+        profile = group(profiles, AFTER_LINE, CONSTANT)
+        rating = group(wording.ratings(rating_levels)[1:], AFTER_TITLE, LABEL)
+        known = [
+            (column, group(texts, AFTER_TITLE, CONSTANT))
+            for column, texts in sentence(wording.known if statistics else "")
+        ]
+        return cls(
+            item=item,
+            card=card,
+            profile=profile,
+            known=tuple(known),
+            rating=np.concatenate([np.array([ends[1]], np.int32), rating]),
+            head=constant(*bos, *_ids(tokenizer, prefix)),
+            intro=lines[0],
+            question=lines[1],
+            next=lines[2],
+            choose=lines[3],
+            ask=ends[0],
+            newline=ends[1],
+            suffix=ends[2],
+            eos=constant(tokenizer.eos_token_id, kind=TEXT),
+            answer=constant(*shared),
+            yes=constant(*yes, kind=LABEL),
+            no=constant(*no, kind=LABEL),
+            yes_id=yes[0],
+            no_id=no[0],
+            table=Ragged.of(tokens),
+            kind=np.array(kinds, np.int8),
+        )
+
+    def assemble(self, matrix: Ints) -> Ragged:
+        """Tokens of rows of pieces: piece ids [B, P] -> B sequences, the row's pieces one after another."""
+        pieces = np.asarray(matrix)
+        lengths = self.lengths[pieces]
+        offsets = np.zeros(len(pieces) + 1, np.int64)
+        np.cumsum(lengths.sum(1), out=offsets[1:])
+        flat = lengths.ravel()
+        shift = self.table.offsets[pieces.ravel()] - (np.cumsum(flat) - flat)
+        return Ragged(self.table.tokens[np.repeat(shift, flat) + np.arange(offsets[-1])], offsets)
+
+    def weights(self, matrix: Ints, by_kind: Sequence[float]) -> NDArray[np.float32]:
+        """Weight of every token of `assemble(matrix)`, f32; `by_kind`: those of CONSTANT, TEXT, LABEL."""
+        pieces = np.asarray(matrix).ravel()
+        return np.repeat(np.asarray(by_kind, np.float32)[self.kind[pieces]], self.lengths[pieces])
+
+    @property
+    def longest_completion(self) -> int:
+        """Tokens of the longest title, with its EOS."""
+        return int(self.lengths[self.item].max()) + 1
+
+
+def _behind(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], anchors: Sequence[str], plain: bool
+) -> list[list[int]]:
+    """Tokens of each text behind the first anchor that none merges with; `plain` spells special ones out."""
+    for anchor in anchors:
+        start = _ids(tokenizer, anchor)
+        encoded: list[list[int]] = tokenizer(
+            [anchor + text for text in texts],
+            add_special_tokens=False,
+            split_special_tokens=plain,
+            return_attention_mask=False,
+        )["input_ids"]
+        merged = [text for text, tokens in zip(texts, encoded, strict=True) if tokens[: len(start)] != start]
+        if not merged:
+            return [tokens[len(start) :] for tokens in encoded]
+    raise ValueError(f"{merged[0]!r} merges with {anchor!r} before it in this tokenizer: change one")

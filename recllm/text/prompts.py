@@ -1,0 +1,190 @@
+"""Prompts of rows of an event log, one path for tuning, preference and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.eventlog.statistics import Statistics
+from recllm.text.collate import Ragged
+from recllm.text.pieces import Ints, Pieces, Wording, fill, resolve_answers
+
+if TYPE_CHECKING:
+    from recllm.eventlog.log import EventLog
+
+__all__ = ["Pieces", "Prompts", "Ragged", "Wording", "fill", "resolve_answers"]
+
+
+class Prompts:
+    """Prompts of rows of an event log.
+
+    Args:
+        log: The event log; its columns `user`, `item` and `rating` are read.
+        pieces: The text pieces.
+        max_length: Most tokens of a prompt. Longer ones lose their oldest events; `Ragged.cut` says which.
+    """
+
+    def __init__(self, log: EventLog, pieces: Pieces, max_length: int) -> None:
+        """Keep what is needed; nothing is copied."""
+        self.log = log
+        self.pieces = pieces
+        self.max_length = max_length
+        self.statistics = Statistics(log) if pieces.known else None
+
+    def ctr(self, rows: Ints, history: Ints, targets: Ints | None = None) -> Ragged:
+        """Yes/No prompts up to where the answer is scored.
+
+        Args:
+            rows: [B], rows of the log.
+            history: [B, k], the rows that the prompt shows, in chronological order; -1 is padding, anywhere.
+            targets: [B], dense items to ask about; None: the rows' own.
+
+        Raises:
+            ValueError: A prompt without any history is longer than `max_length`.
+        """
+        matrix, cut = self.ctr_matrix(rows, history, targets)
+        return replace(self.pieces.assemble(matrix), cut=cut)
+
+    def ranking(
+        self, rows: Ints, history: Ints, candidates: Ints | None = None, reserve: int | None = None
+    ) -> Ragged:
+        """Next-title prompts, up to where the title begins.
+
+        Args:
+            rows: [B], rows of the log; only their users are read.
+            history: [B, k] as in `ctr`.
+            candidates: [B, C], dense items to list in the prompt; None: no list.
+            reserve: Tokens that are kept free for the title; None: those of the longest title and EOS.
+
+        Raises:
+            ValueError: A prompt without any history is longer than `max_length` less the reserve.
+        """
+        matrix, cut = self.ranking_matrix(rows, history, candidates, reserve)
+        return replace(self.pieces.assemble(matrix), cut=cut)
+
+    def completions(self, items: Ints) -> Ragged:
+        """Title and EOS of dense items [n]."""
+        item = np.asarray(items).ravel()
+        return self.pieces.assemble(
+            np.stack([self.pieces.item[item], np.full(len(item), self.pieces.eos)], 1)
+        )
+
+    def users(self, rows: Ints, history: Ints) -> Ragged:
+        """What a user's tower reads: profile and history, and EOS; nothing of the target.
+
+        Args:
+            rows: [B], rows of the log; only their users are read.
+            history: [B, k] as in `ctr`.
+
+        Raises:
+            ValueError: A text without any history is longer than `max_length`.
+        """
+        matrix, cut = self._fit(rows, history, [self.pieces.eos], self.max_length)
+        return replace(self.pieces.assemble(matrix), cut=cut)
+
+    def items(self, items: Ints) -> Ragged:
+        """What an item's tower reads: names and cards of dense items [n], and EOS.
+
+        Raises:
+            ValueError: One is longer than `max_length`.
+        """
+        pieces, item = self.pieces, np.asarray(items)
+        ends = (np.full(len(item), end, np.int32) for end in (pieces.head, pieces.eos))
+        head, eos = ends
+        texts = pieces.assemble(np.stack([head, pieces.item[item], pieces.card[item], eos], 1))
+        if len(item) and texts.lengths.max() > self.max_length:
+            raise ValueError(
+                f"an item's text has {texts.lengths.max()} tokens, {self.max_length} are free: shorten "
+                "dataset.card, or raise the encoder's context"
+            )
+        return texts
+
+    def ctr_matrix(
+        self, rows: Ints, history: Ints, targets: Ints | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Piece ids [B, 2 k + 8] of the Yes/No prompts, and which of them were cut, bool [B].
+
+        With statistics, as many more as their sentence has parts.
+        """
+        pieces = self.pieces
+        target = self.log.item[np.asarray(rows)] if targets is None else np.asarray(targets)
+        after: list[int | NDArray[np.int32]] = [
+            pieces.question,
+            pieces.item[target][:, None],
+            self.known(rows, target),
+            pieces.ask,
+            pieces.suffix,
+            pieces.answer,
+        ]
+        return self._fit(rows, history, after, self.max_length)
+
+    def ranking_matrix(
+        self, rows: Ints, history: Ints, candidates: Ints | None = None, reserve: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Piece ids of the next-title prompts, and which of them were cut, bool [B]."""
+        pieces = self.pieces
+        after: list[int | NDArray[np.int32]] = [pieces.next, pieces.suffix]
+        if candidates is not None:
+            titles = pieces.item[np.asarray(candidates)]
+            listed = np.stack([titles, np.full_like(titles, pieces.newline)], 2).reshape(
+                len(titles), 2 * titles.shape[1]
+            )
+            after = [pieces.choose, listed, *after]
+        return self._fit(
+            rows,
+            history,
+            after,
+            self.max_length - (pieces.longest_completion if reserve is None else reserve),
+        )
+
+    def known(self, rows: Ints, targets: Ints) -> NDArray[np.int32]:
+        """Piece ids [B, parts] of the sentence of statistics; without them no columns."""
+        if self.statistics is None:
+            return np.zeros((len(rows), 0), np.int32)
+        codes = self.statistics(np.asarray(rows, np.int64), np.asarray(targets, np.int32))
+        return np.stack([part[codes[:, column]] for column, part in self.pieces.known], 1)
+
+    def events(self, history: Ints) -> NDArray[np.int32]:
+        """Piece ids [B, 2 k] of events: title, rating, title, rating, ...; padding (-1) is the empty one."""
+        history = np.asarray(history)
+        shown = np.stack(
+            [self.pieces.item[self.log.item[history]], self.pieces.rating[self.log.rating[history]]], 2
+        )
+        return (
+            np.where(history[:, :, None] >= 0, shown, 0)
+            .reshape(len(history), 2 * history.shape[1])
+            .astype(np.int32)
+        )
+
+    def _fit(
+        self, rows: Ints, history: Ints, after: Sequence[int | NDArray[np.int32]], limit: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        pieces = self.pieces
+        count = len(rows)
+        profile = pieces.profile[self.log.user[np.asarray(rows)]][:, None]
+
+        def columns(parts: Sequence[int | NDArray[np.int32]]) -> NDArray[np.int32]:
+            return np.concatenate(
+                [np.full((count, 1), part, np.int32) if isinstance(part, int) else part for part in parts], 1
+            )
+
+        before, behind, events = (
+            columns([pieces.head, profile, pieces.intro]),
+            columns(after),
+            self.events(history),
+        )
+        fixed = pieces.lengths[before].sum(1) + pieces.lengths[behind].sum(1)
+        if count and fixed.max() > limit:
+            raise ValueError(
+                f"a prompt without history has {fixed.max()} tokens, {limit} are free: raise the LM's context"
+            )
+        length = pieces.lengths[events].reshape(count, events.shape[1] // 2, 2).sum(2)
+        excess = fixed + length.sum(1) - limit
+        # An event goes when all older ones together do not yet free enough.
+        gone = (np.cumsum(length, 1) - length < excess[:, None]) & (excess > 0)[:, None]
+        events[np.repeat(gone, 2, axis=1)] = 0
+        return np.concatenate([before, events, behind], 1), excess > 0

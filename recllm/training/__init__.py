@@ -1,0 +1,1 @@
+"""How modules are trained: Lightning's trainer, checkpoints, optimizers, loaders, search."""

@@ -1,0 +1,165 @@
+"""What a training does besides its steps: seeds, curves, checkpoints to resume from, early stopping."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+
+from recllm import paths
+from recllm.console import say
+from recllm.errors import StageError
+from recllm.pipeline.run import Run
+
+FILE_ONLY = ("reward_chosen", "reward_rejected", "reward_accuracy", "margin", "rejected_logp", "gate_entropy")
+"""Validation figures that the curves' file and the report show, and the terminal does not."""
+
+
+class NotFinite(StageError):
+    """A loss that is no number any more."""
+
+
+class StepSeed(Callback):
+    """Seeds torch before every step from (seed, step, rank).
+
+    So the random state at a step does not depend on how often the run was interrupted, and a checkpoint needs
+    no generator state.
+    """
+
+    def __init__(self, seed: int) -> None:
+        """Take the run's seed."""
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Seed."""
+        torch.manual_seed((self.seed * 1_000_003 + trainer.global_step) * 1_009 + trainer.global_rank)
+
+
+class Curves(Callback):
+    """Keeps training loss and validation scores by step, and writes them to `logs/metrics.csv`.
+
+    The rows travel in the checkpoint, so that a resumed run writes the curve of the whole run
+    (Lightning's CSVLogger starts an empty file).
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        """Write to `path`; a row of training loss every `every` steps."""
+        self.path, self.every = path, every
+        self.rows: list[dict[str, float]] = []
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+        self._clock = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows so far."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        return {"rows": self.rows, "sums": sums, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the rows of the interrupted run."""
+        self.rows, self._count = state["rows"], state["count"]
+        self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Sum what the step returned."""
+        for name, value in outputs.items():
+            if not torch.isfinite(value).all():
+                raise NotFinite(broken(f"train/{name}", trainer.global_step, rows_of(batch), float(value)))
+            self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+        self._count += 1
+        if trainer.global_step % self.every == 0:
+            self._flush(trainer)
+
+    def _flush(self, trainer: lightning.Trainer, **scores: float) -> None:
+        losses = {
+            f"train/{name}": float(value) / self._count for name, value in self._sums.items() if self._count
+        }
+        for logger in trainer.loggers:  # the scores are logged by who measures them
+            logger.log_metrics(losses, trainer.global_step)
+        if not self.rows or self.rows[-1]["step"] != trainer.global_step:
+            self.rows.append({"step": trainer.global_step})
+        self.rows[-1] |= {**losses, **scores}
+        self._sums, self._count = {}, 0
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Add the scores, print them, write the file."""
+        scores = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("valid/")
+        }
+        self._flush(trainer, **scores)
+        losses = {name: value for name, value in self.rows[-1].items() if name.startswith("train/loss")}
+        told = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **told}.items())
+        say(f"step {trainer.global_step:>5}  {text}  ({time.monotonic() - self._clock:.0f} s)")
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            names = list(dict.fromkeys(name for row in self.rows for name in row))
+            with self.path.open("w", newline="") as stream:
+                writer = csv.DictWriter(stream, names)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+
+class Last(Checkpoint):
+    """Writes `last.ckpt` every so many steps and after every validation; from it a killed run resumes."""
+
+    def __init__(self, run: Run, every: int, interval: int) -> None:
+        """Write every `every` steps; `interval` steps lie between validations."""
+        self.run, self.every, self.interval = run, every, interval
+        self.path = run.folder / paths.CHECKPOINTS / paths.LAST
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        # Lightning writes elsewhere and moves; between file systems that is a copy: a kill leaves a part.
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        trainer.save_checkpoint(partial)
+        if trainer.is_global_zero:
+            partial.replace(self.path)
+            self.run.tick()
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Save between validations; at a validation's step it is saved after the validation."""
+        step = trainer.global_step
+        if step % self.every == 0 and step % self.interval:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Save after the selection and the early stopping have taken the new score."""
+        if trainer.state.fn == "fit":
+            self._save(trainer)
+
+
+class Stop(EarlyStopping):
+    """Early stopping that a resumed run remembers, also if it was killed right after the last validation."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Stop at once where the interrupted run had already decided to."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+def rows_of(batch: Any) -> list[int]:
+    """Rows of the log that a batch reads, its parts' together; none where it does not say."""
+    if not isinstance(batch, dict):
+        return []
+    own = batch["row"].tolist() if "row" in batch else []
+    return own + [row for part in batch.values() for row in rows_of(part)]
+
+
+def broken(what: str, step: int, rows: list[int], value: float | None = None) -> str:
+    """The line on which training stops where a number is none."""
+    named = (
+        f", rows {', '.join(map(str, rows[:10]))}{' ...' if len(rows) > 10 else ''} of the log"
+        if rows
+        else ""
+    )
+    number = "is not finite" if value is None else f"is {value}"
+    return f"{what} {number} at step {step}{named}; lower the learning rate and run make again"

@@ -1,0 +1,153 @@
+"""What all trained stages share: a Lightning trainer that selects, stops early, and resumes to the bit."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from recllm import paths
+from recllm.config.schema import TrainerConfig
+from recllm.config.stages import FitConfig
+from recllm.errors import StageError
+from recllm.pipeline.run import Run
+from recllm.training.adapter_module import AdapterModule
+from recllm.training.callbacks import Curves, Last, StepSeed, Stop
+from recllm.training.checkpoints import best, resumable
+from recllm.training.loaders import Loaders
+from recllm.training.sharding import ShardedStrategy
+
+
+def strategy(trainer: TrainerConfig) -> str | Strategy:
+    """Lightning's strategy; `ddp` gets the process group that its accelerator can use.
+
+    `sharded` is `ddp` where no frozen LM is trained around.
+    """
+    kinds = {"ddp": DDPStrategy, "sharded": ShardedStrategy}
+    if trainer.strategy not in kinds:
+        return trainer.strategy
+    cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    return kinds[trainer.strategy](process_group_backend="gloo" if cpu else None)
+
+
+def fit(
+    run: Run,
+    module: lightning.LightningModule,
+    loaders: Loaders,
+    settings: FitConfig,
+    interval: int,
+    monitors: list[str],
+    first: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> lightning.Trainer:
+    """Train, or go on where a killed run left off.
+
+    Args:
+        run: the stage; checkpoints and curves go into its folder.
+        module: what trains.
+        loaders: its batches.
+        settings: precision, clipping, patience.
+        interval: steps between validations.
+        monitors: scores of which the best checkpoint is kept, higher is better; the first one stops early.
+        first: validate before the first step, so that the curve starts with what no training gives.
+        callbacks: what else watches the training.
+
+    Returns:
+        The trainer; `best(run, monitor)` is where the checkpoints are.
+    """
+    quiet()
+    config = run.config.trainer
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if settings.batch_size % config.devices:
+        raise StageError(
+            f"batch_size={settings.batch_size} cannot be dealt to {config.devices} devices; wanted a multiple"
+        )
+    folder = run.folder / paths.CHECKPOINTS
+    last = resumable(run, folder)
+    selections = [
+        ModelCheckpoint(
+            dirpath=folder,
+            filename=best(run, monitor).stem,
+            monitor=monitor,
+            mode="max",
+            save_top_k=1,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        for monitor in monitors
+    ]
+    watching: list[Callback] = [
+        StepSeed(run.config.seed or 0),
+        Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50)),
+        Stop(monitors[0], mode="max", patience=settings.patience, min_delta=0.0),
+        *selections,
+        *callbacks,
+        Last(run, config.checkpoint_every, interval),
+    ]
+    trainer = lightning.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=strategy(config),
+        precision=settings.precision,  # type: ignore[arg-type]
+        max_epochs=1,
+        max_steps=loaders.steps,
+        val_check_interval=interval,
+        gradient_clip_val=settings.clip or None,
+        callbacks=watching,
+        logger=_loggers(run),
+        deterministic=config.deterministic or None,
+        num_sanity_val_steps=0,
+        enable_progress_bar=config.progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        # Validation before the first step and in training share metric states: no inference tensors.
+        inference_mode=False,
+        default_root_dir=run.folder,
+    )
+    if config.recompute and isinstance(module, AdapterModule):
+        # Not reentrant: an adapter's gate is shared by all layers, and their inputs need no gradient.
+        module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(run.config.seed or 0)
+    if first and last is None:
+        trainer.validate(module, datamodule=loaders, verbose=False)
+    trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
+    trainer.strategy.barrier()
+    return trainer
+
+
+def _loggers(run: Run) -> list[Any]:
+    """Where curves go besides `logs/metrics.csv`."""
+    loggers: list[Any] = []
+    if run.config.trainer.tensorboard:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(run.folder, name=paths.LOGS, version=""))
+    if run.config.trainer.wandb:
+        from lightning.pytorch.loggers import WandbLogger
+
+        # The id is that of what is trained, so that a resumed run goes on in the same curve.
+        project = f"recllm-{run.root.name}"
+        wandb = WandbLogger(run.name, run.folder, id=run.fingerprint, project=project, resume="allow")
+        loggers.append(wandb)
+    return loggers
+
+
+def quiet() -> None:
+    """Leave out Lightning's hints that do not concern these loaders."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*",
+        ".*treespec.*",
+        ".*litlogger.*",
+        ".*in eval mode at the start.*",
+    ):
+        warnings.filterwarnings("ignore", text)

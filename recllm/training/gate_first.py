@@ -1,0 +1,66 @@
+"""The gate first: it learns with the LM head's meta-LoRAs, on states of the LM that are computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from recllm.config.stages import FitConfig
+from recllm.lm.logprobs import answer_loss
+from recllm.lm.predict import Scores
+from recllm.lm.tasks import Answers
+from recllm.training.loaders import Stream, plan_steps
+from recllm.training.optimizer import optimizer
+
+
+def train_gate(
+    model: Any,
+    states: Scores,
+    task: Answers,
+    answers: tuple[int, int],
+    passes: float,
+    fit: FitConfig,
+    seed: int,
+) -> float:
+    """Trains gate and LM head of a fresh RecLoRA adapter on Yes/No, and leaves its other layers as they are.
+
+    A gate needs several passes over the rows before it knows what the CRM knows, an LM fewer. Below the head
+    the update is zero at the start, so that the state behind a prompt is the LM's own: one forward of the LM
+    serves all these passes, each of which costs a product of the head.
+
+    Args:
+        model: the LM with the adapter, whose target modules hold the head.
+        states: what the head reads behind each prompt (`answer_states`), float32 `[n, width]`.
+        task: rows with representations.
+        answers: token ids of yes and no.
+        passes: over the rows.
+        fit: `batch_size`, peak learning rate, warm-up, clipping.
+        seed: of the order of the rows.
+
+    Returns:
+        Mean loss over the last tenth of the steps, nats.
+    """
+    device = next(model.parameters()).device
+    read = torch.from_numpy(states).to(device)
+    assert task.representation is not None  # a gate reads one
+    representation, label = task.representation.to(device), task.label.to(device)
+    steps, _ = plan_steps(len(task), fit.batch_size, passes, 1)
+    order = Stream(len(task), fit.batch_size, seed)
+    made = optimizer(model, fit, steps)
+    trained = [value for group in made["optimizer"].param_groups for value in group["params"]]
+    model.train()
+    losses = []
+    for step in range(steps):
+        rows = torch.from_numpy(order.indices(step, 0, 1)).to(device)
+        logits = model.base_model.head_logits(read[rows], representation[rows])
+        loss = answer_loss(logits, label[rows], *answers)
+        loss.backward()
+        if fit.clip:
+            torch.nn.utils.clip_grad_norm_(trained, fit.clip)
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+        made["optimizer"].zero_grad()
+        losses.append(float(loss.detach()))
+    last = losses[-max(1, steps // 10) :]
+    return sum(last) / len(last)

@@ -1,0 +1,180 @@
+"""Loaders in which a batch is a function of the step, so that resuming is starting at another step.
+
+Training is one run over `steps` batches, however many passes over the rows that is. The order of the rows is
+a function of (seed, pass); the batch of a step is a slice of that order, and a process takes its share of it.
+So nothing has to be replayed after a kill, and two processes see, step for step, what one would see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from numpy.typing import NDArray
+
+from recllm.eventlog.log import Rows
+
+Batch = Any
+WINDOW = 16  # batches among which rows of like length find each other
+
+
+class Stream:
+    """Endless passes over `count` rows, each in its own seeded order, cut into global batches.
+
+    Args:
+        count: rows.
+        batch_size: rows of a global batch; one may reach from a pass into the next.
+        seed: seed of the order.
+        lengths: tokens of each row, `[count]`; rows of like length then share a batch, so that little is
+            padded: every `WINDOW` batches of the order are sorted by length, then put in random order.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, seed: int, lengths: NDArray[np.integer] | None = None
+    ) -> None:
+        """See the class."""
+        if count < 1:
+            raise ValueError("no rows to train on; wanted at least 1; use a larger subsample")
+        self.count, self.batch_size, self.seed, self.lengths = count, batch_size, seed, lengths
+        self._orders: dict[int, Rows] = {}
+
+    def _order(self, number: int) -> Rows:
+        if number not in self._orders:
+            # A batch reaches over at most a few passes; older ones are not asked for again.
+            self._orders = {k: v for k, v in self._orders.items() if k >= number - 1}
+            rng = np.random.default_rng([self.seed, number])
+            order = rng.permutation(self.count)
+            self._orders[number] = order if self.lengths is None else self._by_length(order, number, rng)
+        return self._orders[number]
+
+    def _by_length(self, order: Rows, number: int, rng: np.random.Generator) -> Rows:
+        assert self.lengths is not None
+        position = number * self.count + np.arange(self.count)
+        batch = position // self.batch_size
+        window = batch // WINDOW
+        order = order[np.lexsort((self.lengths[order], window))]
+        # Batches change places within their window, but for those that reach over into another pass.
+        batch -= batch[0]
+        place = rng.random(batch[-1] + 1)
+        place[0], place[-1] = -1, 2
+        return order[np.lexsort((place[batch], window))]
+
+    def indices(self, step: int, rank: int = 0, world: int = 1) -> Rows:
+        """This process's share of the step's batch: indices int64 into the rows."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rank::world]
+        passes, within = np.divmod(positions, self.count)
+        result = np.empty(len(positions), np.int64)
+        for number in np.unique(passes):
+            chosen = passes == number
+            result[chosen] = self._order(int(number))[within[chosen]]
+        return result
+
+    def share(self, rank: int, world: int) -> float:
+        """How many rows this process has of a batch, against the mean over processes.
+
+        A mean over a process's rows, times this, averages over processes to the mean over the batch.
+        """
+        return len(range(rank, self.batch_size, world)) * world / self.batch_size
+
+
+def plan_steps(count: int, batch_size: int, epochs: float, validations: int) -> tuple[int, int]:
+    """Steps of a training and steps between two validations.
+
+    The last step is a validation: the number of steps is rounded up to a multiple of the interval.
+    """
+    steps = max(1, math.ceil(epochs * count / batch_size))
+    interval = math.ceil(steps / min(validations, steps))
+    return interval * math.ceil(steps / interval), interval
+
+
+class StepLoader:
+    """Yields `make(step, rank, world)` for every step; its state is the step."""
+
+    def __init__(self, make: Callable[[int, int, int], Batch], steps: int, rank: int, world: int) -> None:
+        """Take the function that builds the batch of a step for a process."""
+        self.make, self.steps, self.rank, self.world = make, steps, rank, world
+        self.next = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        while self.next < self.steps:
+            self.next += 1
+            yield self.make(self.next - 1, self.rank, self.world)
+
+    def state_dict(self) -> dict[str, int]:
+        """The step that comes next."""
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at a stored step."""
+        self.next = state["next"]
+
+
+class RowLoader:
+    """Yields `make(indices)` over `count` rows in order; every row once over all processes."""
+
+    def __init__(
+        self, make: Callable[[Rows], Batch], count: int, batch_size: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """Take the function that builds a batch of row indices."""
+        self.make, self.batch_size = make, batch_size
+        self.indices = np.arange(count)[rank::world]
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.indices) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield self.make(self.indices[start : start + self.batch_size])
+
+
+class Loaders(lightning.LightningDataModule):
+    """Training and validation batches of a stage, for whichever process asks.
+
+    Args:
+        train: `(step, rank, world) -> batch`.
+        steps: training steps.
+        valid: one `(make, count)` per validation loader; `make(indices) -> batch`.
+        valid_batch: rows of a validation batch.
+        finish: what is left to do to a batch once it lies on its device.
+    """
+
+    def __init__(
+        self,
+        train: Callable[[int, int, int], Batch],
+        steps: int,
+        valid: list[tuple[Callable[[Rows], Batch], int]],
+        valid_batch: int,
+        finish: Callable[[Batch], Batch] | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        self.train, self.steps, self.valid, self.valid_batch = train, steps, valid, valid_batch
+        self.finish = finish
+
+    def _place(self) -> tuple[int, int]:
+        assert self.trainer is not None
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def train_dataloader(self) -> StepLoader:
+        """The training batches."""
+        return StepLoader(self.train, self.steps, *self._place())
+
+    def val_dataloader(self) -> list[RowLoader]:
+        """The validation batches, one loader for each task."""
+        return [RowLoader(make, count, self.valid_batch, *self._place()) for make, count in self.valid]
+
+    def example(self, device: torch.device) -> Batch:
+        """The first training batch, on a device."""
+        return self.on_after_batch_transfer(move_data_to_device(self.train(0, *self._place()), device), 0)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish a batch on its device."""
+        return batch if self.finish is None else self.finish(batch)

@@ -1,0 +1,57 @@
+"""Device, precision and compilation."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning
+import torch
+
+from recllm.config.schema import TrainerConfig
+from recllm.console import say
+
+
+def device_of(trainer: TrainerConfig) -> torch.device:
+    """Where work outside of training runs: the GPU where training would use one, else the CPU."""
+    gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if gpu else "cpu")
+
+
+def as_in_training(model: torch.nn.Module, precision: str) -> AbstractContextManager[Any]:
+    """A context in which a model computes as Lightning lets it under this precision.
+
+    Weights that train in 16 bits are turned to them at once, as `fit` would.
+    """
+    kinds = {"bf16": torch.bfloat16, "16": torch.float16}
+    bits, _, kind = precision.partition("-")
+    if bits not in kinds:
+        return nullcontext()
+    device = next(model.parameters()).device
+    if kind == "true":
+        model.to(kinds[bits])
+        return nullcontext()
+    return torch.autocast(device.type, kinds[bits])
+
+
+def compiled(module: lightning.LightningModule, batch: Any) -> None:
+    """Compiles `module.model` (torch.compile), or says why not and leaves it as it is.
+
+    A compiler shows what it cannot do when it is used, so it is used here: on a batch of training, forward
+    and backward, before anything depends on it.
+
+    Args:
+        module: what trains; `module.model` is compiled in place, so that names of weights stay.
+        batch: a batch of training, on the module's device.
+    """
+    model: Any = module.model
+    model.compile()
+    try:
+        step: Any = module.training_step(batch, 0)
+        step["loss"].backward()
+    except Exception as error:  # the compiler raises many types, of its own and of what it calls
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        say(f"not compiled, {type(error).__name__}: {line.strip()[:160]}")
+        model._compiled_call_impl = None
+    finally:
+        module.zero_grad(set_to_none=True)

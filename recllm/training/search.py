@@ -1,0 +1,264 @@
+"""A study of one CRM: trials that several processes share, resume, and cut short."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fcntl
+import math
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import optuna
+from lightning.pytorch.callbacks import Callback
+from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from recllm import paths
+from recllm.config.stages import Range
+from recllm.console import say
+from recllm.errors import Busy
+from recllm.files import digest, now
+from recllm.pipeline.manifest import commit
+from recllm.pipeline.run import Run
+from recllm.training.callbacks import NotFinite
+from recllm.training.checkpoints import best_scores
+
+DATABASE = "study.db"
+BEST = "best.yaml"
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+class Pruning(Callback):
+    """Tells the study every validation's score, and ends a training that the study gives up."""
+
+    def __init__(self, trial: Trial, monitor: str) -> None:
+        """Report `monitor`; the n-th validation is the study's step n - 1."""
+        self.trial, self.monitor, self.pruned = trial, monitor, False
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Report; a score that a resumed training computes again is the one that is known."""
+        assert isinstance(trainer.val_check_interval, int)  # steps; the last validation may come earlier
+        step = math.ceil(trainer.global_step / trainer.val_check_interval) - 1
+        known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        if step not in known:
+            self.trial.report(float(trainer.callback_metrics[self.monitor]), step)
+        self.pruned = self.trial.should_prune()
+        trainer.should_stop = trainer.should_stop or self.pruned
+
+
+@dataclass(frozen=True)
+class Search:
+    """The study at work in the folder of a run of stage `tune`.
+
+    Any number of processes may work at it: a trial is claimed under a lock of the folder, and is held by the
+    lock of its own folder. Both are the system's: a killed process holds none, and its trial goes on from its
+    last checkpoint in whichever process asks next.
+    """
+
+    run: Run
+    study: optuna.Study
+
+    @classmethod
+    def open(cls, run: Run) -> Search:
+        """Open the study of the run's configuration, or begin it with the values that are configured now.
+
+        Its name is a digest of all that must be equal for two scores to be comparable: parents, space, and
+        the settings but for those that are searched.
+        """
+        if run.config.trainer.devices > 1:
+            raise ValueError(
+                f"trainer.devices={run.config.trainer.devices}: a trial trains in one process; wanted 1 "
+                "(run the same command twice to have two trials side by side)"
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        tune = run.config.tune
+        fixed = copy.deepcopy(run.content["config"])
+        space = fixed.pop("tune")["space"]
+        now_set = {range_.key: _pop(fixed, range_.key) for range_ in tune.space}
+        name = digest([fixed, space, run.identities])[:8]
+        with _alone(run.folder):
+            storage = optuna.storages.RDBStorage(
+                f"sqlite:///{run.folder / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
+            )
+            known = name in {study.study_name for study in optuna.get_all_study_summaries(storage)}
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=tune.random),
+            )
+            if not known:
+                fit = {
+                    r.key: now_set[r.key] for r in tune.space if not r.choices or now_set[r.key] in r.choices
+                }
+                study.enqueue_trial(fit, user_attrs={"configured": fit == now_set})
+        done = sum(trial.state in ENDED for trial in study.get_trials(deepcopy=False))
+        say(f"study {name}: " + (f"{done} of {tune.trials} trials done" if known else "begins"))
+        return cls(run, study)
+
+    def _folder(self, number: int) -> Path:
+        return self.run.folder / f"{self.study.study_name}-{number}"
+
+    def claim(self) -> tuple[Trial, Run] | None:
+        """A trial that nobody works at, and its run: an interrupted one, else a new one within the budget."""
+        with _alone(self.run.folder):
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state in ENDED:
+                    shutil.rmtree(self._folder(trial.number), ignore_errors=True)
+                if trial.state == TrialState.RUNNING:
+                    try:
+                        return self._start(Trial(self.study, trial._trial_id))
+                    except Busy:
+                        continue  # another process is at it
+            begun = sum(trial.state != TrialState.WAITING for trial in trials)
+            if begun >= self.run.config.tune.trials:
+                return None
+            return self._start(self.study.ask())
+
+    def _start(self, trial: Trial) -> tuple[Trial, Run]:
+        """Draw what was not drawn yet, and take the trial's folder."""
+        # What a trial draws is a function of those before it, whichever process asks.
+        self.study.sampler = optuna.samplers.TPESampler(
+            n_startup_trials=self.run.config.tune.random, seed=self.run.config.seed * 10_007 + trial.number
+        )
+        drawn = {range_.key: _draw(trial, range_) for range_ in self.run.config.tune.space}
+        content = copy.deepcopy(self.run.content)
+        del content["config"]["tune"]
+        for key, value in drawn.items():
+            _set(content["config"], key, value)
+        folder = self._folder(trial.number)
+        folder.mkdir(exist_ok=True)
+        content |= {"stage": "stage1", "choice": folder.name}
+        (folder / paths.CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+        try:
+            run = Run.start([str(folder)])
+        except Busy:
+            raise
+        except ValueError:
+            self.study.tell(trial, state=TrialState.FAIL)  # a range that holds what cannot be configured
+            raise
+        run.config = dataclasses.replace(run.config, trainer=self.run.config.trainer)
+        say("" + ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in drawn.items()))
+        return trial, run
+
+    @contextmanager
+    def told(self, trial: Trial, run: Run) -> Iterator[Pruning]:
+        """Watch a trial's training, then tell the study how it ended, and remove what it wrote.
+
+        A loss that is not finite fails the trial. What ends in another error, or is killed, stays as it is
+        and goes on the next time.
+        """
+        pruning = Pruning(trial, self.monitor)
+        state, score = TrialState.FAIL, None
+        try:
+            yield pruning
+            scores = best_scores(run, self.monitor)
+            trial.set_user_attr("step", scores["step"])
+            trial.set_user_attr("seconds", round(run.seconds, 1))
+            if pruning.pruned:
+                state = TrialState.PRUNED
+            else:
+                state, score = TrialState.COMPLETE, scores[self.monitor]
+            say(f"{self.monitor} {scores[self.monitor]:.4f}" + (", cut short" if pruning.pruned else ""))
+        except NotFinite as error:
+            say(f"failed: {error}")
+        except BaseException:
+            run.close()
+            raise
+        with _alone(self.run.folder):
+            self.study.tell(trial, score, state)
+            run.close()
+            shutil.rmtree(run.folder, ignore_errors=True)
+
+    @property
+    def monitor(self) -> str:
+        """The validation score that is searched for."""
+        return self.run.config.stage1.monitor
+
+    def report(self) -> None:
+        """Print the study and write its best values: `best.yaml`, for `conf/stage1/<dataset>/<crm>.yaml`."""
+        trials = self.study.get_trials(deepcopy=False)
+        count = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+        say(
+            f"{count[TrialState.COMPLETE]} trials trained, {count[TrialState.PRUNED]} cut "
+            f"short, {count[TrialState.FAIL]} failed, {count[TrialState.RUNNING]} at work elsewhere"
+        )
+        scored = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        if not scored:
+            say("no trial has a score")
+            return
+        best = max(scored, key=_value)
+        told = trials[0] in scored and trials[0].user_attrs["configured"]
+        first = f"; as configured before: {_value(trials[0]):.4f}" if told else ""
+        text = (
+            f"# {self.run.dataset}, {now()[:10]}, {commit()}: {self.monitor} {_value(best):.4f} at step "
+            f"{best.user_attrs['step']:.0f}, trial {best.number} of {len(trials)}{first}.\n"
+            f"{as_yaml(self.run.config.tune.space, best.params)}"
+        )
+        path = self.run.folder / BEST
+        path.write_text(text)
+        say(f"{text}  -> {path}")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes of the same study waiting."""
+    with (folder / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _value(trial: FrozenTrial) -> float:
+    assert trial.value is not None  # complete trials have one
+    return trial.value
+
+
+def _draw(trial: Trial, range_: Range) -> Any:
+    if range_.choices:
+        return trial.suggest_categorical(range_.key, range_.choices)
+    return _rounded(trial.suggest_float(range_.key, range_.low, range_.high, log=range_.log))
+
+
+def _rounded(value: Any) -> Any:
+    """Three digits: what is trained is what is printed."""
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def _pop(nested: dict[str, Any], dotted: str) -> Any:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        nested = nested[section]
+    return nested.pop(last)
+
+
+def _set(nested: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, last = dotted.split(".")
+    for section in sections:
+        nested = nested[section]
+    nested[last] = value
+
+
+def as_yaml(space: list[Range], values: Mapping[str, Any]) -> str:
+    """Dotted keys and their values as the lines of a configuration file, each with its unit."""
+    lines: list[str] = []
+    open_: list[str] = []
+    for range_ in sorted(space, key=lambda range_: range_.key):
+        *sections, last = range_.key.split(".")
+        same = 0
+        while same < min(len(open_), len(sections)) and open_[same] == sections[same]:
+            same += 1
+        lines += ["  " * depth + f"{sections[depth]}:" for depth in range(same, len(sections))]
+        open_ = sections
+        value = "  " * len(sections) + f"{last}: {_rounded(values[range_.key])}"
+        lines.append(f"{value:<29} # {range_.unit}")
+    return "\n".join(lines) + "\n"

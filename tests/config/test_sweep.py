@@ -1,0 +1,88 @@
+"""Keys and values of a sweep."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from recllm.config.sweep import covering, fewest, parse_points, short
+from recllm.evaluation.rows import cost, named
+
+
+def test_a_point_is_named_by_the_end_of_its_key_that_is_its_own():
+    assert short("stage2.adapter.num_meta") == "num_meta"
+    assert short("subsample") == "subsample"
+    assert short("prompt.history") == "history"
+    # Stages 1 to 3 have a learning rate each, and so has the LM; prompts and CRMs both retrieve.
+    assert short("stage2.fit.lr") == "stage2.fit.lr"
+    assert short("stage1.retrieved") == "stage1.retrieved"
+
+
+def test_points_of_a_key():
+    points = parse_points("stage2.adapter.num_meta", " 4  16 4 ")
+    assert [(point.tag, point.value) for point in points] == [("num_meta-4", 4), ("num_meta-16", 16)]
+    assert points[0].settings(("prompt", "stage2")) == {"stage2.adapter.num_meta": 4}
+    assert points[0].settings(("prompt", "stage1")) == {}
+    assert parse_points("", "") == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "told"),
+    [
+        ("stage2.adapter.r", "", "half a sweep"),
+        ("", "4 8", "half a sweep"),
+        ("stage2.adapter.rr", "4", "the nearest is stage2.adapter.r"),
+        ("stage2.adapter", "4", "no configuration key"),
+        ("seed", "1 2", "KEY=seed cannot be swept"),
+        ("lm.tiny.hidden", "32", "KEY=lm.tiny.hidden cannot be swept"),
+        ("stage2.adapter.target_modules", "[q_proj]", "can name no folder"),
+        ("stage2.adapter.kind", "a/b", "can name no folder"),
+        ("subsample", "0.1 uniform200", "mixes kinds of row sets"),
+        ("subsample", "last100 uniform200", "mixes kinds of row sets"),
+        ("subsample", "first300", "VALUES=first300"),  # no prefix of the permutation: it does not nest
+        ("subsample", "none", "VALUES=none"),
+    ],
+)
+def test_what_is_no_sweep_is_refused(key, values, told):
+    with pytest.raises(ValueError, match=told):
+        parse_points(key, values)
+
+
+def test_subsamples_nest_so_the_largest_covers_all():
+    shares = parse_points("subsample", "0.05 0.001 0.01")
+    assert fewest(shares) == "0.001"
+    assert covering(shares, "0.1") == "0.1"  # the configured one is larger, and its CRM may be there already
+    assert covering(shares, "0.02") == "0.05"
+    assert covering(shares, "uniform20000") == "0.05"  # not comparable before the rows are counted
+    counts = parse_points("subsample", "uniform900 uniform1000")
+    assert fewest(counts) == "uniform900"  # by number, not by letter
+    assert covering(counts, "uniform20000") == "uniform20000"
+    assert covering(counts, "first20000") == "uniform1000"
+    assert covering(counts, "last20000") == "uniform1000"
+    latest = parse_points("subsample", "last900 last1000")
+    assert fewest(latest) == "last900"
+    assert covering(latest, "last20000") == "last20000"
+    assert fewest(parse_points("prompt.history", "5 10")) is None
+
+
+FOLDERS = {
+    "log": "log",
+    "crm:sim": "stage1/sim",
+    "crm:sim-heldout": "stage1/sim+heldout-0.1+num_meta-4",
+    "tuned:reclora": "stage2/reclora+num_meta-4+s1",
+}
+
+
+def test_what_a_point_changes_carries_it():
+    point = {"key": "stage2.adapter.num_meta", "value": "4"}
+    names = ("reclora", "sim-heldout", "blend", "refit", "sim", "popularity")
+    assert [named(name, point, FOLDERS) for name in names] == [
+        "reclora+num_meta-4", "sim-heldout+num_meta-4", "blend+num_meta-4", "refit+num_meta-4", "sim",
+        "popularity",
+    ]  # fmt: skip
+    assert [named(name, None, FOLDERS) for name in names] == list(names)
+
+
+def test_the_cost_is_what_stage_2_measured():
+    # A stage 2 that was finished before tokens were counted says nothing of them.
+    stage2 = SimpleNamespace(metrics={"rows": 300, "trainable": 12, "gate": {"entropy": 1.0}}, seconds=7.5)
+    assert cost(stage2) == {"tuning_rows": 300.0, "tuning_trainable": 12.0, "tuning_seconds": 7.5}

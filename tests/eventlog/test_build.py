@@ -1,0 +1,294 @@
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from recllm.eventlog.build import build_log
+from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.log import EventLog
+from recllm.tables import canonical
+
+SCHEMA = {"user": pl.String, "item": pl.String, "rating": pl.Float32, "label": pl.Int8, "timestamp": pl.Int64}
+
+
+def write(folder, rows, items=None, users=None):
+    """Rows are (user, item, rating, label, timestamp)."""
+    events = pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    names = sorted(set(events["item"]))
+    if items is None:
+        items = pl.DataFrame({"item": names, "title": names, "genre": [name[0] for name in names]})
+    users = pl.DataFrame({"user": sorted(set(events["user"]))}) if users is None else users
+    canonical.write(folder / "tables", events.lazy(), items, users)
+    return folder / "tables"
+
+
+def two_users():
+    """User a: items at seconds 1..8. User b: items at seconds 3, 3, 5, 9, 10, 11. Listed backwards."""
+    rows = [("a", f"x{second}", 5.0, 1, second) for second in range(1, 9)]
+    seconds = [3, 3, 5, 9, 10, 11]
+    items = ["y2", "y1", "x1", "x2", "x3", "y3"]
+    rows += [("b", item, 2.0, 0, at) for item, at in zip(items, seconds, strict=True)]
+    return rows[::-1]
+
+
+CONFIG = PrepareConfig(min_history=2, candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
+
+
+def test_log_of_two_users_by_hand(tmp_path):
+    metrics = build_log(write(tmp_path, two_users()), tmp_path / "log", CONFIG)
+    log = EventLog.open(tmp_path / "log")
+    # ids from 2 on: users a 2, b 3; items x1..x8 are 2..9, y1 y2 y3 are 10 11 12
+    assert log.user.tolist() == [2] * 8 + [3] * 6
+    assert log.item.tolist() == [*range(2, 10), 10, 11, 2, 3, 4, 12]  # y1 before y2 in the same second
+    assert log.offsets.tolist() == [0, 0, 0, 8, 14]
+    assert log.rating.tolist() == [2] * 8 + [1] * 6  # codes of the levels 2, 5
+    assert log.meta["rating_levels"] == ["2", "5"]
+    # samples have 2 rows above them: a's rows 2..7 (seconds 3..8), b's rows 10..13 (seconds 5 9 10 11); by
+    # (second, user): 2, 3, 4 10, 5, 6, 7, 11, 12, 13 - ten, so 8 train, 1 valid, 1 test
+    assert log.rows("train", "all").tolist() == [2, 3, 4, 10, 5, 6, 7, 11]
+    assert log.rows("valid", "all").tolist() == [12]
+    assert log.rows("test", "all").tolist() == [13]
+    assert log.split.tolist() == [-1, -1, 0, 0, 0, 0, 0, 0, -1, -1, 0, 0, 1, 2]
+    # training events: train rows and the early ones; x3 of row 12 and y3 of row 13 are not
+    expected = np.zeros(13, dtype=int)
+    np.add.at(expected, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 2, 3], 1)
+    assert log.item_count.tolist() == expected.tolist()
+    assert log.item_likes.tolist() == [0, 0] + [1] * 8 + [0] * 3
+    assert metrics["samples"] == 10
+    assert (metrics["train"], metrics["valid"], metrics["test"]) == (8, 1, 1)
+    assert metrics["not_sample_short_history"] == 4
+    assert metrics["shared_second_share"] == pytest.approx(1 / 14)
+    assert metrics["positive_rate_train"] == 6 / 8
+    assert metrics["unknown_item_share_test"] == 1.0
+    assert metrics["cold_user_share_test"] == 0.0
+
+
+def test_strict_ties_end_the_history_before_the_second(tmp_path):
+    config = PrepareConfig(
+        min_history=1, ties="strict", candidates=2, ranking_valid_rows=0, ranking_test_rows=0
+    )
+    build_log(write(tmp_path, two_users()), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    start, end = log.history(np.array([8, 9, 10]))
+    assert start.tolist() == [8, 8, 8]
+    assert end.tolist() == [8, 8, 10]  # row 9 shares its second with row 8
+    assert log.split[9] == -1  # without row 8 it has no history, so it is no sample
+    assert log.split[10] == 0
+    build_log(tmp_path / "tables", tmp_path / "log", CONFIG)  # back to rows: the strict bound is gone
+    assert EventLog.open(tmp_path / "log").history(np.array([9]))[1].tolist() == [9]
+
+
+def test_ids_without_a_training_event_read_unknown(tmp_path):
+    items = pl.DataFrame(
+        {
+            "item": [f"x{n}" for n in range(1, 9)] + ["y1", "y2", "y3", "z"],
+            "title": ["same", "same"] + [f"t{n}" for n in range(3, 9)] + ["u1", "u2", "u3", "never seen"],
+            "genre": ["Drama"] * 10 + ["War", "Never"],
+        }
+    )
+    users = pl.DataFrame({"user": ["a", "b"], "age": [30, None]})
+    folder = write(tmp_path, two_users(), items, users)
+    fields = PrepareConfig(
+        min_history=2, candidates=2, ranking_valid_rows=0, ranking_test_rows=0, user_fields=["age"]
+    )
+    build_log(folder, tmp_path / "log", fields)
+    log = EventLog.open(tmp_path / "log")
+    assert log.user_fields.tolist() == [[0, 0], [1, 1], [2, 2], [3, 1]]  # b's age is null
+    assert log.n_items == 13  # z has no event, so no id
+    assert log.item_fields[:5].tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 2, 2], [4, 3, 2]]
+    assert log.item_fields[12].tolist() == [1, 1, 1]  # y3 is met in test only, and with it War
+    sizes = [(entry["name"], entry["size"]) for entry in log.meta["item_fields"]]
+    assert sizes == [("item", 13), ("title", 12), ("genre", 4)]  # 10 titles and 2 genres, + 2
+    assert log.meta["category_field"] == 2
+    texts = pl.read_parquet(tmp_path / "log" / "items.parquet")
+    assert texts["title"].to_list()[:4] == [None, None, "same", "same"]
+    assert texts["external"].to_list()[2:4] == ["x1", "x2"]
+
+
+def test_labels_duplicates_and_missing_times(tmp_path):
+    rows = [("a", f"x{second}", 4.0 if second == 2 else 3.5, 1, second) for second in range(20)]
+    rows += [("a", "x0", 3.5, 1, 0), ("a", "x1", 3.5, 1, None), ("a", "q", None, None, 30)]
+    rows += [("b", "q", 3.5, 1, 40)]
+    config = PrepareConfig(
+        min_history=1, label_threshold=3.5, candidates=2, ranking_valid_rows=0, ranking_test_rows=0
+    )
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    assert metrics["dropped_duplicates"] == 1
+    assert metrics["dropped_no_time"] == 1
+    assert metrics["not_sample_no_label"] == 1
+    assert metrics["events"] == 22
+    assert metrics["samples"] == 19  # not the first of a user, not the one without a label
+    log = EventLog.open(tmp_path / "log")
+    assert log.label.tolist() == [0, 0, 1] + [0] * 17 + [-1, 0]  # 3.5 is not above 3.5
+    assert log.rating.tolist() == [1, 1, 2] + [1] * 17 + [0, 1]
+
+
+def test_permutations_hold_the_split_and_ranking_rows_are_their_liked_prefix(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user}", f"i{item:02d}", 4.0, int(rng.random() < 0.5), int(rng.integers(1000)))
+        for user in range(20)
+        for item in rng.permutation(40)[:20]
+    ]
+    config = PrepareConfig(candidates=5, ranking_valid_rows=7, ranking_test_rows=1000)
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    for split in ("train", "valid", "test"):
+        order = log.rows(split, "all")
+        permuted = np.load(tmp_path / "log" / f"permutation_{split}.npy")
+        assert sorted(permuted) == sorted(order)
+        assert permuted.tolist() != order.tolist()
+    for split, count in (("valid", 7), ("test", int((log.label[log.split == 2] == 1).sum()))):
+        rows_of, lists = log.ranking(split, "popular5")
+        permuted = np.load(tmp_path / "log" / f"permutation_{split}.npy")
+        assert rows_of.tolist() == [row for row in permuted if log.label[row] == 1][:count]
+        assert metrics[f"ranking_{split}_rows"] == count
+        assert lists.shape == (count, 5)
+        assert (lists == log.item[rows_of, None]).sum(axis=1).tolist() == [1] * count
+    again = tmp_path / "again"
+    build_log(tmp_path / "tables", again, config)
+    for file in sorted((tmp_path / "log").iterdir()):
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+    build_log(tmp_path / "tables", again, PrepareConfig(seed=1, candidates=5))
+    assert (
+        np.load(again / "permutation_train.npy") != np.load(tmp_path / "log" / "permutation_train.npy")
+    ).any()
+    assert json.loads((again / "meta.json").read_text())["n_events"] == 400
+
+
+def test_errors_of_the_log_are_one_line(tmp_path):
+    folder = write(tmp_path, two_users())
+    with pytest.raises(ValueError, match="user_fields names 'age', wanted columns"):
+        build_log(folder, tmp_path / "log", PrepareConfig(min_history=2, user_fields=["age"]))
+    with pytest.raises(ValueError, match=r"0 of 14 events are samples.*50 earlier.*wanted some of each"):
+        build_log(folder, tmp_path / "log", PrepareConfig(min_history=50))
+    liked = write(tmp_path / "liked", [(*row[:3], 1, row[4]) for row in two_users()])
+    with pytest.raises(ValueError, match=r"all 8 training samples have label 1.*prepare.sampled_negatives=1"):
+        build_log(liked, tmp_path / "log", CONFIG)
+    pl.DataFrame({"user": ["a"]}).write_parquet(folder / "users.parquet")
+    with pytest.raises(ValueError, match=r"1 users of events.parquet \(first: b\) are not in users.parquet"):
+        build_log(folder, tmp_path / "log", CONFIG)
+
+
+def clicks():
+    """Clicks of users a and b in the order of the file, which is not that of the ids; b met y1 twice."""
+    rows = [("b", "y3"), ("a", "x9"), ("b", "y1"), ("b", "y2"), ("a", "x1"), ("a", "x5"), ("b", "y1")]
+    rows += [("a", f"x{n}") for n in (8, 2, 7, 3, 6)]
+    return [(*row, None, 1, None) for row in rows]
+
+
+CLICKS = {"min_history": 2, "candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+
+
+def test_without_times_the_order_is_the_files(tmp_path):
+    config = PrepareConfig(split="last", sampled_negatives=1, **CLICKS)
+    metrics = build_log(write(tmp_path, clicks()), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    names = pl.read_parquet(tmp_path / "log" / "items.parquet")["external"]
+    events = [names[int(item)] for item in log.item[: log.n_events]]
+    assert events == ["x9", "x1", "x5", "x8", "x2", "x7", "x3", "x6", "y3", "y1", "y2", "y1"]
+    assert not log.timed
+    assert not log.timestamp.any()
+    assert log.meta["rating_levels"] == []
+    assert metrics["dropped_no_time"] == metrics["dropped_duplicates"] == 0
+    # a's samples are rows 2 .. 7, b's 10 and 11; the last of each tests, the one before validates
+    assert log.split[: log.n_events].tolist() == [-1, -1, 0, 0, 0, 0, 1, 2, -1, -1, 1, 2]
+    assert "shared_second_share" not in metrics
+    assert [note.partition(":")[0] for note in metrics["notes"]][:2] == [
+        "no event has a timestamp",
+        "split=last",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "prepare.split=time, but none of the 12 events has a timestamp.*prepare.split=last.*random"),
+        ({"split": "last", "ties": "strict"}, "prepare.ties=strict, but none of the 12.*prepare.ties=rows"),
+    ],
+)
+def test_what_needs_times_is_refused_before_anything_is_written(tmp_path, change, message):
+    folder = write(tmp_path, clicks())
+    with pytest.raises(ValueError, match=message) as error:
+        build_log(folder, tmp_path / "log", PrepareConfig(**CLICKS, **change))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "log").exists()
+
+
+def random_log(tmp_path, **config):
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{user:02d}", f"i{item:02d}", None, int(rng.random() < 0.7), int(rng.integers(300)))
+        for user in range(30)
+        for item in rng.permutation(60)[: rng.integers(4, 30)]
+    ]
+    config = PrepareConfig(candidates=5, ranking_valid_rows=20, ranking_test_rows=20, **config)
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    return EventLog.open(tmp_path / "log"), metrics
+
+
+@pytest.mark.parametrize("split", ["time", "last", "user", "random"])
+@pytest.mark.parametrize("ties", ["rows", "strict"])
+def test_sampled_negatives_stand_at_their_positive(tmp_path, split, ties):
+    plain, _ = random_log(tmp_path / "plain", split=split, ties=ties)
+    log, metrics = random_log(tmp_path, split=split, ties=ties, sampled_negatives=3, sampled_by="popular")
+    n = log.n_events
+    liked = np.flatnonzero((plain.split >= 0) & (plain.label == 1))
+    assert metrics["sampled_negatives"] == len(log.user) - n == 3 * len(liked)
+    # the events, what is counted of them, and who is known are what they were
+    for name in ("user", "item", "rating", "label", "timestamp", "split", "training"):
+        np.testing.assert_array_equal(getattr(log, name)[:n], getattr(plain, name), name)
+    for name in ("offsets", "user_fields", "item_fields", "item_count", "item_likes"):
+        np.testing.assert_array_equal(getattr(log, name), getattr(plain, name), name)
+    drawn = np.arange(n, len(log.user))
+    anchors = log.anchors(drawn)
+    assert anchors.tolist() == np.repeat(liked, 3).tolist()
+    assert not log.train_events()[drawn].any()
+    assert not log.label[drawn].any()
+    assert not log.rating[drawn].any()
+    for name in ("user", "split", "timestamp"):
+        np.testing.assert_array_equal(getattr(log, name)[drawn], getattr(log, name)[anchors])
+    for ours, theirs in zip(log.history(drawn), plain.history(anchors), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(log.recent(drawn, 7), plain.recent(anchors, 7))
+    items = log.item[drawn].reshape(-1, 3)
+    for row, three in zip(liked, items, strict=True):
+        met = set(log.item[log.offsets[log.user[row]] : row + 1])
+        assert len(set(three)) == 3
+        assert not met & set(three)
+        assert (log.item_count[three] > 0).all()
+    for name in ("train", "valid", "test"):
+        rows = log.rows(name, "all")
+        assert rows[rows < n].tolist() == plain.rows(name, "all").tolist()
+        assert sorted(rows) == sorted(log.rows(name, "1.0"))
+        # each positive is followed by its three, whatever the order of the events
+        expected = []
+        for event in plain.rows(name, "all"):
+            first = n + 3 * np.searchsorted(liked, event)
+            expected += [event, *(range(first, first + 3) if plain.label[event] == 1 else ())]
+        assert rows.tolist() == expected
+        if name != "train":
+            assert (log.label[log.ranking(name, "uniform5")[0]] == 1).all()
+
+
+def test_sampled_negatives_do_not_depend_on_the_chunk(tmp_path, monkeypatch):
+    whole, _ = random_log(tmp_path / "whole", sampled_negatives=2)
+    monkeypatch.setattr("recllm.eventlog.build._CHUNK", 7)
+    parts, _ = random_log(tmp_path / "parts", sampled_negatives=2)
+    np.testing.assert_array_equal(whole.item, parts.item)
+    other, _ = random_log(tmp_path / "other", sampled_negatives=2, seed=1)
+    assert (other.item != whole.item).any()
+
+
+def test_strict_ties_say_what_they_cost(tmp_path):
+    log, metrics = random_log(tmp_path, ties="strict")
+    times = np.asarray(log.timestamp)
+    tied = np.r_[False, (log.user[1:] == log.user[:-1]) & (times[1:] == times[:-1])]
+    assert metrics["tied_sample_share"] == pytest.approx(tied[log.split >= 0].mean())
+    above = np.arange(log.n_events) - log.offsets[log.user]
+    before = np.array([
+        (times[log.offsets[u] : row] < times[row]).sum() for row, u in enumerate(log.user)
+    ])  # fmt: skip
+    assert metrics["not_sample_same_second"] == ((above >= 5) & (before < 5)).sum() > 0
+    assert metrics["notes"][0].startswith("ties=strict")

@@ -1,0 +1,179 @@
+"""Which line has which fault, and what is read: against Python's csv module, and by hand."""
+
+import csv
+import gzip
+import io
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recllm.tables import delimited
+from recllm.tables.delimited import Dialect, inspect
+
+CELLS = st.text(st.sampled_from('ab ,;\t"\n\r.é🎉'), max_size=5)
+
+
+def look(tmp_path, content, dialect=None, name="x.csv"):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return inspect(tmp_path / name, dialect or Dialect(), tmp_path / "copy.csv", name)
+
+
+def read(file):
+    options = {"separator": file.dialect.separator, "quote_char": file.dialect.quote or None}
+    return pl.read_csv(file.path, infer_schema=False, glob=False, **options)
+
+
+def test_lines_of_records_with_line_breaks_in_quotes_and_empty_lines(tmp_path):
+    # line      1    2    3      4    5   6  7    8
+    file = look(tmp_path, 'a,b\n1,2\n3,"x\ny"\n\n"\n",4\n5,6')
+    assert (file.columns, file.rows) == (["a", "b"], 5)
+    assert [file.line(row) for row in range(5)] == [2, 3, 5, 6, 8]
+    assert read(file).rows() == [("1", "2"), ("3", "x\ny"), (None, None), ("\n", "4"), ("5", "6")]
+    with pytest.raises(IndexError):
+        file.line(5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    table=st.integers(1, 4).flatmap(lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width))),
+    end=st.sampled_from(["\n", "\r\n"]),
+    separator=st.sampled_from([",", ";", "\t"]),
+    block=st.integers(1, 40),
+)
+def test_what_pythons_csv_writes_is_found_at_its_lines(tmp_path_factory, table, end, separator, block):
+    """Blocks of some bytes only, so that quotes, CR LF and multi-byte letters are cut anywhere."""
+    folder = tmp_path_factory.mktemp("x")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter=separator, lineterminator=end, quoting=csv.QUOTE_ALL)
+    width = len(table[0]) if table else 1
+    lines = []
+    for row in [[f"c{i}" for i in range(width)], *table]:
+        lines.append(1 + text.getvalue().replace("\r\n", "\n").replace("\r", "\n").count("\n"))
+        writer.writerow(row)
+    whole, delimited.BLOCK = delimited.BLOCK, block
+    try:
+        file = look(folder, text.getvalue(), Dialect(separator))
+        assert [file.line(row) for row in range(file.rows)] == lines[1:]
+    finally:
+        delimited.BLOCK = whole
+    assert file.rows == len(table)
+    lone = "\r" in text.getvalue().replace("\r\n", "")
+    assert (file.path.name == "copy.csv") == lone
+    wanted = [tuple(cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row) for row in table]
+    got = [tuple(cell.replace("\r\n", "\n") for cell in row) for row in read(file).rows()]
+    assert got == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "dialect", "problem"),
+    [
+        (b"", {}, "x.csv is empty, wanted a line of column names"),
+        (b"\xef\xbb\xbf\r\n\n", {}, "x.csv is empty"),
+        (b"\n\na,b\n1,2\n", {}, "x.csv line 1 is empty"),
+        (b"a,b\n1,2\n3\n4,5\n", {}, "x.csv line 3 has 1 fields, wanted 2 fields as in line 1"),
+        (b"a,b\n1,2\n3,4,5", {}, "x.csv line 3 has 3 fields, wanted 2 fields as in line 1"),
+        (b'a,b\n"1\n1",2\n3\n', {}, "x.csv line 4 has 1 fields"),
+        (b'a,b\n1,2\n3,"4\n5,6\n', {}, "x.csv line 3 opens a quote that is never closed"),
+        (b'a,"b\n1,2\n', {}, "x.csv line 1 cannot be read"),
+        (b'a,b\n1,the "best" tea\n', {}, "x.csv line 2 has a quote within a field, wanted quotes around"),
+        (b'a,b\n1,5" pipe\n2,x\n', {}, "x.csv line 2 has a quote within a field.*source.quote: ''"),
+        (b'a,b\n"1\n1","x"y\n', {}, "x.csv line 3 opens a quote that closes within a field, wanted"),
+        (b'a,b\n"1\n1" ,x\n', {}, "x.csv line 2 opens a quote that closes within a field on line 3, wanted"),
+        (b'a,b\n1,"2\n3,"4"\n', {}, "x.csv line 2 opens a quote that closes within a field on line 3"),
+        (b'a,b\n1,"""2\n3,4\n', {}, "x.csv line 2 opens a quote that is never closed"),
+        (
+            b"1,2\n3\n",
+            {"columns": ("a", "b")},
+            "x.csv line 2 has 1 fields, wanted 2 fields as in source.columns",
+        ),
+        (
+            b"a,b\n1,2\n3,caf\xe9\n",
+            {},
+            r"x.csv line 3 is not in utf-8 \(byte 0xe9\).*source.encoding: latin-1",
+        ),
+        (b"a,b\n1,caf\xc3", {}, "x.csv line 2 is not in utf-8"),
+        ("a,b\n1,é\n".encode("utf-16"), {}, "x.csv line 1 is not in utf-8.*source.encoding: utf-16"),
+        ("a,b\n1,2\n".encode("utf-16-le"), {}, "x.csv line 1 holds a zero byte"),
+        (b"a,b\n1,2\n3,\x00\n", {}, "x.csv line 3 holds a zero byte"),
+    ],
+)
+def test_errors_name_the_line(tmp_path, content, dialect, problem):
+    with pytest.raises(ValueError, match=problem) as error:
+        look(tmp_path, content, Dialect(**dialect))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "dialect", "is_copied"),
+    [
+        ("a,b\n1,é\n".encode(), {}, False),
+        (b"\xef\xbb\xbf" + "a,b\r\n1,é\r\n".encode(), {}, False),
+        ("a,b\n1,é\r\n".encode(), {}, False),
+        ("a,b\r1,é".encode(), {}, True),
+        ("a,b\n1,é".encode("latin-1"), {"encoding": "latin-1"}, True),
+        ("a,b\r1,é\r\n".encode("utf-16"), {"encoding": "utf-16"}, True),
+        (b"a;b\n1;\xe9\n", {"encoding": "cp1252", "separator": ";"}, True),
+        (b'a,b\n"1",\xc3\xa9\n', {}, False),
+        ('\ufeff"a","b"\n"1","é"\n'.encode(), {}, False),
+    ],
+)
+def test_encodings_and_line_ends(tmp_path, content, dialect, is_copied):
+    file = look(tmp_path, content, Dialect(**dialect))
+    assert (file.columns, file.rows, file.line(0)) == (["a", "b"], 1, 2)
+    assert (file.path.name == "copy.csv") == is_copied
+    assert read(file).rows() == [("1", "é")]
+
+
+def test_ascii_in_another_encoding_is_not_copied(tmp_path):
+    assert look(tmp_path, b"a\n1\n", Dialect(encoding="latin-1")).path.name == "x.csv"
+
+
+def test_compressed_text(tmp_path):
+    file = look(tmp_path, gzip.compress(b"a,b\n1,2\n"), name="x.csv.gz")
+    assert read(file).rows() == [("1", "2")]
+    whole = gzip.compress(np.random.default_rng(0).bytes(1000).hex().encode())
+    with pytest.raises(ValueError, match=r"x.csv.gz cannot be read"):
+        look(tmp_path, whole[:200], name="x.csv.gz")
+
+
+def test_quotes_that_are_letters(tmp_path):
+    file = look(tmp_path, b'a,b\n1,5" pipe\n2,"x\n', Dialect(quote=""))
+    assert read(file).rows() == [("1", '5" pipe'), ("2", '"x')]
+
+
+def refusal(path):
+    """What Python's reader says in its strict way."""
+    try:
+        with path.open(newline="") as stream:
+            list(csv.reader(stream, strict=True))
+    except csv.Error as error:
+        return str(error)
+    return None
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lines=st.lists(st.text(st.sampled_from('a,"\n'), max_size=8), min_size=1, max_size=6),
+    block=st.integers(1, 40),
+)
+def test_any_quotes_are_read_by_polars_as_they_were_seen_or_refused(tmp_path_factory, lines, block):
+    """Nothing gets through in which Python's strict reader finds other rows, or polars reads other rows."""
+    folder = tmp_path_factory.mktemp("x")
+    text = "a,b\n" + "\n".join(lines)
+    whole, delimited.BLOCK = delimited.BLOCK, block
+    try:
+        file = look(folder, text)
+    except ValueError as error:
+        assert re.match(r"x\.csv line \d+ (has|opens) ", str(error))  # noqa: PT017
+        return
+    finally:
+        delimited.BLOCK = whole
+    assert refusal(file.path) is None
+    with file.path.open(newline="") as stream:
+        rows = [tuple(cell or None for cell in row) or (None, None) for row in csv.reader(stream)][1:]
+    assert [tuple(cell or None for cell in row) for row in read(file).rows()] == rows
+    assert file.rows == len(rows)

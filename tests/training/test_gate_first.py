@@ -1,0 +1,71 @@
+"""The gate first: what trains, what stays, and that it is the model's own forward that learned."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from recllm.config.stages import FitConfig
+from recllm.lm.adapters import add_adapter
+from recllm.lm.config import AdapterConfig
+from recllm.lm.predict import answer_scores, answer_states
+from recllm.lm.tasks import Answers
+from recllm.training.gate_first import train_gate
+
+MODULES = ["q_proj", "v_proj", "lm_head"]
+
+
+def gated(tiny_lm, log, **settings):
+    """96 rows whose label is written in the representation, and an adapter that reads it."""
+    rows = log.rows("train", "uniform96")
+    representation = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
+    task = Answers(tiny_lm.prompts, rows, log.recent(rows, 4), representation)
+    task.label = (representation[:, 1] > 0).float()
+    config = AdapterConfig(r=2, num_meta=3, gate_hidden=8, target_modules=MODULES, **settings)
+    return add_adapter(copy.deepcopy(tiny_lm.model), config, representation, seed=0), task
+
+
+@pytest.mark.parametrize("settings", [{}, {"mixture": "core"}, {"gate": "module"}, {"init": "pissa"}])
+def test_gate_and_head_learn_and_nothing_else(demo_log, tiny_lm, settings):
+    model, task = gated(tiny_lm, demo_log, **settings)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    answers = tiny_lm.pieces.yes_id, tiny_lm.pieces.no_id
+    loss = train_gate(
+        model, answer_states(model, task), task, answers, 40, FitConfig(batch_size=16, lr=2e-2), seed=1
+    )
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert any("lm_head" in name and name.endswith("reclora_B.default") for name in changed)
+    assert any("gate" in name for name in changed)
+    assert all("lm_head" in name or "gate" in name for name in changed)
+    assert all(before[name].requires_grad for name in changed)
+    assert loss < 0.3 < math.log(2)
+    # By the model's own forward, which has not been used since: the answers are in.
+    right = (answer_scores(model, task) > 0) == (task.label.numpy() > 0)
+    assert right.mean() > 0.85
+
+
+def test_the_head_alone_gives_what_a_whole_forward_gives(demo_log, tiny_lm):
+    model, task = gated(tiny_lm, demo_log)
+    answers = tiny_lm.pieces.yes_id, tiny_lm.pieces.no_id
+    train_gate(model, answer_states(model, task), task, answers, 3, FitConfig(batch_size=16, lr=2e-2), seed=1)
+    states = answer_states(
+        tiny_lm.model, Answers(task.prompts, task.rows, task.history, None)
+    )  # the bare LM's
+    with torch.no_grad():
+        logits = model.base_model.head_logits(torch.from_numpy(states), task.representation)
+    alone = (logits[:, answers[0]] - logits[:, answers[1]]).numpy()
+    np.testing.assert_allclose(alone, answer_scores(model, task), rtol=1e-4, atol=1e-5)
+    bare = states @ tiny_lm.model.get_output_embeddings().weight.numpy().T
+    assert np.abs(alone - (bare[:, answers[0]] - bare[:, answers[1]])).max() > 0.05  # and it has moved
+
+
+def test_the_passes_are_the_same_every_time(demo_log, tiny_lm):
+    answers = tiny_lm.pieces.yes_id, tiny_lm.pieces.no_id
+    fit = FitConfig(batch_size=16, lr=2e-2)
+    runs = []
+    for seed in (1, 1, 2):
+        model, task = gated(tiny_lm, demo_log)
+        runs.append(train_gate(model, answer_states(model, task), task, answers, 2.5, fit, seed))
+    assert runs[0] == runs[1] != runs[2]

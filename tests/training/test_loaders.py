@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recllm.training.loaders import Loaders, RowLoader, StepLoader, Stream, plan_steps
+
+sizes = st.integers(1, 40)
+
+
+@given(count=sizes, batch=sizes, seed=st.integers(0, 3))
+def test_every_pass_visits_each_row_once(count, batch, seed):
+    stream = Stream(count, batch, seed)
+    passes = 3
+    steps = -(-passes * count // batch)
+    seen = np.concatenate([stream.indices(step) for step in range(steps)])
+    for number in range(passes):
+        assert sorted(seen[number * count : (number + 1) * count]) == list(range(count))
+
+
+def test_passes_and_seeds_have_orders_of_their_own():
+    orders = [Stream(50, 50, seed).indices(step).tolist() for seed in (0, 1) for step in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert orders[0] != list(range(50))
+
+
+@given(count=sizes, per_rank=st.integers(1, 9), world=st.integers(1, 4), step=st.integers(0, 30))
+def test_ranks_partition_the_global_batch(count, per_rank, world, step):
+    whole = Stream(count, per_rank * world, 7).indices(step)
+    shares = [Stream(count, per_rank * world, 7).indices(step, rank, world) for rank in range(world)]
+    assert [len(share) for share in shares] == [per_rank] * world
+    together = np.empty(per_rank * world, np.int64)
+    for rank, share in enumerate(shares):
+        together[rank::world] = share
+    np.testing.assert_array_equal(together, whole)
+
+
+@given(steps=st.lists(st.integers(0, 60), max_size=20))
+def test_a_batch_is_a_function_of_its_step(steps):
+    used = Stream(17, 5, 3)
+    for step in steps:  # in any order, with steps left out
+        np.testing.assert_array_equal(used.indices(step), Stream(17, 5, 3).indices(step))
+
+
+def test_no_rows_are_refused():
+    with pytest.raises(ValueError, match="larger subsample"):
+        Stream(0, 4, 0)
+
+
+@given(count=st.integers(1, 5000), batch=sizes, epochs=st.floats(0.01, 5), validations=st.integers(1, 20))
+def test_the_last_step_is_a_validation(count, batch, epochs, validations):
+    steps, interval = plan_steps(count, batch, epochs, validations)
+    assert steps >= 1
+    assert steps % interval == 0
+    assert steps // interval <= validations
+    assert steps * batch >= min(epochs * count, steps * batch)
+    assert steps - interval < max(1, epochs * count / batch) + 1  # at most a part of an interval is added
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ((1000, 10, 1.0, 4), (100, 25)),
+        ((1000, 10, 1.0, 3), (102, 34)),  # ceil(100 / 3) = 34, 3 * 34
+        ((5, 10, 1.0, 4), (1, 1)),
+        ((1000, 10, 0.5, 1), (50, 50)),
+    ],
+)
+def test_steps_by_hand(arguments, wanted):
+    assert plan_steps(*arguments) == wanted
+
+
+def test_a_step_loader_goes_on_from_its_state():
+    def loader():
+        return StepLoader(lambda step, rank, world: (step, rank, world), 6, 1, 2)
+
+    first = loader()
+    iterator = iter(first)
+    assert [next(iterator) for _ in range(4)] == [(step, 1, 2) for step in range(4)]
+    state = first.state_dict()
+    second = loader()
+    second.load_state_dict(state)
+    assert list(second) == [(4, 1, 2), (5, 1, 2)]
+    assert list(second) == []
+    assert len(second) == 6
+
+
+@given(count=st.integers(0, 50), batch=st.integers(1, 9), world=st.integers(1, 4))
+def test_validation_sees_each_row_once_over_all_processes(count, batch, world):
+    loaders = [RowLoader(lambda indices: indices, count, batch, rank, world) for rank in range(world)]
+    batches = [list(loader) for loader in loaders]
+    assert [len(loader) for loader in loaders] == [len(part) for part in batches]
+    seen = [row for part in batches for indices in part for row in indices]
+    assert sorted(seen) == list(range(count))
+
+
+def test_loaders_take_their_place_from_the_trainer():
+    class Trainer:
+        global_rank, world_size = 1, 3
+
+    loaders = Loaders(lambda *place: place, steps=2, valid=[(lambda rows: rows, 4)], valid_batch=5)
+    loaders.trainer = Trainer
+    assert list(loaders.train_dataloader()) == [(0, 1, 3), (1, 1, 3)]
+    (valid,) = loaders.val_dataloader()
+    assert [rows.tolist() for rows in valid] == [[1]]
+
+
+def test_rows_of_like_length_share_a_batch():
+    lengths = np.random.default_rng(0).integers(10, 200, 1003)
+    plain, sorted_ = Stream(1003, 8, 5), Stream(1003, 8, 5, lengths)
+
+    def padding(stream: Stream, first: int) -> float:
+        batches = [lengths[stream.indices(step)] for step in range(first, first + 125)]
+        return sum(int((batch.max() - batch).sum()) for batch in batches) / sum(map(np.sum, batches))
+
+    for first in (0, 125):  # the second reaches over into the next pass
+        assert padding(sorted_, first) < 0.12 < 0.5 < padding(plain, first)
+    # A pass is still every row once, and the batches do not grow from short to long.
+    one = [sorted_.indices(step) for step in range(126)]
+    assert sorted(np.concatenate(one)[:1003].tolist()) == list(range(1003))
+    means = [lengths[batch].mean() for batch in one[:16]]
+    assert (np.diff(means) < 0).any()
+    # A window's rows are those of the plain order: what a row meets is still drawn by the seed.
+    window = 16 * 8
+    assert set(sorted_.indices(0)) <= set(np.concatenate([plain.indices(step) for step in range(16)]))
+    assert set(np.concatenate(one)[:window]) == set(np.concatenate([plain.indices(s) for s in range(16)]))
