@@ -1,5 +1,5 @@
-# recllm: raw logs -> tables -> event log -> LM text -> neighbours -> CRM (stage 1) -> LM prompts
-#         -> personalised LoRA (stage 2) -> preference alignment (stage 3) -> evaluation, table, report
+# recllm: raw logs -> tables -> event log -> LM text -> neighbors -> CRM (stage 1) -> LM prompts
+#         -> personalized LoRA (stage 2) -> preference alignment (stage 3) -> evaluation, table, report
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
 # CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
@@ -139,7 +139,7 @@ types: | $(READY)  ## mypy
 
 check: lint types test  ## lint, types and fast tests
 
-bench-data: | $(READY)  ## preparation and neighbours of 5 to 25 million generated events (RAW: ml-1m too)
+bench-data: | $(READY)  ## preparation and neighbors of 5 to 25 million generated events (RAW: ml-1m too)
 	@$(PYTHON) -m bench.scale $(if $(RAW),--raw "$(RAW)")
 
 bench-retrieval: | $(READY)  ## ways to search a history, side by side

@@ -4,7 +4,7 @@ On two loads, one thread, 192 dimensions, k = 10: all rows of 300 random users o
 rows at the end of a history of 28,000 events. Each way is timed by its CPU time, the best of three rounds
 that take turns, and its lists are compared with those of a search of one query at a time in float64. The way
 that the package takes is
-`batched` (`recllm.retrieval.neighbours`).
+`batched` (`recllm.retrieval.neighbors`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from bench import logs
 from bench.clock import REPOSITORY, keep
 from recllm.eventlog.log import EventLog
-from recllm.retrieval.neighbours import Neighbours
+from recllm.retrieval.neighbors import Neighbors
 
 K, DIMENSIONS, FILMS, EVENTS, USERS, BLOCK, ROUNDS = 10, 192, 20_000, 1_000_000, 300, 256, 3
 LONG, LAST = 29_000, 1_024
@@ -116,7 +116,7 @@ def faiss_ranges(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
 
 def batched(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
     """Ours."""
-    return Neighbours(log, table).search(np.concatenate([rows for _, rows in load]), k=K)
+    return Neighbors(log, table).search(np.concatenate([rows for _, rows in load]), k=K)
 
 
 WAYS: dict[str, Callable[[EventLog, NDArray[Any], Histories], Rows]] = {

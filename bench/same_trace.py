@@ -5,8 +5,8 @@
 
 OLD and NEW are commits (or `.` for the files as they are). Each is run in a clean folder with the same
 Python, one process a stage and as many threads as the plan gives it, and every `logs/metrics.csv` and
-`gate.npz` that they leave is compared: a refactor changes none of them. Rows of results are compared too, but for dates,
-commits, commands and times.
+`gate.npz` that they leave is compared: a refactor changes none of them. Rows of results are compared too, but
+for dates, commits, commands and times.
 """
 
 from __future__ import annotations

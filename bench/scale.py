@@ -2,9 +2,9 @@
 
 Each step runs in a process of its own, as `make` runs it, and is measured by the kernel's account of it: wall
 time, CPU time, peak memory. Logs are generated (`bench/logs.py`) once and kept in `.bench/`; with RAW, the
-preparation of MovieLens-1M from that folder or zip is measured as well, and its neighbours.
+preparation of MovieLens-1M from that folder or zip is measured as well, and its neighbors.
 
-Neighbours (k = 10, for every sample of the log) are searched with co-occurrence vectors, and compared with a
+Neighbors (k = 10, for every sample of the log) are searched with co-occurrence vectors, and compared with a
 search of one row at a time on a thousand random rows. On the smallest log the search is also killed halfway
 and started again: the file must be the same.
 """
@@ -27,7 +27,7 @@ from bench import logs
 from bench.clock import REPOSITORY, cost, keep
 from recllm.eventlog.ids import UNUSED
 from recllm.eventlog.log import EventLog
-from recllm.retrieval.neighbours import Neighbours, write_neighbours
+from recllm.retrieval.neighbors import Neighbors, write_neighbors
 from recllm.retrieval.vectors import cooccurrence_vectors, item_vectors
 
 SIZES = (5_000_000, 12_500_000, 25_000_000)
@@ -52,22 +52,22 @@ def prepare(dataset: str, raw: Path, artifacts: Path) -> dict[str, Any]:
 
 
 def retrieve(root: Path, kill: bool) -> dict[str, Any]:
-    """Vectors and neighbours of a log, each in a process of its own, and how right the neighbours are."""
-    path = root / "neighbours.npy"
-    search = [*PYTHON, "bench.scale", "neighbours", str(root)]
+    """Vectors and neighbors of a log, each in a process of its own, and how right the neighbors are."""
+    path = root / "neighbors.npy"
+    search = [*PYTHON, "bench.scale", "neighbors", str(root)]
     figures: dict[str, Any] = {
         "vectors of one fold": cost([*PYTHON, "bench.scale", "vectors", str(root)]),
-        "neighbours": {"k": K} | cost(search),
+        "neighbors": {"k": K} | cost(search),
         "checked": check(root),
     }
     if kill:
         whole = digest(path)
         path.unlink()
         process = subprocess.Popen(search, cwd=REPOSITORY)
-        time.sleep(figures["neighbours"]["seconds"] / 2)
+        time.sleep(figures["neighbors"]["seconds"] / 2)
         process.kill()
         process.wait()
-        stopped = json.loads((root / "neighbours.npy.progress").read_text())
+        stopped = json.loads((root / "neighbors.npy.progress").read_text())
         figures["killed"] = {"at_row": stopped["done"], "rows": stopped["rows"], "rest": cost(search)}
         figures["killed"]["same_file"] = digest(path) == whole
     return figures
@@ -85,11 +85,11 @@ def vectors(root: Path) -> None:
     np.save(root / "vectors.npy", item_vectors("cooccurrence", cooccurrence=cooccurrence_vectors(log, 64)))
 
 
-def neighbours(root: Path) -> None:
-    """Write the neighbours of all samples; goes on where a killed run stopped."""
+def neighbors(root: Path) -> None:
+    """Write the neighbors of all samples; goes on where a killed run stopped."""
     log = EventLog.open(root / "log")
-    search = Neighbours(log, np.load(root / "vectors.npy", mmap_mode="r"))
-    write_neighbours(search, log.split != UNUSED, K, root / "neighbours.npy")
+    search = Neighbors(log, np.load(root / "vectors.npy", mmap_mode="r"))
+    write_neighbors(search, log.split != UNUSED, K, root / "neighbors.npy")
 
 
 def check(root: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def check(root: Path) -> dict[str, Any]:
         score is more than 1e-5 above the next (`with_a_gap`), how many name the same events (`same_events`).
     """
     log = EventLog.open(root / "log")
-    found = np.load(root / "neighbours.npy", mmap_mode="r")
+    found = np.load(root / "neighbors.npy", mmap_mode="r")
     table = np.load(root / "vectors.npy").astype(np.float64)
     rows = np.random.default_rng(0).choice(np.flatnonzero(log.split != UNUSED), CHECKED, replace=False)
     worst, gaps, same = 0.0, 0, 0
@@ -144,8 +144,8 @@ def main(arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["vectors"]:
         vectors(Path(sys.argv[2]))
-    elif sys.argv[1:2] == ["neighbours"]:
-        neighbours(Path(sys.argv[2]))
+    elif sys.argv[1:2] == ["neighbors"]:
+        neighbors(Path(sys.argv[2]))
     else:
         parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
         parser.add_argument("--raw", type=Path, help="folder or zip of MovieLens-1M")

@@ -14,7 +14,7 @@ from recllm.console import say
 from recllm.files import digest
 
 
-class Kept:
+class ScoreCache:
     """Scores in a folder: an interrupted or extended evaluation computes only what is missing."""
 
     def __init__(self, folder: Path) -> None:

@@ -42,7 +42,7 @@ def recipe_folder(dataset: str) -> str:
     return dataset.replace("-", "_")
 
 
-NEIGHBOURS = "neighbours.npy"
+NEIGHBORS = "neighbors.npy"
 
 VECTORS = "vectors.npy"
 

@@ -17,7 +17,7 @@ from recllm import paths
 from recllm.config.request import parse
 from recllm.errors import ConfigError
 from recllm.eventlog.log import EventLog
-from recllm.paths import NEIGHBOURS
+from recllm.paths import NEIGHBORS
 from recllm.pipeline.finished import load_sections
 from recllm.pipeline.graph import Plan
 from recllm.report.describe import Asked, Example, Table, write_description
@@ -35,13 +35,11 @@ def describe(plan: Plan) -> None:
     config = load_sections(states["lm-text"][0].content)
     missing, stored = [], None
     if config.prompt.retrieved:
-        node, state, _ = states["neighbours"]
+        node, state, _ = states["neighbors"]
         if state == "done":
-            stored = np.load(plan.root / node.folder / NEIGHBOURS, mmap_mode="r")
+            stored = np.load(plan.root / node.folder / NEIGHBORS, mmap_mode="r")
         else:
-            missing.append(
-                "Prompts show the most recent events: neighbours are not there yet; `make stage1`."
-            )
+            missing.append("Prompts show the most recent events: neighbors are not there yet; `make stage1`.")
     asked: list[Asked] = []
     examples: list[Example] = []
     try:
@@ -81,7 +79,7 @@ def show(tables: Sequence[tuple[str, Table]], notes: Sequence[str]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Describe; what cannot be done is one line and status 2."""
     try:
-        # Of the plan of stage 2 a description reads the log, the LM's configuration and the neighbours.
+        # Of the plan of stage 2 a description reads the log, the LM's configuration and the neighbors.
         describe(Plan(parse(["stage2", *arguments])))
     except (ConfigError, ValueError, FileNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

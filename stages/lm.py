@@ -1,6 +1,6 @@
 """The LM: trains `LM=tiny` on text of the training split in two phases; checks any other LM that is named.
 
-Phase `text` (before neighbours exist): item cards, timelines of training events, questions with answers of
+Phase `text` (before neighbors exist): item cards, timelines of training events, questions with answers of
 the subsample. Phase `prompts`: prompts as the LM will be asked, with retrieved histories: for all training
 samples the retrieved events and then the rated target, for the subsample also the question with its answer.
 Events that are held out stand in no text, and others are asked in their place.
@@ -247,7 +247,7 @@ def work(run: Run) -> None:
     if "lm" in run.parents:
         model, tokenizer = causal_lm(run)
         prompts = Prompts(log, build_pieces(run.config, log, tokenizer), config.tiny.context)
-        text = second_phase(run, log, prompts, told, Retrieval.open(run.parent("neighbours"), log))
+        text = second_phase(run, log, prompts, told, Retrieval.open(run.parent("neighbors"), log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
         tokenizer = tiny_tokenizer(run.config, log, config.tiny)

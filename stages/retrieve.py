@@ -14,9 +14,9 @@ from recllm.console import say
 from recllm.eventlog.candidates import hard_lists
 from recllm.eventlog.ids import UNUSED
 from recllm.eventlog.log import EventLog
-from recllm.paths import FOLDS, NEIGHBOURS, VECTORS
+from recllm.paths import FOLDS, NEIGHBORS, VECTORS
 from recllm.pipeline.run import Run, main
-from recllm.retrieval.neighbours import Neighbours, write_neighbours
+from recllm.retrieval.neighbors import Neighbors, write_neighbors
 from recllm.retrieval.vectors import (
     Vectors,
     cooccurrence_vectors,
@@ -75,7 +75,7 @@ def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArr
 
 
 def work(run: Run) -> None:
-    """Write the item vectors, `neighbours.npy` [N, k] and hard candidates; goes on where it was killed."""
+    """Write the item vectors, `neighbors.npy` [N, k] and hard candidates; goes on where it was killed."""
     config = run.config.retrieval
     log = compatibility.event_log(run)
     mark = run.folder / ".vectors"  # which run's vectors lie there, complete
@@ -84,18 +84,18 @@ def work(run: Run) -> None:
         mark.write_text(run.fingerprint)
     vectors = np.load(run.folder / VECTORS, mmap_mode="r")
     fold = np.load(run.folder / FOLDS)
-    neighbours = Neighbours(log, vectors, fold)
+    neighbors = Neighbors(log, vectors, fold)
     asked = log.split != UNUSED
     size = len(asked)
 
     def tell(row: int) -> None:
         run.tick()
         if row % (BLOCK * 64) == 0 or row == size:
-            say(f"neighbours of {row:,} of {size:,} rows")
+            say(f"neighbors of {row:,} of {size:,} rows")
 
-    path = run.folder / NEIGHBOURS
-    write_neighbours(neighbours, asked, config.k, path, run.fingerprint, BLOCK, tell)
-    outputs = [run.folder / name for name in (VECTORS, FOLDS, NEIGHBOURS)]
+    path = run.folder / NEIGHBORS
+    write_neighbors(neighbors, asked, config.k, path, run.fingerprint, BLOCK, tell)
+    outputs = [run.folder / name for name in (VECTORS, FOLDS, NEIGHBORS)]
     if config.hard:
         outputs += write_hard_candidates(run, log, vectors, fold)
     mark.unlink()

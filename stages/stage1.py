@@ -66,7 +66,7 @@ class CrmModule(lightning.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step: mean loss over the batch, and the embeddings' regulariser."""
+        """One optimizer step: mean loss over the batch, and the embeddings' regularizer."""
         logit, _ = self.model(batch)
         if self.config.objective == "ctr":
             loss = F.binary_cross_entropy_with_logits(logit, batch["label"])
@@ -173,7 +173,7 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
 def data(run: Run) -> CrmInputs:
     """What batches are made of."""
     log, config = compatibility.event_log(run), run.config.stage1
-    retrieval = Retrieval.open(run.parent("neighbours"), log) if config.crm.search == "semantic" else None
+    retrieval = Retrieval.open(run.parent("neighbors"), log) if config.crm.search == "semantic" else None
     return crm_inputs(log, config.inputs, retrieval)
 
 

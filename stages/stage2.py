@@ -1,4 +1,4 @@
-"""Stage 2: tune the frozen LM with a LoRA, plain or personalised by the frozen CRM, on the subsample.
+"""Stage 2: tune the frozen LM with a LoRA, plain or personalized by the frozen CRM, on the subsample.
 
 Two tasks in every batch: Yes/No on the row's own item, and (a share of the rows) the title of the next liked
 item. Checkpoints are selected on validation AUC of the Yes/No score (`adapter/`) and, where titles are
@@ -27,11 +27,11 @@ from recllm.eventlog.rowsets import drawn_lists, ranks
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
-from recllm.lm.tasks import Answers, Batch, Titles, by_length
+from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, by_length
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
 from recllm.pipeline.run import Run, main
-from recllm.reclora import Card
+from recllm.reclora import ModelCard
 from recllm.reclora.layer import RecLoraLinear
 from recllm.retrieval.stored import Retrieval
 from recllm.systems import compatibility
@@ -51,7 +51,9 @@ VALID_TITLES = 500
 class TuneModule(AdapterModule):
     """Cross-entropy of the answer over the vocabulary, plus weighted negative log-likelihood of titles."""
 
-    def __init__(self, model: Any, answers: tuple[int, int], run: Run, steps: int, asked: Answers) -> None:
+    def __init__(
+        self, model: Any, answers: tuple[int, int], run: Run, steps: int, asked: YesNoPrompts
+    ) -> None:
         """Train the adapter of `model`; `answers`: token ids of yes and no; `asked`: the tuning rows."""
         super().__init__(model)
         self.answers, self.config, self.steps = answers, run.config.stage2, steps
@@ -122,10 +124,10 @@ class TuneModule(AdapterModule):
 class Data:
     """The tasks of this stage; None where no titles are learned, or no validation rows are ranked."""
 
-    train: Answers
-    train_titles: Titles | None
-    valid: Answers
-    valid_titles: Titles | None
+    train: YesNoPrompts
+    train_titles: NextTitleLists | None
+    valid: YesNoPrompts
+    valid_titles: NextTitleLists | None
 
 
 def shares(run: Run) -> tuple[int, int]:
@@ -201,7 +203,7 @@ def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
     config, (rows_a_step, told) = run.config.stage2, shares(run)
     log = compatibility.event_log(run)
-    retrieval = Retrieval.open(run.parent("neighbours"), log)
+    retrieval = Retrieval.open(run.parent("neighbors"), log)
     lm = Lm.open(run, log, retrieval, config.adapter.soft_prompt)
     gate = Crm.open(run, log, retrieval)
     check_out_of_fold(run, log, gate)
@@ -241,7 +243,7 @@ def work(run: Run) -> None:
     rows = np.unique(data.train.rows)
     for monitor, folder in reversed(adapters.items()):  # the model ends as the one that is selected on AUC
         module.load_best(run, monitor)
-        card = Card(
+        card = ModelCard(
             base=base_name(run.config.lm.model),
             data=f"{run.config.dataset.name}: {len(rows):,} training samples, Yes/No and next titles",
             metrics=best_scores(run, monitor),

@@ -30,12 +30,12 @@ from recllm.files import digest
 from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
-from recllm.lm.tasks import Batch, Titles, Verdicts, by_length
+from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, by_length
 from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
 from recllm.pipeline.finished import read_config
 from recllm.pipeline.run import Run, main
-from recllm.reclora import Card
+from recllm.reclora import ModelCard
 from recllm.retrieval.stored import Retrieval
 from recllm.systems import compatibility
 from recllm.systems.crm import Crm
@@ -62,7 +62,7 @@ STATISTICS = (
 )
 
 
-Asked = Titles | Verdicts
+Asked = NextTitleLists | YesNoCandidates
 
 
 class Compared(NamedTuple):
@@ -231,7 +231,7 @@ def work(run: Run) -> None:
     compatibility.check_same_prompts(run, "stage2")
     log = compatibility.event_log(run)
     check_ranks(log)
-    retrieval = Retrieval.open(run.parent("neighbours"), log)
+    retrieval = Retrieval.open(run.parent("neighbors"), log)
     start = selected(run.parent("stage2"), RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)
     if config.gate == "item" and reads in (None, "user"):
@@ -272,7 +272,7 @@ def work(run: Run) -> None:
     else:
         say("no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
         model = load_adapter(model.unload(), start)
-    card = Card(
+    card = ModelCard(
         base=base_name(run.config.lm.model),
         data=f"{run.config.dataset.name}: {len(rows):,} liked training samples, {config.task} compared",
         metrics=scores,

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from recllm.config.stages import FitConfig
 from recllm.console import say
 from recllm.eventlog.log import Rows
-from recllm.lm.tasks import Batch, Pairs, by_length
+from recllm.lm.tasks import Batch, TowerPairs, by_length
 from recllm.lm.towers import TwoTowers
 from recllm.pipeline.run import Run, main
 from recllm.systems import compatibility
@@ -62,7 +62,7 @@ class TowersModule(lightning.LightningModule):
         return optimizer(self, self.settings, self.steps)
 
 
-def loaders(train: Pairs, valid: Pairs, settings: FitConfig, seed: int, steps: int) -> Loaders:
+def loaders(train: TowerPairs, valid: TowerPairs, settings: FitConfig, seed: int, steps: int) -> Loaders:
     """Training batches of rows with user texts of like length; validation rows by length."""
     stream = Stream(len(train), settings.batch_size, seed, train.lengths())
 
@@ -80,8 +80,8 @@ def work(run: Run) -> None:
     torch.manual_seed(run.config.seed)
     model = TwoTowers(named.requires_grad_(True), run.config.towers)
 
-    def pairs(rows: Rows) -> Pairs:
-        return Pairs(prompts, rows, log.recent(rows, run.config.prompt.history), tokenizer.pad_token_id)
+    def pairs(rows: Rows) -> TowerPairs:
+        return TowerPairs(prompts, rows, log.recent(rows, run.config.prompt.history), tokenizer.pad_token_id)
 
     train, valid = (
         pairs(compatibility.subsample(run.config, log)),

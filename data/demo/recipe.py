@@ -129,7 +129,7 @@ class RecipeConfig:
 
 
 class Films(NamedTuple):
-    """The catalogue; film f is row f of every array."""
+    """The catalog; film f is row f of every array."""
 
     title: list[str]
     genre: Array  # int [F]
@@ -167,7 +167,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         Counts of ratings, users and movies, and `oracle_auc`: the AUC of the chance of liking that the
         simulation drew from, which no model can beat on average.
     """
-    films, people = catalogue(config), population(config)
+    films, people = catalog(config), population(config)
     events = simulate(films, people, config)
     label = (events["rating"] > config.label_threshold).cast(pl.Int8)
     # External ids are shuffled, as neither a franchise nor an age may be read off them.
@@ -198,7 +198,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     return {"ratings": events.height, "users": users.height, "movies": items.height, "oracle_auc": float(auc)}
 
 
-def catalogue(config: RecipeConfig) -> Films:
+def catalog(config: RecipeConfig) -> Films:
     """Invents the films: titles whose words tell the genre, franchises with numbered parts."""
     count = len(GENRES) * FILMS_A_GENRE
     index = np.arange(count)

@@ -53,15 +53,15 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
         users, known = _users(config.users, base, scratch, met, drop)
         users.write_parquet(scratch / "users.parquet")
         label = pl.col("label")
-        rows, unlabelled, lowest, highest = (
+        rows, unlabeled, lowest, highest = (
             events.select(pl.len(), label.null_count(), low=label.min(), high=label.max()).collect().row(0)
         )
         if lowest is not None and lowest == highest and config.label.rule != "clicks":
             raise ValueError(
-                f"{config.events.path}: all {rows - unlabelled} labels are {lowest}, wanted both 0 and 1; "
+                f"{config.events.path}: all {rows - unlabeled} labels are {lowest}, wanted both 0 and 1; "
                 "change what source.label says is liked"
             )
-        counts |= known | {"events": rows, "events_without_label": unlabelled}
+        counts |= known | {"events": rows, "events_without_label": unlabeled}
     return dict(counts | {"items": items.height, "users": users.height})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from recllm import paths
 from recllm.config.merge import parse_overrides
-from recllm.config.sweep import Point, parse_points
+from recllm.config.sweep import SweepValue, parse_sweep
 from recllm.errors import ConfigError
 
 VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW", "KEY", "VALUES")
@@ -35,7 +35,7 @@ class Request:
     experiment: str
     raw: str
     overrides: dict[str, Any]
-    points: tuple[Point, ...]
+    points: tuple[SweepValue, ...]
 
     @property
     def gate(self) -> str:
@@ -99,7 +99,7 @@ def parse(arguments: Sequence[str]) -> Request:
         raise ConfigError(f"RAW={values['RAW']} does not exist; wanted the folder or archive of the raw data")
     # Who names systems of stage 2 alone wants them evaluated, and nothing aligned for it.
     aligned = () if stage2 and set(goals) <= {"stage2", "evaluate", "report"} else ALIGNED
-    points = parse_points(values["KEY"], values["VALUES"])
+    points = parse_sweep(values["KEY"], values["VALUES"])
     if points and (other := {"stage3", "tune"} & set(goals)):
         raise ConfigError(
             f"KEY={values['KEY']} is no choice of make {other.pop()}; wanted make sweep, or stage2"

@@ -24,7 +24,7 @@ class DatasetConfig:
 
     name: str = "demo"
     """Name of the data set; its recipe is `data/<name>`, hyphens as underscores, or `source` describes it."""
-    card: str = ""
+    description: str = ""
     """What the LM reads of an item (vectors, pretraining): a format string over the items table's columns."""
 
 
@@ -156,7 +156,12 @@ def check_own(config: Config) -> None:
         ConfigError: the first key that does not go with the section `source`.
     """
     source, prepare = config.source, config.prepare
-    check(bool(config.dataset.card), "dataset.card", "''", "what an LM reads of an item, e.g. '{title}'")
+    check(
+        bool(config.dataset.description),
+        "dataset.description",
+        "''",
+        "what an LM reads of an item, e.g. '{title}'",
+    )
     threshold, negatives = prepare.label_threshold, prepare.sampled_negatives
     check(threshold is None, "prepare.label_threshold", threshold, "null, as source.label has the rule")
     has_dislikes = source.label.rule != "clicks" or negatives > 0

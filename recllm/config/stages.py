@@ -137,7 +137,7 @@ class Stage1Config:
 
 @dataclass(frozen=True)
 class Stage2Config:
-    """Tuning the LM with a (personalised) LoRA on the subsample."""
+    """Tuning the LM with a (personalized) LoRA on the subsample."""
 
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     license: str = ""

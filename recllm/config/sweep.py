@@ -11,12 +11,12 @@ from recllm.config.merge import LEAVES, parse_overrides
 from recllm.errors import ConfigError, check, check_hold_out
 
 SECTIONS = ("subsample", "prompt", "stage1", "stage2")
-"""Sections whose keys may be swept: what stage 2 makes anew on the same LM, neighbours and test rows."""
+"""Sections whose keys may be swept: what stage 2 makes anew on the same LM, neighbors and test rows."""
 ROWS = "subsample"
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepValue:
     """One value of the key.
 
     Attributes:
@@ -52,7 +52,7 @@ def short(key: str) -> str:
     return ".".join(next(end for end in ends if sum(leaf[-len(end) :] == end for leaf in known) == 1))
 
 
-def parse_points(key: str, values: str) -> tuple[Point, ...]:
+def parse_sweep(key: str, values: str) -> tuple[SweepValue, ...]:
     """The points that `KEY=` and `VALUES=` name; none where both are empty.
 
     Raises:
@@ -68,7 +68,7 @@ def parse_points(key: str, values: str) -> tuple[Point, ...]:
     for word in words:
         if not re.fullmatch(r"[\w.-]+", word):
             raise ConfigError(f"VALUES={word} can name no folder; wanted letters, digits, '.', '-' and '_'")
-        points.append(Point(key, word, parse_overrides([f"{key}={word}"], "KEY")[key]))
+        points.append(SweepValue(key, word, parse_overrides([f"{key}={word}"], "KEY")[key]))
     if key.split(".")[0] not in SECTIONS:
         raise ConfigError(f"KEY={key} cannot be swept; wanted a key of {', '.join(SECTIONS)}, {example}")
     if key == ROWS:
@@ -80,12 +80,12 @@ def parse_points(key: str, values: str) -> tuple[Point, ...]:
     return tuple(points)
 
 
-def fewest(points: Iterable[Point]) -> str | None:
+def fewest(points: Iterable[SweepValue]) -> str | None:
     """The smallest subsample of a sweep over subsamples; None of any other sweep."""
     return min((point.text for point in points if point.key == ROWS), key=_amount, default=None)
 
 
-def covering(points: Iterable[Point], configured: str) -> str:
+def covering(points: Iterable[SweepValue], configured: str) -> str:
     """The row set of the training split that holds every point's subsample: subsamples nest.
 
     Args:

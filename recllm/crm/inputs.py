@@ -32,15 +32,15 @@ class CrmInputs:
     """Builds batches for any (row, target item), not only for the row's own item.
 
     In two steps, so that a GPU need not wait for the first: `gather` copies from the log (the recent events
-    of a row are neighbours there, and are copied as one window), and `expand` makes of it what a model looks
+    of a row are neighbors there, and are copied as one window), and `expand` makes of it what a model looks
     up, on whatever device the batch lies by then. Called, it does both.
 
     Args:
         log: the event log.
         recent: how many of the latest history events a batch carries (long history), in events.
         retrieved: how many retrieved events it carries besides, in events; 0 for none.
-        stored: int32 `[N, >= retrieved]` neighbours of each row's own item, best first, or None.
-        searcher: finds neighbours of other targets; needed only when such are asked for.
+        stored: int32 `[N, >= retrieved]` neighbors of each row's own item, best first, or None.
+        searcher: finds neighbors of other targets; needed only when such are asked for.
         statistics: what was known before each sample; None for nothing.
     """
 
@@ -56,11 +56,11 @@ class CrmInputs:
         """See the class."""
         if retrieved and stored is None and searcher is None:
             raise ValueError(
-                f"retrieved={retrieved} events wanted, but no neighbours are given; run `make stage1`"
+                f"retrieved={retrieved} events wanted, but no neighbors are given; run `make stage1`"
             )
         if stored is not None and stored.shape[1] < retrieved:
             raise ValueError(
-                f"{stored.shape[1]} neighbours are stored, {retrieved} wanted; "
+                f"{stored.shape[1]} neighbors are stored, {retrieved} wanted; "
                 f"set retrieval.k={retrieved} and run make again"
             )
         self.log, self.recent, self.retrieved = log, recent, retrieved
@@ -71,12 +71,12 @@ class CrmInputs:
         self._fields = torch.from_numpy(np.array(log.item_fields, np.int32))
         self._powers = 2 ** torch.arange(INTERVAL_BUCKETS - 1) - 1  # seconds from which on a bucket holds
 
-    def neighbours(self, rows: Rows, targets: NDArray[np.int32] | None) -> Rows:
+    def neighbors(self, rows: Rows, targets: NDArray[np.int32] | None) -> Rows:
         """Retrieved positions `[B, retrieved]`, best first, padded with -1 at the end."""
         if targets is None and self.stored is not None:
             return np.asarray(self.stored[rows, : self.retrieved], np.int64)
         if self.searcher is None:
-            raise ValueError("neighbours of other targets are wanted, but CrmInputs was given no searcher")
+            raise ValueError("neighbors of other targets are wanted, but CrmInputs was given no searcher")
         return np.asarray(self.searcher.search(rows, targets, self.retrieved), np.int64)
 
     def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> Batch:
@@ -118,7 +118,7 @@ class CrmInputs:
             batch[f"recent_{EVENT[name]}"] = window
         if self.retrieved:
             # In time order, each with its rank: both in one number, rank in the low half.
-            found = (self.neighbours(rows, targets) << 32) + np.arange(1, self.retrieved + 1)
+            found = (self.neighbors(rows, targets) << 32) + np.arange(1, self.retrieved + 1)
             found.sort(axis=1)
             batch["retrieved_rank"] = found.astype(np.int32)  # the cast keeps the low half
             found >>= 32

@@ -34,7 +34,7 @@ _MODELS: dict[str, type[Model]] = {
 
 
 def build(fields: Fields, config: CrmConfig) -> Model:
-    """Builds the model `config.name`, freshly initialised from torch's global generator.
+    """Builds the model `config.name`, freshly initialized from torch's global generator.
 
     Raises:
         ValueError: no such model.

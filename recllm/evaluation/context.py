@@ -16,7 +16,7 @@ from recllm.evaluation.bootstrap import Difference, Resampled
 from recllm.evaluation.comparisons import Pairs, compare, ctr_pairs, ranking_pairs
 from recllm.evaluation.results import ResultRow, of_seed
 from recllm.evaluation.rows import cost, named
-from recllm.evaluation.slices import Bands
+from recllm.evaluation.slices import Slices
 from recllm.evaluation.stacking import BLENDS, CONTROLS, REFIT_RIDGE, apply_blend, logistic_blend
 from recllm.eventlog.log import Rows
 from recllm.files import now
@@ -46,9 +46,7 @@ class Evaluation:
         """Open parents and row sets."""
         self.run, self.config = run, run.config.evaluate
         self.log = compatibility.event_log(run)
-        retrieval = (
-            Retrieval.open(run.parent("neighbours"), self.log) if "neighbours" in run.parents else None
-        )
+        retrieval = Retrieval.open(run.parent("neighbors"), self.log) if "neighbors" in run.parents else None
         crms = [role for role in run.parents if role.startswith("crm:")]
         self.crms = {role[4:]: Crm.open(run, self.log, retrieval, role) for role in crms}
         self.lms = (
@@ -100,7 +98,7 @@ class Evaluation:
                     changed[role[6:]] = self.lms.change(role, ADAPTER)
                 scored |= {role[7:]: self.towers.logits(role, rows) for role in self.two_towers}
                 scored |= self._stacked(rows, scored.get("lora"))
-            labels, bands = log.label[rows], Bands.of(log, rows)
+            labels, bands = log.label[rows], Slices.of(log, rows)
             pairs, held = ctr_pairs(scored, self.crms, self.likes), self._resampled(scored, rows)
             crm_auc = metrics.auc(crm.logits(rows), labels) if crm else None
             for system, logits in scored.items():

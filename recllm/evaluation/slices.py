@@ -12,7 +12,7 @@ from recllm.metrics import auc, log_loss
 
 Bools = NDArray[np.bool_]
 
-BANDS = {
+SLICES = {
     "users_unseen": "user unseen",
     "users_seen": "user seen",
     "users_low": "user: few events",
@@ -27,7 +27,7 @@ BANDS = {
 
 
 @dataclass(frozen=True)
-class Bands:
+class Slices:
     """Bands of a row set.
 
     Attributes:
@@ -39,7 +39,7 @@ class Bands:
     upto: dict[str, int]
 
     @classmethod
-    def of(cls, log: EventLog, rows: Rows) -> Bands:
+    def of(cls, log: EventLog, rows: Rows) -> Slices:
         """Rows by the training events of their user (activity) and of their item (popularity).
 
         `unseen` has none. The rows that are seen are cut into thirds of (nearly) equal size by the count, so
@@ -60,7 +60,7 @@ class Bands:
             masks[f"{name}_mid"] = (counts > low) & (counts <= mid)
             masks[f"{name}_high"] = counts > mid
             upto |= {f"{name}_low": int(low), f"{name}_mid": int(mid)}
-        return cls({band: masks[band] for band in BANDS}, upto)
+        return cls({band: masks[band] for band in SLICES}, upto)
 
     def metrics(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, float]:
         """`auc/<band>`, `logloss/<band>`, `rows/<band>`, and `upto/<band>`: the band's largest count.

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recllm.evaluation.results import HEADLINE, ResultRow, by_system, by_table
-from recllm.evaluation.slices import BANDS
+from recllm.evaluation.slices import SLICES
 
 COLUMNS = {
     "ctr": {"auc": "AUC", "logloss": "log loss", "per_user_auc": "user AUC", "ece": "ECE"},
@@ -25,7 +25,7 @@ NARROW = ("auc", "logloss", "hr@1", "ndcg@10", "valid_ratio")
 
 
 @dataclass(frozen=True)
-class View:
+class ResultTable:
     """One table ready to be shown: systems that are comparable, i.e. the same task, rows and candidates.
 
     Attributes:
@@ -41,7 +41,7 @@ class View:
     best: set[tuple[int, int]]
 
 
-def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[View]:
+def result_tables(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[ResultTable]:
     """The tables of a task, one for each (variant, row set, candidates).
 
     Args:
@@ -56,7 +56,7 @@ def views(rows: Iterable[ResultRow], task: str, narrow: bool = False) -> list[Vi
     return [_view(group, names) for group in by_table(row for row in rows if row.task == task)]
 
 
-def band_views(rows: Iterable[ResultRow]) -> list[View]:
+def slice_tables(rows: Iterable[ResultRow]) -> list[ResultTable]:
     """AUC by how much training has seen of the rows' users and items, one table for each variant and row set.
 
     Args:
@@ -69,7 +69,7 @@ def band_views(rows: Iterable[ResultRow]) -> list[View]:
     return [_band_view(group) for group in by_table(banded)]
 
 
-def difference_views(rows: Iterable[ResultRow]) -> list[View]:
+def difference_tables(rows: Iterable[ResultRow]) -> list[ResultTable]:
     """Differences to further systems, one table for each table of results; a column a system."""
     found = []
     for group in by_table(row for row in rows if row.against):
@@ -84,17 +84,17 @@ def difference_views(rows: Iterable[ResultRow]) -> list[View]:
             ]
             for row in group
         ]
-        found.append(View(_title(group[0]), ["system", *others], cells, set()))
+        found.append(ResultTable(_title(group[0]), ["system", *others], cells, set()))
     return found
 
 
-def _band_view(rows: list[ResultRow]) -> View:
-    shown = [band for band in BANDS if any(row.metrics.get(f"auc/{band}") is not None for row in rows)]
+def _band_view(rows: list[ResultRow]) -> ResultTable:
+    shown = [band for band in SLICES if any(row.metrics.get(f"auc/{band}") is not None for row in rows)]
     heading = ["system", "rows"]
     for band in shown:
         count, upto = (rows[0].metrics.get(f"{name}/{band}") for name in ("rows", "upto"))
         edge = "" if upto is None else f" (<= {upto:,.0f})"
-        heading.append(f"{BANDS[band]}{edge}, {count or 0:,.0f} rows")
+        heading.append(f"{SLICES[band]}{edge}, {count or 0:,.0f} rows")
     cells = [
         [row.label, f"{row.rows:,}", *(number(row.metrics.get(f"auc/{band}")) for band in shown)]
         for row in rows
@@ -104,7 +104,7 @@ def _band_view(rows: list[ResultRow]) -> View:
         values = [row.metrics.get(f"auc/{band}") for row in rows]
         top = max(value for value in values if value is not None)
         best |= {(line, 2 + place) for line, value in enumerate(values) if value == top and len(rows) > 1}
-    return View(f"AUC by band, rows {rows[0].row_label}", heading, cells, best)
+    return ResultTable(f"AUC by band, rows {rows[0].row_label}", heading, cells, best)
 
 
 def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
@@ -119,7 +119,7 @@ def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> No
         if not console.is_terminal:
             console = Console(width=100)
     for task in HEADLINE:
-        tables = views(rows, task, narrow=True)
+        tables = result_tables(rows, task, narrow=True)
         if not tables:
             console.print(f"No {task} results.")
         for view in tables:
@@ -147,7 +147,7 @@ def _marked(text: str, best: bool, console: Console) -> Text:
     return Text(text, style="bold") if console.is_terminal else Text(f"{text}*")
 
 
-def _view(rows: list[ResultRow], names: list[str]) -> View:
+def _view(rows: list[ResultRow], names: list[str]) -> ResultTable:
     task = rows[0].task
     shown = [name for name in names if any(row.metrics.get(name) is not None for row in rows)]
     crm = any(row.crm_auc_same_rows is not None for row in rows)
@@ -166,7 +166,7 @@ def _view(rows: list[ResultRow], names: list[str]) -> View:
         if len(known) > 1:
             top = min(known) if name in ("logloss", "ece") else max(known)
             best |= {(line, 2 + offset) for line, value in enumerate(values) if value == top}
-    return View(_title(rows[0]), heading, cells, best)
+    return ResultTable(_title(rows[0]), heading, cells, best)
 
 
 def _title(row: ResultRow) -> str:

@@ -4,7 +4,7 @@ Everything here is a function of (seed, row), so that a list does not depend on 
 
 `uniform` and `popular` lists need nothing but the log. `hard` ones hold items that are alike, by the vectors
 that retrieval uses, and so are made after it. The items nearest to a target would give it away: on ML-1M it
-is the one most like the others of its list in 78 % of such lists. So negatives are items near a centre that
+is the one most like the others of its list in 78 % of such lists. So negatives are items near a center that
 is itself near the target: then 4 %, where a guess has 5 %.
 """
 
@@ -20,7 +20,7 @@ Items = npt.NDArray[np.int32]
 
 KINDS = ("uniform", "popular")
 _NEVER = np.iinfo(np.int64).min  # the key of an item that must not be drawn
-_ROUNDS = 16  # rejection rounds; what is open after them is drawn exactly, over the whole catalogue
+_ROUNDS = 16  # rejection rounds; what is open after them is drawn exactly, over the whole catalog
 
 
 class Histories(Protocol):
@@ -103,8 +103,8 @@ def negatives(
     rows = np.asarray(rows, dtype=np.int64)
     stands = log.anchors(rows)
     seen = Seen(log, log.user[rows]) if seen is None else seen
-    catalogue = np.flatnonzero(log.item_count).astype(np.int32)
-    weight = log.item_count[catalogue].astype(np.float64) if kind == "popular" else np.ones(len(catalogue))
+    catalog = np.flatnonzero(log.item_count).astype(np.int32)
+    weight = log.item_count[catalog].astype(np.float64) if kind == "popular" else np.ones(len(catalog))
     cumulative = np.cumsum(weight) / weight.sum()
     seed = draws.derive(seed, "negatives", kind)
 
@@ -116,8 +116,8 @@ def negatives(
         if not len(left):
             return chosen
         uniform = draws.uniform(seed, rows[left], width, start=turn * width)
-        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(catalogue) - 1)
-        items = catalogue[place]
+        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(catalog) - 1)
+        items = catalog[place]
         free = ~seen.above(log.user[rows[left], None], items, stands[left, None])
         if exclude_target:
             free &= items != log.item[rows[left], None]
@@ -134,19 +134,19 @@ def negatives(
     # draws so far are kept.
     for at in left:
         row = rows[at : at + 1]
-        out = seen.above(log.user[row, None], catalogue[None, :], stands[at : at + 1, None])[0]
-        out |= np.isin(catalogue, chosen[at, : filled[at]])
+        out = seen.above(log.user[row, None], catalog[None, :], stands[at : at + 1, None])[0]
+        out |= np.isin(catalog, chosen[at, : filled[at]])
         if exclude_target:
-            out |= catalogue == log.item[row]
+            out |= catalog == log.item[row]
         need = n - filled[at]
-        if len(catalogue) - out.sum() < need:
+        if len(catalog) - out.sum() < need:
             raise ValueError(
-                f"row {row[0]}: {len(catalogue) - out.sum() + filled[at]} items of the training catalogue "
+                f"row {row[0]}: {len(catalog) - out.sum() + filled[at]} items of the training catalog "
                 f"are new to its user, wanted {n}; lower prepare.candidates or prepare.sampled_negatives"
             )
-        bits = draws.hashes(draws.derive(seed, "exact"), row, catalogue) >> np.uint64(11)
+        bits = draws.hashes(draws.derive(seed, "exact"), row, catalog) >> np.uint64(11)
         arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / weight)
-        chosen[at, filled[at] :] = catalogue[np.argsort(arrival, kind="stable")[:need]]
+        chosen[at, filled[at] :] = catalog[np.argsort(arrival, kind="stable")[:need]]
     return chosen
 
 
@@ -184,8 +184,8 @@ def hard_lists(
 ) -> Items:
     """The target of each row among n - 1 items that are like it, in an order that does not tell it.
 
-    A centre is drawn out of the `nearest` items to the target, and the negatives out of the `nearest` items
-    to the centre that the user had not met before the row; uniformly, among items with a training event.
+    A center is drawn out of the `nearest` items to the target, and the negatives out of the `nearest` items
+    to the center that the user had not met before the row; uniformly, among items with a training event.
     Near is a large inner product; ties (an item without a vector is as near to everything) go by an order of
     the items that the seed draws.
 
@@ -207,13 +207,13 @@ def hard_lists(
     if nearest < n - 1:
         raise ValueError(f"{n - 1} of the {nearest} nearest items wanted; set retrieval.hard={n - 1} or more")
     rows = np.asarray(rows, dtype=np.int64)
-    catalogue = np.flatnonzero(log.item_count).astype(np.int32)
+    catalog = np.flatnonzero(log.item_count).astype(np.int32)
     place = np.full(len(log.item_count), -1)
-    place[catalogue] = np.arange(len(catalogue))
-    tie = np.argsort(draws.hashes(draws.derive(seed, "hard", "ties"), catalogue)).argsort()
+    place[catalog] = np.arange(len(catalog))
+    tie = np.argsort(draws.hashes(draws.derive(seed, "hard", "ties"), catalog)).argsort()
     chosen = np.zeros((len(rows), n - 1), np.int32)
     of_fold = fold[log.user[rows]]
-    size = max(1, 8_000_000 // len(catalogue))  # rows whose similarities are held at once
+    size = max(1, 8_000_000 // len(catalog))  # rows whose similarities are held at once
     for number in np.unique(of_fold):
         ours = np.flatnonzero(of_fold == number)
         table = vectors[number]
@@ -221,10 +221,10 @@ def hard_lists(
             target = log.item[rows[part]]
             line, above = _above(log, rows[part])
             own, met = (np.arange(len(part)), place[target]), (line, place[log.item[above]])
-            keys = _keys(table[target] @ table[catalogue].T, tie, own)
-            centre = catalogue[_drawn(keys, rows[part], nearest, 1, draws.derive(seed, "hard", "centre"))]
-            keys = _keys(table[centre[:, 0]] @ table[catalogue].T, tie, own, met)
-            chosen[part] = catalogue[_drawn(keys, rows[part], nearest, n - 1, draws.derive(seed, "hard"))]
+            keys = _keys(table[target] @ table[catalog].T, tie, own)
+            center = catalog[_drawn(keys, rows[part], nearest, 1, draws.derive(seed, "hard", "center"))]
+            keys = _keys(table[center[:, 0]] @ table[catalog].T, tie, own, met)
+            chosen[part] = catalog[_drawn(keys, rows[part], nearest, n - 1, draws.derive(seed, "hard"))]
     return _among(log, rows, chosen, seed)
 
 
@@ -250,7 +250,7 @@ def _drawn(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
     free = (order < np.iinfo(np.uint64).max).sum(axis=1)
     if (short := np.flatnonzero(free < n)).size:
         raise ValueError(
-            f"row {rows[short[0]]}: {free[short[0]]} items of the training catalogue are new to its user, "
+            f"row {rows[short[0]]}: {free[short[0]]} items of the training catalog are new to its user, "
             f"wanted {n}; lower prepare.candidates"
         )
     return np.take_along_axis(best, np.argsort(order, axis=1)[:, :n], axis=1)

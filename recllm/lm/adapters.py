@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recllm.lm.config import AdapterConfig, LmConfig
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.reclora import Card, RecLoraConfig, write_card
+from recllm.reclora import ModelCard, RecLoraConfig, write_model_card
 
 BUDGET = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
 """AdaLoRA's schedule as shares of all steps: first prune, last prune before the end, steps between prunings.
@@ -109,7 +109,7 @@ def needs(folder: Path) -> tuple[str | None, int]:
     return config.gate_input if config.gated else "target", config.soft_prompt
 
 
-def save_adapter(model: PeftModel, folder: Path, card: Card) -> None:
+def save_adapter(model: PeftModel, folder: Path, card: ModelCard) -> None:
     """Write configuration, weights and model card, the same to the bit in every process.
 
     Args:
@@ -126,7 +126,7 @@ def save_adapter(model: PeftModel, folder: Path, card: Card) -> None:
         config.rank_pattern = None
     # No adapter here trains embeddings; "auto" would look the LM's name up on the hub to find that out.
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    write_card(folder, card, config)
+    write_model_card(folder, card, config)
 
 
 def base_name(config: LmConfig) -> str:

@@ -68,7 +68,7 @@ class LmTrainingConfig:
     shown_weight: float = 1.0
     """Loss weight of a title token in the second phase's prompts with retrieved histories; elsewhere it is 1.
     With 0 the head runs on fewer tokens and answers are all that these prompts teach; next titles are ranked
-    worse, as neighbours of a target are what is met together."""
+    worse, as neighbors of a target are what is met together."""
     question_share: float = 0.25
     """Share of the first phase's tokens that are questions with answers: of the subsample, and of as many
     other samples as are held out of it."""

@@ -12,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.lm.tasks import Titles
+from recllm.lm.tasks import NextTitleLists
 from recllm.text.collate import pad_left
 
 
@@ -54,8 +54,8 @@ def constrained(batch: Mapping[str, Any], logps: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def valid_ratio(model: Any, tokenizer: Any, task: Titles, size: int = 64) -> NDArray[np.float32]:
-    """Generate each row's title greedily and compare it, normalised, with the row's candidates.
+def valid_ratio(model: Any, tokenizer: Any, task: NextTitleLists, size: int = 64) -> NDArray[np.float32]:
+    """Generate each row's title greedily and compare it, normalized, with the row's candidates.
 
     Args:
         model: the LM, with or without an adapter.

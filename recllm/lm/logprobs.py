@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from recllm.lm.layout import attention
 
 CHUNK = 1 << 26
-"""Most float32 logits that are normalised at a time (256 MiB)."""
+"""Most float32 logits that are normalized at a time (256 MiB)."""
 
 
 def answer_logits(model: nn.Module, batch: Mapping[str, Any], representation: Tensor | None = None) -> Tensor:
@@ -69,7 +69,7 @@ def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
 
 
 def candidate_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Log-probability of every candidate of a batch of `recllm.lm.tasks`: `Titles`, or `Verdicts`.
+    """Log-probability of every candidate of a batch: of `NextTitleLists`, or of `YesNoCandidates`.
 
     Args:
         model: as for `title_logps`.

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from recllm.lm.generate import constrained
 from recllm.lm.logprobs import answer_logits, candidate_logps, title_sums, token_logps
-from recllm.lm.tasks import Answers, Batch, Titles, Verdicts
+from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, YesNoPrompts
 
 Scores = NDArray[np.float32]
 
 
 @torch.inference_mode()
-def answer_scores(model: Any, task: Answers, size: int = 256) -> Scores:
+def answer_scores(model: Any, task: YesNoPrompts, size: int = 256) -> Scores:
     """Logit of Yes against No `[n]` of every row; rows of like length go through the LM together."""
     pieces = task.prompts.pieces
 
@@ -31,7 +31,7 @@ def answer_scores(model: Any, task: Answers, size: int = 256) -> Scores:
 
 
 @torch.no_grad()  # and not `inference_mode`: a sharded LM keeps its buffers for training
-def answer_states(model: Any, task: Answers, size: int = 256) -> Scores:
+def answer_states(model: Any, task: YesNoPrompts, size: int = 256) -> Scores:
     """What the LM head reads behind each prompt, float32 `[n, width]`."""
     read: list[Tensor] = []
     head = model.get_output_embeddings()
@@ -49,13 +49,13 @@ def answer_states(model: Any, task: Answers, size: int = 256) -> Scores:
 
 
 @torch.inference_mode()
-def candidate_scores(model: Any, task: Titles | Verdicts, size: int = 64) -> Scores:
+def candidate_scores(model: Any, task: NextTitleLists | YesNoCandidates, size: int = 64) -> Scores:
     """Log-probabilities `[n, C]` of all candidates of every row, or of Yes to each; `size` rows a batch."""
     return _scores(model, task, size, lambda batch: candidate_logps(model, batch))
 
 
 @torch.inference_mode()
-def title_choices(model: Any, task: Titles, size: int = 64) -> Scores:
+def title_choices(model: Any, task: NextTitleLists, size: int = 64) -> Scores:
     """What an LM makes of all candidates of every row, from one pass over each prompt.
 
     Args:
@@ -76,7 +76,10 @@ def title_choices(model: Any, task: Titles, size: int = 64) -> Scores:
 
 
 def _scores(
-    model: Any, task: Answers | Titles | Verdicts, size: int, score: Callable[[Batch], Tensor]
+    model: Any,
+    task: YesNoPrompts | NextTitleLists | YesNoCandidates,
+    size: int,
+    score: Callable[[Batch], Tensor],
 ) -> Scores:
     device = next(model.parameters()).device
     order = np.argsort(task.lengths(), kind="stable")

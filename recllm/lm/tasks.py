@@ -18,7 +18,7 @@ from recllm.text.prompts import Prompts
 Batch = dict[str, Any]
 
 
-class Answers:
+class YesNoPrompts:
     """The question whether the user will like an item: one prompt a row, answered Yes or No.
 
     Args:
@@ -55,7 +55,7 @@ class Answers:
         }
 
 
-class Pairs:
+class TowerPairs:
     """What two towers read: the user's text a row, and the text of each distinct item of a batch once.
 
     Args:
@@ -78,7 +78,7 @@ class Pairs:
         return self.prompts.users(self.rows, self.history).lengths
 
     def cut(self) -> int:
-        """As of `Answers`: user texts."""
+        """As of `YesNoPrompts`: user texts."""
         return _cut(self.prompts.users(self.rows, self.history))
 
     def __call__(self, indices: Rows) -> Batch:
@@ -94,7 +94,7 @@ class Pairs:
         }
 
 
-class Titles:
+class NextTitleLists:
     """The question which title comes next: one prompt a row with all its candidates behind it.
 
     The prompt, the gate's input and the candidates' order do not depend on which candidate is the chosen one.
@@ -141,7 +141,7 @@ class Titles:
         return tokens + pieces.lengths[pieces.item[self.candidates]].sum(1) if scored else tokens
 
     def cut(self) -> int:
-        """As of `Answers`."""
+        """As of `YesNoPrompts`."""
         return _cut(self._prompts())
 
     def _prompts(self) -> Ragged:
@@ -152,9 +152,9 @@ class Titles:
         """`[n, C]`, equal where candidates read the same, 0 where a candidate has no text."""
         return self.prompts.pieces.item[self.candidates]
 
-    def keep(self, rows: NDArray[np.bool_]) -> Titles:
+    def keep(self, rows: NDArray[np.bool_]) -> NextTitleLists:
         """The task on some of its rows."""
-        return Titles(
+        return NextTitleLists(
             self.prompts,
             self.prompts.log,
             self.rows[rows],
@@ -223,8 +223,8 @@ class Titles:
         return torch.cat([prompts[:, None], own], 1)
 
 
-class Verdicts:
-    """The Yes/No question of `Answers`, asked of every candidate of a row: point-wise preferences.
+class YesNoCandidates:
+    """The Yes/No question of `YesNoPrompts`, asked of every candidate of a row: point-wise preferences.
 
     Each candidate has a prompt and a gate of its own, both functions of the history and of this candidate
     only: neither they nor their order depend on which candidate is the chosen one.
@@ -266,7 +266,7 @@ class Verdicts:
         return tokens.sum(1) if scored else tokens.max(1, initial=0)
 
     def cut(self) -> int:
-        """As of `Answers`: prompts of all candidates."""
+        """As of `YesNoPrompts`: prompts of all candidates."""
         return _cut(self._prompts())
 
     def _prompts(self) -> Ragged:
@@ -275,13 +275,13 @@ class Verdicts:
 
     @property
     def texts(self) -> NDArray[np.int32]:
-        """As of `Titles`."""
+        """As of `NextTitleLists`."""
         return self.prompts.pieces.item[self.candidates]
 
-    def keep(self, rows: NDArray[np.bool_]) -> Verdicts:
+    def keep(self, rows: NDArray[np.bool_]) -> YesNoCandidates:
         """The task on some of its rows."""
         representation = None if self.representation is None else self.representation[torch.from_numpy(rows)]
-        return Verdicts(
+        return YesNoCandidates(
             self.prompts, self.prompts.log, self.rows[rows], self.history[rows], self.candidates[rows],
             representation,
         )  # fmt: skip
@@ -296,13 +296,13 @@ class Verdicts:
 
         Args:
             indices: int64 `[B]`.
-            columns: as of `Titles`.
-            present: as of `Titles`.
+            columns: as of `NextTitleLists`.
+            present: as of `NextTitleLists`.
 
         Returns:
-            As of `Titles`, but `prompt` holds a prompt a scored candidate (left padded), which of them are
-            `present` `[B, c]` and the two `answers`' tokens; `representation` is `[M, d_c]`, one a prompt;
-            `lengths` are 1.
+            As of `NextTitleLists`, but `prompt` holds a prompt a scored candidate (left padded), which of
+            them are `present` `[B, c]` and the two `answers`' tokens; `representation` is `[M, d_c]`, one a
+            prompt; `lengths` are 1.
         """
         place = self.chosen[indices]
         if columns is None:
@@ -341,7 +341,9 @@ def _places(log: EventLog, rows: Rows, candidates: NDArray[np.int32]) -> NDArray
     return own.argmax(1) if len(rows) else np.zeros(0, np.int64)
 
 
-def by_length(task: Answers | Pairs | Titles | Verdicts) -> tuple[Callable[[Rows], Batch], int]:
+def by_length(
+    task: YesNoPrompts | TowerPairs | NextTitleLists | YesNoCandidates,
+) -> tuple[Callable[[Rows], Batch], int]:
     """A task as a validation loader takes it, rows of like length side by side: `(make, rows)`."""
     order = np.argsort(task.lengths(), kind="stable")
     return lambda indices: task(order[indices]), len(task)

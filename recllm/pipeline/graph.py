@@ -1,12 +1,12 @@
 """The DAG: which folders the asked-for systems need, their configuration, and whether they are up to date.
 
-tables -> log -> lm text -> neighbours -> lm prompts -> stage2 -> stage3
+tables -> log -> lm text -> neighbors -> lm prompts -> stage2 -> stage3
            |                    |                         ^         |
            +--------------------+--> stage1 --------------+         v
                                         +----------------------> evaluate -> report
 
-A CRM has the neighbours as a parent only where it reads them: all others depend on the log alone. Stage 2
-with two towers depends on neither LM, neighbours nor CRM: log -> encoder -> stage2.
+A CRM has the neighbors as a parent only where it reads them: all others depend on the log alone. Stage 2
+with two towers depends on neither LM, neighbors nor CRM: log -> encoder -> stage2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recllm import paths
 from recllm.config.merge import load_yaml, merge, parse_overrides
 from recllm.config.request import ALIGNED, GATE, GOALS, START, Request, choice
 from recllm.config.schema import Config, check_own
-from recllm.config.sweep import Point, covering, fewest
+from recllm.config.sweep import SweepValue, covering, fewest
 from recllm.crm.config import CrmConfig
 from recllm.errors import ConfigError
 from recllm.files import digest
@@ -89,7 +89,7 @@ class Plan:
         seed: int = 0,
         tags: tuple[str, ...] = (),
         settings: dict[str, Any] | None = None,
-        point: Point | None = None,
+        point: SweepValue | None = None,
     ) -> Node:
         """Resolve one folder; the same folder asked for twice is the same node.
 
@@ -102,9 +102,7 @@ class Plan:
         set_here = point.settings(reads) if point else {}
         own |= {f"point:{point.tag}"} if point and set_here else set()
         all_tags = frozenset(inherited | own | set(tags))
-        folder = name + suffix(
-            all_tags, skip=tags if stage in ("lm-text", "lm-prompts", "neighbours") else ()
-        )
+        folder = name + suffix(all_tags, skip=tags if stage in ("lm-text", "lm-prompts", "neighbors") else ())
         if stage in ("lm-text", "lm-prompts"):
             folder += "/" + stage.removeprefix("lm-")
         if folder in self.nodes:
@@ -148,16 +146,16 @@ class Plan:
         vectors = self._configured().retrieval.vectors
         tag = (f"vectors:{vectors}-vectors",) if vectors != VECTORS else ()
         parents = {"log": log, "lm": text}
-        neighbours = self._node("neighbours", f"neighbours/{vectors}", "stages.retrieve", parents, tags=tag)
+        neighbors = self._node("neighbors", f"neighbors/{vectors}", "stages.retrieve", parents, tags=tag)
         trained = text.config["lm"]["model"]["path"] is None
-        lm = self._trained(log, text, neighbours, lm_tag) if trained else text
+        lm = self._trained(log, text, neighbors, lm_tag) if trained else text
         self.goals["prepare"].append(log)
         self.goals["describe"].append(log)
         for seed in request.seeds:
             for point in request.points or (None,):
-                self._systems(seed, log, neighbours, lm, point)
+                self._systems(seed, log, neighbors, lm, point)
 
-    def _trained(self, log: Node, text: Node, neighbours: Node, tags: tuple[str, ...]) -> Node:
+    def _trained(self, log: Node, text: Node, neighbors: Node, tags: tuple[str, ...]) -> Node:
         """The LM after its second phase.
 
         In a sweep over subsamples all points share an LM of their own: it has read the answers of the
@@ -170,7 +168,7 @@ class Plan:
             name += f"+answers-{few}"
             settings = {**text.overrides, "subsample": few, "lm.training.question_share": 0.0}
             text = self._node("lm-text", name, "stages.lm", {"log": log}, tags=tags, settings=settings)
-        parents = {"log": log, "lm": text, "neighbours": neighbours}
+        parents = {"log": log, "lm": text, "neighbors": neighbors}
         return self._node("lm-prompts", name, "stages.lm", parents, tags=tags, settings=settings)
 
     def _recipe(self) -> str:
@@ -187,21 +185,21 @@ class Plan:
             )
         return recipe
 
-    def _systems(self, seed: int, log: Node, neighbours: Node, lm: Node, point: Point | None) -> None:
+    def _systems(self, seed: int, log: Node, neighbors: Node, lm: Node, point: SweepValue | None) -> None:
         """CRMs, systems and evaluation of a seed; at a point of a sweep stage 2 and what gates it only."""
         request = self.request
-        data = {"log": log, "neighbours": neighbours}
+        data = {"log": log, "neighbors": neighbors}
         ranks = request.systems and self._configured().evaluate.candidates
         named = (*request.crms, "ranker") if ranks else request.crms
         if point:
             named = (request.gate,)
-        crms = {crm: self._crm(crm, seed, log, neighbours, point) for crm in dict.fromkeys(named)}
+        crms = {crm: self._crm(crm, seed, log, neighbors, point) for crm in dict.fromkeys(named)}
         gate = crms[request.gate]
         self.goals["stage1"] += [node for crm, node in crms.items() if crm in request.crms]
         if "tune" in request.goals:
             self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         if not request.systems:
-            self._alone(crms, gate, seed, neighbours)
+            self._alone(crms, gate, seed, neighbors)
             return
         gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
         tuned: dict[str, Node] = {}
@@ -253,23 +251,23 @@ class Plan:
         self.goals["stage3"] += aligned.values()
         self.goals["evaluate"].append(evaluate)
 
-    def _alone(self, crms: dict[str, Node], gate: Node, seed: int, neighbours: Node) -> None:
+    def _alone(self, crms: dict[str, Node], gate: Node, seed: int, neighbors: Node) -> None:
         """An evaluation of CRMs without any LM: what they read is a parent besides, and hard candidates."""
         read = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
         if any(kind.startswith("hard") for kind in self._configured().evaluate.candidates):
-            read["neighbours"] = neighbours
+            read["neighbors"] = neighbors
         parents = {**read, "stage1": gate, **{f"crm:{name}": node for name, node in crms.items()}}
         name = f"evaluate/{','.join(crms)}"
         self.goals["evaluate"].append(self._node("evaluate", name, "stages.evaluate", parents, (), seed))
 
-    def _crm(self, crm: str, seed: int, log: Node, neighbours: Node, point: Point | None) -> Node:
-        """A CRM reads the neighbours, and so depends on the LM, only where its configuration says so."""
+    def _crm(self, crm: str, seed: int, log: Node, neighbors: Node, point: SweepValue | None) -> Node:
+        """A CRM reads the neighbors, and so depends on the LM, only where its configuration says so."""
         name, command, files = f"stage1/{crm}", "stages.stage1", (f"stage1/{crm}.yaml",)
         node = self._node("stage1", name, command, {"log": log}, files, seed, point=point)
         if CrmConfig(**node.config["stage1"]["crm"]).search != "semantic":
             return node
-        del self.nodes[node.folder]  # with the neighbours as parent its name says the LM too
-        parents = {"log": log, "neighbours": neighbours}
+        del self.nodes[node.folder]  # with the neighbors as parent its name says the LM too
+        parents = {"log": log, "neighbors": neighbors}
         return self._node("stage1", name, command, parents, files, seed, point=point)
 
     def _tuned(self, crm: str, node: Node, seed: int) -> Node:
@@ -282,7 +280,7 @@ class Plan:
                 raise ConfigError(f"{searched['key']} (tune.space) is no key of stage1")
         return tuned
 
-    def _held_out(self, gate: Node, rows: str, seed: int, point: Point | None) -> Node:
+    def _held_out(self, gate: Node, rows: str, seed: int, point: SweepValue | None) -> Node:
         """The gate's CRM with the same settings, trained without the samples that stage 2 tunes on.
 
         Its folder names the rows, so that two subsamples never share one. Where `stage1.hold_out` is given,

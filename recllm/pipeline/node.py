@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from recllm.config.sweep import Point
+from recllm.config.sweep import SweepValue
 
 KINDS = ("crm", "start", "lm", "vectors", "experiment", "point", "seed")
 """Kinds of tags, in the order in which a folder's name says them."""
@@ -24,7 +24,7 @@ class Node:
     config: dict[str, Any]
     overrides: dict[str, Any]
     tags: frozenset[str]
-    point: Point | None = None
+    point: SweepValue | None = None
 
     @property
     def content(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ READS = {
     "tables": ("dataset", "source"),
     "log": ("dataset", "prepare"),
     "lm-text": ("dataset", "wording", "prompt", "lm", "subsample"),
-    "neighbours": ("dataset", "wording", "lm", "retrieval"),
+    "neighbors": ("dataset", "wording", "lm", "retrieval"),
     "lm-prompts": ("dataset", "wording", "prompt", "lm", "subsample"),
     "stage1": ("stage1", "seed"),
     "tune": ("stage1", "tune", "seed"),
@@ -32,13 +32,13 @@ LANGUAGE_MODEL = tuple(
     for key in ("representation", "mixed_prompts", "license", "title_share", "title_weight", "adapter")
 )
 
-UNREAD = {"lm-text": SECOND_PHASE, "neighbours": SECOND_PHASE, "towers": LANGUAGE_MODEL}
+UNREAD = {"lm-text": SECOND_PHASE, "neighbors": SECOND_PHASE, "towers": LANGUAGE_MODEL}
 """Keys, with all below them, that do not reach a stage, though others of their section do."""
 
 STAGES = {
     "log": "prepare",
     "lm": "stage2",
-    "neighbours": "stage2",
+    "neighbors": "stage2",
     "stage1": "stage1",
     "stage2": "stage2",
     "stage3": "stage3",
@@ -52,7 +52,7 @@ OWN_SEED = {
     "log": "prepare",
     "lm-text": "lm",
     "lm-prompts": "lm",
-    "neighbours": "retrieval",
+    "neighbors": "retrieval",
     "encoder": "encoder",
 }
 """Stages that all seeds share -> the section that has a seed of their own."""

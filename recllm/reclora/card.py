@@ -13,7 +13,7 @@ NAME = "README.md"
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a reader of a model card wants to know and the weights do not say.
 
     Attributes:
@@ -31,7 +31,7 @@ class Card:
     title: str = "LoRA of a recommender"
 
 
-def write_card(directory: Path, card: Card, config: Any, note: str = "") -> None:
+def write_model_card(directory: Path, card: ModelCard, config: Any, note: str = "") -> None:
     """Writes `README.md`.
 
     Args:

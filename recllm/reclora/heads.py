@@ -54,7 +54,7 @@ class Head(nn.Module):
 
         Args:
             mean: `[dim]`.
-            covariance: C, `[dim, dim]`, symmetric. Zero (one row, a dead CRM): R is only centred.
+            covariance: C, `[dim, dim]`, symmetric. Zero (one row, a dead CRM): R is only centerd.
 
         Raises:
             ValueError: If a shape is wrong, a value not finite, or C no covariance.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from recllm.evaluation.results import ResultRow, by_table
-from recllm.evaluation.tables import View
+from recllm.evaluation.tables import ResultTable
 
 COLUMNS = {"text_loss": "text, nats a token", "forgotten": "forgotten", "update": "||dW|| / ||W||"}
 
 
-def change_views(rows: Iterable[ResultRow]) -> list[View]:
+def forgetting_tables(rows: Iterable[ResultRow]) -> list[ResultTable]:
     """One table for each row set whose CTR rows hold `text_loss` (see `recllm.lm.forgetting`).
 
     Args:
@@ -23,11 +23,11 @@ def change_views(rows: Iterable[ResultRow]) -> list[View]:
     return [_view(group) for group in by_table(asked)]
 
 
-def _view(rows: list[ResultRow]) -> View:
+def _view(rows: list[ResultRow]) -> ResultTable:
     modules = sorted({name for row in rows for name in row.metrics if name.startswith("update/")})
     names = COLUMNS | {name: name.partition("/")[2] for name in modules}
     cells = [[row.label, *(_shown(row, name) for name in names)] for row in rows]
-    return View(f"Systems of {rows[0].row_label}", ["system", *names.values()], cells, set())
+    return ResultTable(f"Systems of {rows[0].row_label}", ["system", *names.values()], cells, set())
 
 
 def _shown(row: ResultRow, name: str) -> str:

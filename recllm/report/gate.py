@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from recllm.evaluation.gates import ENTROPY, Floats, GateRecord, Ints, distances, entropy, explained
-from recllm.evaluation.tables import View
+from recllm.evaluation.tables import ResultTable
 from recllm.eventlog.log import EventLog, Rows
 from recllm.paths import GATE, LOGS, MANIFEST
 from recllm.pipeline.finished import load_sections, read_config
@@ -52,9 +52,9 @@ class GateSection:
     title: str
     summary: list[str]
     image: str
-    groups: View
-    nearest: View
-    divergent: View
+    groups: ResultTable
+    nearest: ResultTable
+    divergent: ResultTable
 
 
 def gate_sections(folder: Path) -> list[GateSection]:
@@ -165,7 +165,7 @@ class _People:
         return [f"user {user}", " ".join(self.profiles[user].split()), "; ".join(told)]
 
 
-def _group_view(groups: list[Group], alpha: Floats) -> View:
+def _group_view(groups: list[Group], alpha: Floats) -> ResultTable:
     mean, single = alpha.mean(0), entropy(alpha)
     cells = []
     for group in groups:
@@ -178,10 +178,10 @@ def _group_view(groups: list[Group], alpha: Floats) -> View:
             f"{most + 1} (x {ratio[most]:.2f})", f"{least + 1} (x {ratio[least]:.2f})",
         ])  # fmt: skip
     heading = ["group", "users", "entropy", "distance from all", "most more than all", "most less"]
-    return View("Alpha by group of users", heading, cells, set())
+    return ResultTable("Alpha by group of users", heading, cells, set())
 
 
-def _nearest_view(people: _People, alpha: Floats) -> View:
+def _nearest_view(people: _People, alpha: Floats) -> ResultTable:
     cells = []
     apart = distances(alpha[:EXAMPLES], alpha)
     for place in range(len(apart)):
@@ -189,15 +189,17 @@ def _nearest_view(people: _People, alpha: Floats) -> View:
         others = np.argsort(apart[place], kind="stable")
         for other in others[others != place][:NEAREST]:
             cells.append([f"at {apart[place, other]:.4f}", *people[int(other)]])
-    return View("Nearest users by alpha", ["distance", "user", "profile", "latest titles"], cells, set())
+    return ResultTable(
+        "Nearest users by alpha", ["distance", "user", "profile", "latest titles"], cells, set()
+    )
 
 
-def _divergent_view(people: _People, alpha: Floats) -> View:
+def _divergent_view(people: _People, alpha: Floats) -> ResultTable:
     far = distances(alpha, alpha.mean(0, keepdims=True))[:, 0]
     order = np.argsort(-far, kind="stable")[:DIVERGENT]
     cells = [[f"{far[place]:.4f}", *people[int(place)]] for place in order]
     heading = ["distance from the mean", "user", "profile", "latest titles"]
-    return View("Most divergent users", heading, cells, set())
+    return ResultTable("Most divergent users", heading, cells, set())
 
 
 def _image(folder: Path, groups: list[Group], alpha: Floats) -> str:

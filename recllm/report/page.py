@@ -10,7 +10,7 @@ from recllm.evaluation import results, tables
 from recllm.paths import CHECKPOINTS, LOGS, MANIFEST, RESULTS
 from recllm.pipeline.stages import STAGES
 from recllm.report.curves import draw, read_series
-from recllm.report.forgetting import change_views
+from recllm.report.forgetting import forgetting_tables
 from recllm.report.gate import gate_sections
 from recllm.report.html import write_page
 from recllm.report.sweeps import sweeps
@@ -50,10 +50,10 @@ def write_report(folder: Path, out: Path) -> list[str]:
         dataset=folder.resolve().name,
         missing=missing,
         facts=_facts(rows, manifests),
-        results=[(TASKS[task], tables.views(rows, task)) for task in TASKS],
-        differences=tables.difference_views(rows),
-        bands=tables.band_views(rows),
-        changes=change_views(rows),
+        results=[(TASKS[task], tables.result_tables(rows, task)) for task in TASKS],
+        differences=tables.difference_tables(rows),
+        bands=tables.slice_tables(rows),
+        changes=forgetting_tables(rows),
         sweeps=sweeps(folder),
         gates=gate_sections(folder),
         curves=curves,

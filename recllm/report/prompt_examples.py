@@ -22,7 +22,7 @@ class Reader:
     """Prompts of a log as an LM will read them."""
 
     def __init__(self, config: Config, log: EventLog, stored: Any) -> None:
-        """Tokenize the data set's texts; `stored` are the neighbours of the log's rows, or None."""
+        """Tokenize the data set's texts; `stored` are the neighbors of the log's rows, or None."""
         model = config.lm.model
         if model.path is None:
             self.tokenizer, self.limit = (

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from recllm.config.sweep import ROWS, short, tag
 from recllm.evaluation.results import ResultRow, merge, read
-from recllm.evaluation.tables import View, interval, number
+from recllm.evaluation.tables import ResultTable, interval, number
 from recllm.paths import MANIFEST
 from recllm.pipeline.finished import read_config
 from recllm.report.sheet import GRAY, sheet
@@ -34,7 +34,7 @@ class Sweep:
 
     title: str
     image: str
-    view: View
+    view: ResultTable
 
 
 def sweeps(folder: Path) -> list[Sweep]:
@@ -119,7 +119,7 @@ def _plot(
         axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _view(key: str, lines: Lines) -> View:
+def _view(key: str, lines: Lines) -> ResultTable:
     heading = ["system", short(key), "tuning rows", "AUC", "log loss", "CRM AUC", "seconds"]
     heading += ["weights that train", "prompt tokens", "difference", "against"]
     cells = []
@@ -140,4 +140,4 @@ def _view(key: str, lines: Lines) -> View:
                 against,
             ]
             cells.append(line)
-    return View("", heading, cells, set())
+    return ResultTable("", heading, cells, set())

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows, chronological
-from recllm.paths import FOLDS, NEIGHBOURS, VECTORS
-from recllm.retrieval.neighbours import Neighbours
+from recllm.paths import FOLDS, NEIGHBORS, VECTORS
+from recllm.retrieval.neighbors import Neighbors
 
 
 @dataclass(frozen=True)
@@ -18,18 +18,18 @@ class Retrieval:
     """Nearest earlier events: stored for the rows' own items, searched for other targets."""
 
     stored: NDArray[np.int32]
-    searcher: Neighbours
+    searcher: Neighbors
 
     @classmethod
     def open(cls, folder: Path, log: EventLog) -> Retrieval:
-        """Map the neighbours and vectors that stages/retrieve.py wrote to a folder."""
-        searcher = Neighbours(log, np.load(folder / VECTORS, mmap_mode="r"), np.load(folder / FOLDS))
-        return cls(np.load(folder / NEIGHBOURS, mmap_mode="r"), searcher)
+        """Map the neighbors and vectors that stages/retrieve.py wrote to a folder."""
+        searcher = Neighbors(log, np.load(folder / VECTORS, mmap_mode="r"), np.load(folder / FOLDS))
+        return cls(np.load(folder / NEIGHBORS, mmap_mode="r"), searcher)
 
     def nearest(self, rows: Rows, k: int) -> Rows:
         """The k earlier events nearest to each row's own item, `[B, k]`, in time order, -1 on the left."""
         if self.stored.shape[1] < k:
             raise ValueError(
-                f"{self.stored.shape[1]} neighbours are stored, {k} wanted; add ARGS=retrieval.k={k}"
+                f"{self.stored.shape[1]} neighbors are stored, {k} wanted; add ARGS=retrieval.k={k}"
             )
         return chronological(self.stored[rows, :k])

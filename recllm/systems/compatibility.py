@@ -51,7 +51,7 @@ def retrieves(run: Run, folder: str) -> bool:
 
 def ranking(run: Run, log: EventLog, split: str, kind: str) -> tuple[Rows, NDArray[np.int32]]:
     """Rows of the ranking task and their candidates; hard ones lie where the vectors are."""
-    return log.ranking(split, kind, run.parent("neighbours") if kind.startswith("hard") else None)
+    return log.ranking(split, kind, run.parent("neighbors") if kind.startswith("hard") else None)
 
 
 def subsample(config: Config, log: EventLog) -> Rows:

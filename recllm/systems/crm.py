@@ -37,7 +37,7 @@ def crm_inputs(log: EventLog, shown: Mapping[str, Any], retrieval: Retrieval | N
     recent, retrieved = shown["recent"], shown["retrieved"]
     statistics = _statistics(log) if shown["statistics"] else None
     if shown["search"] == "semantic":
-        assert retrieval is not None  # the plan makes the neighbours a parent
+        assert retrieval is not None  # the plan makes the neighbors a parent
         return CrmInputs(log, recent, retrieved, retrieval.stored, retrieval.searcher, statistics)
     searcher = SameCategory(log) if shown["search"] else None
     return CrmInputs(log, recent, retrieved, searcher=searcher, statistics=statistics)

@@ -16,7 +16,7 @@ from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.probe import layout_of, windows
-from recllm.lm.tasks import Answers, Titles, Verdicts
+from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
 from recllm.pipeline.run import Run
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import Crm
@@ -66,7 +66,7 @@ class Lm:
             return self.retrieval.nearest(rows, k)
         return self.log.recent(rows, k)
 
-    def answers(self, rows: Rows, crm: Crm | None, retrieved: bool, mixed: bool = False) -> Answers:
+    def answers(self, rows: Rows, crm: Crm | None, retrieved: bool, mixed: bool = False) -> YesNoPrompts:
         """The Yes/No task on rows; a gate reads the CRM's representation of each row's own target.
 
         With `mixed`, all rows follow once more with the other kind of history.
@@ -75,11 +75,11 @@ class Lm:
         if mixed:
             shown = np.concatenate([shown, self.shown(rows, not retrieved)])
             rows = np.concatenate([rows, rows])
-        return Answers(self.prompts, rows, shown, crm.representations(rows) if crm else None)
+        return YesNoPrompts(self.prompts, rows, shown, crm.representations(rows) if crm else None)
 
     def titles(
         self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, each: bool = False
-    ) -> Titles:
+    ) -> NextTitleLists:
         """The next-title task on liked rows, after the most recent events, which tell nothing of the target.
 
         A gate reads the mean over all candidates of the CRM's representation; with `each` every title's own.
@@ -88,7 +88,7 @@ class Lm:
         representation = None
         if crm:
             representation = (crm.each if each else crm.representations)(rows, candidates)
-        return Titles(
+        return NextTitleLists(
             self.prompts,
             self.log,
             rows,
@@ -101,7 +101,7 @@ class Lm:
 
     def verdicts(
         self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, retrieved: bool
-    ) -> Verdicts:
+    ) -> YesNoCandidates:
         """The Yes/No task on every candidate of liked rows; a gate reads each candidate's representation."""
         k, shape = self.config.prompt.history, candidates.shape
         if retrieved:
@@ -110,13 +110,13 @@ class Lm:
         else:
             shown = np.broadcast_to(self.log.recent(rows, k)[:, None], (*shape, k))
         representation = crm.each(rows, candidates) if crm else None
-        return Verdicts(self.prompts, self.log, rows, shown, candidates, representation)
+        return YesNoCandidates(self.prompts, self.log, rows, shown, candidates, representation)
 
-    def valid_titles(self, count: int, crm: Crm | None, each: bool = False) -> Titles:
+    def valid_titles(self, count: int, crm: Crm | None, each: bool = False) -> NextTitleLists:
         """The next-title task on stored validation rows, each once with every kind of candidate list."""
         return self.titles(*self._valid(count), crm, each)
 
-    def valid_verdicts(self, count: int, crm: Crm | None, retrieved: bool) -> Verdicts:
+    def valid_verdicts(self, count: int, crm: Crm | None, retrieved: bool) -> YesNoCandidates:
         """The Yes/No task on the candidates of the rows of `valid_titles`."""
         return self.verdicts(*self._valid(count), crm, retrieved)
 

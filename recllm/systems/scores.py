@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.cache import Kept
+from recllm.cache import ScoreCache
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.adapters import load_adapter, needs, selected
 from recllm.lm.forgetting import BLOCKS, at_mean_gate, held_out, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.predict import Scores, answer_scores, answer_states, candidate_scores, title_choices
-from recllm.lm.tasks import Answers, Titles, Verdicts
+from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
 from recllm.lm.towers import TwoTowers, tower_scores
 from recllm.paths import EXPORT, SCORES
 from recllm.pipeline.finished import read_config
@@ -29,7 +29,7 @@ from recllm.systems.texts import tower_prompts
 from recllm.training.precision import device_of
 
 Opened = tuple[Lm, Any, Crm | None, bool]
-Asked = TypeVar("Asked", Answers, Titles, Verdicts)
+Asked = TypeVar("Asked", YesNoPrompts, NextTitleLists, YesNoCandidates)
 
 
 def told(task: Asked) -> Asked:
@@ -39,7 +39,7 @@ def told(task: Asked) -> Asked:
     return task
 
 
-def untuned_states(run: Run, task: Answers, model: Any) -> Scores:
+def untuned_states(run: Run, task: YesNoPrompts, model: Any) -> Scores:
     """What the LM head reads behind the prompts of a task, before anything is tuned, `[n, width]`.
 
     Kept with the LM: all gated systems share it, but for those with a soft prompt, whose drawn tokens stand
@@ -50,11 +50,11 @@ def untuned_states(run: Run, task: Answers, model: Any) -> Scores:
         task: the prompts.
         model: the LM, or one whose adapter changes nothing yet; it is used where nothing is kept.
     """
-    made_of = [run.manifest(parent).identity for parent in ("log", "neighbours", "lm")]
+    made_of = [run.manifest(parent).identity for parent in ("log", "neighbors", "lm")]
     config, virtual = run.content["config"], run.config.stage2.adapter.soft_prompt
     drawn = [virtual, run.config.seed] if virtual else []
     what = [config["prompt"], config["stage2"]["mixed_prompts"], task.rows.tolist(), drawn]
-    kept = Kept(run.parent("lm") / SCORES)
+    kept = ScoreCache(run.parent("lm") / SCORES)
     return kept.get("answer-states", [made_of, what], lambda: answer_states(model, task))
 
 
@@ -149,10 +149,10 @@ class LmSystems:
     def _keep(
         self, name: str, role: str, adapter: str, what: object, compute: Callable[[], NDArray[Any]]
     ) -> NDArray[Any]:
-        roles = ("lm", "neighbours", "log", *({role} - {"lm"}))
+        roles = ("lm", "neighbors", "log", *({role} - {"lm"}))
         made_of = [self.run.manifest(parent).identity for parent in roles]
         form = self.run.content["config"]["prompt"]
-        kept = Kept((self.run.parent("lm") if role == "lm" else self.run.folder) / SCORES)
+        kept = ScoreCache((self.run.parent("lm") if role == "lm" else self.run.folder) / SCORES)
         return kept.get(name, [role, made_of, adapter, form, what], compute)
 
     def _open(self, role: str, adapter: str) -> Opened:
@@ -214,4 +214,4 @@ class TowerSystems:
         made_of = [self.run.manifest(parent).identity for parent in ("log", role)]
         what = [rows.tolist(), None if lists is None else lists.tolist()]
         identity = [role, made_of, self.run.content["config"]["prompt"], what]
-        return Kept(self.run.folder / SCORES).get(f"pairs-{role}", identity, compute)
+        return ScoreCache(self.run.folder / SCORES).get(f"pairs-{role}", identity, compute)

@@ -35,7 +35,7 @@ def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str
     items = pl.read_parquet(log.folder / "items.parquet")
     users = pl.read_parquet(log.folder / "users.parquet")
     titles = [title or "" for title in items["title"].to_list()]
-    return titles, fill(config.dataset.card, items), fill(config.wording.profile, users)
+    return titles, fill(config.dataset.description, items), fill(config.wording.profile, users)
 
 
 def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
@@ -52,7 +52,7 @@ def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
 
 
 def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig | None = None) -> Pieces:
-    """Tokenise every text of the data set once; `model` says what stands around prompts (None: the LM's)."""
+    """Tokenize every text of the data set once; `model` says what stands around prompts (None: the LM's)."""
     titles, cards, profiles = texts(config, log)
     model = model or config.lm.model
     levels = log.meta["rating_levels"]

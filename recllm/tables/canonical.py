@@ -173,7 +173,7 @@ def check(events: pl.LazyFrame, scale: tuple[float, float] | None = None) -> Non
             levels=rating.n_unique(),
             poorest=rating.min(),
             best=rating.max(),
-            labelled=label.count(),
+            labeled=label.count(),
             lowest=label.min(),
             highest=label.max(),
             earliest=time.min(),
@@ -204,9 +204,9 @@ def check(events: pl.LazyFrame, scale: tuple[float, float] | None = None) -> Non
             levels > 100,
             f"events.rating has {levels} levels, wanted at most 100 (source.events.rating_step rounds)",
         ),
-        (not found["labelled"], f"none of {rows} events has a label, wanted 0 and 1"),
+        (not found["labeled"], f"none of {rows} events has a label, wanted 0 and 1"),
         (
-            found["labelled"] and not 0 <= found["lowest"] <= found["highest"] <= 1,
+            found["labeled"] and not 0 <= found["lowest"] <= found["highest"] <= 1,
             f"events.label is {found['lowest']} to {found['highest']}, wanted 0 and 1",
         ),
         (

@@ -63,7 +63,7 @@ class EventsSource(FileSource):
 
 @dataclass(frozen=True)
 class ItemsSource(FileSource):
-    """The catalogue: one row an item. Columns that are not named here keep their names."""
+    """The catalog: one row an item. Columns that are not named here keep their names."""
 
     item: str = "item"
     """Column of the item's id."""

@@ -99,7 +99,7 @@ class Prompts:
         if len(item) and texts.lengths.max() > self.max_length:
             raise ValueError(
                 f"an item's text has {texts.lengths.max()} tokens, {self.max_length} are free: shorten "
-                "dataset.card, or raise the encoder's context"
+                "dataset.description, or raise the encoder's context"
             )
         return texts
 

@@ -9,7 +9,7 @@ import torch
 from recllm.config.stages import FitConfig
 from recllm.lm.logprobs import answer_loss
 from recllm.lm.predict import Scores
-from recllm.lm.tasks import Answers
+from recllm.lm.tasks import YesNoPrompts
 from recllm.training.loaders import Stream, plan_steps
 from recllm.training.optimizer import optimizer
 
@@ -17,7 +17,7 @@ from recllm.training.optimizer import optimizer
 def train_gate(
     model: Any,
     states: Scores,
-    task: Answers,
+    task: YesNoPrompts,
     answers: tuple[int, int],
     passes: float,
     fit: FitConfig,

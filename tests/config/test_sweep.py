@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from recllm.config.sweep import covering, fewest, parse_points, short
+from recllm.config.sweep import covering, fewest, parse_sweep, short
 from recllm.evaluation.rows import cost, named
 
 
@@ -18,11 +18,11 @@ def test_a_point_is_named_by_the_end_of_its_key_that_is_its_own():
 
 
 def test_points_of_a_key():
-    points = parse_points("stage2.adapter.num_meta", " 4  16 4 ")
+    points = parse_sweep("stage2.adapter.num_meta", " 4  16 4 ")
     assert [(point.tag, point.value) for point in points] == [("num_meta-4", 4), ("num_meta-16", 16)]
     assert points[0].settings(("prompt", "stage2")) == {"stage2.adapter.num_meta": 4}
     assert points[0].settings(("prompt", "stage1")) == {}
-    assert parse_points("", "") == ()
+    assert parse_sweep("", "") == ()
 
 
 @pytest.mark.parametrize(
@@ -44,24 +44,24 @@ def test_points_of_a_key():
 )
 def test_what_is_no_sweep_is_refused(key, values, told):
     with pytest.raises(ValueError, match=told):
-        parse_points(key, values)
+        parse_sweep(key, values)
 
 
 def test_subsamples_nest_so_the_largest_covers_all():
-    shares = parse_points("subsample", "0.05 0.001 0.01")
+    shares = parse_sweep("subsample", "0.05 0.001 0.01")
     assert fewest(shares) == "0.001"
     assert covering(shares, "0.1") == "0.1"  # the configured one is larger, and its CRM may be there already
     assert covering(shares, "0.02") == "0.05"
     assert covering(shares, "uniform20000") == "0.05"  # not comparable before the rows are counted
-    counts = parse_points("subsample", "uniform900 uniform1000")
+    counts = parse_sweep("subsample", "uniform900 uniform1000")
     assert fewest(counts) == "uniform900"  # by number, not by letter
     assert covering(counts, "uniform20000") == "uniform20000"
     assert covering(counts, "first20000") == "uniform1000"
     assert covering(counts, "last20000") == "uniform1000"
-    latest = parse_points("subsample", "last900 last1000")
+    latest = parse_sweep("subsample", "last900 last1000")
     assert fewest(latest) == "last900"
     assert covering(latest, "last20000") == "last20000"
-    assert fewest(parse_points("prompt.history", "5 10")) is None
+    assert fewest(parse_sweep("prompt.history", "5 10")) is None
 
 
 FOLDERS = {

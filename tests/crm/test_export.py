@@ -52,9 +52,9 @@ def test_missing_weights_and_unknown_settings_are_refused(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match=r"tower.hidden.7.bias absent.*wanted \(6,\)"):
         crm.load(tmp_path)
-    other = {**description, "crm": {**description["crm"], "colour": 1}}
+    other = {**description, "crm": {**description["crm"], "color": 1}}
     (tmp_path / "config.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match="colour"):
+    with pytest.raises(ValueError, match="color"):
         crm.load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"without model\.safetensors.*make stage1"):

@@ -105,7 +105,7 @@ def test_cache_tells_rows_targets_models_and_identities_apart(model: torch.nn.Mo
         got = cache.get(*asked)
         np.testing.assert_array_equal(got[0], representations(model, ToyInputs(), *asked)[0])
     assert len(list(tmp_path.iterdir())) == 4
-    FeatureCache(tmp_path, model, inputs, identity="other neighbours").get(rows)
+    FeatureCache(tmp_path, model, inputs, identity="other neighbors").get(rows)
     assert len(list(tmp_path.iterdir())) == 5
     with torch.no_grad():
         next(model.parameters())[7] += 1.0

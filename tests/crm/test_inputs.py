@@ -152,7 +152,7 @@ def test_what_is_missing_is_refused_with_the_command_that_mends_it():
     log = hand_log()
     with pytest.raises(ValueError, match="make stage1"):
         CrmInputs(log, recent=1, retrieved=2)
-    with pytest.raises(ValueError, match=r"1 neighbours are stored, 2 wanted.*retrieval.k=2"):
+    with pytest.raises(ValueError, match=r"1 neighbors are stored, 2 wanted.*retrieval.k=2"):
         CrmInputs(log, recent=1, retrieved=2, stored=np.zeros((4, 1), np.int32))
     inputs = CrmInputs(log, recent=1, retrieved=1, stored=np.zeros((4, 1), np.int32))
     with pytest.raises(ValueError, match="no searcher"):

@@ -71,7 +71,7 @@ def test_variants_stand_in_tables_of_their_own() -> None:
     assert [(r.system, r.variant, len(r.seeds)) for r in rows] == [
         ("din", None, 1), ("sim", None, 1), ("sim", "quick", 1),
     ]  # fmt: skip
-    plain, quick = tables.views(rows, "ctr")
+    plain, quick = tables.result_tables(rows, "ctr")
     assert quick.title == f"{plain.title}, quick"
     assert (len(plain.cells), len(quick.cells)) == (2, 1)
 
@@ -86,7 +86,7 @@ def test_further_differences_over_seeds_are_those_that_every_seed_has() -> None:
     assert merged.against["blend"]["delta"] == pytest.approx(0.02)
     assert merged.against["blend"]["interval95"] == pytest.approx([0.01, 0.03])
     assert merged.against["blend"]["p_value"] == 0.04
-    (view,) = tables.difference_views([merged, row("sim", 0.79, paired_with="din", delta=0.001)])
+    (view,) = tables.difference_tables([merged, row("sim", 0.79, paired_with="din", delta=0.001)])
     assert view.heading == ["system", "blend"]
     assert view.cells == [["reclora, 2 seeds", "+.0200 [+.0100, +.0300]"]]
 
@@ -172,7 +172,7 @@ def test_bands_are_shown_with_their_rows_and_edges() -> None:
     figures |= {"upto/users_low": 1053.0, "logloss/users_low": 0.5}
     better = {**figures, "auc/users_low": 0.72}
     rows = [row("din", 0.7, metrics=figures), row("sim", 0.8, metrics=better), row("lm", 0.6)]
-    (view,) = tables.band_views(rows)
+    (view,) = tables.slice_tables(rows)
     assert view.heading == ["system", "rows", "user: few events (<= 1,053), 400 rows"]
     assert view.cells == [["din", "1,000", ".7100"], ["sim", "1,000", ".7200"]]
     assert view.best == {(1, 2)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from recllm import metrics
-from recllm.evaluation.slices import BANDS, Bands
+from recllm.evaluation.slices import SLICES, Slices
 
 
 class Log:
@@ -25,8 +25,8 @@ def test_bands_by_hand():
     rows = np.array(
         [5, 6, 7, 8]
     )  # users 2, 3, 4, 4 with 3, 2, 0, 0 training events; items 4, 2, 3, 2: 0, 3, 2, 3
-    bands = Bands.of(Log(), rows)
-    assert list(bands.masks) == list(BANDS)
+    bands = Slices.of(Log(), rows)
+    assert list(bands.masks) == list(SLICES)
     found = {band: rows[mask].tolist() for band, mask in bands.masks.items()}
     assert found == {
         "users_unseen": [7, 8], "users_seen": [5, 6], "users_low": [6], "users_mid": [], "users_high": [5],
@@ -37,7 +37,7 @@ def test_bands_by_hand():
 
 def test_seen_rows_are_cut_into_disjoint_thirds(demo_log):
     rows = demo_log.rows("test", "all")
-    bands = Bands.of(demo_log, rows)
+    bands = Slices.of(demo_log, rows)
     for name in ("users", "items"):
         parts = [bands.masks[f"{name}_{band}"] for band in ("unseen", "low", "mid", "high")]
         assert (np.sum(parts, axis=0) == 1).all()
@@ -51,7 +51,7 @@ def test_seen_rows_are_cut_into_disjoint_thirds(demo_log):
 
 def test_metrics_are_those_of_the_rows_in_the_band(demo_log):
     rows = demo_log.rows("test", "all")
-    bands, labels = Bands.of(demo_log, rows), demo_log.label[rows]
+    bands, labels = Slices.of(demo_log, rows), demo_log.label[rows]
     logits = np.random.default_rng(0).normal(size=len(rows))
     figures = bands.metrics(logits, labels)
     mask = bands.masks["users_mid"]
@@ -63,7 +63,7 @@ def test_metrics_are_those_of_the_rows_in_the_band(demo_log):
 
 
 def test_an_empty_band_has_no_auc():
-    figures = Bands.of(Log(), np.array([5])).metrics(np.array([0.3]), np.array([1]))
+    figures = Slices.of(Log(), np.array([5])).metrics(np.array([0.3]), np.array([1]))
     assert figures["rows/users_unseen"] == 0
     assert math.isnan(figures["auc/users_unseen"])
     assert figures["logloss/users_seen"] == pytest.approx(math.log1p(math.exp(-0.3)))

@@ -87,7 +87,7 @@ def test_exact_draws_after_the_rejections_have_the_same_shares():
 def test_the_target_may_be_drawn_where_it_is_not_excluded():
     log = log_of([[2, 3]] * 200, 4)
     assert set(negatives(log, np.arange(1, 400, 2), "uniform", 1, 0, exclude_target=False)[:, 0]) == {3}
-    with pytest.raises(ValueError, match="row 1: 0 items of the training catalogue are new") as error:
+    with pytest.raises(ValueError, match="row 1: 0 items of the training catalog are new") as error:
         negatives(log, np.array([1]), "uniform", 1, 0)
     assert "\n" not in str(error.value)
 
@@ -141,7 +141,7 @@ def test_hard_candidates_are_new_items_near_a_centre_near_the_target(log, vector
         assert len(set(items)) == 6
         drawn = set(items) - {target}
         assert len(drawn) == 5
-        assert any(drawn <= set(near(centre, met | {target})) for centre in near(target, {target}))
+        assert any(drawn <= set(near(center, met | {target})) for center in near(target, {target}))
     keys = draws.hashes(draws.derive(1, "order"), rows[:, None], lists)
     assert (keys[:, 1:] > keys[:, :-1]).all()
 
@@ -165,8 +165,8 @@ def test_the_target_is_not_the_middle_of_its_hard_list():
     lists = hard_lists(log, np.arange(2_000), vectors, np.zeros(2_002, int), nearest=40, n=10)
     middle = np.einsum("rcd,red->rc", vectors[0][lists], vectors[0][lists])
     assert ((lists == log.item[:, None]).argmax(1) == middle.argmax(1)).mean() < 0.1 + 0.02
-    # One target, ten other items on a line: the two nearest to 2 are 3 and 4, and one of them is the centre.
-    # The negatives are the two nearest to the centre, itself among them: 3 and 4, or 4 and 5.
+    # One target, ten other items on a line: the two nearest to 2 are 3 and 4, and one of them is the center.
+    # The negatives are the two nearest to the center, itself among them: 3 and 4, or 4 and 5.
     angle = np.r_[0, 0, np.arange(10)] * 0.1
     angle[5] -= 0.01  # nearer to 4 than 3 is
     line = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)[None]
@@ -176,7 +176,7 @@ def test_the_target_is_not_the_middle_of_its_hard_list():
     np.testing.assert_allclose(times / 2_000, 0.5, atol=0.05)  # standard error .011
 
 
-def test_hard_candidates_of_a_target_without_a_vector_are_no_favourites():
+def test_hard_candidates_of_a_target_without_a_vector_are_no_favorites():
     log = log_of([[2]] * 50, 40)
     zero = np.zeros((1, 40, 4), np.float32)
     few = hard_lists(log, np.arange(50), zero, np.zeros(52, int), nearest=10, n=5, seed=0)
@@ -189,5 +189,5 @@ def test_too_few_items_for_hard_candidates_are_one_line(log, vectors):
     with pytest.raises(ValueError, match=r"19 of the 10 nearest items wanted; set retrieval.hard=19"):
         hard_lists(log, np.array([0]), *vectors, nearest=10)
     small = log_of([[2, 3, 4]], 6)
-    with pytest.raises(ValueError, match="row 2: 1 items of the training catalogue are new"):
+    with pytest.raises(ValueError, match="row 2: 1 items of the training catalog are new"):
         hard_lists(small, np.array([2]), np.zeros((1, 6, 2), np.float32), np.zeros(3, int), 10, 3)

@@ -17,7 +17,7 @@ from recllm.eventlog.build import build_log
 from recllm.eventlog.candidates import KINDS, negatives
 from recllm.eventlog.log import EventLog, chronological
 from recllm.eventlog.statistics import Statistics
-from recllm.retrieval.neighbours import Neighbours
+from recllm.retrieval.neighbors import Neighbors
 from recllm.retrieval.stored import Retrieval
 from recllm.retrieval.vectors import cooccurrence_vectors
 from recllm.systems.counting import Cooccurrence, popularity_ctr, popularity_rank
@@ -108,7 +108,7 @@ def sample_rows(log):
 def made_of(log, row, target, vectors, pieces):
     """Everything that is computed of a sample before its outcome is known."""
     rows, targets = np.array([row]), np.array([target], np.int32)
-    searcher = Neighbours(log, *vectors)
+    searcher = Neighbors(log, *vectors)
     inputs = CrmInputs(log, recent=20, retrieved=10, searcher=searcher, statistics=Statistics(log))
     batch = inputs(rows, targets)
     batch.pop("label")
@@ -148,7 +148,7 @@ def test_nothing_at_or_below_a_sample_reaches_its_negatives(case):
 
 
 def test_the_last_event_of_a_history_does_reach_its_sample(case, vectors, tiny_lm):
-    """The test above can fail: one row further up, and features, text and neighbours move."""
+    """The test above can fail: one row further up, and features, text and neighbors move."""
     row = sample_rows(case.log)[0]
     target = case.log.item[row]
     changed = altered(case.log, np.array([first_hidden(case, row) - 1]))
@@ -170,7 +170,7 @@ def text_of(run, log, prompts, retrieval):
 
 
 def learnt(log, config, pieces, stored):
-    """What training counts, factorises or reads as text; `stored` are the neighbours of the log's rows."""
+    """What training counts, factorizes or reads as text; `stored` are the neighbors of the log's rows."""
     run = SimpleNamespace(config=config)
     prompts = Prompts(log, pieces, 512)
     texts = text_of(run, log, prompts, Retrieval(stored, None))
@@ -187,7 +187,7 @@ def learnt(log, config, pieces, stored):
 
 def test_no_held_out_event_is_learnt_from(case, vectors, demo_config, tiny_lm):
     log = case.log
-    stored = Neighbours(log, *vectors).search(np.arange(len(log.user)), k=10)
+    stored = Neighbors(log, *vectors).search(np.arange(len(log.user)), k=10)
     held_out = np.flatnonzero(~log.train_events()[: log.n_events])
     assert set(np.flatnonzero(log.split[: log.n_events] > 0)) <= set(held_out)
     before = learnt(log, demo_config, tiny_lm.pieces, stored)
@@ -208,7 +208,7 @@ def test_the_lm_reads_nothing_of_the_events_that_it_holds_out(case, vectors, dem
     lm = dataclasses.replace(demo_config.lm, training=training)
     config = dataclasses.replace(demo_config, subsample=rows, lm=lm)
     run, prompts = SimpleNamespace(config=config), Prompts(log, tiny_lm.pieces, 512)
-    retrieval = Retrieval(Neighbours(log, *vectors).search(np.arange(len(log.user)), k=10), None)
+    retrieval = Retrieval(Neighbors(log, *vectors).search(np.arange(len(log.user)), k=10), None)
     held = log.rows("train", rows)
     asked = lm_stage.Told.of(run, log).asked
     assert len(asked) == len(np.unique(asked)) == len(held)

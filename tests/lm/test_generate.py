@@ -8,7 +8,7 @@ import torch
 from recllm.lm.generate import constrained, normalize, valid_ratio
 from recllm.lm.layout import title_batch
 from recllm.lm.predict import candidate_scores, title_choices
-from recllm.lm.tasks import Titles
+from recllm.lm.tasks import NextTitleLists
 from recllm.text.collate import Ragged
 
 
@@ -35,7 +35,7 @@ def task(demo_log, tiny_lm):
     rows, candidates = demo_log.ranking("test", "uniform20")
     rows, candidates = rows[:5], candidates[:5]
     recent = demo_log.recent(rows, 4)
-    return Titles(tiny_lm.prompts, demo_log, rows, recent, candidates, torch.arange(5.0)[:, None])
+    return NextTitleLists(tiny_lm.prompts, demo_log, rows, recent, candidates, torch.arange(5.0)[:, None])
 
 
 def test_what_is_a_candidate_and_what_is_the_chosen_one(task, tiny_lm):

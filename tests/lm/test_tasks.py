@@ -6,8 +6,8 @@ import torch
 
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import answer_scores, candidate_scores
-from recllm.lm.tasks import Answers, Titles, Verdicts
-from recllm.retrieval.neighbours import Neighbours
+from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
+from recllm.retrieval.neighbors import Neighbors
 from recllm.retrieval.stored import Retrieval
 from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import Crm
@@ -40,7 +40,7 @@ def verdicts_of(log, config, tiny_lm, rows, candidates, retrieved):
     prompts = copy.copy(tiny_lm.prompts)
     prompts.log = log
     vectors = np.random.default_rng(0).normal(size=(log.n_items, 8)).astype(np.float32)
-    searcher = Neighbours(log, normalize(vectors))
+    searcher = Neighbors(log, normalize(vectors))
     retrieval = Retrieval(np.zeros((0, 0), np.int32), searcher)
     lm = Lm(tiny_lm.model, tiny_lm.tokenizer, prompts, log, config, retrieval)
     return lm.verdicts(rows, candidates, Representations(), retrieved)
@@ -129,7 +129,7 @@ def test_verdicts_ask_what_answers_ask(demo_log, demo_config, tiny_lm, ranking):
     scores = torch.from_numpy(candidate_scores(tiny_lm.model, task, 4))
     assert scores.shape == candidates.shape
     k = task.history.shape[2]
-    answers = Answers(tiny_lm.prompts, rows, demo_log.recent(rows, k), None)
+    answers = YesNoPrompts(tiny_lm.prompts, rows, demo_log.recent(rows, k), None)
     wanted = torch.from_numpy(answer_scores(tiny_lm.model, answers)).sigmoid().log()
     own = scores[torch.arange(len(rows)), torch.from_numpy(task.chosen)]
     torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
@@ -169,7 +169,7 @@ def test_verdicts_give_each_prompt_the_gate_input_of_its_candidate(demo_log, dem
     broken = candidates.copy()
     broken[2] = 1
     with pytest.raises(ValueError, match=f"row {rows[2]} has its own item 0 times"):
-        Verdicts(tiny_lm.prompts, demo_log, rows, task.history, broken, None)
+        YesNoCandidates(tiny_lm.prompts, demo_log, rows, task.history, broken, None)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popular"])
@@ -210,7 +210,7 @@ def test_the_list_is_in_the_prompt_where_it_is_wanted_only(demo_log, demo_config
 def test_columns_select_candidates_and_the_chosen_place_follows(demo_log, tiny_lm, ranking):
     rows, candidates = ranking
     recent = demo_log.recent(rows, 4)
-    task = Titles(tiny_lm.prompts, demo_log, rows, recent, candidates, None)
+    task = NextTitleLists(tiny_lm.prompts, demo_log, rows, recent, candidates, None)
     indices = np.array([4, 1])
     others = (task.chosen[indices][:, None] + np.array([3, 7])) % 20
     columns = np.stack([others[:, 0], task.chosen[indices], others[:, 1]], 1)
@@ -244,19 +244,21 @@ def test_a_list_that_does_not_hold_the_chosen_one_once_is_refused(demo_log, tiny
         broken[2, place - 1] = demo_log.item[rows[2]]
     wanted = rf"row {rows[2]} has its own item {0 if harm == 'without' else 2} times"
     with pytest.raises(ValueError, match=wanted):
-        Titles(tiny_lm.prompts, demo_log, rows, demo_log.recent(rows, 4), broken, None)
+        NextTitleLists(tiny_lm.prompts, demo_log, rows, demo_log.recent(rows, 4), broken, None)
 
 
 def test_no_rows_are_an_empty_task(demo_log, tiny_lm):
     empty = np.zeros(0, np.int64)
-    task = Titles(tiny_lm.prompts, demo_log, empty, empty.reshape(0, 4), np.zeros((0, 20), np.int32), None)
+    task = NextTitleLists(
+        tiny_lm.prompts, demo_log, empty, empty.reshape(0, 4), np.zeros((0, 20), np.int32), None
+    )
     assert len(task) == 0
 
 
 def test_answers_ask_for_the_rows_own_item(demo_log, tiny_lm):
     rows = demo_log.rows("valid", "uniform5")
     representation = torch.arange(10.0).view(5, 2)
-    task = Answers(tiny_lm.prompts, rows, demo_log.recent(rows, 6), representation)
+    task = YesNoPrompts(tiny_lm.prompts, rows, demo_log.recent(rows, 6), representation)
     indices = np.array([3, 0])
     batch = task(indices)
     assert len(task) == 5
@@ -277,6 +279,6 @@ def test_cut_prompts_are_counted(demo_log, tiny_lm):
 
     rows = demo_log.rows("valid", "uniform5")
     short = Prompts(demo_log, tiny_lm.pieces, 48)
-    task = Answers(short, rows, demo_log.recent(rows, 10), None)
+    task = YesNoPrompts(short, rows, demo_log.recent(rows, 10), None)
     lengths = tiny_lm.prompts.ctr(rows, task.history).lengths
     assert task.cut() == (lengths > 48).sum() > 0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from recllm.lm.config import TinyConfig, TowersConfig
 from recllm.lm.encoder import build_encoder, with_mask
-from recllm.lm.tasks import Pairs, by_length
+from recllm.lm.tasks import TowerPairs, by_length
 from recllm.lm.towers import TwoTowers, tower_scores
 from recllm.metrics import auc
 from recllm.text.collate import Ragged, pad_right
@@ -71,7 +71,10 @@ def test_a_distinct_item_is_read_once_and_the_logits_are_those_of_pairs(demo_log
     assert sum(read) == len(rows) + len(np.unique(lists))
     hook.remove()
     assert (own.shape, listed.shape) == ((50,), (50, 7))
-    pairs, (ordered, _) = Pairs(prompts, rows, history, pad), by_length(Pairs(prompts, rows, history, pad))
+    pairs, (ordered, _) = (
+        TowerPairs(prompts, rows, history, pad),
+        by_length(TowerPairs(prompts, rows, history, pad)),
+    )
     order = np.argsort(pairs.lengths(), kind="stable")
     batch = ordered(np.arange(50))
     assert len(batch["item"]["input_ids"]) == len(np.unique(demo_log.item[rows])) < 50

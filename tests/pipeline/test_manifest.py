@@ -92,10 +92,10 @@ def test_digest_ignores_the_order_of_keys_only():
 
 
 def family(root):
-    """The log, the neighbours made from it, and stage 1 made from both."""
+    """The log, the neighbors made from it, and stage 1 made from both."""
     log = finished(root, "log")
-    neighbours = finished(root, "neighbours/both", parents={"log": log.identity})
-    return {"log": log, "neighbours/both": neighbours}
+    neighbors = finished(root, "neighbors/both", parents={"log": log.identity})
+    return {"log": log, "neighbors/both": neighbors}
 
 
 def refused(root, parents):
@@ -112,26 +112,26 @@ def test_parents_made_from_one_another_pass(tmp_path):
 def test_a_parent_made_from_another_ancestor_is_refused(tmp_path):
     parents = family(tmp_path)
     wanted = parents["log"].identity
-    parents["log"] = finished(tmp_path, "log", text="another")  # the log is made anew, the neighbours are not
+    parents["log"] = finished(tmp_path, "log", text="another")  # the log is made anew, the neighbors are not
     text = refused(tmp_path, parents)
-    for word in ("neighbours/both", "log", wanted[:12], parents["log"].identity[:12]):
+    for word in ("neighbors/both", "log", wanted[:12], parents["log"].identity[:12]):
         assert word in text
-    assert str(tmp_path / "neighbours/both" / "manifest.json") in text
+    assert str(tmp_path / "neighbors/both" / "manifest.json") in text
 
 
 def test_an_ancestor_that_is_no_parent_is_checked_too(tmp_path):
     parents = family(tmp_path)
     finished(tmp_path, "log", text="another")
-    assert "neighbours/both" in refused(tmp_path, {"neighbours/both": parents["neighbours/both"]})
+    assert "neighbors/both" in refused(tmp_path, {"neighbors/both": parents["neighbors/both"]})
 
 
 @pytest.mark.parametrize("harm", ["truncate", "remove"])
 def test_a_truncated_or_missing_output_is_refused(tmp_path, harm):
     parents = family(tmp_path)
-    file = tmp_path / "neighbours/both/out.bin"
+    file = tmp_path / "neighbors/both/out.bin"
     file.write_text("w") if harm == "truncate" else file.unlink()
-    assert "neighbours/both/out.bin" in refused(tmp_path, parents)
-    assert parents["neighbours/both"].missing_output(tmp_path / "neighbours/both") == "out.bin"
+    assert "neighbors/both/out.bin" in refused(tmp_path, parents)
+    assert parents["neighbors/both"].missing_output(tmp_path / "neighbors/both") == "out.bin"
     assert parents["log"].missing_output(tmp_path / "log") is None
 
 

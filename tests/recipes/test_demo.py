@@ -30,7 +30,7 @@ def demo(tmp_path_factory):
 @pytest.fixture(scope="module")
 def simulated():
     config = recipe.RecipeConfig()
-    films, people = recipe.catalogue(config), recipe.population(config)
+    films, people = recipe.catalog(config), recipe.population(config)
     return films, people, recipe.simulate(films, people, config)
 
 

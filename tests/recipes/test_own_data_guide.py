@@ -125,7 +125,7 @@ def test_a_fault_in_the_shop_s_files_stops_it_in_one_line(shop, capsys):
             'path: ""',
             "has no data/corner_shop/recipe.py of its own and no source",
         ),
-        ("  card:", "  #", "dataset.card=''"),
+        ("  description:", "  #", "dataset.description=''"),
         ("min_history: 1", "label_threshold: 4", "prepare.label_threshold=4.0"),
         ("threshold: 3 ", "rule: clicks ", "prepare.sampled_negatives=0"),
         ("timestamp: when", "nulls: []", "prepare.split=time"),

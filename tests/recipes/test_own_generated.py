@@ -145,10 +145,10 @@ def generate(folder, shop, layout, faulty):
     items, rows, unit = shop
     header = ["who", "sku", "stars", "at"]
     events, places = write(folder, "log", header, [cells for cells, _, _ in rows], layout, layout["order"])
-    catalogue, _ = write(folder, "goods", ["sku", "name"], list(map(list, items.items())), layout, [0, 1])
+    catalog, _ = write(folder, "goods", ["sku", "name"], list(map(list, items.items())), layout, [0, 1])
     sections = {
         "events": SOURCE["events"] | events | {"time_unit": unit, "rating_scale": [0.5, 5]},
-        "items": SOURCE["items"] | catalogue,
+        "items": SOURCE["items"] | catalog,
         "label": {"threshold": 3},
         "faulty": faulty,
     }

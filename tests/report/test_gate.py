@@ -1,4 +1,4 @@
-"""The report's section on gates: groups, neighbours in alpha, and what is logged while training."""
+"""The report's section on gates: groups, neighbors in alpha, and what is logged while training."""
 
 import base64
 import shutil
@@ -46,7 +46,7 @@ def test_users_are_told_by_their_weights(artifacts, demo_log):
     assert section.divergent.cells[0][0] == f"{1 - alpha.mean(0)[2]:.4f}"
     told = section.nearest.cells
     assert [line[0] == "" for line in told] == [True, False, False] * 3
-    # The second user's neighbours have its very weights, and so its parity.
+    # The second user's neighbors have its very weights, and so its parity.
     assert [line[0] for line in told[4:6]] == ["at 0.0000"] * 2
     assert {int(line[1].split()[1]) % 2 for line in told[3:6]} == {int(users[1]) % 2}
     titles = pl.read_parquet(demo_log.folder / "items.parquet")["title"].to_list()

@@ -14,7 +14,7 @@ from recllm.evaluation import results
 from recllm.evaluation.results import SYSTEMS, ResultRow
 from recllm.report import write_report
 from recllm.report.curves import POINTS, _thinned, draw, read_series
-from recllm.report.forgetting import change_views
+from recllm.report.forgetting import forgetting_tables
 
 
 def fill(folder: Path) -> None:
@@ -33,7 +33,7 @@ def fill(folder: Path) -> None:
         )  # fmt: skip
         rows.append(results.of_seed(row, 0))
     results.write(folder / "results.json", results.merge([], rows))
-    for name in ("log", "lm/tiny/text", "neighbours/both", "stage1/sim", "stage2/reclora", "stage3/s-dpo"):
+    for name in ("log", "lm/tiny/text", "neighbors/both", "stage1/sim", "stage2/reclora", "stage3/s-dpo"):
         (folder / name / "logs").mkdir(parents=True)
         manifest = {
             "stage": name, "seed": 7, "finished": "2026-01-01", "seconds": 12.0, "commit": "def456",
@@ -75,7 +75,7 @@ def test_what_tuning_did_by_system(tmp_path: Path) -> None:
     for system, found in figures.items():
         row = ResultRow(system, "stage2", "ctr", "test/all", 10, {"auc": 0.75, **found})
         rows.append(results.of_seed(row, 0))
-    (view,) = change_views(rows)
+    (view,) = forgetting_tables(rows)
     assert view.heading[-2:] == ["q_proj", "v_proj"]
     assert view.cells == [
         ["lm", "2.3750", "", "", "", ""],
@@ -106,7 +106,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     missing = write_report(tmp_path / "demo", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     text = " ".join(missing)
-    for wanted in ("results.json", "prepare", "neighbours", "stage3", "stage1/din was begun"):
+    for wanted in ("results.json", "prepare", "neighbors", "stage3", "stage1/din was begun"):
         assert wanted in text, wanted
     assert page.count("<li>") == len(missing)
     for wanted in (

@@ -1,4 +1,4 @@
-"""Neighbours on MovieLens-1M, against a search of one row at a time."""
+"""Neighbors on MovieLens-1M, against a search of one row at a time."""
 
 import importlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.ids import UNUSED
 from recllm.eventlog.log import EventLog
-from recllm.retrieval.neighbours import Neighbours
+from recllm.retrieval.neighbors import Neighbors
 from recllm.retrieval.vectors import cooccurrence_vectors, item_vectors
 
 SHARED = Path(__file__).parents[3] / "shared" / "datasets" / "ml-1m"
@@ -19,13 +19,13 @@ SHARED = Path(__file__).parents[3] / "shared" / "datasets" / "ml-1m"
 @pytest.mark.skipif(
     not SHARED.exists(), reason="MovieLens-1M is not at hand; its licence keeps it out of here"
 )
-def test_a_thousand_random_samples_have_the_neighbours_of_a_naive_search(tmp_path):
+def test_a_thousand_random_samples_have_the_neighbors_of_a_naive_search(tmp_path):
     importlib.import_module("data.ml_1m.recipe").make(tmp_path / "tables", SHARED)
     build_log(tmp_path / "tables", tmp_path / "log", PrepareConfig(user_fields=["gender"]))
     log = EventLog.open(tmp_path / "log")
     vectors = item_vectors("cooccurrence", cooccurrence=cooccurrence_vectors(log, 16))
     rows = np.random.default_rng(0).choice(np.flatnonzero(log.split != UNUSED), 1000, replace=False)
-    found = Neighbours(log, vectors).search(rows, k=10)
+    found = Neighbors(log, vectors).search(rows, k=10)
     exact = vectors.astype(np.float64)
     clear = 0
     for row, got in zip(rows, found, strict=True):

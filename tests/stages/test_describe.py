@@ -6,11 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recllm.report import prompt_examples
 from recllm.config.request import parse
 from recllm.pipeline.finished import config_digest
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.manifest import Manifest
+from recllm.report import prompt_examples
 from stages import describe
 
 
@@ -45,7 +45,7 @@ def test_prepare_alone_is_enough(prepared, capsys):
     out, page = capsys.readouterr().out, (prepared / "describe.html").read_text()
     assert out.splitlines()[-1] == str(prepared / "describe.html")
     assert "a &lt;note&gt;" in page
-    assert "neighbours are not there yet" in page
+    assert "neighbors are not there yet" in page
     for shown in (out, page):
         assert "events dropped: no time" in shown
         assert "1,234" in shown
@@ -57,18 +57,18 @@ def test_prepare_alone_is_enough(prepared, capsys):
     assert "&lt;/s&gt;</b>" in page  # a title and EOS
 
 
-def test_prompts_show_the_neighbours_once_they_are_there(prepared, nodes, demo_log):
+def test_prompts_show_the_neighbors_once_they_are_there(prepared, nodes, demo_log):
     row = demo_log.rows("test", prompt_examples.SAMPLE)
     row = row[demo_log.label[row] == 1][0]
     nearest = np.full((len(demo_log.user), 30), -1, np.int32)
     oldest = demo_log.history(np.array([row]))[0][0]
     nearest[row, :2] = oldest + 1, oldest
     done(prepared, nodes["lm-text"], {})
-    folder = done(prepared, nodes["neighbours"], {})
-    np.save(folder / "neighbours.npy", nearest)
+    folder = done(prepared, nodes["neighbors"], {})
+    np.save(folder / "neighbors.npy", nearest)
     assert describe.main(["DATASET=demo"]) == 0
     page = (prepared / "describe.html").read_text()
-    assert "neighbours are not there yet" not in page
+    assert "neighbors are not there yet" not in page
     example = page.partition("<h3>Yes or no, liked")[2].partition("</pre>")[0]
     titles = pl.read_parquet(demo_log.folder / "items.parquet")["title"]
     first, second = (titles[int(demo_log.item[oldest + place])] for place in (0, 1))

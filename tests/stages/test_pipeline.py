@@ -68,7 +68,7 @@ def test_every_stage_is_finished_and_the_table_holds_every_system(finished):
     root = finished / "demo"
     made = {str(path.parent.relative_to(root)) for path in root.rglob("manifest.json")}
     assert made == {
-        "tables", "log", "lm/tiny/text", "lm/tiny/prompts", "neighbours/both",
+        "tables", "log", "lm/tiny/text", "lm/tiny/prompts", "neighbors/both",
         "stage1/din", "stage1/sim", "stage1/sim+heldout-0.02", "stage1/ranker",
         "stage2/lora", "stage2/reclora",
         "stage3/sft-continued", "stage3/dpo", "stage3/s-dpo", "evaluate/all",

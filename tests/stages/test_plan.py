@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 def test_the_plain_command(root):
     nodes = needed("stage3")
     assert set(nodes) == {
-        "tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts",
+        "tables", "log", "lm/tiny/text", "neighbors/both", "lm/tiny/prompts",
         "stage1/din", "stage1/sim", "stage1/ranker", "stage1/sim+heldout-0.1",
         "stage2/lora", "stage2/reclora",
         "stage3/sft-continued", "stage3/dpo", "stage3/s-dpo", "evaluate/all",
@@ -39,7 +39,7 @@ def test_crms_are_evaluated_without_an_lm(root):
     crms = {"crm:deepfm": "stage1/deepfm", "crm:din": "stage1/din"}
     assert parents == {"log": "log", "stage1": "stage1/din", **crms}
     with_sim = needed("evaluate", "SYSTEM=none", "CRM=din sim")
-    assert with_sim["evaluate/din,sim"].parents["neighbours"].folder == "neighbours/both"
+    assert with_sim["evaluate/din,sim"].parents["neighbors"].folder == "neighbors/both"
     with pytest.raises(ConfigError, match="SYSTEM=none leaves stage2 nothing to do"):
         parse(["stage2", "SYSTEM=none"])
 
@@ -47,12 +47,12 @@ def test_crms_are_evaluated_without_an_lm(root):
 def test_a_goal_needs_its_ancestors_only(root):
     assert set(needed("prepare")) == {"tables", "log"}
     assert set(needed("stage1", "CRM=sim")) == {
-        "tables", "log", "lm/tiny/text", "neighbours/both", "stage1/sim",
+        "tables", "log", "lm/tiny/text", "neighbors/both", "stage1/sim",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [["CRM=din"], ["CRM=sim", "stage1.crm.retrieval=hard"]])
-def test_a_crm_that_reads_no_neighbours_needs_no_lm(root, words):
+def test_a_crm_that_reads_no_neighbors_needs_no_lm(root, words):
     alone = {"tables", "log", f"stage1/{words[0].removeprefix('CRM=')}"}
     assert set(needed("stage1", *words)) == alone
     # So all LMs, and experiments that leave stage 1 alone, share it.
@@ -66,7 +66,7 @@ def test_a_finished_crm_keeps_the_parents_that_it_was_made_with(root):
     nodes = needed("stage2", "CRM=sim")
     assert set(nodes["stage1/sim"].parents) == {"log"}
     assert states("stage2", "CRM=sim")["stage1/sim"] == "done"
-    assert set(needed("stage1", "CRM=sim")["stage1/sim"].parents) == {"log", "neighbours"}
+    assert set(needed("stage1", "CRM=sim")["stage1/sim"].parents) == {"log", "neighbors"}
 
 
 def test_a_folder_says_everything_that_is_not_the_default(root):
@@ -75,7 +75,7 @@ def test_a_folder_says_everything_that_is_not_the_default(root):
     assert of_stage(nodes, "stage3") == {"stage3/s-dpo+din+quick+s2"}
     # The experiment changes the subsample, which the LM's text reads, and so all that stands on it.
     assert "lm/tiny+quick/text" in nodes
-    assert "neighbours/both+quick" in nodes
+    assert "neighbors/both+quick" in nodes
     assert of_stage(nodes, "stage1") >= {"stage1/din+s2"}
     assert {"log", "tables"} <= set(nodes)
 
@@ -91,8 +91,8 @@ def test_the_seed_reaches_stages_1_to_3_and_not_the_data(root):
     assert "stage1/sim+s3" in nodes
     assert nodes["stage2/lora+s3"].parents["stage1"].folder == "stage1/sim+s3"
     assert nodes["stage2/lora+s3"].config["seed"] == 3
-    assert [folder for folder in nodes if folder.startswith(("log", "lm/", "neighbours"))] == [
-        "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts",
+    assert [folder for folder in nodes if folder.startswith(("log", "lm/", "neighbors"))] == [
+        "log", "lm/tiny/text", "neighbors/both", "lm/tiny/prompts",
     ]  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
     assert nodes["stage2/rella"].config["stage2"]["mixed_prompts"] is True
 
 
-def test_two_towers_need_an_encoder_and_no_lm_crm_or_neighbours(root):
+def test_two_towers_need_an_encoder_and_no_lm_crm_or_neighbors(root):
     nodes = needed("stage2", "SYSTEM=ctr-bert", "LM=org/name-7b", "CRM=din", "EXPERIMENT=quick", "SEED=1")
     node = nodes["stage2/ctr-bert+quick+s1"]
     assert {role: parent.folder for role, parent in node.parents.items()} == {
@@ -202,7 +202,7 @@ def test_what_reaches_two_towers(root):
         ("stage2.adapter.r=4", {"stage2/reclora"}),
         ("towers.pooling=first", {"stage2/ctr-bert"}),
         ("encoder.path=org/bert", {"encoder"}),
-        ("lm.tiny.hidden=64", {"lm/tiny/text", "lm/tiny/prompts", "neighbours/both", "stage2/reclora"}),
+        ("lm.tiny.hidden=64", {"lm/tiny/text", "lm/tiny/prompts", "neighbors/both", "stage2/reclora"}),
     ):
         assert plan.main(["write", "stage2", "SYSTEM=ctr-bert", key]) == 0
         after = configs(root)
@@ -223,7 +223,7 @@ def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path
         assert re.fullmatch(r"lm/model-[0-9a-f]{4}/text", lm)
         name = lm.split("/")[1]
         assert f"stage2/lora+{name}" in nodes
-        assert f"neighbours/both+{name}" in nodes
+        assert f"neighbors/both+{name}" in nodes
         assert nodes[lm].config["lm"]["model"]["path"] == str(path)
         folders.append(lm)
     assert folders[0] != folders[1]
@@ -282,7 +282,7 @@ def test_the_lms_second_phase_is_trained_anew_without_the_first(root):
     assert changed == {"lm/tiny/prompts", "stage2/lora", "stage2/reclora"}
     assert plan.main(["write", "stage2", "lm.training.text_tokens=100"]) == 0
     changed = {folder for folder, text in configs(root).items() if before[folder] != text}
-    assert changed >= {"lm/tiny/text", "neighbours/both"}
+    assert changed >= {"lm/tiny/text", "neighbors/both"}
 
 
 def test_systems_of_stage_2_alone_are_evaluated_without_alignment(root):
@@ -360,10 +360,10 @@ def test_what_is_evaluated_holds_only_for_what_was_asked(root):
     assert "crm:ranker" in node.parents
 
 
-def test_hard_candidates_lie_with_the_neighbours(root):
+def test_hard_candidates_lie_with_the_neighbors(root):
     words = ["evaluate", "SYSTEM=none", "CRM=din"]
     kinds = {
         text: next(node for node in needed(*words, text).values() if node.stage == "evaluate").parents
         for text in ("evaluate.candidates=[hard20]", "evaluate.candidates=[uniform20]")
     }
-    assert ["neighbours" in parents for parents in kinds.values()] == [True, False]
+    assert ["neighbors" in parents for parents in kinds.values()] == [True, False]

@@ -19,7 +19,7 @@ def test_few2many_shares_the_lm_the_gate_and_the_test_rows():
     plain = needed("report")["evaluate/all"].config["evaluate"]
     points = ("subsample-0.001", "subsample-0.01", "subsample-0.1")
     assert set(nodes) == {
-        "tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny+answers-0.001/text",
+        "tables", "log", "lm/tiny/text", "neighbors/both", "lm/tiny+answers-0.001/text",
         "lm/tiny+answers-0.001/prompts", "stage1/sim", "stage1/sim+heldout-0.1",
         *(f"stage2/{system}+{point}" for system in ("lora", "reclora") for point in points),
         *(f"evaluate/lora,reclora+{point}" for point in points),

@@ -74,7 +74,7 @@ def test_stages_that_may_run_side_by_side_share_the_cores(root):
     shared = {line[-2].removeprefix(f"{root}/"): line[0] == "@$(SHARE)" for line in recipes}
     whole = {folder for folder, share in shared.items() if not share}
     # The others wait for these: SIM and its like for the LM's second phase, though they do not need it.
-    assert whole == {"tables", "log", "lm/tiny/text", "neighbours/both", "lm/tiny/prompts"}
+    assert whole == {"tables", "log", "lm/tiny/text", "neighbors/both", "lm/tiny/prompts"}
     assert shared.keys() == needed("stage2").keys()
     assert plan.main(["write", "stage1", "stage3"]) == 0
     assert f"\t@$(PYTHON) -m stages.evaluate {root}" in rules(root).read_text()  # waits for all others
@@ -89,8 +89,8 @@ def test_nothing_runs_beside_an_lm_in_training(root):
     heads = {line.partition(":")[0]: line for line in text.splitlines() if line.startswith(f"{root}/")}
     # DIN needs neither phase, SIM needs the first one's vectors; both wait for what they do not need, too.
     assert heads[f"{root}/stage1/din/manifest.json"].endswith(f"{root}/log/manifest.json | {first} {second}")
-    assert heads[f"{root}/stage1/sim/manifest.json"].endswith(f"/neighbours/both/manifest.json | {second}")
-    assert "|" not in heads[f"{root}/neighbours/both/manifest.json"]  # it leads to the second phase
+    assert heads[f"{root}/stage1/sim/manifest.json"].endswith(f"/neighbors/both/manifest.json | {second}")
+    assert "|" not in heads[f"{root}/neighbors/both/manifest.json"]  # it leads to the second phase
     assert "$(SHARE) $(PYTHON) -m stages.lm" not in text
     assert plan.main(["write", "stage1", "CRM=din"]) == 0
     assert "|" not in rules(root).read_text()  # no LM, no waiting
@@ -129,7 +129,7 @@ def test_states(root):
     changed = states("stage2", "retrieval.k=31")
     stale = {folder for folder, state in changed.items() if state == "stale"}
     assert stale == {
-        "neighbours/both", "lm/tiny/prompts", "stage1/sim", "stage1/sim+heldout-0.1",
+        "neighbors/both", "lm/tiny/prompts", "stage1/sim", "stage1/sim+heldout-0.1",
         "stage2/lora", "stage2/reclora",
     }  # fmt: skip
     # A manifest gone and a checkpoint left: the stage was interrupted, its children are stale.
@@ -163,7 +163,7 @@ def test_a_study_depends_on_what_its_crm_reads_and_is_never_up_to_date(root):
     assert set(needed("tune", "CRM=din")) == {"tables", "log", "tune/din"}
     nodes = needed("tune", "CRM=din sim", "SEED=1")
     assert of_stage(nodes, "tune") == {"tune/din+s1", "tune/sim+s1"}
-    assert nodes["tune/sim+s1"].parents["neighbours"].folder == "neighbours/both"
+    assert nodes["tune/sim+s1"].parents["neighbors"].folder == "neighbors/both"
     assert "tune" in nodes["tune/din+s1"].config
     assert not of_stage(needed("stage1"), "tune")
     written = plan.write(Plan(parse(["tune", "CRM=din"]))).read_text()

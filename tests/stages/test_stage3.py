@@ -16,7 +16,7 @@ from recllm.lm.config import AdapterConfig
 from recllm.lm.layout import SEPARATE
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
-from recllm.lm.tasks import Verdicts
+from recllm.lm.tasks import YesNoCandidates
 from recllm.losses import preference_loss
 from recllm.systems.lm import Lm
 from stages import stage3
@@ -164,7 +164,7 @@ def test_a_batch_holds_k_rejected_titles_and_their_reference(task, model, negati
 def test_point_wise_a_batch_holds_a_prompt_a_candidate(tmp_path, task, model):
     """Answers instead of titles: the same draws and the same loss at the start."""
     history = np.broadcast_to(task.history[:, None], (*task.candidates.shape, task.history.shape[1]))
-    verdicts = Verdicts(task.prompts, task.prompts.log, task.rows, history, task.candidates, None)
+    verdicts = YesNoCandidates(task.prompts, task.prompts.log, task.rows, history, task.candidates, None)
     config = Stage3Config(task="answers", negatives=4, fit=FitConfig(batch_size=8))
     compared = reference(run_of(tmp_path, config), model, verdicts)
     assert (compared.logps < 0).all()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from recllm.cache import Kept
+from recllm.cache import ScoreCache
 from recllm.systems import scores
 from recllm.systems.scores import LmSystems
 
@@ -13,7 +13,7 @@ ROWS, LISTS = np.arange(3), np.arange(6).reshape(3, 2)
 
 
 def test_what_is_kept_is_not_computed_again(tmp_path, capsys):
-    kept = Kept(tmp_path / "scores")
+    kept = ScoreCache(tmp_path / "scores")
     calls = []
 
     def compute():

@@ -11,7 +11,7 @@ from recllm.config.stages import FitConfig
 from recllm.lm.adapters import add_adapter
 from recllm.lm.config import AdapterConfig
 from recllm.lm.predict import answer_scores, answer_states
-from recllm.lm.tasks import Answers
+from recllm.lm.tasks import YesNoPrompts
 from recllm.training.gate_first import train_gate
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
@@ -21,7 +21,7 @@ def gated(tiny_lm, log, **settings):
     """96 rows whose label is written in the representation, and an adapter that reads it."""
     rows = log.rows("train", "uniform96")
     representation = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
-    task = Answers(tiny_lm.prompts, rows, log.recent(rows, 4), representation)
+    task = YesNoPrompts(tiny_lm.prompts, rows, log.recent(rows, 4), representation)
     task.label = (representation[:, 1] > 0).float()
     config = AdapterConfig(r=2, num_meta=3, gate_hidden=8, target_modules=MODULES, **settings)
     return add_adapter(copy.deepcopy(tiny_lm.model), config, representation, seed=0), task
@@ -51,7 +51,7 @@ def test_the_head_alone_gives_what_a_whole_forward_gives(demo_log, tiny_lm):
     answers = tiny_lm.pieces.yes_id, tiny_lm.pieces.no_id
     train_gate(model, answer_states(model, task), task, answers, 3, FitConfig(batch_size=16, lr=2e-2), seed=1)
     states = answer_states(
-        tiny_lm.model, Answers(task.prompts, task.rows, task.history, None)
+        tiny_lm.model, YesNoPrompts(task.prompts, task.rows, task.history, None)
     )  # the bare LM's
     with torch.no_grad():
         logits = model.base_model.head_logits(torch.from_numpy(states), task.representation)

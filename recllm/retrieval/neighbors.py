@@ -47,7 +47,7 @@ NOWHERE = np.iinfo(np.int64).min  # the same for keys that name a place in the w
 LONGEST = 1.001  # of a vector: a score must not leave [-1, 1] by more than the key's top bits can hold
 
 
-class Neighbours:
+class Neighbors:
     """Nearest earlier events by inner product of item vectors: their cosine where these have length 1."""
 
     def __init__(self, log: EventLog, vectors: Vectors, fold: NDArray[np.integer] | None = None) -> None:
@@ -195,8 +195,8 @@ def _batches(start: Rows, end: Rows) -> Iterator[tuple[Rows, NDArray[np.bool_]]]
             yield first[blocks, None] + np.where(real, column, 0), real
 
 
-def write_neighbours(
-    neighbours: Neighbours,
+def write_neighbors(
+    neighbors: Neighbors,
     asked: NDArray[np.bool_],
     k: int,
     path: str | Path,
@@ -213,7 +213,7 @@ def write_neighbours(
     far it is, and a call with the same identity and k goes on from there.
 
     Args:
-        neighbours: the search.
+        neighbors: the search.
         asked: rows of the log to search for, bool `[N]`.
         k: events per row.
         path: the file to write; its folder must exist.
@@ -225,7 +225,7 @@ def write_neighbours(
         ValueError: where the log has too many rows for int32.
     """
     path = Path(path)
-    size = len(neighbours.log.user)
+    size = len(neighbors.log.user)
     if size > np.iinfo(np.int32).max:
         raise ValueError(f"the log has {size} rows; wanted at most 2^31 - 1, which int32 can name")
     partial, progress = (path.with_name(path.name + end) for end in (".partial", ".progress"))
@@ -241,7 +241,7 @@ def write_neighbours(
     def lines(low: int) -> NDArray[np.int32]:
         part = np.full((min(block, size - low), k), -1, np.int32)
         rows = np.flatnonzero(asked[low : low + block])
-        part[rows] = neighbours.search(low + rows, k=k)
+        part[rows] = neighbors.search(low + rows, k=k)
         return part
 
     lows = range(state["done"], size, block)
