@@ -30,8 +30,8 @@ class Cache:
     """A folder of arrays, each under a name for people and a digest of everything that it depends on.
 
     Safe with several writers: a file appears whole, and who comes second replaces it by the same numbers.
-    Before every write the files that were used longest ago are removed until all fit into the bound; a process
-    that has one of them open keeps what it has mapped.
+    Before every write the files that were used longest ago are removed until all fit into the bound; a
+    process that has one of them open keeps what it has mapped.
 
     Args:
         folder: made when something is written.
@@ -126,7 +126,8 @@ class Cache:
             writable = False
         if not writable:
             raise StageError(
-                f"the cache {self.folder} cannot be written to; wanted a folder of yours: RECLLM_CACHE=<folder>"
+                f"the cache {self.folder} cannot be written to; wanted a folder of yours: "
+                "RECLLM_CACHE=<folder>"
             )
         files = []
         for path in self.folder.rglob("*"):

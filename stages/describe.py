@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from recllm import paths
 from recllm.config.request import parse
-from recllm.errors import ConfigError
+from recllm.errors import ConfigError, StageError
 from recllm.eventlog.log import EventLog
 from recllm.files import load_array
 from recllm.paths import NEIGHBORS
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         # Of the plan of stage 2 a description reads the log, the LM's configuration and the neighbors.
         describe(Plan(parse(["stage2", *arguments])))
-    except (ConfigError, ValueError, FileNotFoundError) as error:
+    except (ConfigError, StageError, ValueError, FileNotFoundError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

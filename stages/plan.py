@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from recllm.config.request import parse
-from recllm.errors import ConfigError
+from recllm.errors import ConfigError, StageError
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.makefile import write
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
             show(plan)
         else:
             print(write(plan))
-    except (ConfigError, ValueError) as error:
+    except (ConfigError, StageError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -16,12 +16,12 @@ os.environ.pop("RECLLM_TRACEBACK", None)
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from recllm import console
 from recllm.config.merge import load_yaml, merge
 from recllm.eventlog.build import build_log
 from recllm.eventlog.log import EventLog
+from recllm.pipeline.stage_file import StageFile
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -80,18 +80,13 @@ def make_stage(tmp_path, monkeypatch):
     """`make_stage("stage1/sim", {"seed": 1}, {"log": "log"})` -> the stage's folder, with `config.yaml`."""
     monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path))
 
-    def make(name, config=None, parents=None):
+    def make(name, config=None, parents=None, **others):
         folder = tmp_path / "demo" / name
         folder.mkdir(parents=True, exist_ok=True)
-        content = {
-            "stage": name.partition("/")[0],
-            "dataset": "demo",
-            "choice": name.partition("/")[2] or name,
-            "parents": parents or {},
-            "overrides": {},
-            "config": {"seed": 0} if config is None else config,
-        }
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+        stage = name.partition("/")[0]
+        config = {"seed": 0} if config is None else config
+        file = StageFile(stage, "demo", name, f"stages.{stage}", parents or {}, config, **others)
+        (folder / "config.yaml").write_text(file.text())
         return folder
 
     return make

@@ -45,8 +45,12 @@ def tag(key: str, text: str) -> str:
 
 
 def short(key: str) -> str:
-    """The end of a key that no other key of these sections has: `num_meta`, but `stage1.retrieved`."""
-    known = [leaf.split(".") for leaf in LEAVES if leaf.split(".")[0] in SECTIONS]
+    """The end of a key that no other key has: `num_meta`, but `stage1.retrieved`.
+
+    Keys that may be swept are told from one another, all others from every key.
+    """
+    swept = key.split(".")[0] in SECTIONS
+    known = [leaf.split(".") for leaf in LEAVES if not swept or leaf.split(".")[0] in SECTIONS]
     parts = key.split(".")
     ends = (parts[-n:] for n in range(1, len(parts) + 1))
     return ".".join(next(end for end in ends if sum(leaf[-len(end) :] == end for leaf in known) == 1))

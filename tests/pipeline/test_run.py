@@ -69,7 +69,7 @@ def test_another_configuration_parent_or_a_lost_output_is_worked_again(make_stag
     times = []
 
     def work(run):
-        times.append(run.config_sha256)
+        times.append(run.file.sha256)
         write(run)
 
     def again():

@@ -1,9 +1,9 @@
 """What tests of plans ask of one."""
 
 from recllm.config.request import parse
-from recllm.pipeline.finished import config_digest, read_config
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.manifest import Manifest, describe_outputs
+from recllm.pipeline.stage_file import StageFile
 
 
 def needed(*words):
@@ -25,11 +25,11 @@ def finish(plan):
         folder = plan.root / node.folder
         (folder / "out").write_text(node.folder)
         Manifest(
-            stage=node.stage,
+            stage=node.stage.name,
             dataset=node.dataset,
-            choice=node.content["choice"],
-            parents={p.folder: Manifest.read(plan.root / p.folder).identity for p in node.parents.values()},
-            config_sha256=config_digest(read_config(folder)),
+            choice=node.file.choice,
+            parents={p.folder: Manifest.read(plan.root / p.folder).identity for p in node.above},
+            config_sha256=StageFile.read(folder).sha256,
             outputs=describe_outputs(folder, [folder / "out"]),
             metrics={},
             seed=0,

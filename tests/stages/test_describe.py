@@ -7,7 +7,6 @@ import polars as pl
 import pytest
 
 from recllm.config.request import parse
-from recllm.pipeline.finished import config_digest
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.manifest import Manifest
 from recllm.report import prompt_examples
@@ -17,7 +16,7 @@ from stages import describe
 @pytest.fixture(scope="module")
 def nodes():
     """Stage -> node of the plan; to resolve it takes a second or more, so it is done once."""
-    return {node.stage: node for node in Plan(parse(["stage2"])).nodes.values()}
+    return {node.stage.name: node for node in Plan(parse(["stage2"])).nodes.values()}
 
 
 @pytest.fixture
@@ -34,9 +33,9 @@ def done(root, node, metrics):
     """Pretend that a stage was done; returns its folder."""
     folder = root / node.folder
     folder.mkdir(parents=True, exist_ok=True)
-    parents = {p.folder: Manifest.read(root / p.folder).identity for p in node.parents.values()}
-    digest = config_digest(node.content)
-    Manifest(node.stage, "demo", "", parents, digest, [], metrics, 0, "", "", 0.0).write(folder)
+    parents = {p.folder: Manifest.read(root / p.folder).identity for p in node.above}
+    digest = node.file.sha256
+    Manifest(node.stage.name, "demo", "", parents, digest, [], metrics, 0, "", "", 0.0).write(folder)
     return folder
 
 

@@ -5,10 +5,9 @@ import pytest
 
 from recllm.config.request import parse
 from recllm.errors import ConfigError
-from recllm.pipeline.finished import read_config
 from recllm.pipeline.graph import Plan
 from stages import plan
-from tests.stages.plans import configs, finish, needed, of_stage, states
+from tests.stages.plans import finish, needed, of_stage, states
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -36,8 +35,10 @@ def test_crms_are_evaluated_without_an_lm(root):
         "stage1/deepfm+s1", "stage1/din+s1", "evaluate/deepfm,din+s1",
     }  # fmt: skip
     parents = {role: node.folder for role, node in nodes["evaluate/deepfm,din"].parents.items()}
-    crms = {"crm:deepfm": "stage1/deepfm", "crm:din": "stage1/din"}
-    assert parents == {"log": "log", "stage1": "stage1/din", **crms}
+    assert parents == {"log": "log", "stage1": "stage1/din"}
+    assert nodes["evaluate/deepfm,din"].file.systems == {
+        "crms": {"deepfm": "stage1/deepfm", "din": "stage1/din"}
+    }
     with_sim = needed("evaluate", "SYSTEM=none", "CRM=din sim")
     assert with_sim["evaluate/din,sim"].parents["neighbors"].folder == "neighbors/both"
     with pytest.raises(ConfigError, match="SYSTEM=none leaves stage2 nothing to do"):
@@ -54,18 +55,15 @@ def test_a_goal_needs_its_ancestors_only(root):
 @pytest.mark.parametrize("words", [["CRM=din"], ["CRM=sim", "stage1.crm.retrieval=hard"]])
 def test_a_crm_that_reads_no_neighbors_needs_no_lm(root, words):
     alone = {"tables", "log", f"stage1/{words[0].removeprefix('CRM=')}"}
-    assert set(needed("stage1", *words)) == alone
+    nodes = needed("stage1", *words)
+    assert {folder.partition("+")[0] for folder in nodes} == alone
     # So all LMs, and experiments that leave stage 1 alone, share it.
-    assert set(needed("stage1", *words, "LM=org/name-7b", "EXPERIMENT=quick")) == alone
+    assert needed("stage1", *words, "LM=org/name-7b", "EXPERIMENT=quick").keys() == nodes.keys()
 
 
-def test_a_finished_crm_keeps_the_parents_that_it_was_made_with(root):
+def test_what_a_crm_reads_is_in_its_folders_name(root):
     hard = ["CRM=sim", "stage1.crm.retrieval=hard"]
-    assert plan.main(["write", "stage1", *hard]) == 0
-    finish(Plan(parse(["stage1", *hard])))
-    nodes = needed("stage2", "CRM=sim")
-    assert set(nodes["stage1/sim"].parents) == {"log"}
-    assert states("stage2", "CRM=sim")["stage1/sim"] == "done"
+    assert set(needed("stage2", *hard)["stage1/sim+retrieval-hard"].parents) == {"log"}
     assert set(needed("stage1", "CRM=sim")["stage1/sim"].parents) == {"log", "neighbors"}
 
 
@@ -106,19 +104,22 @@ def test_lists_of_crms_and_systems(root):
 
 def test_an_out_of_fold_gate_is_trained_without_the_subsample_and_else_as_the_gate(root):
     nodes = needed("stage3", "SYSTEM=reclora-in-sample reclora", "SEED=2", "subsample=0.2", "stage1.recent=9")
-    assert of_stage(nodes, "stage1") == {
-        "stage1/din+s2", "stage1/sim+s2", "stage1/ranker+s2", "stage1/sim+heldout-0.2+s2",
-    }  # fmt: skip
-    held, gate = nodes["stage1/sim+heldout-0.2+s2"], nodes["stage1/sim+s2"]
+    heldout, saw_all = (
+        "stage1/sim+heldout-0.2+recent-9+subsample-0.2+s2",
+        "stage1/sim+recent-9+subsample-0.2+s2",
+    )
+    others = {"stage1/din+recent-9+s2", "stage1/ranker+recent-9+s2"}
+    assert of_stage(nodes, "stage1") == {heldout, saw_all, *others}
+    held, gate = nodes[heldout], nodes[saw_all]
     assert held.config["stage1"].pop("hold_out") == "0.2"
     assert gate.config["stage1"].pop("hold_out") == "none"
     assert held.config == gate.config
     assert held.parents == gate.parents
-    assert nodes["stage2/reclora-in-sample+s2"].parents["stage1"] is gate
-    assert nodes["stage2/reclora+s2"].parents["stage1"] is held
+    assert nodes["stage2/reclora-in-sample+recent-9+subsample-0.2+s2"].parents["stage1"] is gate
+    assert nodes["stage2/reclora+recent-9+subsample-0.2+s2"].parents["stage1"] is held
     evaluate = next(node for folder, node in nodes.items() if folder.startswith("evaluate/"))
     assert evaluate.parents["stage1"] is gate
-    assert evaluate.parents["crm:sim-heldout"] is held
+    assert evaluate.systems["crms"]["sim-heldout"] is held
 
 
 def test_stage_3_reads_the_crm_that_its_start_was_gated_by(root):
@@ -130,11 +131,13 @@ def test_stage_3_reads_the_crm_that_its_start_was_gated_by(root):
 def test_another_start_of_stage_3_has_folders_and_a_variant_of_its_own(root):
     nodes = needed("stage3", "SYSTEM=lora s-dpo", "stage3.start=lora")
     assert nodes["stage3/s-dpo+lora"].parents["stage2"].folder == "stage2/lora"
-    (evaluate,) = (node for node in nodes.values() if node.stage == "evaluate")
-    assert evaluate.content["variant"] == "lora"
+    (evaluate,) = (node for node in nodes.values() if node.stage.name == "evaluate")
+    assert evaluate.file.variant == "lora"
     assert evaluate.parents["stage2"].folder == "stage2/lora"
-    (usual,) = (node for node in needed("stage3", "SYSTEM=lora s-dpo").values() if node.stage == "evaluate")
-    assert "variant" not in usual.content
+    (usual,) = (
+        node for node in needed("stage3", "SYSTEM=lora s-dpo").values() if node.stage.name == "evaluate"
+    )
+    assert usual.file.variant is None
     assert usual.folder != evaluate.folder
 
 
@@ -147,18 +150,17 @@ def test_a_ranker_gates_as_any_crm_does(root):
     assert "stage1/sim" not in nodes
 
 
-def test_a_finished_stage_2_keeps_its_out_of_fold_gate(root):
-    words = ["stage2", "SYSTEM=reclora", "subsample=0.2", "stage1.fit.lr=0.5"]
-    assert plan.main(["write", "stage1", *words]) == 0
-    finish(Plan(parse(["stage1", *words])))
-    later = states("stage3", "SYSTEM=reclora")
-    assert later["stage1/sim+heldout-0.2"] == later["stage2/reclora"] == "done"
+def test_two_subsamples_share_no_folder_but_those_that_neither_reaches(root):
+    few, many = (needed("stage2", "SYSTEM=reclora", f"subsample={rows}") for rows in ("0.1", "0.2"))
+    assert "stage2/reclora" in few  # 0.1 is the default
+    assert few.keys() & many.keys() == {"tables", "log"}
+    assert "stage1/sim+heldout-0.2+subsample-0.2" in many
 
 
 def test_crms_that_all_leave_rows_out_need_no_other_gate(root):
     nodes = needed("stage2", "SYSTEM=reclora", "stage1.hold_out=0.2")
-    assert of_stage(nodes, "stage1") == {"stage1/sim"}
-    assert nodes["stage1/sim"].config["stage1"]["hold_out"] == "0.2"
+    assert of_stage(nodes, "stage1") == {"stage1/sim+hold_out-0.2"}
+    assert nodes["stage1/sim+hold_out-0.2"].config["stage1"]["hold_out"] == "0.2"
 
 
 def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
@@ -167,7 +169,7 @@ def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
     nodes = needed("stage2", f"SYSTEM={' '.join(systems)}")
     assert of_stage(nodes, "stage2") == {f"stage2/{name}" for name in systems}
     assert of_stage(nodes, "lm") == {"lm/tiny/text", "lm/tiny/prompts"}
-    assert {node.parents["lm"].folder for node in nodes.values() if node.stage == "stage2"} == {
+    assert {node.parents["lm"].folder for node in nodes.values() if node.stage.name == "stage2"} == {
         "lm/tiny/prompts"
     }
     shown = {name: nodes[f"stage2/{name}"].config["prompt"]["retrieved"] for name in systems}
@@ -186,28 +188,42 @@ def test_two_towers_need_an_encoder_and_no_lm_crm_or_neighbors(root):
         "log": "log", "encoder": "encoder"
     }  # fmt: skip
     assert set(node.parents["encoder"].parents) == {"log"}
-    assert node.command == "stages.towers"
+    assert node.module == "stages.towers"
     nodes = needed("stage3", "SYSTEM=ctr-bert lora")
     evaluate = next(node for folder, node in nodes.items() if folder.startswith("evaluate/"))
-    assert evaluate.parents["towers:ctr-bert"].folder == "stage2/ctr-bert"
-    assert "tuned:ctr-bert" not in evaluate.parents
+    assert evaluate.systems["towers"]["ctr-bert"].folder == "stage2/ctr-bert"
+    assert "ctr-bert" not in evaluate.systems["tuned"]
 
 
-def test_what_reaches_two_towers(root):
-    assert plan.main(["write", "stage2", "SYSTEM=ctr-bert"]) == 0
-    before = configs(root)
-    for key, reached in (
+@pytest.mark.parametrize(
+    ("key", "reached"),
+    [
         ("stage2.fit.lr=0.1", {"stage2/ctr-bert", "stage2/reclora"}),
         ("stage2.title_share=0.1", {"stage2/reclora"}),
         ("stage2.adapter.r=4", {"stage2/reclora"}),
         ("towers.pooling=first", {"stage2/ctr-bert"}),
-        ("encoder.path=org/bert", {"encoder"}),
-        ("lm.tiny.hidden=64", {"lm/tiny/text", "lm/tiny/prompts", "neighbors/both", "stage2/reclora"}),
-    ):
-        assert plan.main(["write", "stage2", "SYSTEM=ctr-bert", key]) == 0
-        after = configs(root)
-        assert {folder for folder in after if before[folder] != after[folder]} == reached
-        assert plan.main(["write", "stage2", "SYSTEM=ctr-bert"]) == 0
+        ("encoder.path=org/bert", {"encoder", "stage2/ctr-bert"}),
+        (
+            "lm.tiny.hidden=64",
+            {
+                "lm/tiny/text",
+                "lm/tiny/prompts",
+                "neighbors/both",
+                "stage2/reclora",
+                "stage1/sim+heldout-0.1",
+            },
+        ),
+        ("stage2.fit.lr=0.002", {"stage2/ctr-bert"}),  # the default of all others
+        ("trainer.devices=2", set()),  # how, not what
+    ],
+)
+def test_what_a_key_reaches_and_what_stands_on_it_lies_in_folders_of_its_own(root, key, reached):
+    words = ["stage2", "SYSTEM=ctr-bert"]
+    plain, other = needed(*words), needed(*words, key)
+    assert plain.keys() - other.keys() == reached
+    assert len(other) == len(plain)
+    for folder in plain.keys() & other.keys():
+        assert plain[folder].file == other[folder].file
 
 
 def test_an_lm_by_path_has_folders_of_its_own_and_no_second_phase(root, tmp_path):
@@ -259,30 +275,72 @@ def test_what_is_unknown_is_refused_before_anything_is_written(root, capsys, wor
     assert not root.parent.exists()
 
 
-def test_an_override_reaches_the_stages_that_read_it_and_no_others(root):
-    assert plan.main(["write", "stage2"]) == 0
-    before = configs(root)
-    assert plan.main(["write", "stage2", "stage2.fit.lr=0.123"]) == 0
-    after = configs(root)
-    assert {folder for folder in after if before[folder] != after[folder]} == {
-        "stage2/lora",
-        "stage2/reclora",
+def test_a_value_is_in_the_name_of_what_it_reaches_and_of_what_stands_on_that(root):
+    nodes = needed("stage2", "stage2.fit.lr=0.123")
+    assert of_stage(nodes, "stage2") == {
+        "stage2/lora+stage2.fit.lr-0.123",
+        "stage2/reclora+stage2.fit.lr-0.123",
     }
-    assert "0.123" in after["stage2/lora"]
-    assert plan.main(["write", "stage2", "prompt.history=7"]) == 0
-    changed = {folder for folder in before if before[folder] != configs(root)[folder]}
-    assert changed == {"stage2/lora", "stage2/reclora", "lm/tiny/text", "lm/tiny/prompts"}
+    assert {"lm/tiny/prompts", "stage1/sim+heldout-0.1"} <= nodes.keys()
+    nodes = needed("stage2", "prompt.history=7")
+    assert {"lm/tiny+history-7/text", "neighbors/both+history-7", "stage2/lora+history-7"} <= nodes.keys()
+    nodes = needed("stage2", "prepare.min_history=3", "SYSTEM=lora", "SEED=1")
+    assert {"log+min_history-3", "stage2/lora+min_history-3+s1"} <= nodes.keys()
+
+
+def test_the_same_words_give_the_same_folders_however_they_are_written(root):
+    words = ["stage2", "stage2.fit.lr=1e-3", "prompt.history=7"]
+    assert needed(*words).keys() == needed("stage2", "prompt.history=7", "stage2.fit.lr=0.001").keys()
+    # Nothing is remembered of an earlier command.
+    assert plan.main(["write", *words]) == 0
+    finish(Plan(parse(words)))
+    assert "stage2/lora" in needed("stage2")
+    assert states(*words)["stage2/lora+history-7+stage2.fit.lr-0.001"] == "done"
+    assert states("stage2")["stage2/lora"] == "missing"
+
+
+def test_many_keys_and_long_values_are_a_digest_in_a_name(root):
+    keys = ["stage2.fit.lr=0.5", "stage2.adapter.r=4", "stage2.fit.clip=2.0", "stage2.fit.warmup=0.1"]
+    (lora,) = (folder for folder in needed("stage2", "SYSTEM=lora", *keys) if folder.startswith("stage2/lora"))
+    assert re.fullmatch(r"stage2/lora\+args-[0-9a-f]{8}", lora)
+    (other,) = (
+        folder
+        for folder in needed("stage2", "SYSTEM=lora", *keys[:3], "stage2.fit.warmup=0.2")
+        if folder.startswith("stage2/lora")
+    )
+    assert re.fullmatch(r"stage2/lora\+args-[0-9a-f]{8}", other)
+    assert other != lora
+    text = needed("stage2", "SYSTEM=lora", "wording.question=Is this a film that the user will like?")
+    assert any(re.fullmatch(r"stage2/lora\+question-[0-9a-f]{8}", folder) for folder in text)
+
+
+def test_two_values_share_no_folder_and_no_line_of_the_table(root):
+    nodes = needed("evaluate", "SYSTEM=lora", "stage2.adapter.r=4")
+    (evaluate,) = (node for node in nodes.values() if node.stage.name == "evaluate")
+    assert evaluate.file.variant == "r-4"
+    # How much is measured is a row's own: its row set, candidates and number of rows say it.
+    nodes = needed("evaluate", "SYSTEM=lora", "evaluate.ctr_rows=first100")
+    (evaluate,) = (node for node in nodes.values() if node.stage.name == "evaluate")
+    assert evaluate.folder.endswith("+ctr_rows-first100")
+    assert evaluate.file.variant is None
 
 
 def test_the_lms_second_phase_is_trained_anew_without_the_first(root):
-    assert plan.main(["write", "stage2"]) == 0
-    before = configs(root)
-    assert plan.main(["write", "stage2", "lm.training.timeline_share=0.5"]) == 0
-    changed = {folder for folder, text in configs(root).items() if before[folder] != text}
-    assert changed == {"lm/tiny/prompts", "stage2/lora", "stage2/reclora"}
-    assert plan.main(["write", "stage2", "lm.training.text_tokens=100"]) == 0
-    changed = {folder for folder, text in configs(root).items() if before[folder] != text}
-    assert changed >= {"lm/tiny/text", "neighbors/both"}
+    plain = needed("stage2")
+    other = needed("stage2", "lm.training.timeline_share=0.5")
+    assert plain.keys() - other.keys() == {"lm/tiny/prompts", "stage2/lora", "stage2/reclora"}
+    first = needed("stage2", "lm.training.text_tokens=100")
+    assert plain.keys() - first.keys() >= {"lm/tiny/text", "neighbors/both"}
+
+
+def test_another_subsample_leaves_an_lm_that_is_not_trained_here_as_it_is(root, tmp_path):
+    (tmp_path / "model").mkdir()
+    words = ["report", f"LM={tmp_path / 'model'}", "SYSTEM=reclora"]
+    plain, other = needed(*words), needed(*words, "subsample=uniform500")
+    changed = {folder.partition("+")[0] for folder in plain.keys() - other.keys()}
+    assert changed == {"stage1/sim", "stage2/reclora", "evaluate/din,sim,reclora"}
+    (made_anew,) = (folder for folder in plain.keys() - other.keys() if folder.startswith("stage1/"))
+    assert "+heldout-0.1" in made_anew  # the CRM that saw all rows stays, and so do neighbors and LM
 
 
 def test_systems_of_stage_2_alone_are_evaluated_without_alignment(root):
@@ -300,7 +358,8 @@ def test_precedence_of_files(root):
         needed("stage1")["stage1/sim"].config["stage1"]["fit"]["batch_size"] == 256
     )  # demo over base's 1024
     assert needed("stage1")["stage1/sim"].config["stage1"]["recent"] == 30  # stage1/sim over base's 60
-    changed = needed("stage1", "stage1.recent=9", "stage1.fit.batch_size=8")["stage1/sim"].config["stage1"]
+    name = "stage1/sim+recent-9+stage1.fit.batch_size-8"
+    changed = needed("stage1", "stage1.recent=9", "stage1.fit.batch_size=8")[name].config["stage1"]
     assert (changed["recent"], changed["fit"]["batch_size"]) == (9, 8)
     assert needed("stage2", "EXPERIMENT=quick")["stage2/lora+quick"].config["subsample"] == "uniform20000"
     # stage1/ml-1m/autoint over stage1/autoint and base, on that data set alone
@@ -313,35 +372,26 @@ def test_precedence_of_files(root):
     assert fits["ml-1m"]["batch_size"] == 1024
 
 
-def test_a_finished_parents_override_holds_until_its_own_stage_is_asked_for(root):
-    assert plan.main(["write", "stage1", "stage1.recent=9"]) == 0
-    finish(Plan(parse(["stage1", "stage1.recent=9"])))
-    assert plan.main(["write", "stage2"]) == 0
-    assert read_config(root / "stage1/sim")["config"]["stage1"]["recent"] == 9
-    assert states("stage2")["stage1/sim"] == "done"
-    # A key of its own on the command line wins, the others hold.
-    held = needed("stage2", "stage1.fit.lr=0.5")["stage1/sim"].config["stage1"]
-    assert (held["recent"], held["fit"]["lr"]) == (9, 0.5)
-    # Asked for itself, it is what the command says.
-    assert plan.main(["write", "stage1"]) == 0
-    assert read_config(root / "stage1/sim")["config"]["stage1"]["recent"] == 30
-
-
-def test_an_unfinished_parents_override_does_not_hold(root):
-    assert plan.main(["write", "stage1", "stage1.recent=9"]) == 0
-    assert needed("stage2")["stage1/sim"].config["stage1"]["recent"] == 30
+def test_artifacts_of_an_older_layout_are_refused_and_left_alone(root, capsys):
+    folder = root / "log"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("stage: log\ndataset: demo\n")
+    assert plan.main(["write", "stage1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "make clean" in line
+    assert [path.name for path in root.rglob("*")] == ["log", "config.yaml"]
 
 
 def test_an_evaluation_says_what_its_results_are_told_apart_by(root):
     def variant(*words):
-        content = [node.content for node in needed("evaluate", *words).values() if node.stage == "evaluate"]
-        return {told.get("variant") for told in content}
+        nodes = needed("evaluate", *words).values()
+        return {node.file.variant for node in nodes if node.stage.name == "evaluate"}
 
     assert variant() == {None}
     assert variant("SEED=0 1") == {None}  # seeds are averaged
     assert variant("EXPERIMENT=quick", "SEED=1") == {"quick"}
     assert variant("CRM=din", "EXPERIMENT=quick") == {"din+quick"}
-    assert all("variant" not in node.content for node in needed("stage2", "CRM=din").values())
+    assert all(node.file.variant is None for node in needed("stage2", "CRM=din").values())
 
 
 @pytest.mark.parametrize("key", ["stage1.fit.lrr", "stage2.fit.lr", "stage1.fit"])
@@ -351,19 +401,10 @@ def test_what_cannot_be_searched_is_refused_before_anything_runs(root, key):
         Plan(parse(["tune", space]))
 
 
-def test_what_is_evaluated_holds_only_for_what_was_asked(root):
-    words = ["report", "SYSTEM=lora", "evaluate.candidates=[]"]
-    assert plan.main(["write", *words]) == 0
-    finish(Plan(parse(words)))
-    node = next(node for node in needed("report", "SYSTEM=lora").values() if node.stage == "evaluate")
-    assert node.config["evaluate"]["candidates"] == ["uniform20", "popular20"]
-    assert "crm:ranker" in node.parents
-
-
 def test_hard_candidates_lie_with_the_neighbors(root):
     words = ["evaluate", "SYSTEM=none", "CRM=din"]
     kinds = {
-        text: next(node for node in needed(*words, text).values() if node.stage == "evaluate").parents
+        text: next(node for node in needed(*words, text).values() if node.stage.name == "evaluate").parents
         for text in ("evaluate.candidates=[hard20]", "evaluate.candidates=[uniform20]")
     }
     assert ["neighbors" in parents for parents in kinds.values()] == [True, False]

@@ -33,9 +33,9 @@ def test_few2many_shares_the_lm_the_gate_and_the_test_rows():
         assert reclora.parents["stage1"].config["stage1"]["hold_out"] == "0.1"
         assert lora.parents["lm"] is reclora.parents["lm"] is nodes["lm/tiny+answers-0.001/prompts"]
         evaluate = nodes[f"evaluate/lora,reclora+{point}"]
-        assert evaluate.parents["tuned:lora"] is lora
-        assert evaluate.parents["crm:sim"].folder == "stage1/sim"
-        assert evaluate.content["point"] == {"key": "subsample", "value": share}
+        assert evaluate.systems["tuned"]["lora"] is lora
+        assert evaluate.systems["crms"]["sim"].folder == "stage1/sim"
+        assert evaluate.file.sweep == {"key": "subsample", "value": share}
         rest = {key: value for key, value in evaluate.config["evaluate"].items() if key != "candidates"}
         assert rest == {key: value for key, value in plain.items() if key != "candidates"}
         assert evaluate.config["evaluate"]["candidates"] == []
@@ -48,7 +48,7 @@ def test_few2many_shares_the_lm_the_gate_and_the_test_rows():
 
 
 def test_a_plain_run_knows_no_point():
-    assert not any("point" in node.content for node in needed("report").values())
+    assert not any(node.file.sweep for node in needed("report").values())
 
 
 def test_an_lm_that_has_read_no_answer_serves_all_points(tmp_path):

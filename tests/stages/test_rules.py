@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from recllm.config.request import parse
-from recllm.pipeline.finished import config_digest, read_config
 from recllm.pipeline.graph import Plan
+from recllm.pipeline.stage_file import StageFile
 from stages import plan
 from tests.stages.plans import configs, finish, needed, of_stage, rules, states
 
@@ -19,16 +19,16 @@ REPOSITORY = Path(__file__).parents[2]
 def test_execution_keys_and_raw_reach_no_configuration(root, tmp_path):
     assert plan.main(["write", "stage3"]) == 0
     before = configs(root)
-    digests = {folder: config_digest(read_config(root / folder)) for folder in before}
+    digests = {folder: StageFile.read(root / folder).sha256 for folder in before}
     keys = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.threads=1", f"RAW={tmp_path}"]
     assert plan.main(["write", "stage3", *keys]) == 0
     assert configs(root) == before
     assert not any("trainer" in text or str(tmp_path) in text for text in before.values())
-    assert {folder: config_digest(read_config(root / folder)) for folder in before} == digests
+    assert {folder: StageFile.read(root / folder).sha256 for folder in before} == digests
     text = rules(root).read_text()
     assert "EXECUTION := trainer.devices=2 trainer.strategy=ddp trainer.threads=1\n" in text
     assert [line for line in text.splitlines() if "raw=" in line] == [
-        f"\t@$(PYTHON) -m data.demo.recipe {root / 'tables'} $(EXECUTION) raw={tmp_path}"
+        f"\t@$(PYTHON) -m stages {root / 'tables'} $(EXECUTION) raw={tmp_path}"
     ]
 
 
@@ -38,7 +38,7 @@ def test_a_raw_path_may_have_blanks_and_dollars(root, tmp_path):
     assert plan.main(["write", "prepare", f"RAW={raw}"]) == 0
     command = ["make", "-n", "-f", str(rules(root)), "PYTHON=python", "prepare"]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    words = shlex.split(next(line for line in out.splitlines() if "data.demo.recipe" in line))
+    words = shlex.split(next(line for line in out.splitlines() if "/tables " in line))
     assert words[-1] == f"raw={raw}"
 
 
@@ -77,7 +77,7 @@ def test_stages_that_may_run_side_by_side_share_the_cores(root):
     assert whole == {"tables", "log", "lm/tiny/text", "neighbors/both", "lm/tiny/prompts"}
     assert shared.keys() == needed("stage2").keys()
     assert plan.main(["write", "stage1", "stage3"]) == 0
-    assert f"\t@$(PYTHON) -m stages.evaluate {root}" in rules(root).read_text()  # waits for all others
+    assert f"\t@$(PYTHON) -m stages {root}/evaluate/" in rules(root).read_text()  # waits for all others
     assert plan.main(["write", "stage1", "CRM=sim"]) == 0
     assert "$(SHARE)" not in rules(root).read_text()  # a chain
 
@@ -91,7 +91,7 @@ def test_nothing_runs_beside_an_lm_in_training(root):
     assert heads[f"{root}/stage1/din/manifest.json"].endswith(f"{root}/log/manifest.json | {first} {second}")
     assert heads[f"{root}/stage1/sim/manifest.json"].endswith(f"/neighbors/both/manifest.json | {second}")
     assert "|" not in heads[f"{root}/neighbors/both/manifest.json"]  # it leads to the second phase
-    assert "$(SHARE) $(PYTHON) -m stages.lm" not in text
+    assert f"$(SHARE) $(PYTHON) -m stages {root}/lm/" not in text
     assert plan.main(["write", "stage1", "CRM=din"]) == 0
     assert "|" not in rules(root).read_text()  # no LM, no waiting
 
