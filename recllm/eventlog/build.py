@@ -17,6 +17,7 @@ from recllm.eventlog import candidates, draws
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.ids import FIRST_ID, UNUSED
 from recllm.eventlog.log import EventLog
+from recllm.eventlog.names import CandidateKind
 from recllm.eventlog.splits import split_samples, training_events
 from recllm.tables import canonical
 
@@ -360,7 +361,7 @@ def _row_orders(log: EventLog, config: PrepareConfig, order: dict[str, Array]) -
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
-            _save(log.folder, f"candidates_{name}_{kind}{config.candidates}", lists)
+            _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
     return metrics
 
 

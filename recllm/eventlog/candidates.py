@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from recllm.eventlog import draws
+from recllm.eventlog.names import CandidateDraw
 
 Rows = npt.NDArray[np.int64]
 Items = npt.NDArray[np.int32]
 
-KINDS = ("uniform", "popular")
+KINDS: tuple[CandidateDraw, ...] = ("uniform", "popular")
 _NEVER = np.iinfo(np.int64).min  # the key of an item that must not be drawn
 _ROUNDS = 16  # rejection rounds; what is open after them is drawn exactly, over the whole catalog
 
