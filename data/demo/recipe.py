@@ -258,20 +258,8 @@ def simulate(films: Films, people: People, config: RecipeConfig) -> pl.DataFrame
     Returns:
         user and item (row numbers), rating (stars), timestamp (seconds), score (logit of being liked).
     """
-    users, count = config.users, len(films.title)
     timestamp, session = _calendar(people, config)
-    seen = np.zeros((users, count), dtype=bool)
-    verdict = np.zeros((users, count))  # +1 liked, -1 not, 0 not seen
-    recent = np.full((users, RECENT), -1)  # genres of the last films, newest first
-    last = np.full(users, -1)
-    session_genre = np.zeros(users, dtype=int)
-    fade = 0.8 ** np.arange(RECENT)
-    fade /= fade.sum()
-    decade = (films.year - FIRST_YEAR) // 10
-    static = films.appeal + 0.5 * people.taste[:, films.genre]
-    earlier = (films.franchise[:, None] == films.franchise) & (films.franchise >= 0)
-    earlier &= films.part[None, :] < films.part[:, None]  # [film, its earlier parts]
-
+    state = _State.initial(people, films)
     watched: dict[str, list[Array]] = {name: [] for name in ("user", "item", "rating", "timestamp", "score")}
     for step in range(people.events.max()):
         who = np.flatnonzero(people.events > step)
@@ -280,47 +268,100 @@ def simulate(films: Films, people: People, config: RecipeConfig) -> pl.DataFrame
         mood = people.taste[who] + _gumbel(
             draws.derive(config.seed, "session"), who * 100_000 + session[who, step], len(GENRES)
         )
-        session_genre[who] = mood.argmax(axis=1)
-        weight = static[who] + SESSION * (films.genre == session_genre[who, None])
-        weight += SKIPPED * ((films.part > 0) & ~(seen[who] @ earlier.T))
-        has_follower = np.flatnonzero(np.where(last[who] >= 0, films.follower[last[who]], -1) >= 0)
-        following = films.follower[last[who[has_follower]]]
-        weight[has_follower, following] += np.where(films.franchise[following] < 0, DOUBLE_BILL, SEQUEL)
-        weight[seen[who]] = -np.inf
-        item = (weight + _gumbel(draws.derive(config.seed, "choice"), key, count)).argmax(axis=1)
+        state.session_genre[who] = mood.argmax(axis=1)
+        weight = _choice(films, people, state, who)
+        item = (weight + _gumbel(draws.derive(config.seed, "choice"), key, len(films.title))).argmax(axis=1)
 
-        genre = films.genre[item]
-        parts = (verdict[who] * earlier[item]).sum(axis=1) / np.maximum(
-            (seen[who] & earlier[item]).sum(axis=1), 1
-        )
-        run = ((recent[who] == genre[:, None]) * fade).sum(axis=1)
-        score = (
-            QUALITY * films.quality[item]
-            + USER_BIAS * people.bias[who]
-            + TASTE
-            * (people.taste[who, genre] - 0.7)  # sessions are of loved genres: without it nearly all is liked
-            + DECADE * people.decade[who, decade[item]]
-            + FRANCHISE * parts
-            + MOOD * people.loyal[who] * (run - 0.4)
-        )
+        score = _liking(films, people, state, who, item)
         uniform = draws.uniform(draws.derive(config.seed, "rating"), key, 1)[:, 0].clip(1e-12)
         felt = score + NOISE * np.log(uniform / (1 - uniform))
         stars = 1 + np.searchsorted(STARS, felt)
-
-        seen[who, item] = True
-        verdict[who, item] = np.where(felt > 0, 1.0, -1.0)
-        recent[who] = np.concatenate([genre[:, None], recent[who, :-1]], axis=1)
-        last[who] = item
-        for name, values in {
-            "user": who,
-            "item": item,
-            "rating": stars,
-            "timestamp": timestamp[who, step],
-            "score": score,
-        }.items():
-            watched[name].append(values)
+        state.watch(who, item, felt > 0, films.genre[item])
+        watched["user"].append(who)
+        watched["item"].append(item)
+        watched["rating"].append(stars)
+        watched["timestamp"].append(timestamp[who, step])
+        watched["score"].append(score)
     return pl.DataFrame({name: np.concatenate(parts) for name, parts in watched.items()}).sort(
         "user", "timestamp", maintain_order=True
+    )
+
+
+@dataclass
+class _State:
+    """What everybody has watched so far; user u is row u of every array.
+
+    Attributes:
+        seen: bool [U, F].
+        verdict: float [U, F], +1 liked, -1 not, 0 not seen.
+        recent: int [U, RECENT], genres of the last films, newest first, -1 where there is none.
+        last: int [U], the last film, -1 where there is none.
+        session_genre: int [U], what the session is about.
+    """
+
+    seen: Array
+    verdict: Array
+    recent: Array
+    last: Array
+    session_genre: Array
+
+    @classmethod
+    def initial(cls, people: People, films: Films) -> "_State":
+        """The state before the first film."""
+        users, count = len(people.events), len(films.title)
+        return cls(
+            seen=np.zeros((users, count), dtype=bool),
+            verdict=np.zeros((users, count)),
+            recent=np.full((users, RECENT), -1),
+            last=np.full(users, -1),
+            session_genre=np.zeros(users, dtype=int),
+        )
+
+    def watch(self, who: Array, item: Array, liked: Array, genre: Array) -> None:
+        """These users [B] have watched a film each."""
+        self.seen[who, item] = True
+        self.verdict[who, item] = np.where(liked, 1.0, -1.0)
+        self.recent[who] = np.concatenate([genre[:, None], self.recent[who, :-1]], axis=1)
+        self.last[who] = item
+
+
+def _earlier_parts(films: Films) -> Array:
+    """Bool [F, F]: whether the column's film is an earlier part of the row's franchise."""
+    earlier = (films.franchise[:, None] == films.franchise) & (films.franchise >= 0)
+    return earlier & (films.part[None, :] < films.part[:, None])
+
+
+def _choice(films: Films, people: People, state: _State, who: Array) -> Array:
+    """Log weight of each film to be watched next by these users [B]; -inf where it was seen: [B, F]."""
+    weight = (films.appeal + 0.5 * people.taste[:, films.genre])[who]
+    weight = weight + SESSION * (films.genre == state.session_genre[who, None])
+    weight += SKIPPED * ((films.part > 0) & ~(state.seen[who] @ _earlier_parts(films).T))
+    last = state.last[who]
+    has_follower = np.flatnonzero(np.where(last >= 0, films.follower[last], -1) >= 0)
+    following = films.follower[last[has_follower]]
+    weight[has_follower, following] += np.where(films.franchise[following] < 0, DOUBLE_BILL, SEQUEL)
+    weight[state.seen[who]] = -np.inf
+    return weight
+
+
+def _liking(films: Films, people: People, state: _State, who: Array, item: Array) -> Array:
+    """Logit of being liked, of a film each for these users: [B]."""
+    genre, decade = films.genre[item], (films.year[item] - FIRST_YEAR) // 10
+    earlier = _earlier_parts(films)[item]
+    parts = (state.verdict[who] * earlier).sum(axis=1) / np.maximum(
+        (state.seen[who] & earlier).sum(axis=1), 1
+    )
+    fade = 0.8 ** np.arange(RECENT)
+    fade /= fade.sum()
+    run_of_genre = ((state.recent[who] == genre[:, None]) * fade).sum(axis=1)
+    return (
+        QUALITY * films.quality[item]
+        + USER_BIAS * people.bias[who]
+        + TASTE
+        * (people.taste[who, genre] - 0.7)  # sessions are of loved genres: without it nearly all is liked
+        + DECADE * people.decade[who, decade]
+        + FRANCHISE * parts
+        + MOOD * people.loyal[who] * (run_of_genre - 0.4)
     )
 
 

@@ -6,6 +6,7 @@ the rows above it of the same user.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,64 +57,33 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     events, items, users = canonical.read(tables_folder)
     total, timed = _times(events, config)
     frame, users, items, dropped = _dense(events, users, items, total, timed)
-    rating = frame["rating"].to_numpy()
-    label = frame["label"].fill_null(-1).to_numpy()
-    if config.label_threshold is not None:
-        label = np.where(np.isnan(rating), label, rating > config.label_threshold).astype(np.int8)
-    levels = np.unique(rating[~np.isnan(rating)])
-    if len(levels) > 100:
-        raise ValueError(
-            f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
-        )
-    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
-    user, item, timestamp = (frame[name].to_numpy() for name in ("user", "item", "timestamp"))
-    del frame, rating
+    columns, rating_levels = _columns(frame, config)
+    del frame
+    histories = _histories(columns["user"], columns["timestamp"] if timed else None, len(users), config)
+    split, order, training = _split(columns, histories, timed, config)
 
-    n_users, n_items = len(users) + FIRST_ID, len(items) + FIRST_ID
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=n_users))])
-    same_second = np.zeros(len(user), dtype=bool)  # as the row above
-    if timed:
-        same_second[1:] = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
-    history_end = np.arange(len(user))
-    if config.ties == "strict":
-        history_end = np.maximum.accumulate(np.where(same_second, 0, history_end))
-    enough = history_end - offsets[user] >= config.min_history
-    times = timestamp if timed else None
-    split, order = split_samples(config, user, enough & (label >= 0), times)
-    if not len(order["train"]) or not len(order["valid"]) or not len(order["test"]):
-        parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
-        raise ValueError(
-            f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
-            f"{config.min_history} earlier events ({parts}), wanted some of each; "
-            "lower it: ARGS='prepare.min_history=<fewer>'"
-        )
-    training = training_events(config, user, split, order, times)
-    item_count = np.bincount(item[training], minlength=n_items).astype(np.int32)
-    user_count = np.bincount(user[training], minlength=n_users)
-
+    item_count = np.bincount(columns["item"][training], minlength=FIRST_ID + len(items)).astype(np.int32)
+    user_count = np.bincount(columns["user"][training], minlength=FIRST_ID + len(users))
+    liked = columns["item"][training & (columns["label"] == 1)]
     arrays = {
-        "user": user,
-        "item": item,
-        "rating": code,
-        "label": label,
-        "timestamp": timestamp,
+        **columns,
         "split": split,
         "training": training,
-        "offsets": offsets,
+        "offsets": histories.offsets,
         "user_fields": _fields(users, "user", config.user_fields, user_count[FIRST_ID:] > 0),
         "item_fields": _fields(items, "item", config.item_fields, item_count[FIRST_ID:] > 0),
         "item_count": item_count,
-        "item_likes": np.bincount(item[training & (label == 1)], minlength=n_items).astype(np.int32),
+        "item_likes": np.bincount(liked, minlength=len(item_count)).astype(np.int32),
     }
     if config.ties == "strict":
-        arrays["history_end"] = history_end
+        arrays["history_end"] = histories.end
     meta = {
         "user_fields": _sizes(users, "user", config.user_fields),
         "item_fields": _sizes(items, "item", config.item_fields),
-        "rating_levels": [f"{level:g}" for level in levels],
-        "n_users": n_users,
-        "n_items": n_items,
-        "n_events": len(user),
+        "rating_levels": rating_levels,
+        "n_users": FIRST_ID + len(users),
+        "n_items": FIRST_ID + len(items),
+        "n_events": len(columns["user"]),
         "timed": timed,
         "candidates": config.candidates,
         "category_field": 1 + config.item_fields.index(config.category),
@@ -124,41 +94,11 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         log = EventLog(out_folder, arrays, meta)
     _check_labels(log.label[order["train"]])
 
-    out_folder.mkdir(parents=True, exist_ok=True)
-    for left in out_folder.glob("*.npy"):
-        left.unlink()
-    for name, values in arrays.items():
-        _save(out_folder, name, values)
-    _placeholders(users, "user").write_parquet(out_folder / "users.parquet")
-    _placeholders(items, "item").write_parquet(out_folder / "items.parquet")
+    _write(out_folder, arrays, users, items)
     ranking = _row_orders(log, config, order)
+    # Last, as a folder without it is no log.
     (out_folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-
-    metrics: dict[str, Any] = {"samples": sum(map(len, order.values()))}
-    metrics |= {name: len(rows) for name, rows in order.items()}
-    metrics |= {"users": len(users), "items": len(items), "events": len(user)} | dropped
-    metrics |= {
-        "sampled_negatives": len(log.user) - len(user),
-        "not_sample_short_history": int((~enough).sum()),
-        "not_sample_no_label": int((label < 0).sum()),
-    }
-    if config.ties == "strict":
-        above = np.arange(len(user)) - offsets[user] >= config.min_history
-        metrics["not_sample_same_second"] = int((above & ~enough).sum())
-    metrics |= {f"positive_rate_{name}": float(log.label[rows].mean()) for name, rows in order.items()}
-    for kind, ids, size, count in (
-        ("user", log.user, n_users, user_count),
-        ("item", log.item, n_items, item_count),
-    ):
-        sampled = np.zeros(size, dtype=bool)
-        sampled[ids[order["train"]]] = True
-        for name in ("valid", "test"):
-            held_out = ids[order[name]]
-            metrics[f"cold_{kind}_share_{name}"] = float((~sampled[held_out]).mean())
-            metrics[f"unknown_{kind}_share_{name}"] = float((count[held_out] == 0).mean())
-    if timed:
-        metrics["shared_second_share"] = float(same_second.mean())
-        metrics["tied_sample_share"] = float(same_second[split != UNUSED].mean())
+    metrics = _metrics(log, order, histories, dropped, config)
     return metrics | ranking | {"notes": notes(config, metrics)}
 
 
@@ -212,6 +152,78 @@ def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
             "ARGS='prepare.split=last' (in the order of the file), prepare.split=user or prepare.split=random"
         )
     return total, timed
+
+
+def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str]]:
+    """Arrays `[N]` of what an event itself is, user to timestamp; and the text of each rating level."""
+    rating = frame["rating"].to_numpy()
+    label = frame["label"].fill_null(-1).to_numpy()
+    if config.label_threshold is not None:
+        label = np.where(np.isnan(rating), label, rating > config.label_threshold).astype(np.int8)
+    levels = np.unique(rating[~np.isnan(rating)])
+    if len(levels) > 100:
+        raise ValueError(
+            f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
+        )
+    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    columns = {
+        "user": frame["user"].to_numpy(),
+        "item": frame["item"].to_numpy(),
+        "rating": code,
+        "label": label,
+        "timestamp": frame["timestamp"].to_numpy(),
+    }
+    return columns, [f"{level:g}" for level in levels]
+
+
+@dataclass(frozen=True)
+class _Histories:
+    """The histories of the events.
+
+    Attributes:
+        offsets: int64 `[n_users + 1]`; the history of an event of user u begins at row `offsets[u]`.
+        end: int64 `[N]`, the row behind each history's last one.
+        same_second: bool `[N]`, whether an event has the user and the second of the row above.
+        long_enough: bool `[N]`, whether the history has `prepare.min_history` events.
+    """
+
+    offsets: Array
+    end: Array
+    same_second: Array
+    long_enough: Array
+
+
+def _histories(user: Array, timestamp: Array | None, users: int, config: PrepareConfig) -> _Histories:
+    """Histories of events `[N]` by ascending dense user, of whom there are `users`; without times, None."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=FIRST_ID + users))])
+    same_second = np.zeros(len(user), dtype=bool)
+    if timestamp is not None:
+        same_second[1:] = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
+    end = np.arange(len(user))
+    if config.ties == "strict":
+        end = np.maximum.accumulate(np.where(same_second, 0, end))
+    return _Histories(offsets, end, same_second, end - offsets[user] >= config.min_history)
+
+
+def _split(
+    columns: dict[str, Array], histories: _Histories, timed: bool, config: PrepareConfig
+) -> tuple[Array, dict[str, Array], Array]:
+    """The split of each event, the rows of each split, and the training events; see `splits`.
+
+    Raises:
+        ValueError: a split is empty.
+    """
+    user = columns["user"]
+    times = columns["timestamp"] if timed else None
+    split, order = split_samples(config, user, histories.long_enough & (columns["label"] >= 0), times)
+    if not all(len(rows) for rows in order.values()):
+        parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
+        raise ValueError(
+            f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
+            f"{config.min_history} earlier events ({parts}), wanted some of each; "
+            "lower it: ARGS='prepare.min_history=<fewer>'"
+        )
+    return split, order, training_events(config, user, split, order, times)
 
 
 def _check_labels(label: Array) -> None:
@@ -272,18 +284,8 @@ def _dense(
     else:
         events = events.with_columns(timestamp=pl.lit(0, pl.Int64)).with_row_index("place")
         place = ["place"]
-    met = []
-    for name, table in (("user", users), ("item", items)):
-        ids = events.select(pl.col(name).unique()).collect(engine="streaming")
-        unknown = ids.join(table, on=name, how="anti")
-        if unknown.height:
-            raise ValueError(
-                f"{unknown.height} {name}s of events.parquet (first: {unknown[name][0]}) are not in "
-                f"{name}s.parquet, wanted all; mend the dataset's recipe.py"
-            )
-        known = table.join(ids, on=name, how="semi").sort(name)
-        met.append(known.rename({name: "external"}).with_row_index(name, FIRST_ID).cast({name: pl.Int32}))
-    users, items = met
+    users = _with_events(users, "user", events)
+    items = _with_events(items, "item", events)
     frame = (
         events.join(users.lazy().select("external", dense_user="user"), left_on="user", right_on="external")
         .join(items.lazy().select("external", dense_item="item"), left_on="item", right_on="external")
@@ -297,17 +299,34 @@ def _dense(
         )
         .collect(engine="streaming")
     )
-    kept = frame.height
-    # Dense ids ascend with external ids. An event that is there twice is kept once; rating and label as last
-    # keys make the order, and so the one that is kept, independent of the order that the join hands rows on
-    # in.
+    dropped = {"dropped_no_time": total - frame.height}
+    # Dense ids ascend with external ids. Of events that are there twice one stays; rating and label as last
+    # keys make the order, and so which one stays, independent of the order that the join hands rows on in.
     frame = frame.sort("user", *place)
+    dropped["dropped_duplicates"] = 0
     if timed:
-        twice = pl.all_horizontal(
-            pl.col("user", "timestamp", "item") == pl.col("user", "timestamp", "item").shift()
+        same = pl.col("user", "timestamp", "item") == pl.col("user", "timestamp", "item").shift()
+        distinct = frame.filter(~pl.all_horizontal(same).fill_null(False))
+        dropped["dropped_duplicates"] = frame.height - distinct.height
+        frame = distinct
+    return frame, users, items, dropped
+
+
+def _with_events(table: pl.DataFrame, name: str, events: pl.LazyFrame) -> pl.DataFrame:
+    """The users or items that have events, by ascending external id, with their dense ids in column `name`.
+
+    Raises:
+        ValueError: an event's user or item is not in the table.
+    """
+    ids = events.select(pl.col(name).unique()).collect(engine="streaming")
+    missing = ids.join(table, on=name, how="anti")
+    if missing.height:
+        raise ValueError(
+            f"{missing.height} {name}s of events.parquet (first: {missing[name][0]}) are not in "
+            f"{name}s.parquet, wanted all; mend the dataset's recipe.py"
         )
-        frame = frame.filter(~twice.fill_null(False))
-    return frame, users, items, {"dropped_no_time": total - kept, "dropped_duplicates": kept - frame.height}
+    present = table.join(ids, on=name, how="semi").sort(name).rename({name: "external"})
+    return present.with_row_index(name, FIRST_ID).cast({name: pl.Int32})
 
 
 def _fields(table: pl.DataFrame, name: str, columns: Sequence[str], trained: Array) -> Array:
@@ -363,6 +382,67 @@ def _row_orders(log: EventLog, config: PrepareConfig, order: dict[str, Array]) -
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
             _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
     return metrics
+
+
+def _write(folder: Path, arrays: dict[str, Array], users: pl.DataFrame, items: pl.DataFrame) -> None:
+    """Writes arrays and tables; arrays of an earlier log are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.npy"):
+        stale.unlink()
+    for name, values in arrays.items():
+        _save(folder, name, values)
+    _placeholders(users, "user").write_parquet(folder / "users.parquet")
+    _placeholders(items, "item").write_parquet(folder / "items.parquet")
+
+
+def _metrics(
+    log: EventLog,
+    order: dict[str, Array],
+    histories: _Histories,
+    dropped: dict[str, int],
+    config: PrepareConfig,
+) -> dict[str, Any]:
+    """What `build_log` returns, but for what the ranking rows and the notes say."""
+    events = slice(log.n_events)
+    metrics: dict[str, Any] = {"samples": sum(map(len, order.values()))}
+    metrics |= {name: len(rows) for name, rows in order.items()}
+    metrics |= {"users": log.n_users - FIRST_ID, "items": log.n_items - FIRST_ID, "events": log.n_events}
+    metrics |= dropped
+    metrics["sampled_negatives"] = len(log.user) - log.n_events
+    metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
+    metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
+    if config.ties == "strict":
+        rows_above = np.arange(log.n_events) - histories.offsets[log.user[events]]
+        lost = (rows_above >= config.min_history) & ~histories.long_enough
+        metrics["not_sample_same_second"] = int(lost.sum())
+    metrics |= {f"positive_rate_{name}": float(log.label[rows].mean()) for name, rows in order.items()}
+    metrics |= _cold_shares(
+        "user", log.user, np.bincount(log.user[log.training], minlength=log.n_users), order
+    )
+    metrics |= _cold_shares("item", log.item, log.item_count, order)
+    if log.timed:
+        metrics["shared_second_share"] = float(histories.same_second.mean())
+        metrics["tied_sample_share"] = float(histories.same_second[log.split[events] != UNUSED].mean())
+    return metrics
+
+
+def _cold_shares(name: str, ids: Array, count: Array, order: dict[str, Array]) -> dict[str, float]:
+    """Shares of held-out samples whose user or item has no training sample (cold), or event (unknown).
+
+    Args:
+        name: `user` or `item`.
+        ids: dense id of every row of the log.
+        count: training events of each id.
+        order: rows of each split.
+    """
+    has_sample = np.zeros(len(count), dtype=bool)
+    has_sample[ids[order["train"]]] = True
+    shares = {}
+    for split in ("valid", "test"):
+        held_out = ids[order[split]]
+        shares[f"cold_{name}_share_{split}"] = float((~has_sample[held_out]).mean())
+        shares[f"unknown_{name}_share_{split}"] = float((count[held_out] == 0).mean())
+    return shares
 
 
 def _save(folder: Path, name: str, values: Array) -> None:

@@ -8,6 +8,7 @@ is the one most like the others of its list in 78 % of such lists. So negatives 
 is itself near the target: then 4 %, where a guess has 5 %.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -102,25 +103,69 @@ def negatives(
     if kind not in KINDS:
         raise ValueError(f"candidates of kind {kind!r}, wanted one of {', '.join(KINDS)}")
     rows = np.asarray(rows, dtype=np.int64)
-    stands = log.anchors(rows)
-    seen = Seen(log, log.user[rows]) if seen is None else seen
     catalog = np.flatnonzero(log.item_count).astype(np.int32)
     weight = log.item_count[catalog].astype(np.float64) if kind == "popular" else np.ones(len(catalog))
-    cumulative = np.cumsum(weight) / weight.sum()
-    seed = draws.derive(seed, "negatives", kind)
-
+    drawing = _Drawing(
+        log,
+        rows,
+        stands=log.anchors(rows),
+        seen=Seen(log, log.user[rows]) if seen is None else seen,
+        exclude_target=exclude_target,
+        seed=draws.derive(seed, "negatives", kind),
+        catalog=catalog,
+        weight=weight,
+    )
     chosen = np.zeros((len(rows), n), dtype=np.int32)
+    filled = _draw_and_reject(drawing, chosen)
+    for place in np.flatnonzero(filled < n):
+        chosen[place, filled[place] :] = _draw_exactly(drawing, int(place), chosen[place, : filled[place]], n)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What negatives of rows `[R]` are drawn from.
+
+    Attributes:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        stands: the event at which each row stands `[R]`.
+        seen: the table of (user, item) pairs.
+        exclude_target: whether a row's own item is left out as well.
+        seed: of these draws.
+        catalog: items with a training event, ascending `[I]`.
+        weight: float64 `[I]`, in proportion to which they are drawn.
+    """
+
+    log: Histories
+    rows: Rows
+    stands: Rows
+    seen: Seen
+    exclude_target: bool
+    seed: int
+    catalog: Items
+    weight: npt.NDArray[np.float64]
+
+
+def _draw_and_reject(drawing: _Drawing, chosen: Items) -> Rows:
+    """Fills rows of `chosen` `[R, n]` from the left in some rounds; returns how far each is filled `[R]`.
+
+    A draw is used in its own order, so that how many are made in a round changes no result.
+    """
+    log, rows = drawing.log, drawing.rows
+    n = chosen.shape[1]
+    cumulative = np.cumsum(drawing.weight) / drawing.weight.sum()
     filled = np.zeros(len(rows), dtype=np.int64)
-    width = 2 * n  # draws a row and round; a draw is used in its own order, so the width changes no result
+    width = 2 * n  # draws a row and round
     left = np.arange(len(rows))
     for turn in range(_ROUNDS):
         if not len(left):
-            return chosen
-        uniform = draws.uniform(seed, rows[left], width, start=turn * width)
-        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(catalog) - 1)
-        items = catalog[place]
-        free = ~seen.above(log.user[rows[left], None], items, stands[left, None])
-        if exclude_target:
+            break
+        uniform = draws.uniform(drawing.seed, rows[left], width, start=turn * width)
+        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(cumulative) - 1)
+        items = drawing.catalog[place]
+        free = ~drawing.seen.above(log.user[rows[left], None], items, drawing.stands[left, None])
+        if drawing.exclude_target:
             free &= items != log.item[rows[left], None]
         free &= ~(items[:, :, None] == chosen[left][:, None, :]).any(axis=2)
         free &= ~_repeats(items)
@@ -129,26 +174,36 @@ def negatives(
         chosen[left[row], slot[row, column]] = items[row, column]
         filled[left] = np.minimum(filled[left] + free.sum(axis=1), n)
         left = left[filled[left] < n]
+    return filled
 
-    # A reader of nearly everything rejects nearly every draw. Drawing without replacement in proportion to
-    # weights is the same as taking the smallest -log(u) / weight (Efraimidis and Spirakis 2006), and the
-    # draws so far are kept.
-    for at in left:
-        row = rows[at : at + 1]
-        out = seen.above(log.user[row, None], catalog[None, :], stands[at : at + 1, None])[0]
-        out |= np.isin(catalog, chosen[at, : filled[at]])
-        if exclude_target:
-            out |= catalog == log.item[row]
-        need = n - filled[at]
-        if len(catalog) - out.sum() < need:
-            raise ValueError(
-                f"row {row[0]}: {len(catalog) - out.sum() + filled[at]} items of the training catalog "
-                f"are new to its user, wanted {n}; lower prepare.candidates or prepare.sampled_negatives"
-            )
-        bits = draws.hashes(draws.derive(seed, "exact"), row, catalog) >> np.uint64(11)
-        arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / weight)
-        chosen[at, filled[at] :] = catalog[np.argsort(arrival, kind="stable")[:need]]
-    return chosen
+
+def _draw_exactly(drawing: _Drawing, place: int, drawn: Items, n: int) -> Items:
+    """What row number `place` lacks to n items, beside those `drawn` for it already.
+
+    Who has read nearly everything rejects nearly every draw. Drawing without replacement in proportion to
+    weights is the same as taking the smallest -log(u) / weight (Efraimidis and Spirakis 2006).
+
+    Raises:
+        ValueError: the user has met so much that fewer items are left.
+    """
+    log, catalog = drawing.log, drawing.catalog
+    row = drawing.rows[place : place + 1]
+    out = drawing.seen.above(log.user[row, None], catalog[None, :], drawing.stands[place : place + 1, None])[
+        0
+    ]
+    out |= np.isin(catalog, drawn)
+    if drawing.exclude_target:
+        out |= catalog == log.item[row]
+    free = len(catalog) - out.sum()
+    need = n - len(drawn)
+    if free < need:
+        raise ValueError(
+            f"row {row[0]}: {free + len(drawn)} items of the training catalog are new to its user, "
+            f"wanted {n}; lower prepare.candidates or prepare.sampled_negatives"
+        )
+    bits = draws.hashes(draws.derive(drawing.seed, "exact"), row, catalog) >> np.uint64(11)
+    arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / drawing.weight)
+    return catalog[np.argsort(arrival, kind="stable")[:need]]
 
 
 def candidate_lists(log: Histories, rows: Rows, kind: str, n: int = 20, seed: int = 0) -> Items:

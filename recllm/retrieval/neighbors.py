@@ -231,8 +231,9 @@ def write_neighbors(
     partial, progress = (path.with_name(path.name + end) for end in (".partial", ".progress"))
     state: dict[str, Any] = {"identity": identity, "k": k, "rows": size, "done": 0}
     if partial.exists() and progress.exists():
-        before = json.loads(progress.read_text())
-        state = before if before | {"done": 0} == state else state
+        earlier = json.loads(progress.read_text())
+        if earlier | {"done": 0} == state:
+            state = earlier
     mode = "r+" if state["done"] else "w+"
     out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.int32, shape=(size, k))
     if not state["done"]:

@@ -221,40 +221,20 @@ class Pieces:
             raise ValueError(
                 "the tokenizer has no EOS token, an LM needs one to end a title: choose another LM"
             )
-        tokens: list[list[int]] = [[]]
-        kinds: list[int] = [CONSTANT]
-
-        def constant(*ids: int, kind: int = CONSTANT) -> int:
-            tokens.append(list(ids))
-            kinds.append(kind)
-            return len(tokens) - 1
-
-        def group(
-            texts: Sequence[str], anchors: Sequence[str], kind: int, plain: bool = True
-        ) -> NDArray[np.int32]:
-            place = {
-                text: number
-                for number, text in enumerate(dict.fromkeys(text for text in texts if text), len(tokens))
-            }
-            if place:
-                encoded = _behind(tokenizer, list(place), anchors, plain)
-                tokens.extend(encoded)
-                kinds.extend([kind] * len(encoded))
-            return np.fromiter((place.get(text, 0) for text in texts), np.int32, len(texts))
-
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        names = wording.names(titles)
         shared, yes, no = _answers(tokenizer, wording.ask + suffix, wording.yes, wording.no)
-        lines = group(
-            [wording.intro, wording.question, wording.next, wording.choose], AFTER_LINE, CONSTANT, plain=False
-        ).tolist()
-        ends = group([wording.ask, "\n", suffix], AFTER_TITLE, CONSTANT, plain=False).tolist()
-        item = group(names, AFTER_LINE, TEXT)
-        card = group(tails(names, cards) if cards is not None else [""] * len(names), AFTER_TITLE, TEXT)
-        profile = group(profiles, AFTER_LINE, CONSTANT)
-        rating = group(wording.ratings(rating_levels)[1:], AFTER_TITLE, LABEL)
+        names = wording.names(titles)
+        table = _Table(tokenizer)
+        lines = [wording.intro, wording.question, wording.next, wording.choose]
+        intro, question, next_, choose = table.add_texts(lines, AFTER_LINE, CONSTANT, plain=False).tolist()
+        ends = [wording.ask, "\n", suffix]
+        ask, newline, end = table.add_texts(ends, AFTER_TITLE, CONSTANT, plain=False).tolist()
+        item = table.add_texts(names, AFTER_LINE, TEXT)
+        card = table.add_texts([""] * len(names) if cards is None else tails(names, cards), AFTER_TITLE, TEXT)
+        profile = table.add_texts(profiles, AFTER_LINE, CONSTANT)
+        rating = table.add_texts(wording.ratings(rating_levels)[1:], AFTER_TITLE, LABEL)
         known = [
-            (column, group(texts, AFTER_TITLE, CONSTANT))
+            (column, table.add_texts(texts, AFTER_TITLE, CONSTANT))
             for column, texts in sentence(wording.known if statistics else "")
         ]
         return cls(
@@ -262,23 +242,23 @@ class Pieces:
             card=card,
             profile=profile,
             known=tuple(known),
-            rating=np.concatenate([np.array([ends[1]], np.int32), rating]),
-            head=constant(*bos, *_ids(tokenizer, prefix)),
-            intro=lines[0],
-            question=lines[1],
-            next=lines[2],
-            choose=lines[3],
-            ask=ends[0],
-            newline=ends[1],
-            suffix=ends[2],
-            eos=constant(tokenizer.eos_token_id, kind=TEXT),
-            answer=constant(*shared),
-            yes=constant(*yes, kind=LABEL),
-            no=constant(*no, kind=LABEL),
+            rating=np.concatenate([np.array([newline], np.int32), rating]),
+            head=table.add([*bos, *_ids(tokenizer, prefix)], CONSTANT),
+            intro=intro,
+            question=question,
+            next=next_,
+            choose=choose,
+            ask=ask,
+            newline=newline,
+            suffix=end,
+            eos=table.add([tokenizer.eos_token_id], TEXT),
+            answer=table.add(shared, CONSTANT),
+            yes=table.add(yes, LABEL),
+            no=table.add(no, LABEL),
             yes_id=yes[0],
             no_id=no[0],
-            table=Ragged.of(tokens),
-            kind=np.array(kinds, np.int8),
+            table=Ragged.of(table.tokens),
+            kind=np.array(table.kinds, np.int8),
         )
 
     def assemble(self, matrix: Ints) -> Ragged:
@@ -300,6 +280,40 @@ class Pieces:
     def longest_completion(self) -> int:
         """Tokens of the longest title, with its EOS."""
         return int(self.lengths[self.item].max()) + 1
+
+
+class _Table:
+    """Pieces in the making, in the order of their ids; piece 0 is empty.
+
+    Attributes:
+        tokens: the token ids of each piece.
+        kinds: CONSTANT, TEXT or LABEL, of each piece.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.tokens: list[list[int]] = [[]]
+        self.kinds: list[int] = [CONSTANT]
+
+    def add(self, tokens: list[int], kind: int) -> int:
+        """Adds a piece of these tokens; returns its id."""
+        self.tokens.append(tokens)
+        self.kinds.append(kind)
+        return len(self.tokens) - 1
+
+    def add_texts(
+        self, texts: Sequence[str], anchors: Sequence[str], kind: int, plain: bool = True
+    ) -> NDArray[np.int32]:
+        """Adds a piece for each distinct text, tokenized as `_behind` does; returns each text's, i32 [n].
+
+        An empty text is piece 0.
+        """
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        place = {text: number for number, text in enumerate(distinct, len(self.tokens))}
+        if distinct:
+            self.tokens.extend(_behind(self.tokenizer, distinct, anchors, plain))
+            self.kinds.extend([kind] * len(distinct))
+        return np.fromiter((place.get(text, 0) for text in texts), np.int32, len(texts))
 
 
 def _behind(
