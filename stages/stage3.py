@@ -25,7 +25,7 @@ from recllm.errors import StageError
 from recllm.eventlog import draws
 from recllm.eventlog.log import Rows
 from recllm.eventlog.rejected import draw, usable
-from recllm.eventlog.rowsets import aligned_rows, check_ranks, drawn_lists
+from recllm.eventlog.rowsets import aligned_rows, check_ranking_rows, drawn_lists
 from recllm.files import digest
 from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
 from recllm.lm.logprobs import candidate_logps
@@ -230,7 +230,7 @@ def work(run: Run) -> None:
     config = run.config.stage3
     compatibility.check_same_prompts(run, "stage2")
     log = compatibility.event_log(run)
-    check_ranks(log)
+    check_ranking_rows(log)
     retrieval = Retrieval.open(run.parent("neighbors"), log)
     start = selected(run.parent("stage2"), RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)

@@ -104,37 +104,37 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
 
 def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
     """What the choices mean for whoever reads the figures: one sentence each, none for the paper's."""
-    said = []
+    sentences = []
     if "shared_second_share" not in metrics:
-        said.append(
+        sentences.append(
             "no event has a timestamp: within a user they stand in the order of the file; time intervals, "
             "a split by time and results by the time since the last event are lost"
         )
     if config.split == "last":
-        said.append("split=last: training events of one user may be later than test events of another")
+        sentences.append("split=last: training events of one user may be later than test events of another")
     if config.split == "user":
-        said.append("split=user: every user of the validation and test split is cold")
+        sentences.append("split=user: every user of the validation and test split is cold")
     if config.split == "random":
-        said.append(
+        sentences.append(
             "split=random: test events stand in histories of training samples, and later events train what "
             "earlier ones test; figures are better than those of a split by time"
         )
     tied = metrics.get("tied_sample_share", 0.0)
     if config.ties == "strict":
-        said.append(
+        sentences.append(
             f"ties=strict: the histories of {tied:.1%} of the samples have lost events of their own second, "
             f"{metrics['not_sample_same_second']:,} rows are no samples for it"
         )
     elif tied:
-        said.append(
+        sentences.append(
             f"ties=rows: {tied:.1%} of the samples have an event of their own second as their last one"
         )
     if config.sampled_negatives:
-        said.append(
+        sentences.append(
             f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
             f"({config.sampled_by}); nobody is known to dislike them"
         )
-    return said
+    return sentences
 
 
 def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
@@ -246,15 +246,16 @@ def _with_sampled_negatives(
     A negative is a function of (seed, row of its positive, which one of it), and lies in no user's range of
     rows, so that it is in no history. `anchor` says at which event each one stands.
     """
-    n, events = config.sampled_negatives, len(log.user)
+    count = config.sampled_negatives
     liked = np.flatnonzero((log.split != UNUSED) & (log.label == 1))
-    seed, seen = draws.derive(config.seed, "sampled"), candidates.Seen(log)
-    items = np.empty((len(liked), n), np.int32)
+    seed = draws.derive(config.seed, "sampled")
+    seen = candidates.Seen(log)
+    items = np.empty((len(liked), count), np.int32)
     for first in range(0, len(liked), _CHUNK):
         part = slice(first, first + _CHUNK)
-        items[part] = candidates.negatives(log, liked[part], config.sampled_by, n, seed, seen=seen)
-    anchor = np.repeat(liked, n)
-    more = {
+        items[part] = candidates.negatives(log, liked[part], config.sampled_by, count, seed, seen=seen)
+    anchor = np.repeat(liked, count)
+    columns = {
         "user": log.user[anchor],
         "item": items.ravel(),
         "rating": np.zeros(len(anchor), log.rating.dtype),
@@ -263,15 +264,18 @@ def _with_sampled_negatives(
         "split": log.split[anchor],
         "training": np.zeros(len(anchor), bool),
     }
-    longer = {name: np.concatenate([arrays[name], values]) for name, values in more.items()}
+    longer = {name: np.concatenate([arrays[name], values]) for name, values in columns.items()}
 
-    def behind(rows: Array) -> Array:
-        times = np.where(log.label[rows] == 1, 1 + n, 1)
+    def with_negatives(rows: Array) -> Array:
+        """The rows, and behind each liked one those of its negatives."""
+        times = np.where(log.label[rows] == 1, 1 + count, 1)
         place = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-        rows = np.repeat(rows, times)
-        return np.where(place, events + np.searchsorted(liked, rows) * n + place - 1, rows)
+        repeated = np.repeat(rows, times)
+        first_negative = log.n_events + np.searchsorted(liked, repeated) * count
+        return np.where(place, first_negative + place - 1, repeated)
 
-    return {**arrays, **longer, "anchor": anchor}, {name: behind(rows) for name, rows in order.items()}
+    longer_order = {name: with_negatives(rows) for name, rows in order.items()}
+    return {**arrays, **longer, "anchor": anchor}, longer_order
 
 
 def _dense(
@@ -336,9 +340,9 @@ def _fields(table: pl.DataFrame, name: str, columns: Sequence[str], trained: Arr
     fields[FIRST_ID:, 0] = np.where(trained, table[name].to_numpy(), 1)
     for place, column in enumerate(columns, start=1):
         ids = _value_ids(table, name, column)
-        known = np.zeros(ids.max() + 1, dtype=bool)
-        known[ids[trained]] = True
-        fields[FIRST_ID:, place] = np.where(known[ids], ids, 1)
+        is_trained = np.zeros(ids.max() + 1, dtype=bool)
+        is_trained[ids[trained]] = True
+        fields[FIRST_ID:, place] = np.where(is_trained[ids], ids, 1)
     return fields
 
 
@@ -367,14 +371,14 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
 def _row_orders(log: EventLog, config: PrepareConfig, order: dict[str, Array]) -> dict[str, int]:
     """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold."""
     metrics: dict[str, int] = {}
-    wanted = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
+    most = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
     for name, rows in order.items():
         _save(log.folder, f"order_{name}", rows)
         permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
         _save(log.folder, f"permutation_{name}", permuted)
         if name == "train":
             continue
-        ranking = permuted[log.label[permuted] == 1][: wanted[name]]
+        ranking = permuted[log.label[permuted] == 1][: most[name]]
         _save(log.folder, f"ranking_{name}", ranking)
         metrics[f"ranking_{name}_rows"] = len(ranking)
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())

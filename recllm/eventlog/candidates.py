@@ -38,7 +38,7 @@ class Histories(Protocol):
 
 
 class Seen:
-    """Answers "was this item above this row?" from the first row of every (user, item) pair."""
+    """The first row of every (user, item) pair: whether a user had met an item before some row."""
 
     def __init__(self, log: Histories, users: npt.NDArray[np.int32] | None = None) -> None:
         """Sorts the pairs.
@@ -152,7 +152,8 @@ def _draw_and_reject(drawing: _Drawing, chosen: Items) -> Rows:
 
     A draw is used in its own order, so that how many are made in a round changes no result.
     """
-    log, rows = drawing.log, drawing.rows
+    log = drawing.log
+    rows = drawing.rows
     n = chosen.shape[1]
     cumulative = np.cumsum(drawing.weight) / drawing.weight.sum()
     filled = np.zeros(len(rows), dtype=np.int64)
@@ -186,7 +187,8 @@ def _draw_exactly(drawing: _Drawing, place: int, drawn: Items, n: int) -> Items:
     Raises:
         ValueError: the user has met so much that fewer items are left.
     """
-    log, catalog = drawing.log, drawing.catalog
+    log = drawing.log
+    catalog = drawing.catalog
     row = drawing.rows[place : place + 1]
     out = drawing.seen.above(log.user[row, None], catalog[None, :], drawing.stands[place : place + 1, None])[
         0
@@ -226,7 +228,7 @@ def candidate_lists(log: Histories, rows: Rows, kind: str, n: int = 20, seed: in
         ValueError: as `negatives`.
     """
     rows = np.asarray(rows, dtype=np.int64)
-    return _among(log, rows, negatives(log, rows, kind, n - 1, seed), seed)
+    return _with_target(log, rows, negatives(log, rows, kind, n - 1, seed), seed)
 
 
 def hard_lists(
@@ -269,22 +271,25 @@ def hard_lists(
     tie = np.argsort(draws.hashes(draws.derive(seed, "hard", "ties"), catalog)).argsort()
     chosen = np.zeros((len(rows), n - 1), np.int32)
     of_fold = fold[log.user[rows]]
-    size = max(1, 8_000_000 // len(catalog))  # rows whose similarities are held at once
+    size = max(1, 8_000_000 // len(catalog))  # rows whose similarities are in memory at once
     for number in np.unique(of_fold):
         ours = np.flatnonzero(of_fold == number)
         table = vectors[number]
         for part in np.split(ours, np.arange(size, len(ours), size)):
             target = log.item[rows[part]]
-            line, above = _above(log, rows[part])
-            own, met = (np.arange(len(part)), place[target]), (line, place[log.item[above]])
-            keys = _keys(table[target] @ table[catalog].T, tie, own)
-            center = catalog[_drawn(keys, rows[part], nearest, 1, draws.derive(seed, "hard", "center"))]
-            keys = _keys(table[center[:, 0]] @ table[catalog].T, tie, own, met)
-            chosen[part] = catalog[_drawn(keys, rows[part], nearest, n - 1, draws.derive(seed, "hard"))]
-    return _among(log, rows, chosen, seed)
+            own = (np.arange(len(part)), place[target])
+            keys = _nearness(table[target] @ table[catalog].T, tie, own)
+            center_seed = draws.derive(seed, "hard", "center")
+            center = catalog[_draw_of_nearest(keys, rows[part], nearest, 1, center_seed)]
+            line, above = _events_above(log, rows[part])
+            met = (line, place[log.item[above]])
+            keys = _nearness(table[center[:, 0]] @ table[catalog].T, tie, own, met)
+            negative_seed = draws.derive(seed, "hard")
+            chosen[part] = catalog[_draw_of_nearest(keys, rows[part], nearest, n - 1, negative_seed)]
+    return _with_target(log, rows, chosen, seed)
 
 
-def _keys(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Rows]) -> Rows:
+def _nearness(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Rows]) -> Rows:
     """Similarity on a grid of 2^-20 and then the order of ties, in an int64 `[B, C]`: larger is nearer.
 
     Cells that `never` names by line and column are as far as can be; a column of -1 is none.
@@ -297,8 +302,8 @@ def _keys(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Ro
     return keys
 
 
-def _drawn(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
-    """N columns of each line `[B, n]`, drawn out of the `nearest` with the largest keys."""
+def _draw_of_nearest(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
+    """Columns `[B, n]`: of each line n of them, drawn out of the `nearest` with the largest keys."""
     first = max(0, keys.shape[1] - nearest)
     best = np.argpartition(keys, first, axis=1)[:, first:]
     order = draws.hashes(seed, rows[:, None], best) >> np.uint64(1)
@@ -312,14 +317,14 @@ def _drawn(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
     return np.take_along_axis(best, np.argsort(order, axis=1)[:, :n], axis=1)
 
 
-def _among(log: Histories, rows: Rows, drawn: Items, seed: int) -> Items:
+def _with_target(log: Histories, rows: Rows, drawn: Items, seed: int) -> Items:
     """The rows' own items among those drawn for them, sorted by a hash of (row, item)."""
     items = np.concatenate([log.item[rows, None], drawn], axis=1)
     order = np.argsort(draws.hashes(draws.derive(seed, "order"), rows[:, None], items), axis=1)
     return np.take_along_axis(items, order, axis=1)
 
 
-def _above(log: Histories, rows: Rows) -> tuple[Rows, Rows]:
+def _events_above(log: Histories, rows: Rows) -> tuple[Rows, Rows]:
     """For every event above one of the rows, of the same user: which of the rows, and the event's row."""
     stands = log.anchors(rows)
     start = log.offsets[log.user[rows]]
@@ -330,7 +335,8 @@ def _above(log: Histories, rows: Rows) -> tuple[Rows, Rows]:
 
 def _rows_of(offsets: npt.NDArray[np.int64], users: npt.NDArray[np.int32]) -> Rows:
     """All rows of these users, ascending: the concatenated ranges, without a loop."""
-    start, length = offsets[users], offsets[users + 1] - offsets[users]
+    start = offsets[users]
+    length = offsets[users + 1] - start
     shift = np.repeat(start - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
     return np.arange(length.sum()) + shift
 

@@ -29,7 +29,7 @@ ARRAYS = (
     "item_count",
     "item_likes",
 )
-SOMETIMES = ("history_end", "anchor")
+OPTIONAL_ARRAYS = ("history_end", "anchor")
 """Arrays that are there only where histories are not simply the rows above (see `EventLog.history`)."""
 
 
@@ -85,9 +85,11 @@ class EventLog:
         folder = Path(folder)
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(f"no event log in {folder}; wanted meta.json there; run `make prepare`")
-        names = (*ARRAYS, *(name for name in SOMETIMES if (folder / f"{name}.npy").exists()))
+        present = [name for name in OPTIONAL_ARRAYS if (folder / f"{name}.npy").exists()]
         # Plain arrays over the mapped memory: np.memmap, a subclass, would make every small gather slower.
-        arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}
+        arrays = {
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in (*ARRAYS, *present)
+        }
         return cls(folder, arrays, json.loads((folder / "meta.json").read_text()))
 
     @property
@@ -161,7 +163,7 @@ class EventLog:
         return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
     @property
-    def lists(self) -> tuple[str, ...]:
+    def candidate_kinds(self) -> tuple[str, ...]:
         """Kinds of the stored candidate lists, as `ranking` takes them: `uniform20`, `popular20`."""
         size = self.meta["candidates"]
         return tuple(str(CandidateKind(kind, size)) for kind in KINDS)
@@ -189,5 +191,5 @@ class EventLog:
 
 
 def chronological(positions: NDArray[np.integer]) -> Rows:
-    """Sort found positions `[B, k]` into time order; padding (-1) comes to stand on the left."""
+    """Positions `[B, k]` sorted into time order; padding (-1) comes to stand on the left."""
     return np.sort(np.asarray(positions, np.int64), axis=1)

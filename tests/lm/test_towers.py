@@ -100,9 +100,11 @@ def test_texts_by_hand_and_a_users_text_knows_nothing_of_the_target(demo_log, ti
     assert users[0].tolist() == [token for piece in [*table, pieces.eos] for token in pieces.table[piece]]
     item = demo_log.item[row[0]]
     text = decode(prompts.items([item])[0].tolist(), clean_up_tokenization_spaces=False)
-    name, card = (decode(pieces.table[part[item]].tolist()) for part in (pieces.item, pieces.card))
-    assert text == f"<s>{name}{card}</s>"
-    assert "Genre:" in card
+    name, description = (
+        decode(pieces.table[part[item]].tolist()) for part in (pieces.item, pieces.description)
+    )
+    assert text == f"<s>{name}{description}</s>"
+    assert "Genre:" in description
     other = copy.copy(demo_log)
     other.item = np.array(demo_log.item)
     other.item[row] += 1
