@@ -92,7 +92,8 @@ OCCUPATIONS = {
 FILMS_A_GENRE = 30
 FRANCHISES_A_GENRE = 4
 PARTS = 5  # films of a franchise; the other 10 of a genre stand alone
-FIRST_YEAR, LAST_YEAR = 1965, 2004
+FIRST_YEAR = 1965
+LAST_YEAR = 2004
 START = 1_000_000_000  # September 2001, the first possible second
 SPAN = 3 * 365 * 86_400  # seconds from the first to the last possible event
 RECENT = 6  # events that make the mood
@@ -116,7 +117,7 @@ STARS = (-3.0, -1.3, 0.0, 1.7)  # edges between 1, 2, 3, 4 and 5 stars
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """What the recipe may be told."""
+    """Settings of the recipe."""
 
     label_threshold: float = 3.0
     """Liked = rating > threshold, in stars."""
@@ -167,7 +168,8 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         Counts of ratings, users and movies, and `oracle_auc`: the AUC of the chance of liking that the
         simulation drew from, which no model can beat on average.
     """
-    films, people = catalog(config), population(config)
+    films = catalog(config)
+    people = population(config)
     events = simulate(films, people, config)
     label = (events["rating"] > config.label_threshold).cast(pl.Int8)
     # External ids are shuffled, as neither a franchise nor an age may be read off them.
@@ -193,8 +195,9 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     )
     log = events.with_columns(user=pl.col("user") + 1, item=item_ids[events["item"].to_numpy()], label=label)
     canonical.write(out, log.lazy(), items, users)
-    chance, liked = events["score"].rank().to_numpy(), label.to_numpy() == 1
-    auc = (chance[liked].mean() - (liked.sum() + 1) / 2) / (~liked).sum()
+    rank = events["score"].rank().to_numpy()
+    liked = label.to_numpy() == 1
+    auc = (rank[liked].mean() - (liked.sum() + 1) / 2) / (~liked).sum()
     return {"ratings": events.height, "users": users.height, "movies": items.height, "oracle_auc": float(auc)}
 
 
@@ -202,7 +205,8 @@ def catalog(config: RecipeConfig) -> Films:
     """Invents the films: titles whose words tell the genre, franchises with numbered parts."""
     count = len(GENRES) * FILMS_A_GENRE
     index = np.arange(count)
-    genre, place = index // FILMS_A_GENRE, index % FILMS_A_GENRE
+    genre = index // FILMS_A_GENRE
+    place = index % FILMS_A_GENRE
     in_franchise = place < FRANCHISES_A_GENRE * PARTS
     franchise = np.where(in_franchise, genre * FRANCHISES_A_GENRE + place // PARTS, -1)
     part = np.where(in_franchise, place % PARTS, 0)
@@ -228,7 +232,8 @@ def population(config: RecipeConfig) -> People:
     """Invents the users: demographics that lean to a genre, tastes, biases, and the hidden type."""
     index = np.arange(config.users)
     uniform = draws.uniform(draws.derive(config.seed, "people"), index, 6)
-    gender, age = (uniform[:, 0] * len(GENDERS)).astype(int), (uniform[:, 1] * len(AGES)).astype(int)
+    gender = (uniform[:, 0] * len(GENDERS)).astype(int)
+    age = (uniform[:, 1] * len(AGES)).astype(int)
     occupation = (uniform[:, 2] * len(OCCUPATIONS)).astype(int)
     decades = (LAST_YEAR - FIRST_YEAR) // 10 + 1
     normal = _normal(draws.derive(config.seed, "tastes"), index, len(GENRES) + decades + 2)
@@ -308,7 +313,8 @@ class _State:
     @classmethod
     def initial(cls, people: People, films: Films) -> "_State":
         """The state before the first film."""
-        users, count = len(people.events), len(films.title)
+        users = len(people.events)
+        count = len(films.title)
         return cls(
             seen=np.zeros((users, count), dtype=bool),
             verdict=np.zeros((users, count)),
@@ -346,7 +352,8 @@ def _choice(films: Films, people: People, state: _State, who: Array) -> Array:
 
 def _liking(films: Films, people: People, state: _State, who: Array, item: Array) -> Array:
     """Logit of being liked, of a film each for these users: [B]."""
-    genre, decade = films.genre[item], (films.year[item] - FIRST_YEAR) // 10
+    genre = films.genre[item]
+    decade = (films.year[item] - FIRST_YEAR) // 10
     earlier = _earlier_parts(films)[item]
     parts = (state.verdict[who] * earlier).sum(axis=1) / np.maximum(
         (state.seen[who] & earlier).sum(axis=1), 1
@@ -367,7 +374,8 @@ def _liking(films: Films, people: People, state: _State, who: Array, item: Array
 
 def _calendar(people: People, config: RecipeConfig) -> tuple[Array, Array]:
     """Timestamps [U, steps] and session numbers [U, steps]: some films in a row, then days without any."""
-    index, steps = np.arange(config.users), people.events.max()
+    index = np.arange(config.users)
+    steps = people.events.max()
     bounds = draws.uniform(draws.derive(config.seed, "span"), index, 2)
     new = index >= config.users * (1 - config.new_users)
     begin = np.where(new, 0.86 + 0.08 * bounds[:, 0], 0.4 * bounds[:, 0]) * SPAN

@@ -168,7 +168,9 @@ def check(events: pl.LazyFrame, scale: tuple[float, float] | None = None) -> Non
 
 def _figures(events: pl.LazyFrame) -> dict[str, Any]:
     """What `check` goes by, each a number or a user's id, in one pass over the events."""
-    rating, label, time = pl.col("rating"), pl.col("label"), pl.col("timestamp")
+    rating = pl.col("rating")
+    label = pl.col("label")
+    time = pl.col("timestamp")
     figures = events.select(
         rows=pl.len(),
         no_user=pl.col("user").null_count(),
@@ -191,12 +193,16 @@ def _figures(events: pl.LazyFrame) -> dict[str, Any]:
 
 def _problems(figures: dict[str, Any], scale: tuple[float, float] | None) -> list[tuple[Any, str]]:
     """All that can be wrong: whether it is (what is true where it is), and what to say then."""
-    rows, rated = figures["rows"], figures["rated"]
+    rows = figures["rows"]
+    rated = figures["rated"]
     levels = figures["levels"] - (rated < rows)  # null is no level
     low, high = scale or (-float("inf"), float("inf"))
-    poorest, best = figures["poorest"], figures["best"]
-    lowest, highest = figures["lowest"], figures["highest"]
-    earliest, latest = figures["earliest"], figures["latest"]
+    poorest = figures["poorest"]
+    best = figures["best"]
+    lowest = figures["lowest"]
+    highest = figures["highest"]
+    earliest = figures["earliest"]
+    latest = figures["latest"]
     return [
         (not rows, "events has no rows, wanted some"),
         (figures["no_user"], f"events.user is null in {figures['no_user']} rows, wanted none"),

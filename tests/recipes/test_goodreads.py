@@ -328,7 +328,7 @@ def test_a_download_takes_the_four_files_and_keeps_them(tmp_path, monkeypatch, c
         "goodreads_book_authors.json.gz", "goodreads_book_genres_initial.json.gz",
         "goodreads_books_poetry.json.gz", "goodreads_interactions_poetry.json.gz",
     ]  # fmt: skip
-    assert names == sorted([*files, *(f"{name}.sha256" for name in files), "licence.txt"])
+    assert names == sorted([*files, *(f"{name}.sha256" for name in files), "license.txt"])
     assert "for academic use only" in capsys.readouterr().out
     assert (
         recipe.make(tmp_path / "set" / "tables", config=recipe.RecipeConfig("poetry")) == first
