@@ -34,7 +34,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     without one reads 1 (unknown) in the CRM's fields.
 
     A log in which no event has a timestamp keeps the order of `events.parquet` within a user, and all of its
-    events (whether an item that is there twice is a copy or was met twice cannot be told). It has time 0
+    events (nothing shows whether an item that is there twice is a copy or was met twice). It has time 0
     everywhere and says `timed: false` in `meta.json`. Where some have one, those without are dropped.
 
     Args:

@@ -1,6 +1,6 @@
 """Delimited files of a known layout: read at polars' speed, and looked through only where something is wrong.
 
-Polars reads what it cannot parse, and what a short line lacks, as null, and says no line. So the pass that
+Polars reads what it cannot parse, and what a short line lacks, as null, and names no line. So the pass that
 reads the rows counts those that cannot be; where there are any, `delimited` and `faults` find the first and
 name it.
 """

@@ -1,4 +1,4 @@
-"""Opens the files of a table, CSV, TSV or parquet, so that a row can be told by file and line."""
+"""Opens the files of a table, CSV, TSV or parquet, so that a row can be named by file and line."""
 
 from __future__ import annotations
 
