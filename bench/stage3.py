@@ -70,7 +70,7 @@ def drawn(rows: int, titles: int, vocabulary: int) -> tuple[Ragged, Ragged]:
     prompts = generator.integers(3, vocabulary, (rows, PROMPT))
     words = generator.integers(3, vocabulary, (rows * titles, TITLE))
     words[:, -1] = 2
-    return Ragged.of(prompts.tolist()), Ragged.of(words.tolist())
+    return Ragged.from_lists(prompts.tolist()), Ragged.from_lists(words.tolist())
 
 
 def whole_sequences(prompts: Ragged, titles: Ragged, count: int) -> dict[str, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; its text is one line for the user."""
@@ -13,18 +11,6 @@ def check(ok: bool, key: str, got: object, wanted: str) -> None:
     """Refuse a value: the key, what it is, and what is wanted."""
     if not ok:
         raise ConfigError(f"{key}={got} is not usable; wanted {wanted}")
-
-
-def check_hold_out(key: str, got: str) -> None:
-    """Refuse what does not nest: wanted a prefix of the training permutation, or the latest samples."""
-    known = re.fullmatch(r"none|(uniform|last)\d+|0?\.\d+", got)
-    check(known is not None, key, got, "none, uniform<n>, last<n> or a fraction such as 0.1")
-
-
-def check_rows(key: str, got: str) -> None:
-    """Refuse a row set's name that `EventLog.rows` does not know."""
-    known = re.fullmatch(r"all|(first|last|uniform)\d+|0?\.\d+|1\.0+", got)
-    check(known is not None, key, got, "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1")
 
 
 class StageError(RuntimeError):

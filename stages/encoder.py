@@ -1,7 +1,7 @@
 """The encoder of two-tower systems: trains a small BERT on masked tokens, or checks one that is named.
 
 Its text are the texts that the towers will read: timelines of training events, as many as a history holds,
-and item cards. No label of a sample is read but the ratings of training events.
+and item descriptions. No label of a sample is read but the ratings of training events.
 """
 
 from __future__ import annotations
@@ -118,13 +118,14 @@ class Texts:
 
 
 def texts_of(log: EventLog, pieces: Pieces, history: int, context: int) -> documents.Matrix:
-    """Pieces i32 [n, P] of timelines of `history` training events and of trained items' cards.
+    """Pieces i32 [n, P] of timelines of `history` training events and of trained items' descriptions.
 
     Those of more than `context` tokens are left out, and it is said how many.
     """
     told = documents.timelines(log, pieces, np.flatnonzero(log.train_events()), history)
-    cards = documents.cards(pieces, np.flatnonzero(log.item_count).astype(np.int32))
-    matrix = np.concatenate([told, np.pad(cards, ((0, 0), (0, told.shape[1] - cards.shape[1])))])
+    descriptions = documents.descriptions(pieces, np.flatnonzero(log.item_count).astype(np.int32))
+    padding = told.shape[1] - descriptions.shape[1]
+    matrix = np.concatenate([told, np.pad(descriptions, ((0, 0), (0, padding)))])
     fits = pieces.lengths[matrix].sum(1) <= context
     if not fits.all():
         say(f"{(~fits).sum():,} of {len(fits):,} texts are longer than {context} tokens and left out")

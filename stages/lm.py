@@ -1,7 +1,7 @@
 """The LM: trains `LM=tiny` on text of the training split in two phases; checks any other LM that is named.
 
-Phase `text` (before neighbors exist): item cards, timelines of training events, questions with answers of
-the subsample. Phase `prompts`: prompts as the LM will be asked, with retrieved histories: for all training
+Phase `text` (before neighbors exist): item descriptions, timelines of training events, questions with answers
+of the subsample. Phase `prompts`: prompts as the LM will be asked, with retrieved histories: for all training
 samples the retrieved events and then the rated target, for the subsample also the question with its answer.
 Events that are held out stand in no text, and others are asked in their place.
 """
@@ -129,7 +129,7 @@ def first_phase(run: Run, log: EventLog, prompts: Prompts, told: Told) -> Kinds:
     share = 2 * config.lm.training.text_tokens / max(1, _tokens(prompts, [timelines]))
     if share < 1:
         timelines = _thinned(timelines, share, config.lm.seed)
-    story = [documents.cards(prompts.pieces, items), timelines]
+    story = [documents.descriptions(prompts.pieces, items), timelines]
     asked = documents.questions(prompts, told.asked, log.recent(told.asked, k), told.events)
     share = config.lm.training.question_share
     return [(matrix, 1.0) for matrix in (*story, *_repeated(prompts, asked, story, share))]
@@ -146,9 +146,11 @@ def second_phase(run: Run, log: EventLog, prompts: Prompts, told: Told, retrieva
     liked = told.asked[log.label[told.asked] == 1]
     titles = documents.next_titles(prompts, liked, log.recent(liked, k), told.events)
     body = [rated, asked, titles]
-    known = prompts.known if training.timeline_events else None
+    statistics_sentence = prompts.statistics_sentence if training.timeline_events else None
     length = training.timeline_events or 2 * k
-    timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(told.events), length, known)
+    timelines = documents.timelines(
+        log, prompts.pieces, np.flatnonzero(told.events), length, statistics_sentence
+    )
     share = min(1.0, _share(prompts, body, [timelines], training.timeline_share))
     shown = training.shown_weight
     thinned = _thinned(timelines, share, run.config.lm.seed)

@@ -38,7 +38,7 @@ def text_vectors(run: Run, log: EventLog) -> Vectors:
     model, tokenizer = causal_lm(run.config.lm.model, run.parents[Role.LM])
     model = model.to(device_of(run.config.trainer))
     pieces = build_pieces(run.config, log, tokenizer)
-    tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
+    tokens = pieces.assemble(np.stack([pieces.item, pieces.description], 1))
     hidden = embed_items(model, tokens.tokens, tokens.offsets, config.embed_batch, config.pooling)
     return lm_vectors(hidden, config.pca_dim, config.metric)
 

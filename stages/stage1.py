@@ -22,7 +22,7 @@ from recllm.crm.inputs import CrmInputs
 from recllm.errors import StageError
 from recllm.eventlog.candidates import Seen, negatives
 from recllm.eventlog.log import EventLog, Rows
-from recllm.eventlog.rowsets import check_ranks
+from recllm.eventlog.rowsets import check_ranking_rows
 from recllm.files import load_weights
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -154,8 +154,8 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         batch["label"] = torch.from_numpy(own).to(batch["label"])
         return batch | {"share": torch.tensor(stream.share(rank, world))}
 
-    check_ranks(log)
-    rows, candidates = log.ranking("valid", log.lists[-1])  # popular ones: the harder
+    check_ranking_rows(log)
+    rows, candidates = log.ranking("valid", log.candidate_kinds[-1])  # popular ones: the harder
     rows, candidates = rows[:1000], candidates[:1000]
 
     def valid(indices: Rows) -> Batch:

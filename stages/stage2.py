@@ -21,7 +21,7 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.evaluation.gates import ENTROPY, GateRecord, asked_rows, entropy
 from recllm.eventlog.log import EventLog
-from recllm.eventlog.rowsets import drawn_lists, ranks
+from recllm.eventlog.rowsets import drawn_lists, has_ranking_rows
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
@@ -155,7 +155,7 @@ def open_data(run: Run, lm: Lm, crm: Crm | None, told: int) -> Data:
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,
         valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
-        valid_titles=lm.valid_titles(VALID_TITLES, crm) if told and ranks(lm.log) else None,
+        valid_titles=lm.valid_titles(VALID_TITLES, crm) if told and has_ranking_rows(lm.log) else None,
     )
 
 

@@ -23,7 +23,7 @@ from recllm.errors import StageError
 from recllm.eventlog import draws
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rejected import draw, usable
-from recllm.eventlog.rowsets import aligned_rows, check_ranks, drawn_lists
+from recllm.eventlog.rowsets import aligned_rows, check_ranking_rows, drawn_lists
 from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
@@ -225,7 +225,7 @@ def work(run: Run) -> None:
     config = run.config.stage3
     compatibility.check_same_prompts(run.parents[Role.START], run.config)
     log = EventLog.open(run.parents[Role.LOG].folder)
-    check_ranks(log)
+    check_ranking_rows(log)
     retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
     start = selected(run.parents[Role.START].folder, RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)

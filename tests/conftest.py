@@ -64,8 +64,8 @@ def tiny_lm(demo_log, demo_config):
     from recllm.lm.tiny import build_model, train_tokenizer
     from recllm.text.prompts import Prompts
 
-    titles, cards, profiles = texts(demo_config, demo_log)
-    pieces = [*titles, *cards, *profiles]
+    titles, descriptions, profiles = texts(demo_config, demo_log)
+    pieces = [*titles, *descriptions, *profiles]
     levels = demo_log.meta["rating_levels"]
     tokenizer = train_tokenizer(demo_config.lm.tiny, demo_config.wording, levels, pieces, [1] * len(pieces))
     torch.manual_seed(0)

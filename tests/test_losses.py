@@ -351,6 +351,6 @@ def test_one_rejected_equals_the_value_of_trl(tmp_path) -> None:
         return tokenizer(text)["input_ids"]
 
     titles = [[*ids(text), tokenizer.eos_token_id] for row in rows for text in row[1:]]
-    prompts = shared_prefix(Ragged.of([ids(row[0]) for row in rows]), Ragged.of(titles), 2)
+    prompts = shared_prefix(Ragged.from_lists([ids(row[0]) for row in rows]), Ragged.from_lists(titles), 2)
     policy, reference = (title_logps(model.eval(), prompts) for model in models)
     assert softmax_dpo(policy, reference, 0.3).mean().item() == pytest.approx(theirs.item(), rel=1e-5)

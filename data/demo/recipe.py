@@ -91,7 +91,8 @@ OCCUPATIONS = {
 FILMS_A_GENRE = 30
 FRANCHISES_A_GENRE = 4
 PARTS = 5  # films of a franchise; the other 10 of a genre stand alone
-FIRST_YEAR, LAST_YEAR = 1965, 2004
+FIRST_YEAR = 1965
+LAST_YEAR = 2004
 START = 1_000_000_000  # September 2001, the first possible second
 SPAN = 3 * 365 * 86_400  # seconds from the first to the last possible event
 RECENT = 6  # events that make the mood
@@ -115,7 +116,7 @@ STARS = (-3.0, -1.3, 0.0, 1.7)  # edges between 1, 2, 3, 4 and 5 stars
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """What the recipe may be told."""
+    """Settings of the recipe."""
 
     label_threshold: float = 3.0
     """Liked = rating > threshold, in stars."""
@@ -166,7 +167,8 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         Counts of ratings, users and movies, and `oracle_auc`: the AUC of the chance of liking that the
         simulation drew from, which no model can beat on average.
     """
-    films, people = catalog(config), population(config)
+    films = catalog(config)
+    people = population(config)
     events = simulate(films, people, config)
     label = (events["rating"] > config.label_threshold).cast(pl.Int8)
     # External ids are shuffled, as neither a franchise nor an age may be read off them.
@@ -192,8 +194,9 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     )
     log = events.with_columns(user=pl.col("user") + 1, item=item_ids[events["item"].to_numpy()], label=label)
     canonical.write(out, log.lazy(), items, users)
-    chance, liked = events["score"].rank().to_numpy(), label.to_numpy() == 1
-    auc = (chance[liked].mean() - (liked.sum() + 1) / 2) / (~liked).sum()
+    rank = events["score"].rank().to_numpy()
+    liked = label.to_numpy() == 1
+    auc = (rank[liked].mean() - (liked.sum() + 1) / 2) / (~liked).sum()
     return {"ratings": events.height, "users": users.height, "movies": items.height, "oracle_auc": float(auc)}
 
 
@@ -201,7 +204,8 @@ def catalog(config: RecipeConfig) -> Films:
     """Invents the films: titles whose words tell the genre, franchises with numbered parts."""
     count = len(GENRES) * FILMS_A_GENRE
     index = np.arange(count)
-    genre, place = index // FILMS_A_GENRE, index % FILMS_A_GENRE
+    genre = index // FILMS_A_GENRE
+    place = index % FILMS_A_GENRE
     in_franchise = place < FRANCHISES_A_GENRE * PARTS
     franchise = np.where(in_franchise, genre * FRANCHISES_A_GENRE + place // PARTS, -1)
     part = np.where(in_franchise, place % PARTS, 0)
@@ -227,7 +231,8 @@ def population(config: RecipeConfig) -> People:
     """Invents the users: demographics that lean to a genre, tastes, biases, and the hidden type."""
     index = np.arange(config.users)
     uniform = draws.uniform(draws.derive(config.seed, "people"), index, 6)
-    gender, age = (uniform[:, 0] * len(GENDERS)).astype(int), (uniform[:, 1] * len(AGES)).astype(int)
+    gender = (uniform[:, 0] * len(GENDERS)).astype(int)
+    age = (uniform[:, 1] * len(AGES)).astype(int)
     occupation = (uniform[:, 2] * len(OCCUPATIONS)).astype(int)
     decades = (LAST_YEAR - FIRST_YEAR) // 10 + 1
     normal = _normal(draws.derive(config.seed, "tastes"), index, len(GENRES) + decades + 2)
@@ -257,20 +262,8 @@ def simulate(films: Films, people: People, config: RecipeConfig) -> pl.DataFrame
     Returns:
         user and item (row numbers), rating (stars), timestamp (seconds), score (logit of being liked).
     """
-    users, count = config.users, len(films.title)
     timestamp, session = _calendar(people, config)
-    seen = np.zeros((users, count), dtype=bool)
-    verdict = np.zeros((users, count))  # +1 liked, -1 not, 0 not seen
-    recent = np.full((users, RECENT), -1)  # genres of the last films, newest first
-    last = np.full(users, -1)
-    session_genre = np.zeros(users, dtype=int)
-    fade = 0.8 ** np.arange(RECENT)
-    fade /= fade.sum()
-    decade = (films.year - FIRST_YEAR) // 10
-    static = films.appeal + 0.5 * people.taste[:, films.genre]
-    earlier = (films.franchise[:, None] == films.franchise) & (films.franchise >= 0)
-    earlier &= films.part[None, :] < films.part[:, None]  # [film, its earlier parts]
-
+    state = _State.initial(people, films)
     watched: dict[str, list[Array]] = {name: [] for name in ("user", "item", "rating", "timestamp", "score")}
     for step in range(people.events.max()):
         who = np.flatnonzero(people.events > step)
@@ -279,53 +272,109 @@ def simulate(films: Films, people: People, config: RecipeConfig) -> pl.DataFrame
         mood = people.taste[who] + _gumbel(
             draws.derive(config.seed, "session"), who * 100_000 + session[who, step], len(GENRES)
         )
-        session_genre[who] = mood.argmax(axis=1)
-        weight = static[who] + SESSION * (films.genre == session_genre[who, None])
-        weight += SKIPPED * ((films.part > 0) & ~(seen[who] @ earlier.T))
-        has_follower = np.flatnonzero(np.where(last[who] >= 0, films.follower[last[who]], -1) >= 0)
-        following = films.follower[last[who[has_follower]]]
-        weight[has_follower, following] += np.where(films.franchise[following] < 0, DOUBLE_BILL, SEQUEL)
-        weight[seen[who]] = -np.inf
-        item = (weight + _gumbel(draws.derive(config.seed, "choice"), key, count)).argmax(axis=1)
+        state.session_genre[who] = mood.argmax(axis=1)
+        weight = _choice(films, people, state, who)
+        item = (weight + _gumbel(draws.derive(config.seed, "choice"), key, len(films.title))).argmax(axis=1)
 
-        genre = films.genre[item]
-        parts = (verdict[who] * earlier[item]).sum(axis=1) / np.maximum(
-            (seen[who] & earlier[item]).sum(axis=1), 1
-        )
-        run = ((recent[who] == genre[:, None]) * fade).sum(axis=1)
-        score = (
-            QUALITY * films.quality[item]
-            + USER_BIAS * people.bias[who]
-            + TASTE
-            * (people.taste[who, genre] - 0.7)  # sessions are of loved genres: without it nearly all is liked
-            + DECADE * people.decade[who, decade[item]]
-            + FRANCHISE * parts
-            + MOOD * people.loyal[who] * (run - 0.4)
-        )
+        score = _liking(films, people, state, who, item)
         uniform = draws.uniform(draws.derive(config.seed, "rating"), key, 1)[:, 0].clip(1e-12)
         felt = score + NOISE * np.log(uniform / (1 - uniform))
         stars = 1 + np.searchsorted(STARS, felt)
-
-        seen[who, item] = True
-        verdict[who, item] = np.where(felt > 0, 1.0, -1.0)
-        recent[who] = np.concatenate([genre[:, None], recent[who, :-1]], axis=1)
-        last[who] = item
-        for name, values in {
-            "user": who,
-            "item": item,
-            "rating": stars,
-            "timestamp": timestamp[who, step],
-            "score": score,
-        }.items():
-            watched[name].append(values)
+        state.watch(who, item, felt > 0, films.genre[item])
+        watched["user"].append(who)
+        watched["item"].append(item)
+        watched["rating"].append(stars)
+        watched["timestamp"].append(timestamp[who, step])
+        watched["score"].append(score)
     return pl.DataFrame({name: np.concatenate(parts) for name, parts in watched.items()}).sort(
         "user", "timestamp", maintain_order=True
     )
 
 
+@dataclass
+class _State:
+    """What everybody has watched so far; user u is row u of every array.
+
+    Attributes:
+        seen: bool [U, F].
+        verdict: float [U, F], +1 liked, -1 not, 0 not seen.
+        recent: int [U, RECENT], genres of the last films, newest first, -1 where there is none.
+        last: int [U], the last film, -1 where there is none.
+        session_genre: int [U], what the session is about.
+    """
+
+    seen: Array
+    verdict: Array
+    recent: Array
+    last: Array
+    session_genre: Array
+
+    @classmethod
+    def initial(cls, people: People, films: Films) -> "_State":
+        """The state before the first film."""
+        users = len(people.events)
+        count = len(films.title)
+        return cls(
+            seen=np.zeros((users, count), dtype=bool),
+            verdict=np.zeros((users, count)),
+            recent=np.full((users, RECENT), -1),
+            last=np.full(users, -1),
+            session_genre=np.zeros(users, dtype=int),
+        )
+
+    def watch(self, who: Array, item: Array, liked: Array, genre: Array) -> None:
+        """These users [B] have watched a film each."""
+        self.seen[who, item] = True
+        self.verdict[who, item] = np.where(liked, 1.0, -1.0)
+        self.recent[who] = np.concatenate([genre[:, None], self.recent[who, :-1]], axis=1)
+        self.last[who] = item
+
+
+def _earlier_parts(films: Films) -> Array:
+    """Bool [F, F]: whether the column's film is an earlier part of the row's franchise."""
+    earlier = (films.franchise[:, None] == films.franchise) & (films.franchise >= 0)
+    return earlier & (films.part[None, :] < films.part[:, None])
+
+
+def _choice(films: Films, people: People, state: _State, who: Array) -> Array:
+    """Log weight of each film to be watched next by these users [B]; -inf where it was seen: [B, F]."""
+    weight = (films.appeal + 0.5 * people.taste[:, films.genre])[who]
+    weight = weight + SESSION * (films.genre == state.session_genre[who, None])
+    weight += SKIPPED * ((films.part > 0) & ~(state.seen[who] @ _earlier_parts(films).T))
+    last = state.last[who]
+    has_follower = np.flatnonzero(np.where(last >= 0, films.follower[last], -1) >= 0)
+    following = films.follower[last[has_follower]]
+    weight[has_follower, following] += np.where(films.franchise[following] < 0, DOUBLE_BILL, SEQUEL)
+    weight[state.seen[who]] = -np.inf
+    return weight
+
+
+def _liking(films: Films, people: People, state: _State, who: Array, item: Array) -> Array:
+    """Logit of being liked, of a film each for these users: [B]."""
+    genre = films.genre[item]
+    decade = (films.year[item] - FIRST_YEAR) // 10
+    earlier = _earlier_parts(films)[item]
+    parts = (state.verdict[who] * earlier).sum(axis=1) / np.maximum(
+        (state.seen[who] & earlier).sum(axis=1), 1
+    )
+    fade = 0.8 ** np.arange(RECENT)
+    fade /= fade.sum()
+    run_of_genre = ((state.recent[who] == genre[:, None]) * fade).sum(axis=1)
+    return (
+        QUALITY * films.quality[item]
+        + USER_BIAS * people.bias[who]
+        + TASTE
+        * (people.taste[who, genre] - 0.7)  # sessions are of loved genres: without it nearly all is liked
+        + DECADE * people.decade[who, decade]
+        + FRANCHISE * parts
+        + MOOD * people.loyal[who] * (run_of_genre - 0.4)
+    )
+
+
 def _calendar(people: People, config: RecipeConfig) -> tuple[Array, Array]:
     """Timestamps [U, steps] and session numbers [U, steps]: some films in a row, then days without any."""
-    index, steps = np.arange(config.users), people.events.max()
+    index = np.arange(config.users)
+    steps = people.events.max()
     bounds = draws.uniform(draws.derive(config.seed, "span"), index, 2)
     new = index >= config.users * (1 - config.new_users)
     begin = np.where(new, 0.86 + 0.08 * bounds[:, 0], 0.4 * bounds[:, 0]) * SPAN

@@ -84,7 +84,7 @@ TAGS = {"book_id": pl.String(), "genres": pl.Struct({genre: pl.Int64() for genre
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """What the recipe may be told."""
+    """Settings of the recipe."""
 
     subset: str = "all"
     """A genre's own files, e.g. `poetry`; `all`: the whole."""
@@ -126,16 +126,16 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         "goodreads_book_genres_initial.json.gz",
     )
     cache = out.parent / "raw"
-    archive.show_licence(cache, "GoodReads", TERMS)
+    archive.show_license(cache, "GoodReads", TERMS)
     if raw:
-        found = archive.find(raw, cache, names)
+        files = archive.find(raw, cache, names)
     else:
         folders = ["byGenre/"] * 2 if part else [""] * 2
-        found = {
+        files = {
             name: download.fetch(f"{URL}{folder}{name}", cache)
             for name, folder in zip(names, [*folders, "", ""], strict=True)
         }
-    rows, books, authors, genres = (found[name] for name in names)
+    rows, books, authors, genres = [files[name] for name in names]
 
     with canonical.staging(out, scale=(1, 5)) as scratch:
         items, untitled = _books(books, _authors(authors), _genres(genres), scratch)
@@ -189,11 +189,10 @@ def _rated(path: Path, folder: Path) -> dict[str, int]:
                 f"{path} line {line}, column 'rating': found {rating}, wanted 0 to 5 ({wrong - 1} more so); "
                 "get the file again, or give another RAW=<folder>"
             )
-    without = kinds.filter(pl.col("rating").fill_null(0) == 0)
-    rows, unrated, unread = (
-        int(frame["len"].sum()) for frame in (kinds, without, without.filter(~pl.col("is_read")))
-    )
-    return {"rows": rows, "unread": unread, "unrated": unrated - unread}
+    without_stars = kinds.filter(pl.col("rating").fill_null(0) == 0)
+    unread = int(without_stars.filter(~pl.col("is_read"))["len"].sum())
+    unrated = int(without_stars["len"].sum()) - unread
+    return {"rows": int(kinds["len"].sum()), "unread": unread, "unrated": unrated}
 
 
 def _distinct(
@@ -204,19 +203,19 @@ def _distinct(
     files: list[Path] = []
     users = [pl.Series("user", [], pl.String)]
     for bucket in buckets:
-        left = pl.read_parquet(sorted(bucket.glob("*")), glob=False)
-        for kind, keep in (
+        events = pl.read_parquet(sorted(bucket.glob("*")), glob=False)
+        for kind, is_usable in (
             ("no_id", pl.col("user").is_not_null() & pl.col("item").is_not_null()),
             ("unknown_book", pl.col("item").is_in(books.implode())),
             ("no_time", pl.col("timestamp").is_not_null()),
         ):
-            kept = left.filter(keep)
-            counts[kind] += left.height - kept.height
-            left = kept
+            usable = events.filter(is_usable)
+            counts[kind] += events.height - usable.height
+            events = usable
         # The last word of a user on a book: an earlier one would stand in the history as the answer.
-        left = left.sort("user", "item", "timestamp", "rating")
-        last = left.unique(["user", "item"], keep="last", maintain_order=True)
-        counts["repeated"] += left.height - last.height
+        events = events.sort("user", "item", "timestamp", "rating")
+        last = events.unique(["user", "item"], keep="last", maintain_order=True)
+        counts["repeated"] += events.height - last.height
         counts["events"] += last.height
         users.append(last["user"].unique())
         files.append(parts / f"events-{len(files):04d}.parquet")
@@ -244,7 +243,8 @@ def _genres(path: Path) -> pl.DataFrame:
 def _books(path: Path, authors: pl.DataFrame, genres: pl.DataFrame, parts: Path) -> tuple[pl.DataFrame, int]:
     """The items table, and how many books have no title."""
     shelf = pl.element().struct.field("name")
-    year, pages = (pl.col(name).cast(pl.Int32, strict=False) for name in ("publication_year", "num_pages"))
+    year = pl.col("publication_year").cast(pl.Int32, strict=False)
+    pages = pl.col("num_pages").cast(pl.Int32, strict=False)
     with jsonl.faults(path, BOOKS):
         books = jsonl.scan(path, BOOKS).select(
             "book_id",

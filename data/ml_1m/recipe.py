@@ -7,7 +7,7 @@ import polars as pl
 
 from recllm.pipeline import run
 from recllm.tables import archive, canonical, download, titles
-from recllm.tables.columns import Column, Known, Layout
+from recllm.tables.columns import Allowed, Column, Layout
 from recllm.tables.delimited import Dialect
 from recllm.tables.parse import LATEST
 
@@ -59,7 +59,9 @@ def _layout(**columns: Column) -> Layout:
     return Layout(columns, Dialect("\t", "", columns=tuple(columns), section=""))
 
 
-ID, NUMBER, TEXT = Column(pl.Int64(), unique=True), Column(pl.Int64()), Column(pl.String())
+ID = Column(pl.Int64(), unique=True)
+NUMBER = Column(pl.Int64())
+TEXT = Column(pl.String())
 RATINGS = _layout(
     user=NUMBER,
     item=NUMBER,
@@ -72,7 +74,7 @@ USERS = _layout(user=ID, gender=TEXT, age=NUMBER, occupation=NUMBER, zip=TEXT)
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """What the recipe may be told."""
+    """Settings of the recipe."""
 
     label_threshold: float = 3.0
     """Liked = rating > threshold, in stars."""
@@ -96,7 +98,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
             checksum has other counts.
     """
     cache = out.parent / "raw"
-    archive.show_licence(cache, "MovieLens-1M", TERMS)
+    archive.show_license(cache, "MovieLens-1M", TERMS)
     given = raw or download.fetch(URL, cache, CHECKSUM)
     files = archive.find(given, cache, ["ratings.dat", "movies.dat", "users.dat"])
     people = _read(
@@ -109,16 +111,16 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
         },
     )
     movies = _read(files["movies.dat"], MOVIES)
-    known = {
+    allowed = {
         "user": ("a user of users.dat", people["user"]),
         "item": ("a movie of movies.dat", movies["item"]),
     }
-    ratings = _read(files["ratings.dat"], RATINGS, known)
+    ratings = _read(files["ratings.dat"], RATINGS, allowed)
     counts = {"ratings": ratings.height, "users": people.height, "movies": movies.height}
     stars = dict(ratings.group_by("rating").len().iter_rows())
-    found = counts | {f"ratings of {number}": stars.get(number, 0) for number in HISTOGRAM}
+    counted = counts | {f"ratings of {number}": stars.get(number, 0) for number in HISTOGRAM}
     wanted = COUNTS | {f"ratings of {number}": count for number, count in HISTOGRAM.items()}
-    published = archive.is_published(given, CHECKSUM, found, wanted)
+    published = archive.is_published(given, CHECKSUM, counted, wanted)
     events = ratings.lazy().with_columns(
         rating=pl.col("rating").cast(pl.Float32),
         label=(pl.col("rating") > config.label_threshold).cast(pl.Int8),
@@ -139,10 +141,10 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
     return {**counts, "published": published}
 
 
-def _read(path: Path, layout: Layout, known: Known | None = None) -> pl.DataFrame:
+def _read(path: Path, layout: Layout, allowed: Allowed | None = None) -> pl.DataFrame:
     # polars takes separators of one byte; no field holds a tab, and titles hold single colons only
     text = path.read_bytes().replace(b"::", b"\t").decode("latin-1").encode("utf-8")
-    return layout.read(path, text, known)[0]
+    return layout.read(path, text, allowed)[0]
 
 
 def work(task: run.Run) -> None:

@@ -32,7 +32,7 @@ MOVIES = Layout(
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """What the recipe may be told."""
+    """Settings of the recipe."""
 
     label_threshold: float = 3.0
     """Liked = rating > threshold, in stars."""
@@ -55,7 +55,7 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
             checksum has other counts.
     """
     cache = out.parent / "raw"
-    archive.show_licence(cache, "MovieLens-25M", TERMS)
+    archive.show_license(cache, "MovieLens-25M", TERMS)
     given = raw or download.fetch(URL, cache, CHECKSUM)
     files = archive.find(given, cache, ["ratings.csv", "movies.csv"])
     with canonical.staging(out, scale=(0.5, 5)) as scratch:
@@ -71,8 +71,8 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
             return canonical.sink(events, scratch)
 
         movies, _ = MOVIES.read(files["movies.csv"])
-        known = {"movieId": ("a movie of movies.csv", movies["movieId"])}
-        _, met = RATINGS.read(files["ratings.csv"], known=known, distinct=["userId"], then=write)
+        allowed = {"movieId": ("a movie of movies.csv", movies["movieId"])}
+        _, rated = RATINGS.read(files["ratings.csv"], allowed=allowed, distinct=["userId"], then=write)
         items = movies.select(
             item="movieId",
             title=titles.natural(pl.col("title")),
@@ -80,12 +80,13 @@ def make(out: Path, raw: Path | None = None, config: RecipeConfig = RecipeConfig
             year=titles.year(pl.col("title")),
             genres=pl.col("genres").str.replace_all("|", ", ", literal=True),
         )
-        users = met["userId"].rename("user").to_frame()
+        users = rated["userId"].rename("user").to_frame()
         items.write_parquet(scratch / "items.parquet")
         users.write_parquet(scratch / "users.parquet")
     written = pl.scan_parquet(out / "events.parquet").select(pl.len()).collect().item()
     counts = {"ratings": written, "users": users.height, "movies": movies.height}
-    published = archive.is_published(given, CHECKSUM, {**counts, "rated movies": len(met["movieId"])}, COUNTS)
+    counted = {**counts, "rated movies": len(rated["movieId"])}
+    published = archive.is_published(given, CHECKSUM, counted, COUNTS)
     return {**counts, "published": published}
 
 

@@ -42,14 +42,15 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
         raise ValueError("source.events.path is empty, wanted the file of the events; see docs/own-data.md")
     if raw is not None and not raw.is_dir():
         raise ValueError(f"RAW={raw} is no folder, wanted the one that the paths under source start at")
-    base, drop = raw or Path(), config.faulty == "drop"
+    base = raw or Path()
+    drop = config.faulty == "drop"
     with canonical.staging(out) as scratch:
         items, counts = _items(config.items, base, scratch, drop)
         items.write_parquet(scratch / "items.parquet")
         counts |= _events(config, base, scratch, items["item"], drop)
         events = pl.scan_parquet(scratch / "events.parquet")
         met = events.select(pl.col("user").unique()).collect(engine="streaming").sort("user")
-        users, known = _users(config.users, base, scratch, met, drop)
+        users, user_counts = _users(config.users, base, scratch, met, drop)
         users.write_parquet(scratch / "users.parquet")
         label = pl.col("label")
         rows, unlabeled, lowest, highest = (
@@ -60,7 +61,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
                 f"{config.events.path}: all {rows - unlabeled} labels are {lowest}, wanted both 0 and 1; "
                 "change what source.label says is liked"
             )
-        counts |= known | {"events": rows, "events_without_label": unlabeled}
+        counts |= user_counts | {"events": rows, "events_without_label": unlabeled}
     return dict(counts | {"items": items.height, "users": users.height})
 
 
@@ -98,13 +99,15 @@ def _users(
 
 def _attributes(table: str, files: list[File], lists: dict[str, str]) -> pl.LazyFrame:
     """Place, id, title and every other column of items or users."""
-    frames, left_out = [], dict[str, str]()
+    frames = []
+    left_out: dict[str, str] = {}
     for file in files:
         schema = file.frame.collect_schema()
         if missing := [column for column in lists if column not in schema]:
-            known = ", ".join(column for column in schema if not column.startswith("@"))
+            others = ", ".join(column for column in schema if not column.startswith("@"))
             raise ValueError(
-                f"{file.shown} has other columns {known}, wanted {missing[0]!r} (source.{table}.lists)"
+                f"{file.display_name} has other columns {others}, wanted {missing[0]!r} "
+                f"(source.{table}.lists)"
             )
         chosen = [pl.col(AT)]
         for column, dtype in schema.items():
@@ -117,10 +120,11 @@ def _attributes(table: str, files: list[File], lists: dict[str, str]) -> pl.Lazy
             elif column != AT:
                 values = parse.attribute(column, dtype, lists.get(column))
                 chosen += values
-                left_out |= {} if values else {column: f"it holds {dtype}"}
+                if not values:
+                    left_out[column] = f"it holds {dtype}"
         frames.append(file.frame.select(chosen))
     for column, reason in left_out.items():
-        say(f"{table}: column {column!r} of {files[0].shown} is left out: {reason}")
+        say(f"{table}: column {column!r} of {files[0].display_name} is left out: {reason}")
     return pl.concat(frames, how="diagonal_relaxed")
 
 
@@ -142,14 +146,15 @@ def _once(
         ),
     ]
     repeated = ~pl.struct(values).is_first_distinct()
-    flagged = faults.flagged(frame, causes, pl.all_horizontal(values.is_null()), repeated).collect()
-    counts = faults.settle(table, files, causes, faults.summary(flagged.lazy()).collect(), drop)
+    flagged = faults.flag(frame, causes, pl.all_horizontal(values.is_null()), repeated).collect()
+    counts = faults.settle(table, files, causes, faults.summarize(flagged.lazy()).collect(), drop)
     return flagged.filter(pl.col(FAULT) == 0).drop(AT, FAULT), counts
 
 
 def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, drop: bool) -> dict[str, int]:
-    """Writes events.parquet, in the files' order, and says what was left out."""
-    source, label = config.events, config.label
+    """Writes events.parquet, in the files' order; counts what was read and what was left out."""
+    source = config.events
+    label = config.label
     roles = {
         name: (f"source.events.{name}", getattr(source, name))
         for name in ("user", "item", "rating", "timestamp")
@@ -158,20 +163,21 @@ def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, d
         roles["label"] = ("source.label.column", label.column)
     files = open_files("events", source, base, roles, scratch, rest=False)
     causes = _causes(config)
-    known = pl.LazyFrame({"item": items, "@known": pl.repeat(True, len(items), eager=True)})
+    catalog = pl.LazyFrame({"item": items, "@in_catalog": pl.repeat(True, len(items), eager=True)})
     frame = pl.concat([_typed(file, source) for file in files])
-    frame = frame.join(known, on="item", how="left", maintain_order="left")
+    frame = frame.join(catalog, on="item", how="left", maintain_order="left")
     empty = pl.all_horizontal(
         pl.col("user", "item", "@label").is_null(), ~pl.col("@rated"), ~pl.col("@timed")
     )
-    frame = faults.flagged(frame, causes, empty)
+    frame = faults.flag(frame, causes, empty)
     good = frame.filter(pl.col(FAULT) == 0).with_columns(label=_label(label))
-    _, found = pl.collect_all([canonical.sink(good, scratch), faults.summary(frame)], engine="streaming")
-    counts = faults.settle("events", files, causes, found, drop)
+    queries = [canonical.sink(good, scratch), faults.summarize(frame)]
+    _, summary = pl.collect_all(queries, engine="streaming")
+    counts = faults.settle("events", files, causes, summary, drop)
     latest = pl.scan_parquet(scratch / "events.parquet").select(pl.col("timestamp").max()).collect().item()
     if TIME_UNITS.get(source.time_unit, 1) > 1 and latest is not None and latest < parse.EARLIEST_CLOCK:
         raise ValueError(
-            f"{files[0].shown}, column {source.timestamp!r}: the latest time is of "
+            f"{files[0].display_name}, column {source.timestamp!r}: the latest time is of "
             f"{datetime.fromtimestamp(latest, UTC):%Y}, wanted {source.time_unit} since 1970; "
             "it looks like source.events.time_unit: seconds"
         )
@@ -186,7 +192,8 @@ def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
         column = f"@{role}"
         return parse.text(column, schema[column]) if column in schema else pl.lit(None, pl.String)
 
-    stars, moment = pl.lit(None, pl.Float64), pl.lit(None, pl.Int64)
+    stars = pl.lit(None, pl.Float64)
+    moment = pl.lit(None, pl.Int64)
     if "@rating" in schema:
         stars = parse.number("@rating", schema["@rating"], source.decimal_comma)
     if "@timestamp" in schema:
@@ -214,12 +221,15 @@ def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
 
 def _causes(config: SourceConfig) -> list[Fault]:
     """Why an event cannot be used, in the order in which it is asked."""
-    source, label = config.events, config.label
-    rated, stars, moment = pl.col("@rated"), pl.col("@rating"), pl.col("timestamp")
+    source = config.events
+    label = config.label
+    rated = pl.col("@rated")
+    stars = pl.col("@rating")
+    moment = pl.col("timestamp")
     causes = [
         Fault("no_user", "user", pl.col("user").is_null(), "an id"),
         Fault("no_item", "item", pl.col("item").is_null(), "an id"),
-        Fault("unknown_item", "item", pl.col("@known").is_null(), f"an item of {config.items.path}"),
+        Fault("unknown_item", "item", pl.col("@in_catalog").is_null(), f"an item of {config.items.path}"),
     ]
     if source.rating:
         low, high = source.rating_scale
@@ -230,10 +240,10 @@ def _causes(config: SourceConfig) -> list[Fault]:
             Fault("rating_out_of_scale", "rating", rated & ~stars.is_between(low, high), wanted),
         ]
     if label.rule == "column":
-        said = pl.col("@label")
+        text = pl.col("@label")
         texts = [*label.liked, *label.disliked, *label.history]
         wanted = f"one of {', '.join(texts)} (source.label: liked, disliked, history), or nothing"
-        causes.append(Fault("label_unknown", "label", said.is_not_null() & ~said.is_in(texts), wanted))
+        causes.append(Fault("label_unknown", "label", text.is_not_null() & ~text.is_in(texts), wanted))
     if source.timestamp:
         unit = source.time_unit
         causes += [
@@ -251,30 +261,30 @@ def _causes(config: SourceConfig) -> list[Fault]:
 
 def _readable(value: object, unit: str) -> str:
     """What is wanted of a time that cannot be read, with the unit that it seems to have."""
-    wanted = (
-        f"{unit} since 1970"
-        if unit in TIME_UNITS
-        else "a time such as 2024-03-01T12:00:00Z"
-        if unit == ISO
-        else f"a time of the form {unit}"
-    )
-    looks_like = (
-        "seconds or milliseconds" if _as_number(value) is not None else "iso" if "-" in str(value) else ""
-    )
-    hint = (
-        f"; it looks like source.events.time_unit: {looks_like}" if looks_like and looks_like != unit else ""
-    )
-    return wanted + hint
+    if unit in TIME_UNITS:
+        wanted = f"{unit} since 1970"
+    elif unit == ISO:
+        wanted = "a time such as 2024-03-01T12:00:00Z"
+    else:
+        wanted = f"a time of the form {unit}"
+    looks_like = ""
+    if _as_number(value) is not None:
+        looks_like = "seconds or milliseconds"
+    elif "-" in str(value):
+        looks_like = "iso"
+    if looks_like in ("", unit):
+        return wanted
+    return f"{wanted}; it looks like source.events.time_unit: {looks_like}"
 
 
 def _in_range(value: object, unit: str) -> str:
-    wanted, number = "a time from 1970 to 2100", _as_number(value)
+    wanted = "a time from 1970 to 2100"
+    number = _as_number(value)
     if number is None or number < 0 or unit not in TIME_UNITS:
         return wanted
+    wanted = f"{wanted} in {unit}"
     fitting = [name for name, parts in TIME_UNITS.items() if number / parts < parse.LATEST]
-    return f"{wanted} in {unit}" + (
-        f"; it looks like source.events.time_unit: {fitting[0]}" if fitting else ""
-    )
+    return f"{wanted}; it looks like source.events.time_unit: {fitting[0]}" if fitting else wanted
 
 
 def _as_number(value: object) -> float | None:
@@ -290,8 +300,8 @@ def _label(label: LabelSource) -> pl.Expr:
         return pl.lit(1, pl.Int8)
     if label.rule == "rating":
         return (pl.col("rating") > label.threshold).cast(pl.Int8)
-    said = pl.col("@label")
-    return pl.when(said.is_in(label.liked)).then(1).when(said.is_in(label.disliked)).then(0).cast(pl.Int8)
+    text = pl.col("@label")
+    return pl.when(text.is_in(label.liked)).then(1).when(text.is_in(label.disliked)).then(0).cast(pl.Int8)
 
 
 def work(task: run.Run) -> None:

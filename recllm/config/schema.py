@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass, field
 
 from recllm.config.stages import Stage1Config, Stage2Config, Stage3Config, TuneConfig
-from recllm.errors import check, check_rows
+from recllm.errors import check
 from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.names import check_rows
 from recllm.lm.config import EncoderConfig, LmStageConfig, TowersConfig
 from recllm.retrieval.config import RetrievalConfig
 from recllm.tables.config import SourceConfig

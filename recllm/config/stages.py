@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from recllm.crm.config import CrmConfig
-from recllm.errors import check, check_hold_out, check_rows
+from recllm.errors import check
+from recllm.eventlog.names import check_hold_out, check_rows
 from recllm.lm.config import AdapterConfig
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from recllm.config.merge import LEAVES, parse_overrides
-from recllm.errors import ConfigError, check, check_hold_out
+from recllm.errors import ConfigError, check
+from recllm.eventlog.names import check_hold_out
 
 SECTIONS = ("subsample", "prompt", "stage1", "stage2")
 """Sections whose keys may be swept: what stage 2 makes anew on the same LM, neighbors and test rows."""

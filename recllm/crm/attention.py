@@ -92,14 +92,16 @@ class Attend(torch.autograd.Function):
         """See the class."""
         events = events.contiguous()
         deeper = _matrices(flat)
-        width, widths = query.shape[1], [of_event.shape[1], *(len(matrix) for matrix, _ in deeper[:-1])]
+        width = query.shape[1]
+        widths = [of_event.shape[1], *(len(matrix) for matrix, _ in deeper[:-1])]
         last, bias = deeper[-1]
         scores = torch.empty_like(mask)
         out = events.new_empty(len(events), events.shape[2])
         pieces = _pieces(events, width, widths)
         work = _Work(events, pieces[0].stop if pieces else 0, width, widths)
         for piece in pieces:
-            part, score = events[piece], scores[piece]
+            part = events[piece]
+            score = scores[piece]
             _, hidden = work.run(part, query[piece], constant[piece], of_event, of_product, deeper)
             torch.addmv(bias, hidden[-1], last[0], out=score.view(-1))
             score.mul_(mask[piece])
@@ -114,19 +116,24 @@ class Attend(torch.autograd.Function):
         events, query, mask, constant, of_event, of_product, scores, *flat = ctx.saved_tensors
         deeper = _matrices(flat)
         length, dim = events.shape[1:]
-        width, widths = query.shape[1], [of_event.shape[1], *(len(matrix) for matrix, _ in deeper[:-1])]
+        width = query.shape[1]
+        widths = [of_event.shape[1], *(len(matrix) for matrix, _ in deeper[:-1])]
         pieces = _pieces(events, width, widths)
         work = _Work(events, pieces[0].stop if pieces else 0, width, widths)
         slopes = [torch.empty_like(hidden) for hidden in work.hidden]
         of_products = torch.empty_like(work.product)
-        d_events, d_query, d_constant = map(torch.empty_like, (events, query, constant))
+        d_events = torch.empty_like(events)
+        d_query = torch.empty_like(query)
+        d_constant = torch.empty_like(constant)
         wide = torch.promote_types(events.dtype, torch.float32)
-        d_event_weight, d_product_weight, *d_flat = (
-            torch.zeros_like(value, dtype=wide) for value in (of_event, of_product, *flat)
-        )
+        d_event_weight = torch.zeros_like(of_event, dtype=wide)
+        d_product_weight = torch.zeros_like(of_product, dtype=wide)
+        d_flat = [torch.zeros_like(value, dtype=wide) for value in flat]
         d_deeper = _matrices(d_flat)
         for piece in pieces:
-            part, query_part, grad_part = events[piece], query[piece], grad[piece]
+            part = events[piece]
+            query_part = query[piece]
+            grad_part = grad[piece]
             d_score = torch.bmm(part, grad_part.unsqueeze(2)).squeeze(2).mul_(mask[piece]).view(-1)
             product, hidden = work.run(part, query_part, constant[piece], of_event, of_product, deeper)
             d_deeper[-1][0].add_(torch.mv(hidden[-1].t(), d_score))

@@ -31,10 +31,10 @@ class InteractingLayer(nn.Module):
 
     def forward(self, fields: Tensor) -> Tensor:
         """Fields [B, F, dim] -> [B, F, hidden]."""
-        *attended, residual = self.project(fields).chunk(4, dim=2)
-        query, key, value = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in attended)
-        found = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
-        return functional.relu(found.transpose(1, 2).flatten(2) + residual)
+        *projected, residual = self.project(fields).chunk(4, dim=2)
+        query, key, value = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected]
+        attended = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return functional.relu(attended.transpose(1, 2).flatten(2) + residual)
 
 
 class AutoInt(Model):

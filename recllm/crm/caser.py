@@ -28,7 +28,8 @@ class Convolutions(nn.Module):
     def __init__(self, dim: int, config: CrmConfig) -> None:
         """Draws the filters: horizontal ones as `nn.Linear` does, vertical ones from N(0, 0.1^2)."""
         super().__init__()
-        self.heights, self.filters = list(config.heights), config.filters
+        self.heights = list(config.heights)
+        self.filters = config.filters
         # One product serves all heights and rows of filters: row r of height h looks h - 1 - r events back.
         self.rows = nn.Linear(dim, sum(self.heights) * self.filters, bias=False)
         self.bias = nn.Parameter(torch.zeros(len(self.heights) * self.filters))
@@ -38,15 +39,16 @@ class Convolutions(nn.Module):
     def forward(self, events: Tensor, mask: Tensor) -> Tensor:
         """Events [B, T, d_e], padded on the left, and mask [B, T] bool -> [o, o~] [B, out], float."""
         rows = self.rows(events).split(self.filters, dim=2)
-        found, used = [], 0
+        maxima = []
+        first_row = 0  # of this height's filters
         for height in self.heights:
-            total = rows[used + height - 1]
+            last_row = first_row + height - 1
+            total = rows[last_row]
             for back in range(1, min(height, events.shape[1])):
-                row = rows[used + height - 1 - back]
-                total = total + functional.pad(row[:, :-back], (0, 0, back, 0))
-            found.append(total.masked_fill(~mask.unsqueeze(2), -torch.inf).amax(1))
-            used += height
-        horizontal = functional.relu(torch.cat(found, dim=1) + self.bias)
+                total = total + functional.pad(rows[last_row - back][:, :-back], (0, 0, back, 0))
+            maxima.append(total.masked_fill(~mask.unsqueeze(2), -torch.inf).amax(1))
+            first_row += height
+        horizontal = functional.relu(torch.cat(maxima, dim=1) + self.bias)
         weights = self.vertical[: events.shape[1]].flip(0).t()  # row 0 is the latest event's
         vertical = torch.matmul(weights, events).flatten(1)
         return torch.cat([horizontal, vertical], dim=1)

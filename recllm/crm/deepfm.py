@@ -58,5 +58,6 @@ class DeepFM(Model):
 
 def pairs(fields: Tensor) -> Tensor:
     """sum_{f < g} <v_f, v_g> over fields [B, F, d] -> [B]: half of (square of sum - sum of squares)."""
-    whole, each = fields.sum(1), fields.flatten(1)
-    return 0.5 * (torch.linalg.vecdot(whole, whole) - torch.linalg.vecdot(each, each))
+    total = fields.sum(1)
+    joined = fields.flatten(1)
+    return 0.5 * (torch.linalg.vecdot(total, total) - torch.linalg.vecdot(joined, joined))

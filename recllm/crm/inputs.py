@@ -41,7 +41,7 @@ class CrmInputs:
         retrieved: how many retrieved events it carries besides, in events; 0 for none.
         stored: int32 `[N, >= retrieved]` neighbors of each row's own item, best first, or None.
         searcher: finds neighbors of other targets; needed only when such are asked for.
-        statistics: what was known before each sample; None for nothing.
+        statistics: counts and shares of likes before each sample; None for none.
     """
 
     def __init__(
@@ -63,11 +63,16 @@ class CrmInputs:
                 f"{stored.shape[1]} neighbors are stored, {retrieved} wanted; "
                 f"set retrieval.k={retrieved} and run make again"
             )
-        self.log, self.recent, self.retrieved = log, recent, retrieved
-        self.stored, self.searcher, self.statistics = stored, searcher, statistics
+        self.log = log
+        self.recent = recent
+        self.retrieved = retrieved
+        self.stored = stored
+        self.searcher = searcher
+        self.statistics = statistics
         self._columns = {name: getattr(log, name) for name in EVENT}
         self._windows = {name: _Lines(column, recent, 1) for name, column in self._columns.items()}
-        self._users, self._items = (_Lines(t, t.shape[1]) for t in (log.user_fields, log.item_fields))
+        self._users = _Lines(log.user_fields, log.user_fields.shape[1])
+        self._items = _Lines(log.item_fields, log.item_fields.shape[1])
         self._fields = torch.from_numpy(np.array(log.item_fields, np.int32))
         self._powers = 2 ** torch.arange(INTERVAL_BUCKETS - 1) - 1  # seconds from which on a bucket holds
 
@@ -118,14 +123,14 @@ class CrmInputs:
             batch[f"recent_{EVENT[name]}"] = window
         if self.retrieved:
             # In time order, each with its rank: both in one number, rank in the low half.
-            found = (self.neighbors(rows, targets) << 32) + np.arange(1, self.retrieved + 1)
-            found.sort(axis=1)
-            batch["retrieved_rank"] = found.astype(np.int32)  # the cast keeps the low half
-            found >>= 32
-            batch["retrieved_length"] = (found >= 0).sum(1)
-            np.maximum(found, 0, out=found)
+            events = (self.neighbors(rows, targets) << 32) + np.arange(1, self.retrieved + 1)
+            events.sort(axis=1)
+            batch["retrieved_rank"] = events.astype(np.int32)  # the cast keeps the low half
+            events >>= 32
+            batch["retrieved_length"] = (events >= 0).sum(1)
+            np.maximum(events, 0, out=events)
             for name, column in self._columns.items():
-                batch[f"retrieved_{EVENT[name]}"] = column.take(found)
+                batch[f"retrieved_{EVENT[name]}"] = column.take(events)
         return {name: torch.from_numpy(values) for name, values in batch.items()}
 
     def expand(self, batch: Batch) -> Batch:
@@ -143,15 +148,18 @@ class CrmInputs:
         batch = dict(batch)
         second = batch.pop("second")
         # Nothing happens where they are there already.
-        self._fields, self._powers = self._fields.to(second.device), self._powers.to(second.device)
+        self._fields = self._fields.to(second.device)
+        self._powers = self._powers.to(second.device)
         for name in ("recent", "retrieved") if self.retrieved else ("recent",):
-            event, code, then = (batch.pop(f"{name}_{part}") for part in EVENT.values())
+            event = batch.pop(f"{name}_event")
+            code = batch.pop(f"{name}_code")
+            event_second = batch.pop(f"{name}_second")
             length = batch.pop(f"{name}_length")
             mask = torch.arange(-event.shape[1], 0, device=event.device) >= -length[:, None]
-            since = (second[:, None] - then).clamp_(min=0)
+            elapsed = (second[:, None] - event_second).clamp_(min=0)
             batch[f"{name}_item"] = functional.embedding(event, self._fields).mul_(mask[..., None])
             batch[f"{name}_rating"] = code.int().mul_(mask)
-            interval = torch.bucketize(since, self._powers, right=True, out_int32=True)
+            interval = torch.bucketize(elapsed, self._powers, right=True, out_int32=True)
             batch[f"{name}_interval"] = interval.mul_(mask if self.log.timed else 0)
             batch[f"{name}_mask"] = mask
         if self.retrieved:
@@ -168,9 +176,13 @@ class _Lines:
     def __init__(self, values: NDArray[Any], width: int, step: int | None = None) -> None:
         """Make a view; of zeros where there are fewer values than a line has."""
         values = np.ascontiguousarray(values).reshape(-1)
-        values = values if len(values) >= width else np.zeros(width, values.dtype)
-        size, step = values.itemsize, width if step is None else step
-        self.width, self.dtype = width, values.dtype
+        if len(values) < width:
+            values = np.zeros(width, values.dtype)
+        if step is None:
+            step = width
+        size = values.itemsize
+        self.width = width
+        self.dtype = values.dtype
         lines = (len(values) - width) // step + 1
         self._lines = np.ndarray(lines, f"V{width * size}", values, strides=(step * size,))
 

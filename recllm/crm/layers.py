@@ -49,7 +49,8 @@ class Embeddings(nn.Module):
         super().__init__()
         dim = config.embedding_dim
         self.category = fields.category
-        self.mask_users, self.mask_items = config.mask_users, config.mask_items
+        self.mask_users = config.mask_users
+        self.mask_items = config.mask_items
         self.user_identity = _identifying(fields.user_sizes)
         self.item_identity = _identifying(fields.item_sizes)
         self.user = nn.ModuleList(Table(size, dim) for size in fields.user_sizes)
@@ -69,25 +70,27 @@ class Embeddings(nn.Module):
                 with torch.no_grad():
                     table.weight[0] = 0.0
 
-    def _masked(self, ids: Tensor, identity: list[int], share: float) -> Tensor:
-        if not self.training or share == 0.0:
+    def _mask(self, ids: Tensor, identity: list[int], fraction: float) -> Tensor:
+        """In training a fraction of the samples [B, F], with 1 (unknown) in the identifying fields."""
+        if not self.training or fraction == 0.0:
             return ids
-        unknown = torch.rand(len(ids), 1, device=ids.device) < share
+        unknown = torch.rand(len(ids), 1, device=ids.device) < fraction
         hidden = torch.zeros(ids.shape[1], dtype=torch.bool, device=ids.device)
         hidden[identity] = True
         return ids.masked_fill(unknown & hidden & (ids != 0), 1)
 
     def ids(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Ids of the user's and the target's fields, masked in training: [B, F_u] and [B, F_i], int64."""
-        users = self._masked(batch["user"], self.user_identity, self.mask_users)
-        return users, self._masked(batch["item"], self.item_identity, self.mask_items)
+        users = self._mask(batch["user"], self.user_identity, self.mask_users)
+        return users, self._mask(batch["item"], self.item_identity, self.mask_items)
 
     def lookup(self, batch: Batch, user_ids: Tensor, item_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds ids as `ids` returns them, and the statistics; results as those of `sample`."""
         users = [table(user_ids[:, index]) for index, table in enumerate(self.user)]
         items = [table(item_ids[:, index]) for index, table in enumerate(self.item)]
-        known = [table(batch["statistics"][:, index]) for index, table in enumerate(self.statistics)]
-        return torch.cat(users + items + known, dim=1), torch.cat([items[0], items[self.category]], dim=1)
+        counts = [table(batch["statistics"][:, index]) for index, table in enumerate(self.statistics)]
+        query = torch.cat([items[0], items[self.category]], dim=1)
+        return torch.cat(users + items + counts, dim=1), query
 
     def sample(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeds the user and the target item.
@@ -112,7 +115,8 @@ class Embeddings(nn.Module):
         Returns:
             Each one's table and its ids [B, T], 0 where the mask is false, whatever ids stand there.
         """
-        items, padding = batch[f"{kind}_item"], ~batch[f"{kind}_mask"]
+        items = batch[f"{kind}_item"]
+        padding = ~batch[f"{kind}_mask"]
         parts = [(cast(Table, self.item[column]), items[..., column]) for column in (0, self.category)]
         parts.append((self.rating, batch[f"{kind}_rating"]))
         if self.interval is not None:
@@ -167,7 +171,8 @@ class Model(nn.Module):
     def __init__(self, fields: Fields, config: CrmConfig, retrieved: bool = False) -> None:
         """Draws the tables."""
         super().__init__()
-        self.fields, self.config = fields, config
+        self.fields = fields
+        self.config = config
         self.embeddings = Embeddings(fields, config, retrieved)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -294,16 +299,17 @@ class HistoryFields(nn.Module):
     def forward(self, embeddings: Embeddings, batch: Batch) -> Tensor:
         """Fields [B, 2 C + 1, d], float: item of each channel, category of each channel, rating."""
         mask = batch["recent_mask"]
-        share = mask.to(embeddings.rating.weight.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
+        mean_weight = mask.to(embeddings.rating.weight.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
         parts = embeddings.parts(batch, "recent")
-        means, weights = [], torch.zeros((), device=mask.device)
+        means = []
+        weights = torch.zeros((), device=mask.device)
         weighing = [linear for linear in (self.of_rating, self.of_interval) if linear is not None]
         for (table, ids), weigh in zip(parts[2:], weighing, strict=True):
-            means.append(weighted_sums(table, ids, share.unsqueeze(1)).squeeze(1))
+            means.append(weighted_sums(table, ids, mean_weight.unsqueeze(1)).squeeze(1))
             # Once a value of few. A row more in front: the first one has no gradient, and events without a
             # rating, of code 0, have a weight all the same.
             weights = weights + rows_of(functional.pad(weigh(table.weight), (0, 0, 1, 0)), ids + 1)
-        weights = (weights * share.unsqueeze(2)).transpose(1, 2)
+        weights = (weights * mean_weight.unsqueeze(2)).transpose(1, 2)
         pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
         return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
 

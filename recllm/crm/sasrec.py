@@ -23,7 +23,8 @@ class Block(nn.Module):
     def __init__(self, config: CrmConfig) -> None:
         """Draws the weights as `nn.Linear` does."""
         super().__init__()
-        self.heads, width = config.heads, config.hidden
+        self.heads = config.heads
+        width = config.hidden
         self.norm = nn.LayerNorm(width)
         self.query = nn.Linear(width, width, bias=False)
         self.key_value = nn.Linear(width, 2 * width, bias=False)
@@ -44,16 +45,14 @@ class Block(nn.Module):
             [B, Q, hidden] with Q = 1 where only the last position is wanted, else T.
         """
         normed = self.norm(tokens)
-        if last:
-            tokens, asking = tokens[:, -1:], normed[:, -1:]
-        else:
-            asking = normed
         key, value = self.key_value(normed).chunk(2, dim=2)
-        query, key, value = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.query(asking), key, value)
-        )
-        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        tokens = tokens + self.dropout(found.transpose(1, 2).flatten(2))
+        if last:
+            tokens = tokens[:, -1:]
+            normed = normed[:, -1:]
+        projected = (self.query(normed), key, value)
+        query, key, value = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in projected]
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        tokens = tokens + self.dropout(attended.transpose(1, 2).flatten(2))
         return tokens + self.dropout(self.feed_forward(tokens))
 
 

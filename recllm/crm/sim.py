@@ -33,10 +33,8 @@ class SoftSearch(nn.Module):
         super().__init__()
         width = config.attention_mlp[0]
         self.k = config.soft_k
-        self.event, self.query = (
-            nn.Linear(event_dim, width, bias=False),
-            nn.Linear(query_dim, width, bias=False),
-        )
+        self.event = nn.Linear(event_dim, width, bias=False)
+        self.query = nn.Linear(query_dim, width, bias=False)
         self.click = nn.Sequential(nn.Linear(event_dim + query_dim, width), nn.ReLU(), nn.Linear(width, 1))
 
     def forward(
@@ -98,7 +96,8 @@ class SIM(Model):
     def __init__(self, fields: Fields, config: CrmConfig) -> None:
         """Builds tables, two attention units, the MLP, and for soft retrieval the search unit."""
         super().__init__(fields, config, retrieved=True)
-        query_dim, dim = self.embeddings.query_dim, self.embeddings.event_dim
+        query_dim = self.embeddings.query_dim
+        dim = self.embeddings.event_dim
         retrieved_dim = self.embeddings.retrieved_dim
         self.attention_retrieved = TargetAttention(query_dim, retrieved_dim, config.attention_mlp)
         self.attention_recent = TargetAttention(query_dim, dim, config.attention_mlp)
@@ -115,29 +114,28 @@ class SIM(Model):
         sample, query = self.embeddings.sample(batch)
         if self.search is not None:
             batch = aligned(batch, "right")  # so that the latest events are the last ones
-            found = self._soft(self.search, query, batch)
+            retrieved = self._search_softly(self.search, query, batch)
             latest = slice(-self.config.soft_recent, None)
-            kept = {name: batch[name][:, latest] for name in batch if name.startswith("recent_")}
-            batch = {**batch, **kept}
+            recent = {name: batch[name][:, latest] for name in batch if name.startswith("recent_")}
+            batch = {**batch, **recent}
         elif "retrieved_item" in batch:
-            found = self.embeddings.events(batch, "retrieved")
+            retrieved = self.embeddings.events(batch, "retrieved")
         else:
             raise ValueError(
                 "got a batch without retrieved_item; wanted CrmInputs(retrieved=30, stored=...); "
                 "run `make stage1 CRM=sim`, which retrieves first"
             )
-        recent, mask = self.embeddings.events(batch, "recent")
-        long_term = self.attention_retrieved(query, *found)
-        short_term = self.attention_recent(query, recent, mask)
+        long_term = self.attention_retrieved(query, *retrieved)
+        short_term = self.attention_recent(query, *self.embeddings.events(batch, "recent"))
         return self.tower(torch.cat([sample, long_term, short_term], dim=1))
 
-    def _soft(self, search: SoftSearch, query: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the search unit finds, with ranks, and its mask; keeps the logit of the unit's click."""
+    def _search_softly(self, search: SoftSearch, query: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Events of the search unit, with ranks, and their mask; keeps the logit of the unit's click."""
         parts = self.embeddings.parts(batch, "recent")
-        places, found, self._click = search(query, parts, batch["recent_mask"])
+        places, mask, self._click = search(query, parts, batch["recent_mask"])
         vectors = [table(ids.gather(1, places)) for table, ids in parts]
-        rank = torch.arange(1, places.shape[1] + 1, device=places.device) * found
-        return torch.cat([*vectors, self.embeddings.ranks(rank)], dim=2), found
+        rank = torch.arange(1, places.shape[1] + 1, device=places.device) * mask
+        return torch.cat([*vectors, self.embeddings.ranks(rank)], dim=2), mask
 
     def l2(self, batch: Batch) -> Tensor:
         """What to add to the loss: the regularizer and, with soft retrieval, the search unit's loss; scalar.
@@ -147,5 +145,6 @@ class SIM(Model):
         regularizer = super().l2(batch)
         if self._click is None:
             return regularizer
-        click, self._click = self._click, None
+        click = self._click
+        self._click = None
         return regularizer + functional.binary_cross_entropy_with_logits(click, batch["label"])

@@ -6,6 +6,7 @@ the rows above it of the same user.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from recllm.eventlog import candidates, draws
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.ids import FIRST_ID, UNUSED
 from recllm.eventlog.log import EventLog
+from recllm.eventlog.names import CandidateKind
 from recllm.eventlog.splits import split_samples, training_events
 from recllm.tables import canonical
 
@@ -32,7 +34,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     without one reads 1 (unknown) in the CRM's fields.
 
     A log in which no event has a timestamp keeps the order of `events.parquet` within a user, and all of its
-    events (whether an item that is there twice is a copy or was met twice cannot be told). It has time 0
+    events (nothing shows whether an item that is there twice is a copy or was met twice). It has time 0
     everywhere and says `timed: false` in `meta.json`. Where some have one, those without are dropped.
 
     Args:
@@ -55,64 +57,33 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     events, items, users = canonical.read(tables_folder)
     total, timed = _times(events, config)
     frame, users, items, dropped = _dense(events, users, items, total, timed)
-    rating = frame["rating"].to_numpy()
-    label = frame["label"].fill_null(-1).to_numpy()
-    if config.label_threshold is not None:
-        label = np.where(np.isnan(rating), label, rating > config.label_threshold).astype(np.int8)
-    levels = np.unique(rating[~np.isnan(rating)])
-    if len(levels) > 100:
-        raise ValueError(
-            f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
-        )
-    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
-    user, item, timestamp = (frame[name].to_numpy() for name in ("user", "item", "timestamp"))
-    del frame, rating
+    columns, rating_levels = _columns(frame, config)
+    del frame
+    histories = _histories(columns["user"], columns["timestamp"] if timed else None, len(users), config)
+    split, order, training = _split(columns, histories, timed, config)
 
-    n_users, n_items = len(users) + FIRST_ID, len(items) + FIRST_ID
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=n_users))])
-    same_second = np.zeros(len(user), dtype=bool)  # as the row above
-    if timed:
-        same_second[1:] = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
-    history_end = np.arange(len(user))
-    if config.ties == "strict":
-        history_end = np.maximum.accumulate(np.where(same_second, 0, history_end))
-    enough = history_end - offsets[user] >= config.min_history
-    times = timestamp if timed else None
-    split, order = split_samples(config, user, enough & (label >= 0), times)
-    if not len(order["train"]) or not len(order["valid"]) or not len(order["test"]):
-        parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
-        raise ValueError(
-            f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
-            f"{config.min_history} earlier events ({parts}), wanted some of each; "
-            "lower it: ARGS='prepare.min_history=<fewer>'"
-        )
-    training = training_events(config, user, split, order, times)
-    item_count = np.bincount(item[training], minlength=n_items).astype(np.int32)
-    user_count = np.bincount(user[training], minlength=n_users)
-
+    item_count = np.bincount(columns["item"][training], minlength=FIRST_ID + len(items)).astype(np.int32)
+    user_count = np.bincount(columns["user"][training], minlength=FIRST_ID + len(users))
+    liked = columns["item"][training & (columns["label"] == 1)]
     arrays = {
-        "user": user,
-        "item": item,
-        "rating": code,
-        "label": label,
-        "timestamp": timestamp,
+        **columns,
         "split": split,
         "training": training,
-        "offsets": offsets,
+        "offsets": histories.offsets,
         "user_fields": _fields(users, "user", config.user_fields, user_count[FIRST_ID:] > 0),
         "item_fields": _fields(items, "item", config.item_fields, item_count[FIRST_ID:] > 0),
         "item_count": item_count,
-        "item_likes": np.bincount(item[training & (label == 1)], minlength=n_items).astype(np.int32),
+        "item_likes": np.bincount(liked, minlength=len(item_count)).astype(np.int32),
     }
     if config.ties == "strict":
-        arrays["history_end"] = history_end
+        arrays["history_end"] = histories.end
     meta = {
         "user_fields": _sizes(users, "user", config.user_fields),
         "item_fields": _sizes(items, "item", config.item_fields),
-        "rating_levels": [f"{level:g}" for level in levels],
-        "n_users": n_users,
-        "n_items": n_items,
-        "n_events": len(user),
+        "rating_levels": rating_levels,
+        "n_users": FIRST_ID + len(users),
+        "n_items": FIRST_ID + len(items),
+        "n_events": len(columns["user"]),
         "timed": timed,
         "candidates": config.candidates,
         "category_field": 1 + config.item_fields.index(config.category),
@@ -123,77 +94,47 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         log = EventLog(out_folder, arrays, meta)
     _check_labels(log.label[order["train"]])
 
-    out_folder.mkdir(parents=True, exist_ok=True)
-    for left in out_folder.glob("*.npy"):
-        left.unlink()
-    for name, values in arrays.items():
-        _save(out_folder, name, values)
-    _placeholders(users, "user").write_parquet(out_folder / "users.parquet")
-    _placeholders(items, "item").write_parquet(out_folder / "items.parquet")
+    _write(out_folder, arrays, users, items)
     ranking = _row_orders(log, config, order)
+    # Last, as a folder without it is no log.
     (out_folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-
-    metrics: dict[str, Any] = {"samples": sum(map(len, order.values()))}
-    metrics |= {name: len(rows) for name, rows in order.items()}
-    metrics |= {"users": len(users), "items": len(items), "events": len(user)} | dropped
-    metrics |= {
-        "sampled_negatives": len(log.user) - len(user),
-        "not_sample_short_history": int((~enough).sum()),
-        "not_sample_no_label": int((label < 0).sum()),
-    }
-    if config.ties == "strict":
-        above = np.arange(len(user)) - offsets[user] >= config.min_history
-        metrics["not_sample_same_second"] = int((above & ~enough).sum())
-    metrics |= {f"positive_rate_{name}": float(log.label[rows].mean()) for name, rows in order.items()}
-    for kind, ids, size, count in (
-        ("user", log.user, n_users, user_count),
-        ("item", log.item, n_items, item_count),
-    ):
-        sampled = np.zeros(size, dtype=bool)
-        sampled[ids[order["train"]]] = True
-        for name in ("valid", "test"):
-            held_out = ids[order[name]]
-            metrics[f"cold_{kind}_share_{name}"] = float((~sampled[held_out]).mean())
-            metrics[f"unknown_{kind}_share_{name}"] = float((count[held_out] == 0).mean())
-    if timed:
-        metrics["shared_second_share"] = float(same_second.mean())
-        metrics["tied_sample_share"] = float(same_second[split != UNUSED].mean())
+    metrics = _metrics(log, order, histories, dropped, config)
     return metrics | ranking | {"notes": notes(config, metrics)}
 
 
 def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
     """What the choices mean for whoever reads the figures: one sentence each, none for the paper's."""
-    said = []
+    sentences = []
     if "shared_second_share" not in metrics:
-        said.append(
+        sentences.append(
             "no event has a timestamp: within a user they stand in the order of the file; time intervals, "
             "a split by time and results by the time since the last event are lost"
         )
     if config.split == "last":
-        said.append("split=last: training events of one user may be later than test events of another")
+        sentences.append("split=last: training events of one user may be later than test events of another")
     if config.split == "user":
-        said.append("split=user: every user of the validation and test split is cold")
+        sentences.append("split=user: every user of the validation and test split is cold")
     if config.split == "random":
-        said.append(
+        sentences.append(
             "split=random: test events stand in histories of training samples, and later events train what "
             "earlier ones test; figures are better than those of a split by time"
         )
     tied = metrics.get("tied_sample_share", 0.0)
     if config.ties == "strict":
-        said.append(
+        sentences.append(
             f"ties=strict: the histories of {tied:.1%} of the samples have lost events of their own second, "
             f"{metrics['not_sample_same_second']:,} rows are no samples for it"
         )
     elif tied:
-        said.append(
+        sentences.append(
             f"ties=rows: {tied:.1%} of the samples have an event of their own second as their last one"
         )
     if config.sampled_negatives:
-        said.append(
+        sentences.append(
             f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
             f"({config.sampled_by}); nobody is known to dislike them"
         )
-    return said
+    return sentences
 
 
 def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
@@ -211,6 +152,78 @@ def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
             "ARGS='prepare.split=last' (in the order of the file), prepare.split=user or prepare.split=random"
         )
     return total, timed
+
+
+def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str]]:
+    """Arrays `[N]` of what an event itself is, user to timestamp; and the text of each rating level."""
+    rating = frame["rating"].to_numpy()
+    label = frame["label"].fill_null(-1).to_numpy()
+    if config.label_threshold is not None:
+        label = np.where(np.isnan(rating), label, rating > config.label_threshold).astype(np.int8)
+    levels = np.unique(rating[~np.isnan(rating)])
+    if len(levels) > 100:
+        raise ValueError(
+            f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
+        )
+    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    columns = {
+        "user": frame["user"].to_numpy(),
+        "item": frame["item"].to_numpy(),
+        "rating": code,
+        "label": label,
+        "timestamp": frame["timestamp"].to_numpy(),
+    }
+    return columns, [f"{level:g}" for level in levels]
+
+
+@dataclass(frozen=True)
+class _Histories:
+    """The histories of the events.
+
+    Attributes:
+        offsets: int64 `[n_users + 1]`; the history of an event of user u begins at row `offsets[u]`.
+        end: int64 `[N]`, the row behind each history's last one.
+        same_second: bool `[N]`, whether an event has the user and the second of the row above.
+        long_enough: bool `[N]`, whether the history has `prepare.min_history` events.
+    """
+
+    offsets: Array
+    end: Array
+    same_second: Array
+    long_enough: Array
+
+
+def _histories(user: Array, timestamp: Array | None, users: int, config: PrepareConfig) -> _Histories:
+    """Histories of events `[N]` by ascending dense user, of whom there are `users`; without times, None."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=FIRST_ID + users))])
+    same_second = np.zeros(len(user), dtype=bool)
+    if timestamp is not None:
+        same_second[1:] = (user[1:] == user[:-1]) & (timestamp[1:] == timestamp[:-1])
+    end = np.arange(len(user))
+    if config.ties == "strict":
+        end = np.maximum.accumulate(np.where(same_second, 0, end))
+    return _Histories(offsets, end, same_second, end - offsets[user] >= config.min_history)
+
+
+def _split(
+    columns: dict[str, Array], histories: _Histories, timed: bool, config: PrepareConfig
+) -> tuple[Array, dict[str, Array], Array]:
+    """The split of each event, the rows of each split, and the training events; see `splits`.
+
+    Raises:
+        ValueError: a split is empty.
+    """
+    user = columns["user"]
+    times = columns["timestamp"] if timed else None
+    split, order = split_samples(config, user, histories.long_enough & (columns["label"] >= 0), times)
+    if not all(len(rows) for rows in order.values()):
+        parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
+        raise ValueError(
+            f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
+            f"{config.min_history} earlier events ({parts}), wanted some of each; "
+            "lower it: ARGS='prepare.min_history=<fewer>'"
+        )
+    return split, order, training_events(config, user, split, order, times)
 
 
 def _check_labels(label: Array) -> None:
@@ -233,15 +246,16 @@ def _with_sampled_negatives(
     A negative is a function of (seed, row of its positive, which one of it), and lies in no user's range of
     rows, so that it is in no history. `anchor` says at which event each one stands.
     """
-    n, events = config.sampled_negatives, len(log.user)
+    count = config.sampled_negatives
     liked = np.flatnonzero((log.split != UNUSED) & (log.label == 1))
-    seed, seen = draws.derive(config.seed, "sampled"), candidates.Seen(log)
-    items = np.empty((len(liked), n), np.int32)
+    seed = draws.derive(config.seed, "sampled")
+    seen = candidates.Seen(log)
+    items = np.empty((len(liked), count), np.int32)
     for first in range(0, len(liked), _CHUNK):
         part = slice(first, first + _CHUNK)
-        items[part] = candidates.negatives(log, liked[part], config.sampled_by, n, seed, seen=seen)
-    anchor = np.repeat(liked, n)
-    more = {
+        items[part] = candidates.negatives(log, liked[part], config.sampled_by, count, seed, seen=seen)
+    anchor = np.repeat(liked, count)
+    columns = {
         "user": log.user[anchor],
         "item": items.ravel(),
         "rating": np.zeros(len(anchor), log.rating.dtype),
@@ -250,15 +264,18 @@ def _with_sampled_negatives(
         "split": log.split[anchor],
         "training": np.zeros(len(anchor), bool),
     }
-    longer = {name: np.concatenate([arrays[name], values]) for name, values in more.items()}
+    longer = {name: np.concatenate([arrays[name], values]) for name, values in columns.items()}
 
-    def behind(rows: Array) -> Array:
-        times = np.where(log.label[rows] == 1, 1 + n, 1)
+    def with_negatives(rows: Array) -> Array:
+        """The rows, and behind each liked one those of its negatives."""
+        times = np.where(log.label[rows] == 1, 1 + count, 1)
         place = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
-        rows = np.repeat(rows, times)
-        return np.where(place, events + np.searchsorted(liked, rows) * n + place - 1, rows)
+        repeated = np.repeat(rows, times)
+        first_negative = log.n_events + np.searchsorted(liked, repeated) * count
+        return np.where(place, first_negative + place - 1, repeated)
 
-    return {**arrays, **longer, "anchor": anchor}, {name: behind(rows) for name, rows in order.items()}
+    longer_order = {name: with_negatives(rows) for name, rows in order.items()}
+    return {**arrays, **longer, "anchor": anchor}, longer_order
 
 
 def _dense(
@@ -271,18 +288,8 @@ def _dense(
     else:
         events = events.with_columns(timestamp=pl.lit(0, pl.Int64)).with_row_index("place")
         place = ["place"]
-    met = []
-    for name, table in (("user", users), ("item", items)):
-        ids = events.select(pl.col(name).unique()).collect(engine="streaming")
-        unknown = ids.join(table, on=name, how="anti")
-        if unknown.height:
-            raise ValueError(
-                f"{unknown.height} {name}s of events.parquet (first: {unknown[name][0]}) are not in "
-                f"{name}s.parquet, wanted all; mend the dataset's recipe.py"
-            )
-        known = table.join(ids, on=name, how="semi").sort(name)
-        met.append(known.rename({name: "external"}).with_row_index(name, FIRST_ID).cast({name: pl.Int32}))
-    users, items = met
+    users = _with_events(users, "user", events)
+    items = _with_events(items, "item", events)
     frame = (
         events.join(users.lazy().select("external", dense_user="user"), left_on="user", right_on="external")
         .join(items.lazy().select("external", dense_item="item"), left_on="item", right_on="external")
@@ -296,17 +303,34 @@ def _dense(
         )
         .collect(engine="streaming")
     )
-    kept = frame.height
-    # Dense ids ascend with external ids. An event that is there twice is kept once; rating and label as last
-    # keys make the order, and so the one that is kept, independent of the order that the join hands rows on
-    # in.
+    dropped = {"dropped_no_time": total - frame.height}
+    # Dense ids ascend with external ids. Of events that are there twice one stays; rating and label as last
+    # keys make the order, and so which one stays, independent of the order that the join hands rows on in.
     frame = frame.sort("user", *place)
+    dropped["dropped_duplicates"] = 0
     if timed:
-        twice = pl.all_horizontal(
-            pl.col("user", "timestamp", "item") == pl.col("user", "timestamp", "item").shift()
+        same = pl.col("user", "timestamp", "item") == pl.col("user", "timestamp", "item").shift()
+        distinct = frame.filter(~pl.all_horizontal(same).fill_null(False))
+        dropped["dropped_duplicates"] = frame.height - distinct.height
+        frame = distinct
+    return frame, users, items, dropped
+
+
+def _with_events(table: pl.DataFrame, name: str, events: pl.LazyFrame) -> pl.DataFrame:
+    """The users or items that have events, by ascending external id, with their dense ids in column `name`.
+
+    Raises:
+        ValueError: an event's user or item is not in the table.
+    """
+    ids = events.select(pl.col(name).unique()).collect(engine="streaming")
+    missing = ids.join(table, on=name, how="anti")
+    if missing.height:
+        raise ValueError(
+            f"{missing.height} {name}s of events.parquet (first: {missing[name][0]}) are not in "
+            f"{name}s.parquet, wanted all; mend the dataset's recipe.py"
         )
-        frame = frame.filter(~twice.fill_null(False))
-    return frame, users, items, {"dropped_no_time": total - kept, "dropped_duplicates": kept - frame.height}
+    present = table.join(ids, on=name, how="semi").sort(name).rename({name: "external"})
+    return present.with_row_index(name, FIRST_ID).cast({name: pl.Int32})
 
 
 def _fields(table: pl.DataFrame, name: str, columns: Sequence[str], trained: Array) -> Array:
@@ -316,9 +340,9 @@ def _fields(table: pl.DataFrame, name: str, columns: Sequence[str], trained: Arr
     fields[FIRST_ID:, 0] = np.where(trained, table[name].to_numpy(), 1)
     for place, column in enumerate(columns, start=1):
         ids = _value_ids(table, name, column)
-        known = np.zeros(ids.max() + 1, dtype=bool)
-        known[ids[trained]] = True
-        fields[FIRST_ID:, place] = np.where(known[ids], ids, 1)
+        is_trained = np.zeros(ids.max() + 1, dtype=bool)
+        is_trained[ids[trained]] = True
+        fields[FIRST_ID:, place] = np.where(is_trained[ids], ids, 1)
     return fields
 
 
@@ -347,21 +371,82 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
 def _row_orders(log: EventLog, config: PrepareConfig, order: dict[str, Array]) -> dict[str, int]:
     """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold."""
     metrics: dict[str, int] = {}
-    wanted = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
+    most = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
     for name, rows in order.items():
         _save(log.folder, f"order_{name}", rows)
         permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
         _save(log.folder, f"permutation_{name}", permuted)
         if name == "train":
             continue
-        ranking = permuted[log.label[permuted] == 1][: wanted[name]]
+        ranking = permuted[log.label[permuted] == 1][: most[name]]
         _save(log.folder, f"ranking_{name}", ranking)
         metrics[f"ranking_{name}_rows"] = len(ranking)
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
-            _save(log.folder, f"candidates_{name}_{kind}{config.candidates}", lists)
+            _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
     return metrics
+
+
+def _write(folder: Path, arrays: dict[str, Array], users: pl.DataFrame, items: pl.DataFrame) -> None:
+    """Writes arrays and tables; arrays of an earlier log are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.npy"):
+        stale.unlink()
+    for name, values in arrays.items():
+        _save(folder, name, values)
+    _placeholders(users, "user").write_parquet(folder / "users.parquet")
+    _placeholders(items, "item").write_parquet(folder / "items.parquet")
+
+
+def _metrics(
+    log: EventLog,
+    order: dict[str, Array],
+    histories: _Histories,
+    dropped: dict[str, int],
+    config: PrepareConfig,
+) -> dict[str, Any]:
+    """What `build_log` returns, but for what the ranking rows and the notes say."""
+    events = slice(log.n_events)
+    metrics: dict[str, Any] = {"samples": sum(map(len, order.values()))}
+    metrics |= {name: len(rows) for name, rows in order.items()}
+    metrics |= {"users": log.n_users - FIRST_ID, "items": log.n_items - FIRST_ID, "events": log.n_events}
+    metrics |= dropped
+    metrics["sampled_negatives"] = len(log.user) - log.n_events
+    metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
+    metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
+    if config.ties == "strict":
+        rows_above = np.arange(log.n_events) - histories.offsets[log.user[events]]
+        lost = (rows_above >= config.min_history) & ~histories.long_enough
+        metrics["not_sample_same_second"] = int(lost.sum())
+    metrics |= {f"positive_rate_{name}": float(log.label[rows].mean()) for name, rows in order.items()}
+    metrics |= _cold_shares(
+        "user", log.user, np.bincount(log.user[log.training], minlength=log.n_users), order
+    )
+    metrics |= _cold_shares("item", log.item, log.item_count, order)
+    if log.timed:
+        metrics["shared_second_share"] = float(histories.same_second.mean())
+        metrics["tied_sample_share"] = float(histories.same_second[log.split[events] != UNUSED].mean())
+    return metrics
+
+
+def _cold_shares(name: str, ids: Array, count: Array, order: dict[str, Array]) -> dict[str, float]:
+    """Shares of held-out samples whose user or item has no training sample (cold), or event (unknown).
+
+    Args:
+        name: `user` or `item`.
+        ids: dense id of every row of the log.
+        count: training events of each id.
+        order: rows of each split.
+    """
+    has_sample = np.zeros(len(count), dtype=bool)
+    has_sample[ids[order["train"]]] = True
+    shares = {}
+    for split in ("valid", "test"):
+        held_out = ids[order[split]]
+        shares[f"cold_{name}_share_{split}"] = float((~has_sample[held_out]).mean())
+        shares[f"unknown_{name}_share_{split}"] = float((count[held_out] == 0).mean())
+    return shares
 
 
 def _save(folder: Path, name: str, values: Array) -> None:

@@ -8,17 +8,19 @@ is the one most like the others of its list in 78 % of such lists. So negatives 
 is itself near the target: then 4 %, where a guess has 5 %.
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from recllm.eventlog import draws
+from recllm.eventlog.names import CandidateDraw
 
 Rows = npt.NDArray[np.int64]
 Items = npt.NDArray[np.int32]
 
-KINDS = ("uniform", "popular")
+KINDS: tuple[CandidateDraw, ...] = ("uniform", "popular")
 _NEVER = np.iinfo(np.int64).min  # the key of an item that must not be drawn
 _ROUNDS = 16  # rejection rounds; what is open after them is drawn exactly, over the whole catalog
 
@@ -36,7 +38,7 @@ class Histories(Protocol):
 
 
 class Seen:
-    """Answers "was this item above this row?" from the first row of every (user, item) pair."""
+    """The first row of every (user, item) pair: whether a user had met an item before some row."""
 
     def __init__(self, log: Histories, users: npt.NDArray[np.int32] | None = None) -> None:
         """Sorts the pairs.
@@ -101,25 +103,70 @@ def negatives(
     if kind not in KINDS:
         raise ValueError(f"candidates of kind {kind!r}, wanted one of {', '.join(KINDS)}")
     rows = np.asarray(rows, dtype=np.int64)
-    stands = log.anchors(rows)
-    seen = Seen(log, log.user[rows]) if seen is None else seen
     catalog = np.flatnonzero(log.item_count).astype(np.int32)
     weight = log.item_count[catalog].astype(np.float64) if kind == "popular" else np.ones(len(catalog))
-    cumulative = np.cumsum(weight) / weight.sum()
-    seed = draws.derive(seed, "negatives", kind)
-
+    drawing = _Drawing(
+        log,
+        rows,
+        stands=log.anchors(rows),
+        seen=Seen(log, log.user[rows]) if seen is None else seen,
+        exclude_target=exclude_target,
+        seed=draws.derive(seed, "negatives", kind),
+        catalog=catalog,
+        weight=weight,
+    )
     chosen = np.zeros((len(rows), n), dtype=np.int32)
+    filled = _draw_and_reject(drawing, chosen)
+    for place in np.flatnonzero(filled < n):
+        chosen[place, filled[place] :] = _draw_exactly(drawing, int(place), chosen[place, : filled[place]], n)
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What negatives of rows `[R]` are drawn from.
+
+    Attributes:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        stands: the event at which each row stands `[R]`.
+        seen: the table of (user, item) pairs.
+        exclude_target: whether a row's own item is left out as well.
+        seed: of these draws.
+        catalog: items with a training event, ascending `[I]`.
+        weight: float64 `[I]`, in proportion to which they are drawn.
+    """
+
+    log: Histories
+    rows: Rows
+    stands: Rows
+    seen: Seen
+    exclude_target: bool
+    seed: int
+    catalog: Items
+    weight: npt.NDArray[np.float64]
+
+
+def _draw_and_reject(drawing: _Drawing, chosen: Items) -> Rows:
+    """Fills rows of `chosen` `[R, n]` from the left in some rounds; returns how far each is filled `[R]`.
+
+    A draw is used in its own order, so that how many are made in a round changes no result.
+    """
+    log = drawing.log
+    rows = drawing.rows
+    n = chosen.shape[1]
+    cumulative = np.cumsum(drawing.weight) / drawing.weight.sum()
     filled = np.zeros(len(rows), dtype=np.int64)
-    width = 2 * n  # draws a row and round; a draw is used in its own order, so the width changes no result
+    width = 2 * n  # draws a row and round
     left = np.arange(len(rows))
     for turn in range(_ROUNDS):
         if not len(left):
-            return chosen
-        uniform = draws.uniform(seed, rows[left], width, start=turn * width)
-        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(catalog) - 1)
-        items = catalog[place]
-        free = ~seen.above(log.user[rows[left], None], items, stands[left, None])
-        if exclude_target:
+            break
+        uniform = draws.uniform(drawing.seed, rows[left], width, start=turn * width)
+        place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(cumulative) - 1)
+        items = drawing.catalog[place]
+        free = ~drawing.seen.above(log.user[rows[left], None], items, drawing.stands[left, None])
+        if drawing.exclude_target:
             free &= items != log.item[rows[left], None]
         free &= ~(items[:, :, None] == chosen[left][:, None, :]).any(axis=2)
         free &= ~_repeats(items)
@@ -128,26 +175,37 @@ def negatives(
         chosen[left[row], slot[row, column]] = items[row, column]
         filled[left] = np.minimum(filled[left] + free.sum(axis=1), n)
         left = left[filled[left] < n]
+    return filled
 
-    # A reader of nearly everything rejects nearly every draw. Drawing without replacement in proportion to
-    # weights is the same as taking the smallest -log(u) / weight (Efraimidis and Spirakis 2006), and the
-    # draws so far are kept.
-    for at in left:
-        row = rows[at : at + 1]
-        out = seen.above(log.user[row, None], catalog[None, :], stands[at : at + 1, None])[0]
-        out |= np.isin(catalog, chosen[at, : filled[at]])
-        if exclude_target:
-            out |= catalog == log.item[row]
-        need = n - filled[at]
-        if len(catalog) - out.sum() < need:
-            raise ValueError(
-                f"row {row[0]}: {len(catalog) - out.sum() + filled[at]} items of the training catalog "
-                f"are new to its user, wanted {n}; lower prepare.candidates or prepare.sampled_negatives"
-            )
-        bits = draws.hashes(draws.derive(seed, "exact"), row, catalog) >> np.uint64(11)
-        arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / weight)
-        chosen[at, filled[at] :] = catalog[np.argsort(arrival, kind="stable")[:need]]
-    return chosen
+
+def _draw_exactly(drawing: _Drawing, place: int, drawn: Items, n: int) -> Items:
+    """What row number `place` lacks to n items, beside those `drawn` for it already.
+
+    Who has read nearly everything rejects nearly every draw. Drawing without replacement in proportion to
+    weights is the same as taking the smallest -log(u) / weight (Efraimidis and Spirakis 2006).
+
+    Raises:
+        ValueError: the user has met so much that fewer items are left.
+    """
+    log = drawing.log
+    catalog = drawing.catalog
+    row = drawing.rows[place : place + 1]
+    out = drawing.seen.above(log.user[row, None], catalog[None, :], drawing.stands[place : place + 1, None])[
+        0
+    ]
+    out |= np.isin(catalog, drawn)
+    if drawing.exclude_target:
+        out |= catalog == log.item[row]
+    free = len(catalog) - out.sum()
+    need = n - len(drawn)
+    if free < need:
+        raise ValueError(
+            f"row {row[0]}: {free + len(drawn)} items of the training catalog are new to its user, "
+            f"wanted {n}; lower prepare.candidates or prepare.sampled_negatives"
+        )
+    bits = draws.hashes(draws.derive(drawing.seed, "exact"), row, catalog) >> np.uint64(11)
+    arrival = np.where(out, np.inf, -np.log((bits + 1.0) * 2.0**-53) / drawing.weight)
+    return catalog[np.argsort(arrival, kind="stable")[:need]]
 
 
 def candidate_lists(log: Histories, rows: Rows, kind: str, n: int = 20, seed: int = 0) -> Items:
@@ -170,7 +228,7 @@ def candidate_lists(log: Histories, rows: Rows, kind: str, n: int = 20, seed: in
         ValueError: as `negatives`.
     """
     rows = np.asarray(rows, dtype=np.int64)
-    return _among(log, rows, negatives(log, rows, kind, n - 1, seed), seed)
+    return _with_target(log, rows, negatives(log, rows, kind, n - 1, seed), seed)
 
 
 def hard_lists(
@@ -213,22 +271,25 @@ def hard_lists(
     tie = np.argsort(draws.hashes(draws.derive(seed, "hard", "ties"), catalog)).argsort()
     chosen = np.zeros((len(rows), n - 1), np.int32)
     of_fold = fold[log.user[rows]]
-    size = max(1, 8_000_000 // len(catalog))  # rows whose similarities are held at once
+    size = max(1, 8_000_000 // len(catalog))  # rows whose similarities are in memory at once
     for number in np.unique(of_fold):
         ours = np.flatnonzero(of_fold == number)
         table = vectors[number]
         for part in np.split(ours, np.arange(size, len(ours), size)):
             target = log.item[rows[part]]
-            line, above = _above(log, rows[part])
-            own, met = (np.arange(len(part)), place[target]), (line, place[log.item[above]])
-            keys = _keys(table[target] @ table[catalog].T, tie, own)
-            center = catalog[_drawn(keys, rows[part], nearest, 1, draws.derive(seed, "hard", "center"))]
-            keys = _keys(table[center[:, 0]] @ table[catalog].T, tie, own, met)
-            chosen[part] = catalog[_drawn(keys, rows[part], nearest, n - 1, draws.derive(seed, "hard"))]
-    return _among(log, rows, chosen, seed)
+            own = (np.arange(len(part)), place[target])
+            keys = _nearness(table[target] @ table[catalog].T, tie, own)
+            center_seed = draws.derive(seed, "hard", "center")
+            center = catalog[_draw_of_nearest(keys, rows[part], nearest, 1, center_seed)]
+            line, above = _events_above(log, rows[part])
+            met = (line, place[log.item[above]])
+            keys = _nearness(table[center[:, 0]] @ table[catalog].T, tie, own, met)
+            negative_seed = draws.derive(seed, "hard")
+            chosen[part] = catalog[_draw_of_nearest(keys, rows[part], nearest, n - 1, negative_seed)]
+    return _with_target(log, rows, chosen, seed)
 
 
-def _keys(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Rows]) -> Rows:
+def _nearness(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Rows]) -> Rows:
     """Similarity on a grid of 2^-20 and then the order of ties, in an int64 `[B, C]`: larger is nearer.
 
     Cells that `never` names by line and column are as far as can be; a column of -1 is none.
@@ -241,8 +302,8 @@ def _keys(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Ro
     return keys
 
 
-def _drawn(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
-    """N columns of each line `[B, n]`, drawn out of the `nearest` with the largest keys."""
+def _draw_of_nearest(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
+    """Columns `[B, n]`: of each line n of them, drawn out of the `nearest` with the largest keys."""
     first = max(0, keys.shape[1] - nearest)
     best = np.argpartition(keys, first, axis=1)[:, first:]
     order = draws.hashes(seed, rows[:, None], best) >> np.uint64(1)
@@ -256,14 +317,14 @@ def _drawn(keys: Rows, rows: Rows, nearest: int, n: int, seed: int) -> Rows:
     return np.take_along_axis(best, np.argsort(order, axis=1)[:, :n], axis=1)
 
 
-def _among(log: Histories, rows: Rows, drawn: Items, seed: int) -> Items:
+def _with_target(log: Histories, rows: Rows, drawn: Items, seed: int) -> Items:
     """The rows' own items among those drawn for them, sorted by a hash of (row, item)."""
     items = np.concatenate([log.item[rows, None], drawn], axis=1)
     order = np.argsort(draws.hashes(draws.derive(seed, "order"), rows[:, None], items), axis=1)
     return np.take_along_axis(items, order, axis=1)
 
 
-def _above(log: Histories, rows: Rows) -> tuple[Rows, Rows]:
+def _events_above(log: Histories, rows: Rows) -> tuple[Rows, Rows]:
     """For every event above one of the rows, of the same user: which of the rows, and the event's row."""
     stands = log.anchors(rows)
     start = log.offsets[log.user[rows]]
@@ -274,7 +335,8 @@ def _above(log: Histories, rows: Rows) -> tuple[Rows, Rows]:
 
 def _rows_of(offsets: npt.NDArray[np.int64], users: npt.NDArray[np.int32]) -> Rows:
     """All rows of these users, ascending: the concatenated ranges, without a loop."""
-    start, length = offsets[users], offsets[users + 1] - offsets[users]
+    start = offsets[users]
+    length = offsets[users + 1] - start
     shift = np.repeat(start - np.concatenate([[0], np.cumsum(length)[:-1]]), length)
     return np.arange(length.sum()) + shift
 

@@ -35,7 +35,9 @@ class Groups:
         """Sorts the events: seconds for 25 million; 8 bytes an event stay, and the values."""
         keys = np.asarray(group, np.int64) * span + place
         order = np.argsort(keys, kind="stable")
-        self._keys, self._span, self.values = keys[order], span, values[order]
+        self._keys = keys[order]
+        self._span = span
+        self.values = values[order]
         self._starts = np.searchsorted(self._keys, np.arange(int(group.max()) + 2) * span)
 
     def before(self, group: NDArray[np.integer], place: NDArray[np.int64]) -> Range:
@@ -44,7 +46,7 @@ class Groups:
         return self._starts[group], np.searchsorted(self._keys, group * self._span + place)
 
 
-class Tastes(Groups):
+class CategoryHistories(Groups):
     """Events by user and category of the item (the log's `category_field`), in the order of the log.
 
     Args:
@@ -64,7 +66,7 @@ class Tastes(Groups):
     def _group(self, user: NDArray[np.int32], item: NDArray[np.integer]) -> NDArray[np.int64]:
         return np.asarray(user, np.int64) * self._categories + self.category[item]
 
-    def of(self, rows: Rows, targets: NDArray[np.integer]) -> Range:
+    def ranges(self, rows: Rows, targets: NDArray[np.integer]) -> Range:
         """The events of each row's history whose item has its target's category; `[B]` each."""
         _, end = self.log.history(rows)
         return self.before(self._group(self.log.user.take(rows), targets), end)

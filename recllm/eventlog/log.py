@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from recllm.eventlog.candidates import KINDS
 from recllm.eventlog.ids import SPLITS
+from recllm.eventlog.names import CandidateKind, RowSet
 
 Rows = NDArray[np.int64]
 
@@ -29,7 +29,7 @@ ARRAYS = (
     "item_count",
     "item_likes",
 )
-SOMETIMES = ("history_end", "anchor")
+OPTIONAL_ARRAYS = ("history_end", "anchor")
 """Arrays that are there only where histories are not simply the rows above (see `EventLog.history`)."""
 
 
@@ -85,9 +85,11 @@ class EventLog:
         folder = Path(folder)
         if not (folder / "meta.json").exists():
             raise FileNotFoundError(f"no event log in {folder}; wanted meta.json there; run `make prepare`")
-        names = (*ARRAYS, *(name for name in SOMETIMES if (folder / f"{name}.npy").exists()))
+        present = [name for name in OPTIONAL_ARRAYS if (folder / f"{name}.npy").exists()]
         # Plain arrays over the mapped memory: np.memmap, a subclass, would make every small gather slower.
-        arrays = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in names}
+        arrays = {
+            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in (*ARRAYS, *present)
+        }
         return cls(folder, arrays, json.loads((folder / "meta.json").read_text()))
 
     @property
@@ -145,36 +147,26 @@ class EventLog:
             name: `all` (time order; that of the log where it has no times), `first<n>` or `last<n>` (the
                 first or the last n of it), `uniform<n>` (n drawn with the stored permutation, so that a
                 smaller set lies in a larger one), or a fraction such as `0.1` of the same permutation. A set
-                larger than the split is the whole split.
+                larger than the split is the whole split. See `recllm.eventlog.names.RowSet`.
 
         Raises:
             ValueError: for another split or name.
         """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
-        if name == "all":
-            return self._rows(f"order_{split}")
-        if match := re.fullmatch(r"first(\d+)", name):
-            return self._rows(f"order_{split}")[: int(match[1])]
-        if match := re.fullmatch(r"last(\d+)", name):
-            order = self._rows(f"order_{split}")
-            return order[max(0, len(order) - int(match[1])) :]
-        permutation = self._rows(f"permutation_{split}")
-        if match := re.fullmatch(r"uniform(\d+)", name):
-            return permutation[: int(match[1])]
-        if re.fullmatch(r"0?\.\d+|1\.0+", name):
-            return permutation[: round(float(name) * len(permutation))]
-        raise ValueError(
-            f"row set {name!r} is unknown; wanted all, first<n>, last<n>, uniform<n> or a fraction, e.g. 0.1"
-        )
+        row_set = RowSet.parse(name)
+        rows = self._stored_rows(f"permutation_{split}" if row_set.is_drawn else f"order_{split}")
+        count = row_set.count(len(rows))
+        return rows[len(rows) - count :] if row_set.kind == "last" else rows[:count]
 
-    def _rows(self, name: str) -> Rows:
+    def _stored_rows(self, name: str) -> Rows:
         return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
     @property
-    def lists(self) -> tuple[str, ...]:
+    def candidate_kinds(self) -> tuple[str, ...]:
         """Kinds of the stored candidate lists, as `ranking` takes them: `uniform20`, `popular20`."""
-        return tuple(f"{kind}{self.meta['candidates']}" for kind in KINDS)
+        size = self.meta["candidates"]
+        return tuple(str(CandidateKind(kind, size)) for kind in KINDS)
 
     def ranking(self, split: str, kind: str, folder: Path | None = None) -> tuple[Rows, NDArray[np.int32]]:
         """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.
@@ -185,10 +177,10 @@ class EventLog:
             folder: where the lists lie; the log's own folder by default.
 
         Raises:
-            ValueError: there are no such lists.
+            ValueError: there are no such lists, or the text is no kind of them.
         """
         folder = self.folder if folder is None else folder
-        path = folder / f"candidates_{split}_{kind}.npy"
+        path = folder / f"candidates_{split}_{CandidateKind.parse(kind)}.npy"
         if not path.exists():
             stored = sorted(file.stem.rpartition("_")[2] for file in folder.glob(f"candidates_{split}_*.npy"))
             raise ValueError(
@@ -199,5 +191,5 @@ class EventLog:
 
 
 def chronological(positions: NDArray[np.integer]) -> Rows:
-    """Sort found positions `[B, k]` into time order; padding (-1) comes to stand on the left."""
+    """Positions `[B, k]` sorted into time order; padding (-1) comes to stand on the left."""
     return np.sort(np.asarray(positions, np.int64), axis=1)

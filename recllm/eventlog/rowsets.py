@@ -10,18 +10,18 @@ from recllm.eventlog.candidates import KINDS, candidate_lists
 from recllm.eventlog.log import EventLog, Rows
 
 
-def ranks(log: EventLog) -> bool:
+def has_ranking_rows(log: EventLog) -> bool:
     """Whether validation rows of the ranking task are stored, by which checkpoints can be selected."""
-    return all(len(log.ranking("valid", kind)[0]) for kind in log.lists)
+    return all(len(log.ranking("valid", kind)[0]) for kind in log.candidate_kinds)
 
 
-def check_ranks(log: EventLog) -> None:
-    """Refuse a log without such rows.
+def check_ranking_rows(log: EventLog) -> None:
+    """Refuse a log without stored validation rows of the ranking task.
 
     Raises:
         StageError: what to set.
     """
-    if not ranks(log):
+    if not has_ranking_rows(log):
         raise StageError(
             "no validation rows are ranked, so nothing selects a checkpoint; wanted "
             "prepare.ranking_valid_rows above 0, and validation rows whose item was liked"

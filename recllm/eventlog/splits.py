@@ -79,9 +79,9 @@ def split_samples(
         )
     elif config.split == "user":
         users, which = np.unique(user[rows], return_inverse=True)
-        split[rows] = _drawn(draws.derive(config.seed, "split", "user"), users, config.shares)[which]
+        split[rows] = _draw_codes(draws.derive(config.seed, "split", "user"), users, config.shares)[which]
     else:
-        split[rows] = _drawn(draws.derive(config.seed, "split", "random"), rows, config.shares)
+        split[rows] = _draw_codes(draws.derive(config.seed, "split", "random"), rows, config.shares)
     return split, {name: in_time[split[in_time] == code] for name, code in SPLITS.items()}
 
 
@@ -97,7 +97,8 @@ def training_events(
         order: rows of each split, as it returns them; there is one that trains.
         timestamp: seconds `[N]`; read by `time` only.
     """
-    trains, unused = split == TRAIN, split == UNUSED
+    trains = split == TRAIN
+    unused = split == UNUSED
     if config.split == "time":
         assert timestamp is not None
         return trains | (unused & (timestamp <= timestamp[order["train"][-1]]))
@@ -111,13 +112,13 @@ def training_events(
     return trains | (unused & (np.arange(len(user)) < first[user]))
 
 
-def _bounds(n: int, shares: list[float]) -> list[int]:
+def _bounds(total: int, shares: list[float]) -> list[int]:
     """Where training and validation end; shares as they are written, so that .1 of 970,009 is 97,000."""
-    train, valid = (int(n * Fraction(str(share))) for share in shares)
+    train, valid = [int(total * Fraction(str(fraction))) for fraction in shares]
     return [train, train + valid]
 
 
-def _drawn(seed: int, keys: Array, shares: list[float]) -> Array:
+def _draw_codes(seed: int, keys: Array, shares: list[float]) -> Array:
     """A split code for each of these distinct integers, int8: in an order drawn by hash, cut by shares."""
     codes = np.empty(len(keys), np.int8)
     order = np.argsort(draws.hashes(seed, keys))

@@ -1,11 +1,11 @@
-"""What was known before a sample: how often its user, item and category were met, and how well liked."""
+"""Counts and shares of likes before a sample: of its user, of its item, of its user in its category."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.eventlog.groups import Groups, Range, Tastes
+from recllm.eventlog.groups import CategoryHistories, Groups, Range
 from recllm.eventlog.log import EventLog, Rows
 
 STATISTICS = ("user_count", "user_likes", "item_count", "item_likes", "category_count", "category_likes")
@@ -47,11 +47,14 @@ class Statistics:
         self._first = int(second.min())
         span = int(second.max()) - self._first + 1
         self._items = Groups(log.item[events], second - self._first, span, liked)
-        self._tastes = Tastes(log, liked)
+        self._categories = CategoryHistories(log, liked)
         # The log itself is sorted by user: a history is a range of it.
-        self._liked = {"user": _running(liked)}
-        self._liked |= {"item": _running(self._items.values), "taste": _running(self._tastes.values)}
-        self._share = float(log.item_likes.sum()) / max(1, int(log.item_count.sum()))
+        self._liked = {
+            "user": _running(liked),
+            "item": _running(self._items.values),
+            "category": _running(self._categories.values),
+        }
+        self._liked_share = float(log.item_likes.sum()) / max(1, int(log.item_count.sum()))
 
     def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """Codes of (row, target) pairs.
@@ -65,13 +68,14 @@ class Statistics:
         """
         log = self.log
         item = log.item.take(rows) if targets is None else targets
-        seen, liked = self._count("user", log.history(rows))
-        of_user = _share(liked, seen, self._share)
-        codes = [_magnitude(seen), _level(of_user)]
-        seen, liked = self._count("item", self._items.before(item, log.timestamp.take(rows) - self._first))
-        codes += [_magnitude(seen), _level(_share(liked, seen, self._share))]
-        seen, liked = self._count("taste", self._tastes.of(rows, item))
-        codes += [_magnitude(seen), _level(_share(liked, seen, of_user))]
+        events, liked = self._count("user", log.history(rows))
+        user_share = _liked_share(liked, events, self._liked_share)
+        codes = [_magnitude(events), _level(user_share)]
+        second = log.timestamp.take(rows) - self._first
+        events, liked = self._count("item", self._items.before(item, second))
+        codes += [_magnitude(events), _level(_liked_share(liked, events, self._liked_share))]
+        events, liked = self._count("category", self._categories.ranges(rows, item))
+        codes += [_magnitude(events), _level(_liked_share(liked, events, user_share))]
         return np.stack(codes, 1)
 
     def _count(self, order: str, events: Range) -> tuple[Counts, Counts]:
@@ -89,7 +93,7 @@ def words(column: str) -> list[str]:
         least = np.ceil(2 ** ((np.arange(LEVELS) - 1) / 2)) - 1
         return [f" {float(f'{count:.2g}'):.0f}" for count in least]
     middle = (np.arange(LEVELS) - 0.5) / (LEVELS - 2)
-    return [f" {5 * round(20 * share)}%" for share in middle]
+    return [f" {5 * round(20 * level)}%" for level in middle]
 
 
 def _running(liked: NDArray[np.bool_]) -> Counts:
@@ -97,13 +101,13 @@ def _running(liked: NDArray[np.bool_]) -> Counts:
     return np.concatenate([[0], np.cumsum(liked)])
 
 
-def _share(liked: Counts, seen: Counts, prior: float | NDArray[np.float64]) -> NDArray[np.float64]:
-    return (liked + PRIOR * prior) / (seen + PRIOR)
+def _liked_share(liked: Counts, events: Counts, prior: float | NDArray[np.float64]) -> NDArray[np.float64]:
+    return (liked + PRIOR * prior) / (events + PRIOR)
 
 
 def _magnitude(count: Counts) -> NDArray[np.int32]:
     return np.minimum(1 + np.floor(2 * np.log2(1 + count)), LEVELS - 1).astype(np.int32)
 
 
-def _level(share: NDArray[np.float64]) -> NDArray[np.int32]:
-    return (1 + np.floor((LEVELS - 2) * share)).astype(np.int32)
+def _level(liked_share: NDArray[np.float64]) -> NDArray[np.int32]:
+    return (1 + np.floor((LEVELS - 2) * liked_share)).astype(np.int32)

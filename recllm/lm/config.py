@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from recllm.errors import check, check_hold_out
+from recllm.errors import check
+from recllm.eventlog.names import check_hold_out
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,11 @@ def layout_of(model: Any, context: int) -> str:
     device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
     tokens = [[(7 * place + 3) % vocabulary for place in range(start, start + 9)] for start in (0, 40)]
     titles = [[1, 2], [1, 2, 3, 4], [5, 6, 7], [2, 8, 9, 1], [1, 2, 3], [9]]
-    example = (Ragged.of(tokens), Ragged.of([[t % vocabulary for t in title] for title in titles]), 3)
+    example = (
+        Ragged.from_lists(tokens),
+        Ragged.from_lists([[t % vocabulary for t in title] for title in titles]),
+        3,
+    )
 
     def scores(batch: dict[str, Any]) -> Tensor:
         moved = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.eventlog.groups import Tastes
+from recllm.eventlog.groups import CategoryHistories
+from recllm.eventlog.ids import UNKNOWN
 from recllm.eventlog.log import EventLog, Rows
 
 
@@ -22,7 +23,7 @@ class SameCategory:
     def __init__(self, log: EventLog) -> None:
         """Sorts the events: 16 bytes an event, seconds for 25 million events."""
         self.log = log
-        self.tastes = Tastes(log, np.arange(log.n_events))
+        self.histories = CategoryHistories(log, np.arange(log.n_events))
 
     def search(self, rows: Rows, targets: NDArray[np.integer] | None = None, k: int = 30) -> Rows:
         """The k latest events of each row's history whose item has its target's category.
@@ -38,8 +39,8 @@ class SameCategory:
             Rows of the log, int64 `[B, k]`, latest first, padded with -1 at the end.
         """
         targets = self.log.item[rows] if targets is None else targets
-        low, high = self.tastes.of(rows, targets)
-        places = high[:, None] - np.arange(1, k + 1)
-        known = self.tastes.category[targets] > 1
-        found = self.tastes.values[np.maximum(places, 0)]
-        return np.where((places >= low[:, None]) & known[:, None], found, -1)
+        first, end = self.histories.ranges(rows, targets)
+        places = end[:, None] - np.arange(1, k + 1)
+        has_category = self.histories.category[targets] > UNKNOWN
+        events = self.histories.values[np.maximum(places, 0)]
+        return np.where((places >= first[:, None]) & has_category[:, None], events, -1)

@@ -75,7 +75,8 @@ class Neighbors:
                 f"folds of {len(fold)} users, up to {fold.max()}; wanted {log.n_users} users, below {folds}; "
                 "run `make stage1`"
             )
-        self.log, self.fold = log, fold
+        self.log = log
+        self.fold = fold
         # Item i of fold f in line f * n_items + i.
         self.vectors = np.asarray(vectors).reshape(folds * log.n_items, -1)
         for low in range(0, len(self.vectors), 1 << 16):
@@ -125,8 +126,11 @@ class Neighbors:
             raise ValueError(f"targets of {len(targets)} rows; wanted {len(rows)}, one line for each row")
         if targets.size and not 0 <= targets.min() <= targets.max() < self.log.n_items:
             raise ValueError(f"targets up to {targets.max()}; wanted ids below {self.log.n_items}")
-        start, end = (np.repeat(x, targets.size // max(len(rows), 1)) for x in self.log.history(rows))
-        found = np.full((targets.size, k), -1, np.int64)
+        targets_a_row = targets.size // max(len(rows), 1)
+        start, end = self.log.history(rows)
+        start = np.repeat(start, targets_a_row)
+        end = np.repeat(end, targets_a_row)
+        nearest = np.full((targets.size, k), -1, np.int64)
         order = np.lexsort((end, start))
         order = order[end[order] > start[order]]
         for query, real in _batches(start[order], end[order]):
@@ -135,10 +139,10 @@ class Neighbors:
             ends = np.where(real, end[which] - begin[:, None], 0)
             best = self._best(targets.ravel()[which], begin, ends, int(k))
             best = np.where(best >= 0, best + begin[:, None, None], -1)
-            found[which[real], : best.shape[2]] = best[real]
+            nearest[which[real], : best.shape[2]] = best[real]
         if positions == "time":
-            found.sort(axis=1)  # -1 lies before every row: padding on the left
-        return found.reshape(*targets.shape, k)
+            nearest.sort(axis=1)  # -1 lies before every row: padding on the left
+        return nearest.reshape(*targets.shape, k)
 
     def _best(self, targets: NDArray[np.integer], begin: Rows, ends: Rows, k: int) -> Rows:
         """Places in the history, best first, -1 where there is none, `[U, Q, at most k]`.
@@ -151,7 +155,8 @@ class Neighbors:
         """
         line = self.fold.take(self.log.user.take(begin)) * self.log.n_items
         query = torch.from_numpy(self.vectors.take(line[:, None] + targets, axis=0)).mul_(GRID)
-        last, shared = int(ends.max()), int(ends.min())
+        last = int(ends.max())
+        shared = int(ends.min())
         best = np.empty((*ends.shape, 0), np.int64)
         for low in range(0, last, SPAN):
             place = np.arange(low, min(low + SPAN, last))
@@ -197,29 +202,29 @@ def _batches(start: Rows, end: Rows) -> Iterator[tuple[Rows, NDArray[np.bool_]]]
 
 def write_neighbors(
     neighbors: Neighbors,
-    asked: NDArray[np.bool_],
+    wanted: NDArray[np.bool_],
     k: int,
     path: str | Path,
     identity: str = "",
     block: int = 1 << 16,
-    tell: Callable[[int], None] = lambda row: None,
+    on_progress: Callable[[int], None] = lambda row: None,
 ) -> None:
     """Store the neighbors of many rows with their own items as targets.
 
     The file is int32 `[N, k]` `.npy`: line i belongs to row i of the log, best first (the first k' of a line
-    are the k' nearest), -1 padded, all -1 where the row was not asked for. Blocks of rows are searched by as
+    are the k' nearest), -1 padded, all -1 where the row was not wanted. Blocks of rows are searched by as
     many threads as torch has (`torch.get_num_threads()`); memory is bounded by the blocks. The file appears
     under its name only when complete: until then `<path>.partial` holds it and `<path>.progress` says how
     far it is, and a call with the same identity and k goes on from there.
 
     Args:
         neighbors: the search.
-        asked: rows of the log to search for, bool `[N]`.
+        wanted: rows of the log to search for, bool `[N]`.
         k: events per row.
         path: the file to write; its folder must exist.
         identity: of everything that shapes the result; an unfinished file of another one is begun anew.
         block: rows of the log that a thread searches and writes at once.
-        tell: called with the row that is next, at the start and after each block that is safe on disk.
+        on_progress: called with the row that is next, at the start and after each block that is safe on disk.
 
     Raises:
         ValueError: where the log has too many rows for int32.
@@ -228,11 +233,13 @@ def write_neighbors(
     size = len(neighbors.log.user)
     if size > np.iinfo(np.int32).max:
         raise ValueError(f"the log has {size} rows; wanted at most 2^31 - 1, which int32 can name")
-    partial, progress = (path.with_name(path.name + end) for end in (".partial", ".progress"))
+    partial = path.with_name(f"{path.name}.partial")
+    progress = path.with_name(f"{path.name}.progress")
     state: dict[str, Any] = {"identity": identity, "k": k, "rows": size, "done": 0}
     if partial.exists() and progress.exists():
-        before = json.loads(progress.read_text())
-        state = before if before | {"done": 0} == state else state
+        earlier = json.loads(progress.read_text())
+        if earlier | {"done": 0} == state:
+            state = earlier
     mode = "r+" if state["done"] else "w+"
     out = np.lib.format.open_memmap(partial, mode=mode, dtype=np.int32, shape=(size, k))
     if not state["done"]:
@@ -240,12 +247,12 @@ def write_neighbors(
 
     def lines(low: int) -> NDArray[np.int32]:
         part = np.full((min(block, size - low), k), -1, np.int32)
-        rows = np.flatnonzero(asked[low : low + block])
+        rows = np.flatnonzero(wanted[low : low + block])
         part[rows] = neighbors.search(low + rows, k=k)
         return part
 
     lows = range(state["done"], size, block)
-    tell(lows.start)
+    on_progress(lows.start)
     threads = torch.get_num_threads()
     try:
         # Threads of Python, as NumPy does half of the work and has none; torch must not split its half again.
@@ -254,7 +261,7 @@ def write_neighbors(
                 out[low : low + len(part)] = part
                 out.flush()
                 write_json(progress, state | {"done": low + len(part)})
-                tell(low + len(part))
+                on_progress(low + len(part))
     finally:
         torch.set_num_threads(threads)
     del out

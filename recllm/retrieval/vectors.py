@@ -38,7 +38,7 @@ def normalize(vectors: Vectors) -> Vectors:
     return (vectors / np.where(length > 0, length, 1)).astype(np.float32)
 
 
-def scaled(vectors: Vectors, metric: str) -> Vectors:
+def scale(vectors: Vectors, metric: str) -> Vectors:
     """Rows `[n, d]` scaled for a metric (a copy, float32); zero rows stay zero.
 
     Args:
@@ -87,7 +87,8 @@ def embed_items(
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     out = np.zeros((len(lengths), model.config.hidden_size), np.float32)
-    decoder, was_training = model.get_decoder(), model.training
+    decoder = model.get_decoder()
+    was_training = model.training
     model.eval()
     with torch.no_grad():
         for first in range(0, len(order), batch_size):
@@ -118,23 +119,23 @@ def lm_vectors(hidden: Vectors, pca_dim: int, metric: str = "cosine") -> Vectors
     Args:
         hidden: float32 `[n_items, d]` from `embed_items`; zero rows (no text) are no data and stay zero.
         pca_dim: dimensions kept; never more than d or than there are items with text.
-        metric: see `scaled`.
+        metric: see `scale`.
 
     Returns:
         float32 `[n_items, p]`, p = min(pca_dim, d, items with text).
     """
     hidden = np.ascontiguousarray(hidden, np.float32)
-    known = hidden.any(1)
-    p = min(pca_dim, hidden.shape[1], int(known.sum()))
-    out = np.zeros((len(hidden), p), np.float32)
-    if p:
-        pca = faiss.PCAMatrix(hidden.shape[1], p)
+    has_text = hidden.any(1)
+    dim = min(pca_dim, hidden.shape[1], int(has_text.sum()))
+    out = np.zeros((len(hidden), dim), np.float32)
+    if dim:
+        pca = faiss.PCAMatrix(hidden.shape[1], dim)
         # FAISS subtracts the mean's square from the covariance in float32, which loses all digits where the
         # mean is large (the outlier dimensions of an LM): take it off before.
-        data = (hidden[known] - hidden[known].mean(0, dtype=np.float64)).astype(np.float32)
+        data = (hidden[has_text] - hidden[has_text].mean(0, dtype=np.float64)).astype(np.float32)
         pca.train(data)
-        out[known] = pca.apply(data)
-    return scaled(out, metric)
+        out[has_text] = pca.apply(data)
+    return scale(out, metric)
 
 
 def user_folds(n_users: int, folds: int, seed: int = 0) -> NDArray[np.int64]:
@@ -169,7 +170,7 @@ def cooccurrence_vectors(
         svd_dim: dimensions of each part; where the matrix is smaller, the last columns are zero.
         seed: of the start vector; two seeds differ by float noise and signs, which no cosine sees.
         without: users to leave out, bool `[n_users]`; None for nobody.
-        metric: how each half is scaled, see `scaled`.
+        metric: how each half is scaled, see `scale`.
 
     Returns:
         float32 `[n_items, 2 * svd_dim]`; zero rows for items without a training event.
@@ -186,20 +187,22 @@ def cooccurrence_vectors(
 
     seen = sparse.csr_matrix((np.ones(len(rows), np.float32), (user, item)), shape=shape)
     seen.data[:] = 1  # a repeated event counts once
-    out[items, :svd_dim] = scaled(_item_factors(seen, svd_dim, 0.5, seed), metric)
+    out[items, :svd_dim] = scale(_item_factors(seen, svd_dim, 0.5, seed), metric)
     del seen
 
     value = log.rating.take(rows).astype(np.float64)
     rated = value > 0
     if rated.any():
-        user, item, value = user[rated], item[rated], value[rated]
+        user = user[rated]
+        item = item[rated]
+        value = value[rated]
     else:
         value = log.label.take(rows).astype(np.float64)
     for group, size in ((item, len(items)), (user, len(users))):
         mean = np.bincount(group, value, size) / np.maximum(np.bincount(group, minlength=size), 1)
         value = value - mean[group]
     residual = sparse.csr_matrix((value.astype(np.float32), (user, item)), shape=shape)
-    out[items, svd_dim:] = scaled(_item_factors(residual, svd_dim, 1.0, seed), metric)
+    out[items, svd_dim:] = scale(_item_factors(residual, svd_dim, 1.0, seed), metric)
     return out
 
 
@@ -218,16 +221,17 @@ def _item_factors(matrix: sparse.csr_matrix, dim: int, power: float, seed: int) 
     if np.abs(matrix.data).max(initial=0) <= 1e-6:  # e.g. all ratings equal: nothing but float noise is left
         return out
     if rank <= dim:  # Lanczos finds fewer than all triplets; such a matrix is small enough to take as dense
-        _, s, vt = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        _, values, vectors = np.linalg.svd(matrix.toarray(), full_matrices=False)
     else:
         start = np.random.default_rng(seed).standard_normal(rank).astype(np.float32)
-        _, s, vt = svds(matrix, k=dim, v0=start, return_singular_vectors="vh")
-        s, vt = s[::-1], vt[::-1]
+        _, values, vectors = svds(matrix, k=dim, v0=start, return_singular_vectors="vh")
+        values = values[::-1]
+        vectors = vectors[::-1]
     # Lanczos on M^T M knows singular values to the square root of float32's precision, 3e-4 of the largest:
     # what lies below is noise, which s^(1/2) would lift. So are rows that are zero but for rounding, which
     # length 1 would lift.
-    s = np.where(s > 1e-3 * s.max(), s, 0)
-    out[:, : len(s)] = vt.T * s**power
+    values = np.where(values > 1e-3 * values.max(), values, 0)
+    out[:, : len(values)] = vectors.T * values**power
     length = np.linalg.norm(out, axis=1)
     out[length <= 1e-5 * length.max()] = 0
     return out

@@ -131,7 +131,7 @@ class Lm:
         return self.verdicts(*self._valid(count), crm, retrieved)
 
     def _valid(self, count: int) -> tuple[Rows, NDArray[np.int32]]:
-        parts = [self.log.ranking("valid", kind) for kind in self.log.lists]
+        parts = [self.log.ranking("valid", kind) for kind in self.log.candidate_kinds]
         rows = np.concatenate([rows[:count] for rows, _ in parts])
         return rows, np.concatenate([lists[:count] for _, lists in parts])
 

@@ -29,26 +29,27 @@ def find(given: Path, cache: Path, names: Sequence[str]) -> dict[str, Path]:
     if not given.exists():
         raise ValueError(f"RAW={given} does not exist, wanted a folder or zip with {_listed(names)}")
     if given.is_file():
-        found = _unpack(given, cache, names)
+        files = _unpack(given, cache, names)
     else:
-        found = {name: _look(given, name, names) for name in names}
-    for path in found.values():
+        files = {name: _look_up(given, name, names) for name in names}
+    for path in files.values():
         if not path.stat().st_size:
             raise ValueError(
                 f"{path} is empty (0 bytes), wanted its data; get the file again, or another RAW="
             )
-    return found
+    return files
 
 
-def show_licence(folder: Path, name: str, terms: str) -> None:
-    """Tell a source's licence when it is first used; `licence.txt` in `folder` remembers that.
+def show_license(folder: Path, name: str, terms: str) -> None:
+    """Print a source's license when it is first used; `license.txt` in `folder` remembers that.
 
     Args:
         folder: e.g. `artifacts/ml-1m/raw`; made if absent.
         name: of the source.
         terms: in one line, where the full text is included.
     """
-    marker, line = folder / "licence.txt", f"{name}: {terms}"
+    marker = folder / "license.txt"
+    line = f"{name}: {terms}"
     if marker.is_file() and marker.read_text(encoding="utf-8") == f"{line}\n":
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,34 +58,34 @@ def show_licence(folder: Path, name: str, terms: str) -> None:
 
 
 def is_published(given: Path, checksum: str, counts: Mapping[str, int], published: Mapping[str, int]) -> bool:
-    """Whether the counts are the published ones; where they are not, it is said what differs.
+    """Whether the counts are the published ones; where they are not, what differs is printed.
 
     Args:
         given: the folder or file that was read.
         checksum: of the published file, `md5:...` or `sha256:...`; empty where none is published.
-        counts: what was found.
-        published: what the publisher tells, in the same keys or fewer.
+        counts: of what was read.
+        published: the publisher's counts, in the same keys or fewer.
 
     Raises:
         ValueError: the counts are others although the checksum is right.
     """
-    other = [
+    differences = [
         f"{counts[key]:,} {key} (published: {number:,})"
         for key, number in published.items()
         if counts[key] != number
     ]
-    if not other:
+    if not differences:
         return True
     if checksum and given.is_file() and digest(given, checksum) == checksum:
         raise ValueError(
-            f"{given} has the published checksum and yet {', '.join(other)}; remove what is unpacked from it "
-            "and run the same command again"
+            f"{given} has the published checksum and yet {', '.join(differences)}; "
+            "remove what is unpacked from it and run the same command again"
         )
-    say(f"note: {given} is not the published data set: {', '.join(other)}")
+    say(f"note: {given} is not the published data set: {', '.join(differences)}")
     return False
 
 
-def _look(folder: Path, name: str, names: Sequence[str]) -> Path:
+def _look_up(folder: Path, name: str, names: Sequence[str]) -> Path:
     for own in (name, name.removesuffix(".gz")):
         for place in (folder / own, *sorted(folder.glob(f"*/{own}"))):
             if place.is_file():

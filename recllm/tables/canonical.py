@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -160,59 +161,75 @@ def check(events: pl.LazyFrame, scale: tuple[float, float] | None = None) -> Non
             after 2100. Labels that are all alike are taken: `prepare` may set another threshold,
             or draw negatives.
     """
-    rating, label, time = pl.col("rating"), pl.col("label"), pl.col("timestamp")
-    found = (
-        events.select(
-            rows=pl.len(),
-            no_user=pl.col("user").null_count(),
-            no_item=pl.col("item").null_count(),
-            first_user=pl.col("user").min(),
-            last_user=pl.col("user").max(),
-            rated=rating.count(),
-            not_finite=(~rating.is_finite()).sum(),
-            levels=rating.n_unique(),
-            poorest=rating.min(),
-            best=rating.max(),
-            labeled=label.count(),
-            lowest=label.min(),
-            highest=label.max(),
-            earliest=time.min(),
-            latest=time.max(),
-        )
-        .collect(engine="streaming")
-        .row(0, named=True)
+    for is_wrong, problem in _problems(_figures(events), scale):
+        if is_wrong:
+            raise ValueError(f"{problem}; {MEND}")
+
+
+def _figures(events: pl.LazyFrame) -> dict[str, Any]:
+    """What `check` goes by, each a number or a user's id, in one pass over the events."""
+    rating = pl.col("rating")
+    label = pl.col("label")
+    time = pl.col("timestamp")
+    figures = events.select(
+        rows=pl.len(),
+        no_user=pl.col("user").null_count(),
+        no_item=pl.col("item").null_count(),
+        first_user=pl.col("user").min(),
+        last_user=pl.col("user").max(),
+        rated=rating.count(),
+        not_finite=(~rating.is_finite()).sum(),
+        levels=rating.n_unique(),
+        poorest=rating.min(),
+        best=rating.max(),
+        labeled=label.count(),
+        lowest=label.min(),
+        highest=label.max(),
+        earliest=time.min(),
+        latest=time.max(),
     )
-    rows, levels = found["rows"], found["levels"] - (found["rated"] < found["rows"])  # null is no level
+    return figures.collect(engine="streaming").row(0, named=True)
+
+
+def _problems(figures: dict[str, Any], scale: tuple[float, float] | None) -> list[tuple[Any, str]]:
+    """All that can be wrong: whether it is (what is true where it is), and what to say then."""
+    rows = figures["rows"]
+    rated = figures["rated"]
+    levels = figures["levels"] - (rated < rows)  # null is no level
     low, high = scale or (-float("inf"), float("inf"))
-    for is_wrong, problem in (
+    poorest = figures["poorest"]
+    best = figures["best"]
+    lowest = figures["lowest"]
+    highest = figures["highest"]
+    earliest = figures["earliest"]
+    latest = figures["latest"]
+    return [
         (not rows, "events has no rows, wanted some"),
-        (found["no_user"], f"events.user is null in {found['no_user']} rows, wanted none"),
-        (found["no_item"], f"events.item is null in {found['no_item']} rows, wanted none"),
+        (figures["no_user"], f"events.user is null in {figures['no_user']} rows, wanted none"),
+        (figures["no_item"], f"events.item is null in {figures['no_item']} rows, wanted none"),
         (
-            found["first_user"] == found["last_user"],
-            f"all {rows} events are of the user {found['first_user']!r}, wanted two users at least",
+            figures["first_user"] == figures["last_user"],
+            f"all {rows} events are of the user {figures['first_user']!r}, wanted two users at least",
         ),
         (
-            found["not_finite"],
-            f"events.rating is NaN or infinite in {found['not_finite']} rows, wanted numbers",
+            figures["not_finite"],
+            f"events.rating is NaN or infinite in {figures['not_finite']} rows, wanted numbers",
         ),
         (
-            found["rated"] and not low <= found["poorest"] <= found["best"] <= high,
-            f"events.rating is {found['poorest']} to {found['best']}, wanted {low:g} to {high:g}",
+            rated and not low <= poorest <= best <= high,
+            f"events.rating is {poorest} to {best}, wanted {low:g} to {high:g}",
         ),
         (
             levels > 100,
             f"events.rating has {levels} levels, wanted at most 100 (source.events.rating_step rounds)",
         ),
-        (not found["labeled"], f"none of {rows} events has a label, wanted 0 and 1"),
+        (not figures["labeled"], f"none of {rows} events has a label, wanted 0 and 1"),
         (
-            found["labeled"] and not 0 <= found["lowest"] <= found["highest"] <= 1,
-            f"events.label is {found['lowest']} to {found['highest']}, wanted 0 and 1",
+            figures["labeled"] and not 0 <= lowest <= highest <= 1,
+            f"events.label is {lowest} to {highest}, wanted 0 and 1",
         ),
         (
-            found["earliest"] is not None and not 0 <= found["earliest"] <= found["latest"] < LATEST,
-            f"events.timestamp is {found['earliest']} to {found['latest']}, wanted seconds from 1970 to 2100",
+            earliest is not None and not 0 <= earliest <= latest < LATEST,
+            f"events.timestamp is {earliest} to {latest}, wanted seconds from 1970 to 2100",
         ),
-    ):
-        if is_wrong:
-            raise ValueError(f"{problem}; {MEND}")
+    ]

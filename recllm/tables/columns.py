@@ -1,6 +1,6 @@
 """Delimited files of a known layout: read at polars' speed, and looked through only where something is wrong.
 
-Polars reads what it cannot parse, and what a short line lacks, as null, and says no line. So the pass that
+Polars reads what it cannot parse, and what a short line lacks, as null, and names no line. So the pass that
 reads the rows counts those that cannot be; where there are any, `delimited` and `faults` find the first and
 name it.
 """
@@ -22,7 +22,8 @@ from recllm.tables.faults import Fault
 from recllm.tables.readers import AT, File, find, open_text
 
 MEND = "mend the file, or give another RAW=<folder or zip>"
-Known = Mapping[str, tuple[str, pl.Series]]
+Allowed = Mapping[str, tuple[str, pl.Series]]
+"""Of some columns what they can be, in words, and the values."""
 _EMPTY = pl.all_horizontal(pl.all().is_null())
 _IN_WORDS = {pl.Int64(): "a whole number", pl.Float32(): "a number", pl.String(): "text"}
 
@@ -91,7 +92,7 @@ class Layout:
         self,
         path: Path,
         text: bytes | None = None,
-        known: Known | None = None,
+        allowed: Allowed | None = None,
         distinct: Sequence[str] = (),
         then: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows,
     ) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
@@ -103,52 +104,56 @@ class Layout:
         Args:
             path: of the file.
             text: its content in UTF-8, if the file itself cannot be read as it is.
-            known: of some columns, what they can be, in words, and the values.
+            allowed: of some columns what they can be; None: anything that their kind can be.
             distinct: other columns whose values are wanted.
             then: what is done with the rows in the same pass, e.g. to write them; what it has written counts
                 only once this has returned.
 
         Returns:
-            What `then` gives, the rows themselves where there is none; of each column of `known` and
+            What `then` gives, the rows themselves where there is none; of each column of `allowed` and
             `distinct` its values, ascending.
 
         Raises:
             ValueError: one line: the file is empty or lacks a column, or the file, the first row that cannot
                 be, its column, what it has and what was wanted.
         """
-        frame, known = self._typed(path, text), known or {}
+        frame = self._typed(path, text)
+        allowed = allowed or {}
         at_fault = [
             pl.col(name).is_null() | column.out_of_range(pl.col(name))
             for name, column in self.columns.items()
         ]
         faulty = pl.any_horizontal(at_fault).fill_null(True).sum()
-        names = [*known, *(name for name in distinct if name not in known)]
+        columns = [*allowed, *(name for name in distinct if name not in allowed)]
         queries = [then(frame.filter(~_EMPTY)), frame.select((~_EMPTY).sum(), faulty=faulty)]
-        queries += [frame.select(pl.col(name).drop_nulls().unique().sort()) for name in names]
+        queries += [frame.select(pl.col(name).drop_nulls().unique().sort()) for name in columns]
         try:
             with warnings.catch_warnings():  # of what is looked into below
                 warnings.filterwarnings("ignore", "CSV malformed", UserWarning)
                 read, count, *values = pl.collect_all(queries, engine="streaming")
         except pl.exceptions.PolarsError as error:
-            _, text = self._look_through(path, text, known)
+            _, text = self._look_through(path, text, allowed)
             if text is None:
                 reason = str(error).strip().splitlines()[0]
                 raise ValueError(f"{path} cannot be read ({reason[:100]}); {MEND}") from error
-            return self.read(path, text, known, distinct, then)
+            return self.read(path, text, allowed, distinct, then)
         rows, faulty_rows = count.row(0)
-        found = {name: frame.to_series() for name, frame in zip(names, values, strict=True)}
-        is_strange = any(not found[name].is_in(those.implode()).all() for name, (_, those) in known.items())
+        distinct_values = {name: frame.to_series() for name, frame in zip(columns, values, strict=True)}
+        has_others = any(
+            not distinct_values[name].is_in(possible.implode()).all()
+            for name, (_, possible) in allowed.items()
+        )
         # A quote that is never closed makes one text of many lines, and no number of any.
         needs_a_look = any(column.kind == pl.String() or column.unique for column in self.columns.values())
-        if needs_a_look or is_strange or faulty_rows or not rows:
-            whole, text = self._look_through(path, text, known)
+        if needs_a_look or has_others or faulty_rows or not rows:
+            whole, text = self._look_through(path, text, allowed)
             if text is not None:
-                return self.read(path, text, known, distinct, then)
+                return self.read(path, text, allowed, distinct, then)
             if whole != rows:
                 raise ValueError(f"{path} was read as {rows} rows, wanted its {whole}; {MEND}")
-        return read, found
+        return read, distinct_values
 
-    def _look_through(self, path: Path, text: bytes | None, known: Known) -> tuple[int, bytes | None]:
+    def _look_through(self, path: Path, text: bytes | None, allowed: Allowed) -> tuple[int, bytes | None]:
         """Raises the error of the first row at fault, if there is one.
 
         Returns:
@@ -161,29 +166,32 @@ class Layout:
                 readable.write_bytes(text)
             copy = Path(scratch) / "copy"
             file = open_text(readable, str(path), self.dialect, copy, list(self.columns))
-            causes = [cause for name in self.columns for cause in self._causes(name, known.get(name), file)]
+            causes = [cause for name in self.columns for cause in self._causes(name, allowed.get(name), file)]
             empty = pl.all_horizontal(pl.col(f"@{name}").is_null() for name in self.columns)
-            found = faults.summary(faults.flagged(file.frame, causes, empty)).collect(engine="streaming")
-            rows = faults.settle("rows", [file], causes, found, drop=False, mend=MEND)["read_rows"]
+            summary = faults.summarize(faults.flag(file.frame, causes, empty)).collect(engine="streaming")
+            rows = faults.settle("rows", [file], causes, summary, drop=False, mend=MEND)["read_rows"]
             return rows, copy.read_bytes() if copy.exists() else None
 
-    def _causes(self, name: str, known: tuple[str, pl.Series] | None, file: File) -> list[Fault]:
-        column, text = self.columns[name], pl.col(f"@{name}")
+    def _causes(self, name: str, allowed: tuple[str, pl.Series] | None, file: File) -> list[Fault]:
+        column = self.columns[name]
+        text = pl.col(f"@{name}")
         value = text.cast(column.kind, strict=False)
         causes = [
             Fault("missing", name, text.is_null(), column.wanted),
             Fault("unreadable", name, value.is_null(), column.wanted),
             Fault("out_of_range", name, column.out_of_range(value), column.wanted),
         ]
-        if known is not None:
-            words, values = known
+        if allowed is not None:
+            words, values = allowed
             causes.append(Fault("unknown", name, ~value.is_in(values.implode()), words))
         if column.unique:
 
-            def wanted(found: object) -> str:
-                same = file.frame.filter(value == pl.lit(found).cast(column.kind))
+            def wanted(repeated: object) -> str:
+                same = file.frame.filter(value == pl.lit(repeated).cast(column.kind))
                 place = file.place(same.select(pl.col(AT).min()).collect().item())
-                return f"one that no earlier line has ({place.removeprefix(file.shown).strip()} has it)"
+                return (
+                    f"one that no earlier line has ({place.removeprefix(file.display_name).strip()} has it)"
+                )
 
             causes.append(Fault("repeated", name, ~value.is_first_distinct(), wanted))
         return causes

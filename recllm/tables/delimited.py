@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 
 BLOCK = 1 << 22
 _HEAD = 1 << 20
-BLANK, UNCLOSED = -1, -2  # in place of a record's number of fields
-_LF, _CR = 10, 13
+BLANK = -1  # in place of a record's number of fields: an empty line
+UNCLOSED = -2  # likewise: its quote is never closed
+_LF = 10
+_CR = 13
 
 Fields = NDArray[np.int64]
 
@@ -78,19 +80,19 @@ class Delimited:
         raise IndexError(f"{self.path} has no such record")
 
 
-def inspect(path: Path, dialect: Dialect, copy: Path, shown: str) -> Delimited:
+def inspect(path: Path, dialect: Dialect, copy: Path, display_name: str) -> Delimited:
     """Looks a file through, and copies it where it is not plain UTF-8 with line feeds.
 
     Args:
         path: the file; compressed where it ends in `.gz`.
         dialect: how it is written.
         copy: where a UTF-8 copy goes, should one be needed.
-        shown: the file's name in messages.
+        display_name: the file's name in messages.
 
     Raises:
         ValueError: the file is empty, is not in its encoding, or a line has not as many fields as the first.
     """
-    text = _Text(path, dialect, shown)
+    text = _Text(path, dialect, display_name)
     columns = list(dialect.columns) or _names(text, dialect)
     as_letters = dialect.hint(f", or set {{section}}.quote: '' if {dialect.quote} is a letter like any")
     rows = 0
@@ -98,20 +100,21 @@ def inspect(path: Path, dialect: Dialect, copy: Path, shown: str) -> Delimited:
         for fields, lines in _records(text, dialect):
             wrong = np.flatnonzero((fields != len(columns)) & (fields != BLANK))
             if len(wrong):
-                got, line = fields[wrong[0]], lines[wrong[0]]
+                got = fields[wrong[0]]
+                line = lines[wrong[0]]
                 is_ = "opens a quote that is never closed" if got == UNCLOSED else f"has {got} fields"
                 as_in = dialect.hint(" as in {section}.columns") if dialect.columns else " as in line 1"
                 raise ValueError(
-                    f"{shown} line {line} {is_}, wanted {len(columns)} fields{as_in}; "
+                    f"{display_name} line {line} {is_}, wanted {len(columns)} fields{as_in}; "
                     f"mend the line{as_letters if dialect.quote else ''}"
                 )
             rows += len(fields)
     except _Stray as stray:
         raise ValueError(
-            f"{shown} {stray}, wanted quotes around whole fields, and those within doubled; "
+            f"{display_name} {stray}, wanted quotes around whole fields, and those within doubled; "
             f"mend the line{as_letters}"
         ) from None
-    if not text.same:
+    if not text.is_unchanged:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with copy.open("wb") as sink:
             sink.writelines(text)
@@ -123,86 +126,99 @@ class _Text:
     """A file in blocks of UTF-8, in which every line ends with a line feed or CR LF; iterate again to reread.
 
     Attributes:
-        same: whether all that was read so far is what stands in the file.
+        is_unchanged: whether all that was read so far is what stands in the file.
     """
 
-    def __init__(self, path: Path, dialect: Dialect, shown: str) -> None:
-        self.path, self.encoding, self.shown, self.dialect = path, dialect.encoding, shown, dialect
-        self.same = path.suffix != ".gz"
+    def __init__(self, path: Path, dialect: Dialect, display_name: str) -> None:
+        self.path = path
+        self.encoding = dialect.encoding
+        self.display_name = display_name
+        self.dialect = dialect
+        self.is_unchanged = path.suffix != ".gz"
 
     def __iter__(self) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder(self.encoding)()
         is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
-        line, held = 1, b""  # held: a carriage return whose line feed may come next
+        line = 1
+        pending = b""  # a carriage return whose line feed may come next
         with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as stream:
             while True:
                 try:
                     raw = stream.read(BLOCK)
                 except (OSError, EOFError, zlib.error) as error:
-                    raise ValueError(f"{self.shown} cannot be read ({error}); get the file again") from error
+                    raise ValueError(
+                        f"{self.display_name} cannot be read ({error}); get the file again"
+                    ) from error
                 try:
                     is_plain = is_utf8 and raw.isascii() and not decoder.getstate()[0]
                     block = raw if is_plain else decoder.decode(raw, final=not raw).encode()
                 except UnicodeError as error:
                     raise self._undecodable(error, line) from error
                 if not is_plain and not is_utf8:
-                    self.same &= block == raw
+                    self.is_unchanged &= block == raw
                 if b"\0" in block:
                     at = line + block[: block.index(b"\0")].count(b"\n")
                     raise ValueError(
-                        f"{self.shown} line {at} holds a zero byte, wanted text in {self.encoding}; "
+                        f"{self.display_name} line {at} holds a zero byte, wanted text in {self.encoding}; "
                         f"{self._mend('utf-16')}"
                     )
-                block, held = held + block, b""
+                block = pending + block
+                pending = b""
                 if raw and block.endswith(b"\r"):
-                    block, held = block[:-1], b"\r"
+                    block = block[:-1]
+                    pending = b"\r"
                 if b"\r" in block and block.count(b"\r") != block.count(b"\r\n"):
-                    block, self.same = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), False
+                    block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+                    self.is_unchanged = False
                 line += block.count(b"\n")
                 yield block
                 if not raw:
                     return
 
     def _undecodable(self, error: UnicodeError, line: int) -> ValueError:
-        reason, guess = str(error), "latin-1"
+        reason = str(error)
+        guess = "latin-1"
         if isinstance(error, UnicodeDecodeError):
             line += error.object[: error.start].count(b"\n")
             reason = f"byte 0x{error.object[error.start]:02x}"
             guess = "utf-16" if error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else guess
         return ValueError(
-            f"{self.shown} line {line} is not in {self.encoding} ({reason}); {self._mend(guess)}"
+            f"{self.display_name} line {line} is not in {self.encoding} ({reason}); {self._mend(guess)}"
         )
 
     def _mend(self, encoding: str) -> str:
-        known = self.dialect.hint(f"give the file's encoding, e.g. {{section}}.encoding: {encoding}")
-        return known or "get the file again"
+        hint = self.dialect.hint(f"give the file's encoding, e.g. {{section}}.encoding: {encoding}")
+        return hint or "get the file again"
 
 
-def names(path: Path, dialect: Dialect, shown: str) -> list[str]:
+def names(path: Path, dialect: Dialect, display_name: str) -> list[str]:
     """The columns' names in a file's first line.
 
     Raises:
         ValueError: there are none, or the file is not in its encoding.
     """
-    return _names(_Text(path, dialect, shown), dialect)
+    return _names(_Text(path, dialect, display_name), dialect)
 
 
 def _names(text: _Text, dialect: Dialect) -> list[str]:
     """The names in the first line, which must lie within the first _HEAD bytes."""
-    head, shown = b"", text.shown
+    head = b""
+    display_name = text.display_name
     for block in text:
         head += block
         if len(head) >= _HEAD:
             break
     if not head.strip(b"\xef\xbb\xbf\r\n"):
-        raise ValueError(f"{shown} is empty, wanted a line of column names and rows below it")
+        raise ValueError(f"{display_name} is empty, wanted a line of column names and rows below it")
     lines = io.StringIO(head.decode().removeprefix("\ufeff"), newline="")
     try:
         names = [name.strip() for name in next(_reader(lines, dialect))]
     except csv.Error as error:
-        raise ValueError(f"{shown} line 1 cannot be read ({error}), wanted the columns' names") from error
+        raise ValueError(
+            f"{display_name} line 1 cannot be read ({error}), wanted the columns' names"
+        ) from error
     if not any(names):
-        raise ValueError(f"{shown} line 1 is empty, wanted the columns' names")
+        raise ValueError(f"{display_name} line 1 is empty, wanted the columns' names")
     return names
 
 
@@ -219,16 +235,16 @@ def _reader(stream: TextIO, dialect: Dialect) -> Any:
 
 def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes, in blocks that end with a line feed."""
-    left = b""
+    rest = b""
     for block in blocks:
         end = block.rfind(b"\n") + 1
         if end:
-            yield left + block[:end]
-            left = block[end:]
+            yield rest + block[:end]
+            rest = block[end:]
         else:
-            left += block
-    if left:
-        yield left
+            rest += block
+    if rest:
+        yield rest
 
 
 class _Quotes:
@@ -236,12 +252,14 @@ class _Quotes:
 
     Attributes:
         inside: whether the next block begins in quotes.
-        opened: the line on which they were opened.
+        opening_line: the line on which they were opened.
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        self.inside, self.opened = False, 0
-        self.sign, self.separator = ord(dialect.quote), ord(dialect.separator)
+        self.inside = False
+        self.opening_line = 0
+        self.sign = ord(dialect.quote)
+        self.separator = ord(dialect.separator)
 
     def mask(self, data: NDArray[np.uint8], line: int) -> NDArray[np.bool_]:
         """Marks what lies in quotes in a block that begins with that line.
@@ -264,15 +282,15 @@ class _Quotes:
             if opens[first]:
                 raise _Stray(f"line {at} has a quote within a field")
             if first:
-                self.opened = line + int(np.count_nonzero(data[: places[first - 1]] == _LF))
-            where = "" if self.opened == at else f" on line {at}"
-            raise _Stray(f"line {self.opened} opens a quote that closes within a field{where}")
+                self.opening_line = line + int(np.count_nonzero(data[: places[first - 1]] == _LF))
+            where = "" if self.opening_line == at else f" on line {at}"
+            raise _Stray(f"line {self.opening_line} opens a quote that closes within a field{where}")
         if len(places):
             toggles = np.zeros(len(data), np.bool_)
             toggles[places] = True
             within = np.logical_xor.accumulate(toggles) ^ self.inside
             if within[-1] and opens[-1]:
-                self.opened = line + int(np.count_nonzero(data[: places[-1]] == _LF))
+                self.opening_line = line + int(np.count_nonzero(data[: places[-1]] == _LF))
             self.inside = bool(within[-1])
             return within
         return np.full(len(data), self.inside)
@@ -284,10 +302,13 @@ class _Stray(ValueError):
 
 def _records(blocks: Iterable[bytes], dialect: Dialect) -> Iterator[tuple[Fields, Fields]]:
     """For each block the records that end in it: their number of fields, and the line that they begin on."""
-    separator, quote = ord(dialect.separator), dialect.quote.encode()
+    separator = ord(dialect.separator)
+    quote = dialect.quote.encode()
     quotes = _Quotes(dialect) if quote else None
-    marks_before, length_before = 0, 0  # of the record that goes on from the last block
-    line_before, line = 1, 1  # on which it begins; on which the block begins
+    marks_before = 0  # separators of the record that goes on from the last block
+    length_before = 0  # bytes of it
+    line_before = 1  # on which it begins
+    line = 1  # on which the block begins
     for block in _whole_lines(blocks):
         data = np.frombuffer(block, np.uint8)
         is_break = data == _LF
@@ -308,9 +329,11 @@ def _records(blocks: Iterable[bytes], dialect: Dialect) -> Iterator[tuple[Fields
             before = np.searchsorted(breaks, ends) if has_quotes else np.arange(len(ends))
             following = line + 1 + before  # lines that begin after these ends
             yield fields, np.concatenate([[line_before], following[:-1]])
-            marks_before, length_before = -int(places[-1]) - 1, -int(ends[-1]) - 1
+            marks_before = -int(places[-1]) - 1
+            length_before = -int(ends[-1]) - 1
             line_before = int(following[-1])
-        marks_before, length_before = marks_before + len(marks), length_before + len(data)
+        marks_before += len(marks)
+        length_before += len(data)
         line += len(breaks)
     if length_before:  # the last line has no line end
         yield (

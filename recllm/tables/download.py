@@ -56,8 +56,11 @@ def fetch(url: str, folder: Path, checksum: str = "", wait: float = 1.0) -> Path
             Nothing wrong stays behind.
     """
     name = url.rsplit("/", 1)[1]
-    target, kept = folder / name, folder / f"{name}.sha256"
-    wanted = checksum or (f"sha256:{kept.read_text().split()[0]}" if kept.is_file() else "")
+    target = folder / name
+    own_checksum = folder / f"{name}.sha256"
+    wanted = checksum
+    if not checksum and own_checksum.is_file():
+        wanted = f"sha256:{own_checksum.read_text().split()[0]}"
     if target.is_file():
         if wanted and (got := digest(target, wanted)) != wanted:
             raise ValueError(
@@ -71,7 +74,7 @@ def fetch(url: str, folder: Path, checksum: str = "", wait: float = 1.0) -> Path
     got = digest(part, wanted or "sha256:")
     if wanted and got != wanted:
         part.unlink()
-        source = "" if checksum else f", as {kept} has it of an earlier download"
+        source = "" if checksum else f", as {own_checksum} has it of an earlier download"
         raise ValueError(
             f"{url} came with {got}, wanted {wanted}{source}; run the same command again, "
             "or download it by hand and give RAW=<folder or zip>"
@@ -79,8 +82,11 @@ def fetch(url: str, folder: Path, checksum: str = "", wait: float = 1.0) -> Path
     if not wanted:
         note = folder / f"{name}.sha256.part"
         note.write_text(f"{got.partition(':')[2]}  {name}\n")
-        note.replace(kept)
-        say(f"no checksum of {name} is published: its own, {got}, is kept in {kept} and checked from now on")
+        note.replace(own_checksum)
+        say(
+            f"no checksum of {name} is published: its own, {got}, is kept in {own_checksum} and checked "
+            "from now on"
+        )
     part.replace(target)
     return target
 
@@ -106,10 +112,12 @@ def _receive(url: str, part: Path, wanted: str, wait: float) -> None:
             try:
                 return _continue(url, part, wanted, progress, bar)
             except BROKEN as error:
-                reason, hopeless = _reason(error), False
+                reason = _reason(error)
+                hopeless = False
             except requests.HTTPError as error:
                 status = getattr(error.response, "status_code", 0)
-                reason, hopeless = f"status {status}", status not in BUSY
+                reason = f"status {status}"
+                hopeless = status not in BUSY
             have = _size(part)
             failures = 1 if have > before else failures + 1
             if hopeless or failures >= ATTEMPTS:
@@ -129,7 +137,9 @@ def _continue(url: str, part: Path, wanted: str, progress: Progress, bar: TaskID
     have = _size(part) if version or wanted else 0  # else nothing would tell a mixture of two versions
     headers = {"Accept-Encoding": "identity"}  # the bytes as they are stored: a .gz must stay one
     if have:
-        headers |= {"Range": f"bytes={have}-"} | ({"If-Range": version} if version else {})
+        headers["Range"] = f"bytes={have}-"
+    if have and version:
+        headers["If-Range"] = version
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         span, _, size = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
         if response.status_code == 416 and size == str(have):  # nothing is left to send

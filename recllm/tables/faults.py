@@ -32,7 +32,7 @@ class Fault(NamedTuple):
     wanted: str | Callable[[object], str]
 
 
-def flagged(
+def flag(
     frame: pl.LazyFrame, faults: Sequence[Fault], empty: pl.Expr, repeated: pl.Expr | None = None
 ) -> pl.LazyFrame:
     """The frame with a column FAULT: 0 for a good row, 1 + its first fault, EMPTY, or REPEATED."""
@@ -44,8 +44,8 @@ def flagged(
     return frame.with_columns(code.otherwise(pl.lit(0)).cast(pl.UInt8).alias(FAULT))
 
 
-def summary(frame: pl.LazyFrame) -> pl.LazyFrame:
-    """How many rows have each code of FAULT, and the place of the first."""
+def summarize(frame: pl.LazyFrame) -> pl.LazyFrame:
+    """How many rows have each code of FAULT, and the place of the first; one row a code."""
     return frame.group_by(FAULT).agg(rows=pl.len(), first=pl.col(AT).min())
 
 
@@ -53,7 +53,7 @@ def settle(
     table: str,
     files: list[File],
     faults: Sequence[Fault],
-    found: pl.DataFrame,
+    summary: pl.DataFrame,
     drop: bool,
     mend: str = _MEND,
 ) -> dict[str, int]:
@@ -62,8 +62,8 @@ def settle(
     Args:
         table: events, items or users.
         files: where the rows stand.
-        faults: as given to `flagged`.
-        found: a summary, collected.
+        faults: as given to `flag`.
+        summary: what `summarize` gives, collected.
         drop: whether faulty rows are left out.
         mend: what can be done about a faulty row, for the message.
 
@@ -73,12 +73,13 @@ def settle(
     Raises:
         ValueError: there are faulty rows and `drop` is not set, no row is left, or rows were lost in reading.
     """
-    rows = dict(found.select(FAULT, "rows").iter_rows())
-    first = dict(found.select(FAULT, "first").iter_rows())
+    rows = dict(summary.select(FAULT, "rows").iter_rows())
+    first = dict(summary.select(FAULT, "first").iter_rows())
     total = sum(file.rows for file in files)
     if sum(rows.values()) != total:
         raise ValueError(
-            f"{files[0].shown} was read as {sum(rows.values())} rows, wanted its {total}; mend its quotes"
+            f"{files[0].display_name} was read as {sum(rows.values())} rows, wanted its {total}; "
+            "mend its quotes"
         )
     counts = {f"read_{table}": total - rows.get(EMPTY, 0)}
     reasons = {code: fault.reason for code, fault in enumerate(faults, start=1) if code in rows}
@@ -94,7 +95,7 @@ def settle(
     dropped = {reason: rows[code] for code, reason in reasons.items()}
     if not rows.get(0):
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "all are empty"
-        raise ValueError(f"{files[0].shown} has no usable row of {total} ({why}), wanted the {table}")
+        raise ValueError(f"{files[0].display_name} has no usable row of {total} ({why}), wanted the {table}")
     return counts | {f"dropped_{table}_{reason}": count for reason, count in dropped.items()}
 
 
@@ -102,7 +103,8 @@ def describe(files: list[File], fault: Fault, at: int, mend: str) -> str:
     """One line on a faulty row: file, line, column, what was found and what was wanted."""
     file = file_of(files, at)
     value = file.value(at, fault.role)
-    shown = "nothing" if value is None else repr(value)
-    shown = shown if len(shown) <= _LONGEST else shown[:_LONGEST] + " ..."
+    excerpt = "nothing" if value is None else repr(value)
+    if len(excerpt) > _LONGEST:
+        excerpt = excerpt[:_LONGEST] + " ..."
     wanted = fault.wanted if isinstance(fault.wanted, str) else fault.wanted(value)
-    return f"{file.place(at)}, column {file.names[fault.role]!r}: found {shown}, wanted {wanted}; {mend}"
+    return f"{file.place(at)}, column {file.names[fault.role]!r}: found {excerpt}, wanted {wanted}; {mend}"

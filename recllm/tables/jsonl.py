@@ -42,7 +42,7 @@ def scan(path: Path, schema: Schema, number: str | None = None) -> pl.LazyFrame:
         record = None
     if not isinstance(record, dict):
         raise ValueError(
-            f"{path} line 1 has {_shown(first)}, wanted a JSON object; get the file again, or another RAW="
+            f"{path} line 1 has {_excerpt(first)}, wanted a JSON object; get the file again, or another RAW="
         )
     if lacking := [key for key in schema if key not in record]:
         raise ValueError(
@@ -64,20 +64,23 @@ def faults(path: Path, schema: Schema) -> Iterator[None]:
     try:
         yield
     except (pl.exceptions.PolarsError, OSError, *BROKEN) as error:
-        if not (found := _fault(path, schema)):
+        fault = _fault(path, schema)
+        if not fault:
             raise  # of something else: a full disk, say
-        raise ValueError(f"{path} {found}; get the file again, or give another RAW=<folder>") from error
+        raise ValueError(f"{path} {fault}; get the file again, or give another RAW=<folder>") from error
 
 
 def _fault(path: Path, schema: Schema) -> str:
     """What is wrong with the file, and where; empty if nothing is."""
-    number, rest = 0, b""
+    number = 0
+    rest = b""
     try:
         with _open(path) as file:
             while block := file.read(BLOCK):
                 whole, _, rest = (rest + block).rpartition(b"\n")
-                if found := _bad_line(whole, schema, number):
-                    return found
+                fault = _bad_line(whole, schema, number)
+                if fault:
+                    return fault
                 number += whole.count(b"\n") + 1 if whole else 0
     except (OSError, *BROKEN) as error:
         return (
@@ -90,7 +93,8 @@ def _bad_line(text: bytes, schema: Schema, before: int) -> str:
     if not _error(text, schema):
         return ""
     lines = text.split(b"\n")
-    first, end = 0, len(lines)
+    first = 0
+    end = len(lines)
     while end - first > 1:  # halved, as a call a line takes minutes
         middle = (first + end) // 2
         part = b"\n".join(lines[first:middle])
@@ -99,7 +103,7 @@ def _bad_line(text: bytes, schema: Schema, before: int) -> str:
         else:
             first = middle
     reason = _error(lines[first], schema)
-    return f"line {before + first + 1} has {_shown(lines[first])} ({reason}), wanted a JSON object"
+    return f"line {before + first + 1} has {_excerpt(lines[first])} ({reason}), wanted a JSON object"
 
 
 def _error(text: bytes, schema: Schema) -> str:
@@ -110,7 +114,7 @@ def _error(text: bytes, schema: Schema) -> str:
     return ""
 
 
-def _shown(line: bytes) -> str:
+def _excerpt(line: bytes) -> str:
     return repr(line[:80].decode(errors="replace")) if line.strip() else "nothing"
 
 

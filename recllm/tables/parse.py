@@ -88,7 +88,8 @@ def attribute(column: str, dtype: pl.DataType, separator: str | None = None) -> 
     """
     value = pl.col(column)
     if separator is not None and not isinstance(dtype, pl.List):
-        value, dtype = value.cast(pl.String).str.split(separator), pl.List(pl.String)
+        value = value.cast(pl.String).str.split(separator)
+        dtype = pl.List(pl.String)
     if isinstance(dtype, pl.List) and not dtype.inner.is_nested():
         value = value.list.eval(clean(pl.element())).list.drop_nulls()
         joined = value.list.join(", ")

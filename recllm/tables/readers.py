@@ -1,4 +1,4 @@
-"""Opens the files of a table, CSV, TSV or parquet, so that a row can be told by file and line."""
+"""Opens the files of a table, CSV, TSV or parquet, so that a row can be named by file and line."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class File:
     """One file of a table.
 
     Attributes:
-        shown: its path as the user gave it.
+        display_name: its path as the user gave it.
         rows: its rows; empty lines of text are among them.
         names: the name in the file of each column of the frame that was asked for by role.
         frame: `@at`, the roles (as `@role`), and the other columns under their own names; text as it stands.
         delimited: how its text lies in lines; None for parquet.
     """
 
-    shown: str
+    display_name: str
     rows: int
     names: dict[str, str]
     frame: pl.LazyFrame
@@ -41,13 +41,12 @@ class File:
         """`clicks.csv line 7` or `clicks.parquet row 6` of the row at this place."""
         row = at & ((1 << _SHIFT) - 1)
         if self.delimited is None:
-            return f"{self.shown} row {row + 1}"
-        return f"{self.shown} line {self.delimited.line(row)}"
+            return f"{self.display_name} row {row + 1}"
+        return f"{self.display_name} line {self.delimited.line(row)}"
 
     def value(self, at: int, role: str) -> object:
         """What the file holds in that row in the column of a role."""
-        found = self.frame.filter(pl.col(AT) == at).select(f"@{role}").collect()
-        return found.item()
+        return self.frame.filter(pl.col(AT) == at).select(f"@{role}").collect().item()
 
 
 def file_of(files: list[File], at: int) -> File:
@@ -78,19 +77,19 @@ def open_files(
     """
     names = {role: name for role, (_, name) in roles.items() if name}
     files = []
-    for number, (path, shown) in enumerate(_paths(table, source.path, base)):
+    for number, (path, display_name) in enumerate(_paths(table, source.path, base)):
         delimited = None
         if _kind(path) in PARQUET:
-            frame, columns, rows = _scan_parquet(path, shown)
+            frame, columns, rows = _scan_parquet(path, display_name)
         else:
             separator = source.separator or ("\t" if _kind(path) == ".tsv" else ",")
             section = f"source.{table}"
             dialect = Dialect(separator, source.quote, source.encoding, tuple(source.columns), section)
-            delimited = inspect(path, dialect, scratch / f"{table}-{number}.csv", shown)
+            delimited = inspect(path, dialect, scratch / f"{table}-{number}.csv", display_name)
             frame, columns, rows = _scan_text(delimited, source.nulls)
         read_as = frame.collect_schema().names()
         chosen = [
-            pl.col(read_as[find(name, columns, roles[role][0], shown)]).alias(f"@{role}")
+            pl.col(read_as[find(name, columns, roles[role][0], display_name)]).alias(f"@{role}")
             for role, name in names.items()
         ]
         if rest:
@@ -98,24 +97,24 @@ def open_files(
             chosen += [pl.col(read_as[place]).alias(columns[place]) for place in others]
         frame = frame.select(chosen).with_row_index(AT)
         frame = frame.with_columns(pl.col(AT).cast(pl.Int64) + (number << _SHIFT))
-        files.append(File(shown, rows, names, frame, delimited))
+        files.append(File(display_name, rows, names, frame, delimited))
     if not sum(file.rows for file in files):
-        raise ValueError(f"{files[0].shown} has no rows, wanted the {table}")
+        raise ValueError(f"{files[0].display_name} has no rows, wanted the {table}")
     return files
 
 
-def open_text(path: Path, shown: str, dialect: Dialect, copy: Path, columns: list[str]) -> File:
+def open_text(path: Path, display_name: str, dialect: Dialect, copy: Path, columns: list[str]) -> File:
     """Opens one text file, of which these columns are wanted, each as a role of its own name.
 
     Raises:
         ValueError: the file cannot be read, is empty, or lacks a column.
     """
-    delimited = inspect(path, dialect, copy, shown)
+    delimited = inspect(path, dialect, copy, display_name)
     frame, present, rows = _scan_text(delimited, [])
     read_as = frame.collect_schema().names()
-    chosen = [pl.col(read_as[find(name, present, "", shown)]).alias(f"@{name}") for name in columns]
+    chosen = [pl.col(read_as[find(name, present, "", display_name)]).alias(f"@{name}") for name in columns]
     numbered = frame.select(chosen).with_row_index(AT).with_columns(pl.col(AT).cast(pl.Int64))
-    return File(shown, rows, {name: name for name in columns}, numbered, delimited)
+    return File(display_name, rows, {name: name for name in columns}, numbered, delimited)
 
 
 def _paths(table: str, path: str, base: Path) -> list[tuple[Path, str]]:
@@ -123,22 +122,22 @@ def _paths(table: str, path: str, base: Path) -> list[tuple[Path, str]]:
     whole = base / Path(path).expanduser()
     key = f"source.{table}.path"
     if whole.is_file():
-        found = [whole]
+        files = [whole]
     elif whole.is_dir():
-        found = sorted(
+        files = sorted(
             file
             for file in whole.rglob("*")
             if file.is_file()
             and not any(part.startswith((".", "_")) for part in file.relative_to(whole).parts)
         )
-        if not found:
+        if not files:
             raise ValueError(f"{whole} ({key}) is an empty folder, wanted files of the {table}")
     else:
         raise ValueError(
             f"{whole} ({key}) does not exist, wanted a file or a folder; relative paths start at RAW=<folder>"
         )
-    kinds = {_kind(file) for file in found}
-    if unknown := [file for file in found if _kind(file) not in (*PARQUET, *TEXT)]:
+    kinds = {_kind(file) for file in files}
+    if unknown := [file for file in files if _kind(file) not in (*PARQUET, *TEXT)]:
         raise ValueError(
             f"{unknown[0]} ({key}) is of no known kind, wanted one of {' '.join((*TEXT, *PARQUET))}"
         )
@@ -146,20 +145,22 @@ def _paths(table: str, path: str, base: Path) -> list[tuple[Path, str]]:
         raise ValueError(
             f"{whole} ({key}) holds files of several kinds, {', '.join(sorted(kinds))}; wanted one"
         )
-    return [(file, str(Path(path) / file.relative_to(whole)) if file != whole else path) for file in found]
+    return [(file, str(Path(path) / file.relative_to(whole)) if file != whole else path) for file in files]
 
 
 def _kind(file: Path) -> str:
     return (Path(file.stem) if file.suffix == ".gz" else file).suffix.lower()
 
 
-def _scan_parquet(path: Path, shown: str) -> tuple[pl.LazyFrame, list[str], int]:
+def _scan_parquet(path: Path, display_name: str) -> tuple[pl.LazyFrame, list[str], int]:
     try:
         frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
         columns = frame.collect_schema().names()
         rows = frame.select(pl.len()).collect().item()
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ValueError(f"{shown} is no parquet file ({_first_line(error)}); get the file again") from error
+        raise ValueError(
+            f"{display_name} is no parquet file ({_first_line(error)}); get the file again"
+        ) from error
     return frame, columns, rows
 
 
@@ -176,14 +177,14 @@ def _scan_text(file: Delimited, nulls: list[str]) -> tuple[pl.LazyFrame, list[st
     return frame, file.columns, file.rows
 
 
-def find(name: str, columns: list[str], key: str, shown: str) -> int:
+def find(name: str, columns: list[str], key: str, display_name: str) -> int:
     """Place of the column of that name.
 
     Args:
         name: of the column.
         columns: names of all.
         key: of the configuration that gives the name, for messages; empty: none does.
-        shown: the file's name in messages.
+        display_name: the file's name in messages.
 
     Raises:
         ValueError: there is no such column, or there are several.
@@ -193,17 +194,18 @@ def find(name: str, columns: list[str], key: str, shown: str) -> int:
         return columns.index(name)
     if columns.count(name):
         raise ValueError(
-            f"{shown} has {columns.count(name)} columns {name!r}{given_by}, wanted one; rename the others"
+            f"{display_name} has {columns.count(name)} columns {name!r}{given_by}, wanted one; "
+            "rename the others"
         )
     if key and len(columns) == 1 and (others := [sign for sign in ",;\t|" if sign in columns[0]]):
         section = ".".join(key.split(".")[:2])
         raise ValueError(
-            f"{shown} has one column, {columns[0]!r}, wanted {name!r} ({key}) and others; "
+            f"{display_name} has one column, {columns[0]!r}, wanted {name!r} ({key}) and others; "
             f"it looks like {section}.separator: {others[0]!r}"
         )
     near = difflib.get_close_matches(name, columns, 1, 0.5)
     hint = f"; the nearest is {near[0]!r}" if near else ""
-    raise ValueError(f"{shown} has columns {', '.join(columns)}, wanted also {name!r}{given_by}{hint}")
+    raise ValueError(f"{display_name} has columns {', '.join(columns)}, wanted also {name!r}{given_by}{hint}")
 
 
 def _first_line(error: Exception) -> str:

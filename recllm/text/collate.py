@@ -44,8 +44,8 @@ class Ragged:
         return owner, np.arange(len(self.tokens)) - self.offsets[owner]
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> Ragged:
-        """From lists of token ids."""
+    def from_lists(cls, sequences: Sequence[Sequence[int]]) -> Ragged:
+        """The same sequences, given as lists of token ids."""
         offsets = np.zeros(len(sequences) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, sequences), np.int64, len(sequences)), out=offsets[1:])
         flat = np.fromiter((token for tokens in sequences for token in tokens), np.int32, int(offsets[-1]))
@@ -62,8 +62,11 @@ def pad_left(prompts: Ragged, pad_id: int = 0) -> dict[str, torch.Tensor]:
     width = int(prompts.lengths.max(initial=0))
     column = place + (width - prompts.lengths)[row]
     ids = np.full((len(prompts), width), pad_id, np.int64)
-    mask, position = np.zeros_like(ids), np.zeros_like(ids)
-    ids[row, column], mask[row, column], position[row, column] = prompts.tokens, 1, place
+    mask = np.zeros_like(ids)
+    position = np.zeros_like(ids)
+    ids[row, column] = prompts.tokens
+    mask[row, column] = 1
+    position[row, column] = place
     return {
         "input_ids": torch.from_numpy(ids),
         "attention_mask": torch.from_numpy(mask),
@@ -76,7 +79,8 @@ def pad_right(texts: Ragged, pad_id: int = 0) -> dict[str, torch.Tensor]:
     row, place = texts.place()
     ids = np.full((len(texts), int(texts.lengths.max(initial=0))), pad_id, np.int64)
     mask = np.zeros_like(ids)
-    ids[row, place], mask[row, place] = texts.tokens, 1
+    ids[row, place] = texts.tokens
+    mask[row, place] = 1
     return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
 
@@ -104,35 +108,44 @@ def shared_prefix(
     Raises:
         ValueError: The numbers do not fit, or a prompt or completion is empty.
     """
-    counts, first = _counted(prompts, completions, counts)
+    counts, first = _completions_of_prompts(prompts, completions, counts)
     fed = completions.lengths - 1
-    before = np.concatenate([[0], np.cumsum(fed)])
+    fed_before = np.concatenate([[0], np.cumsum(fed)])
     # Where in its sample a completion stands: behind the prompt and the completions before it.
-    of = np.repeat(np.arange(len(prompts)), counts)
-    within = prompts.lengths[of] + before[:-1] - before[first[of]]
-    total = prompts.lengths + before[first + counts] - before[first]
-    row, start, slot = _packed(total)
-    height, width = int(row.max(initial=-1)) + 1, int(total.max(initial=0))
-    ids = np.full((height, width), pad_id, np.int64)
+    prompt = np.repeat(np.arange(len(prompts)), counts)
+    within = prompts.lengths[prompt] + fed_before[:-1] - fed_before[first[prompt]]
+    total = prompts.lengths + fed_before[first + counts] - fed_before[first]
+    row, start, slot = _pack_samples(total)
+
+    height = int(row.max(initial=-1)) + 1
+    ids = np.full((height, int(total.max(initial=0))), pad_id, np.int64)
     position = np.zeros_like(ids)
-    slots, branch = np.full_like(ids, -1), np.full_like(ids, -1)
+    slots = np.full_like(ids, -1)
+    branch = np.full_like(ids, -1)
     owner, place = prompts.place()
-    at = (row[owner], start[owner] + place)
-    ids[at], position[at], slots[at], branch[at] = prompts.tokens, place, slot[owner], 0
-    owner, place = completions.place()
-    mine = of[owner]
-    kept = place < fed[owner]
-    column = start[mine] + within[owner] + place
-    at = (row[mine][kept], column[kept])
-    ids[at], position[at] = completions.tokens[kept], (prompts.lengths[mine] + place)[kept]
-    slots[at], branch[at] = slot[mine][kept], (owner - first[mine] + 1)[kept]
+    cell = (row[owner], start[owner] + place)
+    ids[cell] = prompts.tokens
+    position[cell] = place
+    slots[cell] = slot[owner]
+    branch[cell] = 0
+
+    completion, place = completions.place()
+    owner = prompt[completion]
+    column = start[owner] + within[completion] + place
+    is_fed = place < fed[completion]
+    cell = (row[owner][is_fed], column[is_fed])
+    ids[cell] = completions.tokens[is_fed]
+    position[cell] = (prompts.lengths[owner] + place)[is_fed]
+    slots[cell] = slot[owner][is_fed]
+    branch[cell] = (completion - first[owner] + 1)[is_fed]
+
     sample = np.zeros((height, int(slot.max(initial=0)) + 1), np.int64)
     sample[row, slot] = np.arange(len(prompts))
-    predict = np.where(place == 0, start[mine] + prompts.lengths[mine] - 1, column - 1)
+    predict = np.where(place == 0, start[owner] + prompts.lengths[owner] - 1, column - 1)
     tensors = {"input_ids": ids, "position_ids": position, "slot": slots, "branch": branch, "sample": sample}
     return {
         **{name: torch.from_numpy(value) for name, value in tensors.items()},
-        **_targets(completions, counts, first, row[mine], predict),
+        **_targets(completions, counts, first, row[owner], predict),
     }
 
 
@@ -148,32 +161,35 @@ def separate(
         of unpadded text are what every LM assumes, and `branch` (0 prompt and padding, c + 1 its completion
         c); what `_targets` says; and `sample` i64 [N, 1].
     """
-    counts, first = _counted(prompts, completions, counts)
-    of = np.repeat(np.arange(len(prompts)), counts)
+    counts, first = _completions_of_prompts(prompts, completions, counts)
+    prompt = np.repeat(np.arange(len(prompts)), counts)
+    prompt_length = prompts.lengths[prompt]
     fed = completions.lengths - 1
-    ids = np.full((len(of), int((prompts.lengths[of] + fed).max(initial=0))), pad_id, np.int64)
-    mask, branch = np.zeros_like(ids), np.zeros_like(ids)
-    repeated = np.repeat(np.arange(len(of)), prompts.lengths[of])
-    place = np.arange(len(repeated)) - np.repeat(
-        np.cumsum(prompts.lengths[of]) - prompts.lengths[of], prompts.lengths[of]
-    )
-    ids[repeated, place] = prompts.tokens[prompts.offsets[of[repeated]] + place]
-    owner, place = completions.place()
-    column = prompts.lengths[of[owner]] + place
-    kept = place < fed[owner]
-    at = (owner[kept], column[kept])
-    ids[at], branch[at] = completions.tokens[kept], (owner - first[of[owner]] + 1)[kept]
-    mask[:] = np.arange(ids.shape[1]) < (prompts.lengths[of] + fed)[:, None]
+    ids = np.full((len(prompt), int((prompt_length + fed).max(initial=0))), pad_id, np.int64)
+    mask = np.zeros_like(ids)
+    branch = np.zeros_like(ids)
+
+    row = np.repeat(np.arange(len(prompt)), prompt_length)
+    place = np.arange(len(row)) - np.repeat(np.cumsum(prompt_length) - prompt_length, prompt_length)
+    ids[row, place] = prompts.tokens[prompts.offsets[prompt[row]] + place]
+
+    row, place = completions.place()
+    column = prompt_length[row] + place
+    is_fed = place < fed[row]
+    cell = (row[is_fed], column[is_fed])
+    ids[cell] = completions.tokens[is_fed]
+    branch[cell] = (row - first[prompt[row]] + 1)[is_fed]
+    mask[:] = np.arange(ids.shape[1]) < (prompt_length + fed)[:, None]
     return {
         "input_ids": torch.from_numpy(ids),
         "attention_mask": torch.from_numpy(mask),
         "branch": torch.from_numpy(branch),
-        "sample": torch.from_numpy(of[:, None]),
-        **_targets(completions, counts, first, owner, column - 1),
+        "sample": torch.from_numpy(prompt[:, None]),
+        **_targets(completions, counts, first, row, column - 1),
     }
 
 
-def _counted(
+def _completions_of_prompts(
     prompts: Ragged, completions: Ragged, counts: NDArray[np.int64] | int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Completions of each prompt and the first of them, i64 [B] each."""
@@ -189,19 +205,26 @@ def _counted(
     return counts, np.cumsum(counts) - counts
 
 
-def _packed(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _pack_samples(
+    lengths: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Row, start in it and number in it of each sample, i64 [B]; no row is longer than the longest sample.
 
     First fit, longest first. Where no two samples fit into a row, samples keep their order.
     """
     width = lengths.max(initial=0)
-    row, start, slot = np.arange(len(lengths)), np.zeros_like(lengths), np.zeros_like(lengths)
+    row = np.arange(len(lengths))
+    start = np.zeros_like(lengths)
+    slot = np.zeros_like(lengths)
     if len(lengths) < 2 or np.partition(lengths, 1)[:2].sum() > width:
         return row, start, slot
-    free, used = np.full(len(lengths), width), np.zeros_like(lengths)
+    free = np.full(len(lengths), width)
+    used = np.zeros_like(lengths)
     for sample in np.argsort(-lengths, kind="stable"):  # some dozens: the samples of one batch
         place = int(np.argmax(free >= lengths[sample]))
-        row[sample], start[sample], slot[sample] = place, width - free[place], used[place]
+        row[sample] = place
+        start[sample] = width - free[place]
+        slot[sample] = used[place]
         free[place] -= lengths[sample]
         used[place] += 1
     return row, start, slot
@@ -223,8 +246,8 @@ def _targets(
     """
     owner, _ = completions.place()
     most = int(counts.max(initial=0))
-    of = np.repeat(np.arange(len(counts)), counts)
-    cell = of * most + np.arange(len(of)) - first[of]
+    prompt = np.repeat(np.arange(len(counts)), counts)
+    cell = prompt * most + np.arange(len(prompt)) - first[prompt]
     return {
         "predict_row": torch.from_numpy(row),
         "predict_position": torch.from_numpy(position),

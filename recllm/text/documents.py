@@ -1,8 +1,8 @@
 """Text on which an LM is trained before it is tuned: rows of pieces, packed into blocks of tokens.
 
 Every function gives piece ids [documents, P] out of the prompts' table; `pack` makes tokens of them.
-All of them tell of training rows only if the caller gives training rows only. Of histories they tell what
-the caller says may be told: in a random split others stand there too.
+The documents are of the rows that the caller gives, so of training rows only if those are. Of a history they
+hold the events that the caller allows: in a random split held-out events stand there too.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Matrix = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 
-def cards(pieces: Pieces, items: Ints) -> Matrix:
-    """What the table says of dense items [n]: BOS, title, attributes, EOS."""
+def descriptions(pieces: Pieces, items: Ints) -> Matrix:
+    """Descriptions of dense items [n]: BOS, title, what the description says behind it, EOS."""
     items = np.asarray(items)
-    return _columns(len(items), pieces.head, pieces.item[items], pieces.card[items], pieces.eos)
+    return _columns(len(items), pieces.head, pieces.item[items], pieces.description[items], pieces.eos)
 
 
 def timelines(
@@ -33,16 +33,17 @@ def timelines(
     pieces: Pieces,
     rows: Ints,
     length: int,
-    known: Callable[[Ints, Ints], Matrix] | None = None,
+    statistics_sentence: Callable[[Ints, Ints], Matrix] | None = None,
 ) -> Matrix:
     """Events of a user, one after another, as the history of a prompt shows them.
 
     Args:
         log: The event log.
         pieces: The text pieces.
-        rows: Events to tell of, in any order; each is told once.
+        rows: Events, in any order; each stands in one document.
         length: Most events of a document; a longer timeline goes on in the next one.
-        known: `Prompts.known`, whose sentence then stands between a title and its rating; None: nothing does.
+        statistics_sentence: `Prompts.statistics_sentence`, what then stands between a title and its rating;
+            None: nothing does.
 
     Returns:
         [documents, 2 length + 4]: BOS, profile, sentence, title, rating, title, rating, ..., EOS; with
@@ -55,42 +56,44 @@ def timelines(
     place = index - np.repeat(first, np.diff(np.append(first, len(rows))))
     document = np.cumsum(place % length == 0) - 1
     count = int(document[-1]) + 1 if len(rows) else 0
-    said = [] if known is None else [known(rows, log.item[rows])]
-    event = _columns(len(rows), pieces.item[log.item[rows]], *said, pieces.rating[log.rating[rows]])
-    shown = np.zeros((count, length, event.shape[1]), np.int32)
-    shown[document, place % length] = event
+    sentence = [] if statistics_sentence is None else [statistics_sentence(rows, log.item[rows])]
+    event = _columns(len(rows), pieces.item[log.item[rows]], *sentence, pieces.rating[log.rating[rows]])
+    events = np.zeros((count, length, event.shape[1]), np.int32)
+    events[document, place % length] = event
     owner = user[place % length == 0]
-    line = shown.reshape(count, length * event.shape[1])
-    return _columns(count, pieces.head, pieces.profile[owner], pieces.intro, line, pieces.eos)
+    timeline = events.reshape(count, length * event.shape[1])
+    return _columns(count, pieces.head, pieces.profile[owner], pieces.intro, timeline, pieces.eos)
 
 
-def questions(prompts: Prompts, rows: Ints, history: Ints, told: Mask) -> Matrix:
-    """Yes/No prompts of labeled rows [n], their answers, and EOS; of history [n, k] the events `told` [N]."""
+def questions(prompts: Prompts, rows: Ints, history: Ints, allowed: Mask) -> Matrix:
+    """Yes/No prompts of labeled rows [n], their answers, EOS; of history [n, k] the `allowed` [N] events."""
     pieces = prompts.pieces
-    matrix, _ = prompts.ctr_matrix(rows, _of(told, history))
+    matrix, _ = prompts.ctr_matrix(rows, _without_others(allowed, history))
     answer = np.where(prompts.log.label[np.asarray(rows)] > 0, pieces.yes, pieces.no)
     return _columns(len(matrix), matrix, answer, pieces.eos)
 
 
-def rated(prompts: Prompts, rows: Ints, history: Ints, told: Mask) -> Matrix:
-    """The rows' events [n], with their rating and EOS, behind those of a history [n, k] that are `told` [N].
+def rated(prompts: Prompts, rows: Ints, history: Ints, allowed: Mask) -> Matrix:
+    """The rows' events [n], with their rating and EOS, behind the `allowed` [N] events of a history [n, k].
 
     With retrieved histories this is what a prompt looks like, and the rating is what it has to teach. With
     statistics their sentence stands between the title and its rating, as it follows the title of a question.
     """
     pieces = prompts.pieces
     rows = np.asarray(rows, np.int64)
-    shown = prompts.events(_of(told, history))
+    events = prompts.events(_without_others(allowed, history))
     title, rating = prompts.events(rows[:, None]).T
-    known = prompts.known(rows, prompts.log.item[rows])
+    sentence = prompts.statistics_sentence(rows, prompts.log.item[rows])
     profile = pieces.profile[prompts.log.user[rows]]
-    return _columns(len(rows), pieces.head, profile, pieces.intro, shown, title, known, rating, pieces.eos)
+    return _columns(
+        len(rows), pieces.head, profile, pieces.intro, events, title, sentence, rating, pieces.eos
+    )
 
 
-def next_titles(prompts: Prompts, rows: Ints, history: Ints, told: Mask) -> Matrix:
-    """Next-title prompts of rows [n], their titles, and EOS; of history [n, k] the events `told` [N]."""
+def next_titles(prompts: Prompts, rows: Ints, history: Ints, allowed: Mask) -> Matrix:
+    """Next-title prompts of rows [n], their titles, and EOS; of history [n, k] the `allowed` [N] events."""
     pieces = prompts.pieces
-    matrix, _ = prompts.ranking_matrix(rows, _of(told, history))
+    matrix, _ = prompts.ranking_matrix(rows, _without_others(allowed, history))
     return _columns(len(matrix), matrix, pieces.item[prompts.log.item[np.asarray(rows)]], pieces.eos)
 
 
@@ -133,14 +136,15 @@ def pack(
     fill = int(pieces.table[pieces.eos][0])
     out = np.full(blocks * context, fill, np.int32)
     weight = np.zeros(blocks * context, np.float32)
-    out[: len(flat)], weight[: len(flat)] = flat[source], weights[source]
+    out[: len(flat)] = flat[source]
+    weight[: len(flat)] = weights[source]
     return out.reshape(blocks, context), weight.reshape(blocks, context)
 
 
-def _of(told: Mask, history: Ints) -> NDArray[np.int64]:
-    """The history [n, k] with -1 in place of events that are not told."""
+def _without_others(allowed: Mask, history: Ints) -> NDArray[np.int64]:
+    """The history [n, k] with -1 in place of events that are not allowed."""
     history = np.asarray(history, np.int64)
-    return np.where(told[history], history, -1)
+    return np.where(allowed[history], history, -1)
 
 
 def _columns(count: int, *parts: int | Ints) -> Matrix:

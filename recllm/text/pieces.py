@@ -24,8 +24,12 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.integer[Any]]
 
-CONSTANT, TEXT, LABEL = 0, 1, 2
-"""What a piece is in pretraining: given by the template, text to learn, or an opinion (rating, answer)."""
+CONSTANT = 0
+"""Kind of a piece that the template gives: nothing to learn."""
+TEXT = 1
+"""Kind of a piece that is text to learn in pretraining: titles, descriptions, EOS."""
+LABEL = 2
+"""Kind of a piece that is an opinion: a rating or an answer."""
 
 # What a piece is tokenized behind. A letter stands for the title before it: many tokenizers merge `)` with a
 # line break, none merges a letter with one.
@@ -61,16 +65,24 @@ def fill(template: str, frame: pl.DataFrame) -> list[str]:
     return [texts[row] for row in rows]
 
 
-def tails(names: Sequence[str], cards: Sequence[str]) -> list[str]:
-    """What cards say behind the items' names: the rest of one that begins with it, else a line of its own."""
+def continuations(names: Sequence[str], descriptions: Sequence[str]) -> list[str]:
+    """What descriptions say behind the items' names: the rest of one that begins with the name, else a line.
+
+    Args:
+        names: of the items.
+        descriptions: of the same items.
+    """
     return [
-        card[len(name) :] if card.startswith(name) else f"\n{card}"
-        for name, card in zip(names, cards, strict=True)
+        description[len(name) :] if description.startswith(name) else f"\n{description}"
+        for name, description in zip(names, descriptions, strict=True)
     ]
 
 
-def sentence(known: str) -> list[tuple[int, list[str]]]:
-    """Parts of `wording.known`, in order.
+def sentence_parts(template: str) -> list[tuple[int, list[str]]]:
+    """Parts of the sentence of statistics, in order.
+
+    Args:
+        template: Format string over the names of `STATISTICS` (`wording.known`).
 
     Returns:
         Of each part the column of the statistics' codes that says which of its texts it is, and the text of
@@ -80,7 +92,7 @@ def sentence(known: str) -> list[tuple[int, list[str]]]:
         ValueError: It names what is no statistic.
     """
     parts = []
-    for literal, column, _, _ in Formatter().parse(known):
+    for literal, column, _, _ in Formatter().parse(template):
         if literal:
             parts.append((0, [literal] * LEVELS))
         if column is not None and column not in STATISTICS:
@@ -98,19 +110,19 @@ def _answers(
     tokenizer: PreTrainedTokenizerBase, ask: str, yes: str, no: str
 ) -> tuple[list[int], list[int], list[int]]:
     """Tokens behind `ask` that both answers share, and what is left of each answer."""
-    asked = _ids(tokenizer, ask)
+    start = _ids(tokenizer, ask)
     full = [_ids(tokenizer, ask + answer) for answer in (yes, no)]
     for answer, tokens in zip((yes, no), full, strict=True):
-        if tokens[: len(asked)] != asked:
+        if tokens[: len(start)] != start:
             raise ValueError(f"answer {answer!r} merges with {ask[-10:]!r} before it: change `wording.ask`")
-    same = len(asked)
+    same = len(start)
     while same < min(map(len, full)) and full[0][same] == full[1][same]:
         same += 1
     if same in map(len, full):
         raise ValueError(
             f"answers {yes!r} and {no!r} have no token in which they differ: change wording.yes or wording.no"
         )
-    return full[0][len(asked) : same], full[0][same:], full[1][same:]
+    return full[0][len(start) : same], full[0][same:], full[1][same:]
 
 
 def resolve_answers(
@@ -142,11 +154,12 @@ class Pieces:
         table: Tokens of every piece; piece 0 is empty.
         kind: i8 [pieces], CONSTANT, TEXT or LABEL.
         item: i32 [n_items], piece of a dense item id's name.
-        card: i32 [n_items], piece of its attributes.
+        description: i32 [n_items], piece of what its description says behind the name.
         rating: i32 [codes], piece of a rating code.
         profile: i32 [n_users], piece of a dense user id's profile.
-        known: The sentence about what was known before, part by part: which column of the statistics' codes
-            says which piece it is, and i32 [LEVELS], the piece of each code. Empty: no such sentence.
+        statistics_sentence: The sentence about the target's statistics, part by part: the column of the
+            statistics' codes that chooses the piece, and i32 [LEVELS], the piece of each code. Empty: prompts
+            have no such sentence.
         head: Piece of BOS and the LM's prefix.
         answer: Piece of the tokens that both answers begin with.
         yes: Piece of what is left of the answer yes.
@@ -159,7 +172,7 @@ class Pieces:
     table: Ragged
     kind: NDArray[np.int8]
     item: NDArray[np.int32]
-    card: NDArray[np.int32]
+    description: NDArray[np.int32]
     rating: NDArray[np.int32]
     profile: NDArray[np.int32]
     head: int
@@ -176,7 +189,7 @@ class Pieces:
     no: int
     yes_id: int
     no_id: int
-    known: tuple[tuple[int, NDArray[np.int32]], ...] = ()
+    statistics_sentence: tuple[tuple[int, NDArray[np.int32]], ...] = ()
     lengths: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -193,7 +206,7 @@ class Pieces:
         profiles: Sequence[str],
         prefix: str = "",
         suffix: str = "",
-        cards: Sequence[str] | None = None,
+        descriptions: Sequence[str] | None = None,
         statistics: bool = False,
     ) -> Pieces:
         """Tokenizes all pieces.
@@ -209,9 +222,9 @@ class Pieces:
             profiles: Text of every dense user id, see `fill`.
             prefix: Text before the prompt, what a chat LM wants there.
             suffix: Text between the prompt and the answer or title.
-            cards: What pretraining says of every dense item id, see `fill`; None: nothing. A card that begins
-                with the item's name continues it, another one stands on its own line.
-            statistics: Whether Yes/No prompts say `wording.known`.
+            descriptions: What pretraining says of every dense item id, see `fill`; None: nothing. One that
+                begins with the item's name continues it, another one stands on its own line.
+            statistics: Whether Yes/No prompts have the sentence of statistics, `wording.known`.
 
         Raises:
             ValueError: `wording.known` names what is no statistic, a piece merges with the text before it,
@@ -221,64 +234,45 @@ class Pieces:
             raise ValueError(
                 "the tokenizer has no EOS token, an LM needs one to end a title: choose another LM"
             )
-        tokens: list[list[int]] = [[]]
-        kinds: list[int] = [CONSTANT]
-
-        def constant(*ids: int, kind: int = CONSTANT) -> int:
-            tokens.append(list(ids))
-            kinds.append(kind)
-            return len(tokens) - 1
-
-        def group(
-            texts: Sequence[str], anchors: Sequence[str], kind: int, plain: bool = True
-        ) -> NDArray[np.int32]:
-            place = {
-                text: number
-                for number, text in enumerate(dict.fromkeys(text for text in texts if text), len(tokens))
-            }
-            if place:
-                encoded = _behind(tokenizer, list(place), anchors, plain)
-                tokens.extend(encoded)
-                kinds.extend([kind] * len(encoded))
-            return np.fromiter((place.get(text, 0) for text in texts), np.int32, len(texts))
-
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        names = wording.names(titles)
         shared, yes, no = _answers(tokenizer, wording.ask + suffix, wording.yes, wording.no)
-        lines = group(
-            [wording.intro, wording.question, wording.next, wording.choose], AFTER_LINE, CONSTANT, plain=False
-        ).tolist()
-        ends = group([wording.ask, "\n", suffix], AFTER_TITLE, CONSTANT, plain=False).tolist()
-        item = group(names, AFTER_LINE, TEXT)
-        card = group(tails(names, cards) if cards is not None else [""] * len(names), AFTER_TITLE, TEXT)
-        profile = group(profiles, AFTER_LINE, CONSTANT)
-        rating = group(wording.ratings(rating_levels)[1:], AFTER_TITLE, LABEL)
-        known = [
-            (column, group(texts, AFTER_TITLE, CONSTANT))
-            for column, texts in sentence(wording.known if statistics else "")
+        names = wording.names(titles)
+        table = _Table(tokenizer)
+        lines = [wording.intro, wording.question, wording.next, wording.choose]
+        intro, question, next_, choose = table.add_texts(lines, AFTER_LINE, CONSTANT, plain=False).tolist()
+        ends = [wording.ask, "\n", suffix]
+        ask, newline, end = table.add_texts(ends, AFTER_TITLE, CONSTANT, plain=False).tolist()
+        item = table.add_texts(names, AFTER_LINE, TEXT)
+        behind = [""] * len(names) if descriptions is None else continuations(names, descriptions)
+        description = table.add_texts(behind, AFTER_TITLE, TEXT)
+        profile = table.add_texts(profiles, AFTER_LINE, CONSTANT)
+        rating = table.add_texts(wording.ratings(rating_levels)[1:], AFTER_TITLE, LABEL)
+        statistics_sentence = [
+            (column, table.add_texts(texts, AFTER_TITLE, CONSTANT))
+            for column, texts in sentence_parts(wording.known if statistics else "")
         ]
         return cls(
             item=item,
-            card=card,
+            description=description,
             profile=profile,
-            known=tuple(known),
-            rating=np.concatenate([np.array([ends[1]], np.int32), rating]),
-            head=constant(*bos, *_ids(tokenizer, prefix)),
-            intro=lines[0],
-            question=lines[1],
-            next=lines[2],
-            choose=lines[3],
-            ask=ends[0],
-            newline=ends[1],
-            suffix=ends[2],
-            eos=constant(tokenizer.eos_token_id, kind=TEXT),
-            answer=constant(*shared),
-            yes=constant(*yes, kind=LABEL),
-            no=constant(*no, kind=LABEL),
+            statistics_sentence=tuple(statistics_sentence),
+            rating=np.concatenate([np.array([newline], np.int32), rating]),
+            head=table.add([*bos, *_ids(tokenizer, prefix)], CONSTANT),
+            intro=intro,
+            question=question,
+            next=next_,
+            choose=choose,
+            ask=ask,
+            newline=newline,
+            suffix=end,
+            eos=table.add([tokenizer.eos_token_id], TEXT),
+            answer=table.add(shared, CONSTANT),
+            yes=table.add(yes, LABEL),
+            no=table.add(no, LABEL),
             yes_id=yes[0],
             no_id=no[0],
-            table=Ragged.of(tokens),
-            kind=np.array(kinds, np.int8),
+            table=Ragged.from_lists(table.tokens),
+            kind=np.array(table.kinds, np.int8),
         )
 
     def assemble(self, matrix: Ints) -> Ragged:
@@ -300,6 +294,40 @@ class Pieces:
     def longest_completion(self) -> int:
         """Tokens of the longest title, with its EOS."""
         return int(self.lengths[self.item].max()) + 1
+
+
+class _Table:
+    """Pieces in the making, in the order of their ids; piece 0 is empty.
+
+    Attributes:
+        tokens: the token ids of each piece.
+        kinds: CONSTANT, TEXT or LABEL, of each piece.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.tokens: list[list[int]] = [[]]
+        self.kinds: list[int] = [CONSTANT]
+
+    def add(self, tokens: list[int], kind: int) -> int:
+        """Adds a piece of these tokens; returns its id."""
+        self.tokens.append(tokens)
+        self.kinds.append(kind)
+        return len(self.tokens) - 1
+
+    def add_texts(
+        self, texts: Sequence[str], anchors: Sequence[str], kind: int, plain: bool = True
+    ) -> NDArray[np.int32]:
+        """Adds a piece for each distinct text, tokenized as `_behind` does; returns each text's, i32 [n].
+
+        An empty text is piece 0.
+        """
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        place = {text: number for number, text in enumerate(distinct, len(self.tokens))}
+        if distinct:
+            self.tokens.extend(_behind(self.tokenizer, distinct, anchors, plain))
+            self.kinds.extend([kind] * len(distinct))
+        return np.fromiter((place.get(text, 0) for text in texts), np.int32, len(texts))
 
 
 def _behind(

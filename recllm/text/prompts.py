@@ -33,7 +33,7 @@ class Prompts:
         self.log = log
         self.pieces = pieces
         self.max_length = max_length
-        self.statistics = Statistics(log) if pieces.known else None
+        self.statistics = Statistics(log) if pieces.statistics_sentence else None
 
     def ctr(self, rows: Ints, history: Ints, targets: Ints | None = None) -> Ragged:
         """Yes/No prompts up to where the answer is scored.
@@ -87,15 +87,16 @@ class Prompts:
         return replace(self.pieces.assemble(matrix), cut=cut)
 
     def items(self, items: Ints) -> Ragged:
-        """What an item's tower reads: names and cards of dense items [n], and EOS.
+        """What an item's tower reads: names and descriptions of dense items [n], and EOS.
 
         Raises:
             ValueError: One is longer than `max_length`.
         """
-        pieces, item = self.pieces, np.asarray(items)
-        ends = (np.full(len(item), end, np.int32) for end in (pieces.head, pieces.eos))
-        head, eos = ends
-        texts = pieces.assemble(np.stack([head, pieces.item[item], pieces.card[item], eos], 1))
+        pieces = self.pieces
+        item = np.asarray(items)
+        head = np.full(len(item), pieces.head, np.int32)
+        eos = np.full(len(item), pieces.eos, np.int32)
+        texts = pieces.assemble(np.stack([head, pieces.item[item], pieces.description[item], eos], 1))
         if len(item) and texts.lengths.max() > self.max_length:
             raise ValueError(
                 f"an item's text has {texts.lengths.max()} tokens, {self.max_length} are free: shorten "
@@ -115,7 +116,7 @@ class Prompts:
         after: list[int | NDArray[np.int32]] = [
             pieces.question,
             pieces.item[target][:, None],
-            self.known(rows, target),
+            self.statistics_sentence(rows, target),
             pieces.ask,
             pieces.suffix,
             pieces.answer,
@@ -141,28 +142,30 @@ class Prompts:
             self.max_length - (pieces.longest_completion if reserve is None else reserve),
         )
 
-    def known(self, rows: Ints, targets: Ints) -> NDArray[np.int32]:
-        """Piece ids [B, parts] of the sentence of statistics; without them no columns."""
+    def statistics_sentence(self, rows: Ints, targets: Ints) -> NDArray[np.int32]:
+        """Piece ids [B, parts] of the sentence about the rows' statistics; without one no columns.
+
+        Args:
+            rows: [B], rows of the log.
+            targets: [B], dense items.
+        """
         if self.statistics is None:
             return np.zeros((len(rows), 0), np.int32)
         codes = self.statistics(np.asarray(rows, np.int64), np.asarray(targets, np.int32))
-        return np.stack([part[codes[:, column]] for column, part in self.pieces.known], 1)
+        return np.stack([part[codes[:, column]] for column, part in self.pieces.statistics_sentence], 1)
 
     def events(self, history: Ints) -> NDArray[np.int32]:
         """Piece ids [B, 2 k] of events: title, rating, title, rating, ...; padding (-1) is the empty one."""
         history = np.asarray(history)
-        shown = np.stack(
-            [self.pieces.item[self.log.item[history]], self.pieces.rating[self.log.rating[history]]], 2
-        )
-        return (
-            np.where(history[:, :, None] >= 0, shown, 0)
-            .reshape(len(history), 2 * history.shape[1])
-            .astype(np.int32)
-        )
+        title = self.pieces.item[self.log.item[history]]
+        rating = self.pieces.rating[self.log.rating[history]]
+        events = np.where(history[:, :, None] >= 0, np.stack([title, rating], 2), 0)
+        return events.reshape(len(history), 2 * history.shape[1]).astype(np.int32)
 
     def _fit(
         self, rows: Ints, history: Ints, after: Sequence[int | NDArray[np.int32]], limit: int
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Prompts of `limit` tokens at most that end in `after`, and which of them lost events, bool [B]."""
         pieces = self.pieces
         count = len(rows)
         profile = pieces.profile[self.log.user[np.asarray(rows)]][:, None]
@@ -172,11 +175,9 @@ class Prompts:
                 [np.full((count, 1), part, np.int32) if isinstance(part, int) else part for part in parts], 1
             )
 
-        before, behind, events = (
-            columns([pieces.head, profile, pieces.intro]),
-            columns(after),
-            self.events(history),
-        )
+        before = columns([pieces.head, profile, pieces.intro])
+        behind = columns(after)
+        events = self.events(history)
         fixed = pieces.lengths[before].sum(1) + pieces.lengths[behind].sum(1)
         if count and fixed.max() > limit:
             raise ValueError(

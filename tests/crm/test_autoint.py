@@ -7,6 +7,11 @@ import math
 import torch
 
 from recllm.crm.autoint import InteractingLayer
+from tests.crm.contract import CrmContract
+
+
+class TestAutoInt(CrmContract):
+    variant = "autoint"
 
 
 def test_the_interacting_layer_equals_the_paper():

@@ -6,6 +6,11 @@ import torch
 
 from recllm.crm import CrmConfig
 from recllm.crm.caser import Convolutions
+from tests.crm.contract import CrmContract
+
+
+class TestCaser(CrmContract):
+    variant = "caser"
 
 
 def test_convolutions_equal_literal_ones():

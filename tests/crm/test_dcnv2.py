@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 
 from recllm.crm.dcnv2 import CrossNetwork
+from tests.crm.contract import CrmContract
+
+
+class TestDCNv2(CrmContract):
+    variant = "dcnv2"
 
 
 def test_cross_layers_equal_the_paper():

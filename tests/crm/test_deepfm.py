@@ -6,6 +6,11 @@ import pytest
 import torch
 
 from recllm.crm.deepfm import pairs
+from tests.crm.contract import CrmContract
+
+
+class TestDeepFM(CrmContract):
+    variant = "deepfm"
 
 
 def test_the_fm_term_is_the_sum_of_inner_products_of_pairs():

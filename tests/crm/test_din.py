@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from tests.crm.contract import CrmContract
+
+
+class TestDIN(CrmContract):
+    variant = "din"
+
 
 def test_din_equals_ten_literal_lines(make_model, make_batch):
     model = make_model("din").double().eval()

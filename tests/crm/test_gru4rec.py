@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from tests.crm.contract import CrmContract
+
+
+class TestGRU4Rec(CrmContract):
+    variant = "gru4rec"
+
 
 def test_the_state_is_that_of_a_literal_recurrence(make_model, make_batch):
     model = make_model("gru4rec").double().eval()

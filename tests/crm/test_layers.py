@@ -74,13 +74,13 @@ def test_ids_are_masked_in_training_only_and_identifying_fields_together() -> No
     torch.manual_seed(0)
     embeddings = Embeddings(FIELDS, CrmConfig())
     ids = torch.tensor([[7, 3, 8]]).repeat(20_000, 1)
-    masked = embeddings._masked(ids, embeddings.user_identity, 0.25)
+    masked = embeddings._mask(ids, embeddings.user_identity, 0.25)
     assert ids.eq(torch.tensor([7, 3, 8])).all()  # the caller's batch is left alone
     assert set(map(tuple, masked.tolist())) == {(7, 3, 8), (1, 3, 1)}
     share = masked[:, 0].eq(1).float().mean().item()
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 20_000) ** 0.5
     embeddings.eval()
-    assert torch.equal(embeddings._masked(ids, embeddings.user_identity, 0.25), ids)
+    assert torch.equal(embeddings._mask(ids, embeddings.user_identity, 0.25), ids)
 
 
 def test_l2_is_the_mean_squared_norm_of_the_identifying_rows_looked_up() -> None:

@@ -7,6 +7,11 @@ import math
 import torch
 
 from recllm.crm.sasrec import Block
+from tests.crm.contract import CrmContract
+
+
+class TestSASRec(CrmContract):
+    variant = "sasrec"
 
 
 def literal_block(block, tokens):

@@ -12,6 +12,21 @@ from recllm.crm.inputs import CrmInputs
 from recllm.crm.sim import SoftSearch
 from recllm.crm.table import COUNTED, Table
 from recllm.retrieval.category import SameCategory
+from tests.crm.contract import CrmContract
+
+
+class TestSemanticSIM(CrmContract):
+    variant = "sim"
+    reads_retrieved = True
+
+
+class TestHardSIM(CrmContract):
+    variant = "sim-hard"
+    reads_retrieved = True
+
+
+class TestSoftSIM(CrmContract):
+    variant = "sim-soft"
 
 
 def test_the_two_histories_have_attention_of_their_own(make_model, make_batch):

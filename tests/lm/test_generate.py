@@ -126,7 +126,7 @@ def test_constrained_decoding_by_hand():
     # Titles A B E, A C E, D E, A B E again, and (second prompt) D E alone. p(A) > p(D), so D is out at once,
     # although it is likelier as a whole; then p(B) > p(C): both that read A B share the choice.
     titles = [[3, 4, 2], [3, 5, 2], [6, 2], [3, 4, 2], [6, 2]]
-    batch = title_batch(Ragged.of([[1], [1]]), Ragged.of(titles), np.array([4, 1]))
+    batch = title_batch(Ragged.from_lists([[1], [1]]), Ragged.from_lists(titles), np.array([4, 1]))
     p = [[0.6, 0.3, 0.1], [0.6, 0.2, 0.9], [0.3, 0.9], [0.6, 0.3, 0.1], [0.01, 0.01]]
     logps = torch.tensor([value for title in p for value in title]).log()
     assert constrained(batch, logps).tolist() == [[0.5, 0, 0, 0.5], [1, 0, 0, 0]]
@@ -134,7 +134,7 @@ def test_constrained_decoding_by_hand():
 
 def test_a_title_that_begins_another_ends_where_its_end_is_likelier():
     titles = [[3, 2], [3, 4, 2]]
-    batch = title_batch(Ragged.of([[1]]), Ragged.of(titles), 2)
+    batch = title_batch(Ragged.from_lists([[1]]), Ragged.from_lists(titles), 2)
     for end, wanted in ((0.6, [[1, 0]]), (0.3, [[0, 1]])):
         logps = torch.tensor([0.5, end, 0.5, 0.4, 0.001]).log()
         assert constrained(batch, logps).tolist() == wanted

@@ -34,7 +34,8 @@ def test_pretrained_weights_load_frozen_and_know_their_language():
 
     with torch.no_grad():
         with_bos, without = (
-            answer_logits(model, pad_left(Ragged.of([ids])))[0].log_softmax(-1) for ids in ([1, *text], text)
+            answer_logits(model, pad_left(Ragged.from_lists([ids])))[0].log_softmax(-1)
+            for ids in ([1, *text], text)
         )
     assert tokenizer.decode([with_bos.argmax().item()]).strip() in {
         "girl",

@@ -61,7 +61,9 @@ def separate(model) -> torch.Tensor:
 
 
 def packed():
-    return title_batch(Ragged.of(PROMPTS), Ragged.of([title for titles in TITLES for title in titles]), 3)
+    return title_batch(
+        Ragged.from_lists(PROMPTS), Ragged.from_lists([title for titles in TITLES for title in titles]), 3
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
@@ -94,8 +96,10 @@ MIXED_TITLES = [
 
 
 def mixed(**options):
-    titles = Ragged.of([title for titles in MIXED_TITLES for title in titles])
-    return title_batch(Ragged.of(MIXED_PROMPTS), titles, np.array(list(map(len, MIXED_TITLES))), **options)
+    titles = Ragged.from_lists([title for titles in MIXED_TITLES for title in titles])
+    return title_batch(
+        Ragged.from_lists(MIXED_PROMPTS), titles, np.array(list(map(len, MIXED_TITLES))), **options
+    )
 
 
 def gated(model, checkpointing=False, **arguments):
@@ -221,9 +225,9 @@ def test_gradient_checkpointing_gives_the_same_values_and_gradients(name):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
 def test_left_padding_equals_none_and_one_batch_size_another(name):
     model = model_of(name, torch.float64)
-    together = logprobs.answer_logits(model, pad_left(Ragged.of(PROMPTS)))
+    together = logprobs.answer_logits(model, pad_left(Ragged.from_lists(PROMPTS)))
     for row, prompt in enumerate(PROMPTS):
-        alone = logprobs.answer_logits(model, pad_left(Ragged.of([prompt])))[0]
+        alone = logprobs.answer_logits(model, pad_left(Ragged.from_lists([prompt])))[0]
         full = model(input_ids=torch.tensor([prompt])).logits[0, -1]
         torch.testing.assert_close(together[row], full, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(alone, full, rtol=1e-9, atol=1e-9)
@@ -273,7 +277,7 @@ def test_autocast_normalizes_in_float32():
     model = model_of("llama", torch.float32)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         logps = logprobs.title_logps(model, packed())
-        logits = logprobs.answer_logits(model, pad_left(Ragged.of(PROMPTS)))
+        logits = logprobs.answer_logits(model, pad_left(Ragged.from_lists(PROMPTS)))
     assert logps.dtype == torch.float32
     assert logits.dtype == torch.bfloat16
     assert logprobs.answer_score(logits, 3, 4).dtype == torch.float32
@@ -296,8 +300,8 @@ def test_representation_is_passed_on_only_when_given():
             return self.inner(**kwargs)
 
     spy, given = Spy(), torch.zeros(3, 4)
-    logprobs.answer_logits(spy, pad_left(Ragged.of(PROMPTS)))
-    logprobs.answer_logits(spy, pad_left(Ragged.of(PROMPTS)), given)
+    logprobs.answer_logits(spy, pad_left(Ragged.from_lists(PROMPTS)))
+    logprobs.answer_logits(spy, pad_left(Ragged.from_lists(PROMPTS)), given)
     logprobs.title_logps(spy, packed(), given)
     logprobs.title_logps(spy, packed())
     assert [value is None for value in spy.kwargs] == [True, False, False, True]

@@ -70,7 +70,9 @@ def test_the_layout_that_is_chosen_scores_as_one_by_one(name, scale):
     assert layout == KINDS[name][2]
     prompts, titles = [[3, 4, 5, 6], [7, 8]], [[9, 2], [9, 10, 2], [11, 2], [12, 13, 2]]
     with torch.no_grad():
-        got = title_logps(model, title_batch(Ragged.of(prompts), Ragged.of(titles), 2, layout))
+        got = title_logps(
+            model, title_batch(Ragged.from_lists(prompts), Ragged.from_lists(titles), 2, layout)
+        )
         for number, title in enumerate(titles):
             prompt = prompts[number // 2]
             logits = model(input_ids=torch.tensor([prompt + title])).logits[0, len(prompt) - 1 : -1]

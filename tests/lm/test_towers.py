@@ -50,8 +50,8 @@ def test_padding_has_no_part_in_a_vector(tokenizer, pooling):
     model = towers_of(tokenizer, TowersConfig(pooling=pooling, hidden=8))
     texts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14]]
     with torch.no_grad():
-        together = model.encode(pad_right(Ragged.of(texts), tokenizer.pad_token_id))
-        alone = [model.encode(pad_right(Ragged.of([ids]))) for ids in texts]
+        together = model.encode(pad_right(Ragged.from_lists(texts), tokenizer.pad_token_id))
+        alone = [model.encode(pad_right(Ragged.from_lists([ids]))) for ids in texts]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 0.01
 
@@ -100,9 +100,11 @@ def test_texts_by_hand_and_a_users_text_knows_nothing_of_the_target(demo_log, ti
     assert users[0].tolist() == [token for piece in [*table, pieces.eos] for token in pieces.table[piece]]
     item = demo_log.item[row[0]]
     text = decode(prompts.items([item])[0].tolist(), clean_up_tokenization_spaces=False)
-    name, card = (decode(pieces.table[part[item]].tolist()) for part in (pieces.item, pieces.card))
-    assert text == f"<s>{name}{card}</s>"
-    assert "Genre:" in card
+    name, description = (
+        decode(pieces.table[part[item]].tolist()) for part in (pieces.item, pieces.description)
+    )
+    assert text == f"<s>{name}{description}</s>"
+    assert "Genre:" in description
     other = copy.copy(demo_log)
     other.item = np.array(demo_log.item)
     other.item[row] += 1
@@ -145,7 +147,7 @@ def test_learns_which_users_like_which_items(tokenizer):
     def texts(kind, first):
         noise = rng.integers(30, 60, (len(kind), 3))
         return pad_right(
-            Ragged.of([[1, first + k, *row] for k, row in zip(kind, noise.tolist(), strict=True)])
+            Ragged.from_lists([[1, first + k, *row] for k, row in zip(kind, noise.tolist(), strict=True)])
         )
 
     def drawn(count):

@@ -1,18 +1,11 @@
 """The recipe of files of one's own, and its configuration."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 from omegaconf import OmegaConf
 
 from recllm.tables.config import SourceConfig
+from tests.recipes.contract import load_recipe
 
-REPOSITORY = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("own_recipe", REPOSITORY / "data" / "own" / "recipe.py")
-recipe = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = recipe
-SPEC.loader.exec_module(recipe)
+recipe = load_recipe("own")
 
 SOURCE = {
     "events": {

@@ -1,7 +1,3 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import polars as pl
 import pytest
@@ -10,12 +6,18 @@ from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.log import EventLog
 from recllm.metrics import auc
+from tests.recipes.contract import RecipeContract, load_recipe
 
-REPOSITORY = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("demo_recipe", REPOSITORY / "data" / "demo" / "recipe.py")
-recipe = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = recipe
-SPEC.loader.exec_module(recipe)
+recipe = load_recipe("demo")
+
+
+class TestDemo(RecipeContract):
+    recipe = recipe
+    configured = "demo"
+    reads_raw = False
+
+    def make(self, out, raw):
+        return recipe.make(out, raw, recipe.RecipeConfig(users=30))
 
 
 @pytest.fixture(scope="module")

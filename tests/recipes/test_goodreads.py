@@ -1,14 +1,11 @@
 """GoodReads on generated files: against a plain reading of the same files, and against cases done by hand."""
 
 import gzip
-import importlib.util
 import json
-import sys
 import threading
 from datetime import datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -17,14 +14,9 @@ from bench import goodreads
 from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.log import EventLog
+from tests.recipes.contract import RecipeContract, load_recipe, read_tables
 
-REPOSITORY = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location(
-    "goodreads_recipe", REPOSITORY / "data" / "goodreads" / "recipe.py"
-)
-recipe = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = recipe
-SPEC.loader.exec_module(recipe)
+recipe = load_recipe("goodreads")
 
 KINDS = ("unread", "unrated", "unknown_book", "no_time", "repeated")
 
@@ -44,10 +36,6 @@ def records(path):
     return [json.loads(line) for line in gzip.open(path)]
 
 
-def tables(folder):
-    return [pl.read_parquet(folder / f"{name}.parquet") for name in ("events", "items", "users")]
-
-
 def seconds(text):
     return int(datetime.strptime(text, "%a %b %d %H:%M:%S %z %Y").timestamp())
 
@@ -63,7 +51,7 @@ def test_events_are_those_of_a_plain_reading(generated, tmp_path, monkeypatch):
     }  # fmt: skip
     assert min(truth.values()) > 0
     assert sum(kept_and_dropped(truth).values()) == truth["rows"] == 30_000
-    events, items, users = tables(tmp_path / "tables")
+    events, items, users = read_tables(tmp_path / "tables")
     known = {int(book["book_id"]) for book in records(folder / "goodreads_books.json.gz")}
     wanted = {}
     for row in records(folder / "goodreads_interactions_dedup.json.gz"):
@@ -85,7 +73,7 @@ def test_events_are_those_of_a_plain_reading(generated, tmp_path, monkeypatch):
 def test_books_are_those_of_a_plain_reading(generated, tmp_path):
     folder, _ = generated
     recipe.make(tmp_path / "tables", folder)
-    items = {row["item"]: row for row in tables(tmp_path / "tables")[1].iter_rows(named=True)}
+    items = {row["item"]: row for row in read_tables(tmp_path / "tables")[1].iter_rows(named=True)}
     names = {row["author_id"]: row["name"] for row in records(folder / "goodreads_book_authors.json.gz")}
     votes = {
         row["book_id"]: row["genres"] for row in records(folder / "goodreads_book_genres_initial.json.gz")
@@ -127,22 +115,34 @@ ROW = {
 }  # fmt: skip
 
 
+def write_raw(folder, rows, name="goodreads_interactions_dedup.json.gz"):
+    """Two books, and events of `ROW` with other values."""
+    files = {
+        name: [{**ROW, **row} for row in rows],
+        "goodreads_books.json.gz": [BOOK, {**BOOK, "book_id": "8"}],
+        "goodreads_book_authors.json.gz": [{"author_id": "1", "name": "Ann  Onymous"}],
+        "goodreads_book_genres_initial.json.gz": [{"book_id": "7", "genres": {"poetry": 3, "fiction": 3}}],
+    }
+    for file, lines in files.items():
+        with gzip.open(folder / file, "wt") as sink:
+            sink.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+class TestGoodReads(RecipeContract):
+    recipe = recipe
+    configured = "goodreads"
+
+    def write_raw(self, folder):
+        write_raw(folder, [{}, {"book_id": "8", "rating": 2}, {"user_id": "v", "rating": 1}])
+
+
 @pytest.fixture
 def by_hand(tmp_path):
     folder = tmp_path / "given"
     folder.mkdir()
 
     def write(rows=(), name="goodreads_interactions_dedup.json.gz"):
-        for file, lines in {
-            name: [{**ROW, **row} for row in rows],
-            "goodreads_books.json.gz": [BOOK, {**BOOK, "book_id": "8"}],
-            "goodreads_book_authors.json.gz": [{"author_id": "1", "name": "Ann  Onymous"}],
-            "goodreads_book_genres_initial.json.gz": [
-                {"book_id": "7", "genres": {"poetry": 3, "fiction": 3}}
-            ],
-        }.items():
-            with gzip.open(folder / file, "wt") as sink:
-                sink.writelines(json.dumps(line) + "\n" for line in lines)
+        write_raw(folder, rows, name)
         return folder
 
     return write
@@ -150,7 +150,7 @@ def by_hand(tmp_path):
 
 def test_a_book_and_an_event_by_hand(by_hand, tmp_path):
     recipe.make(tmp_path / "tables", by_hand([{}, {"user_id": "v", "rating": 3}]))
-    events, items, users = tables(tmp_path / "tables")
+    events, items, users = read_tables(tmp_path / "tables")
     # 11:37:04 at -0700 is 18:37:04 UTC: 17,247 days since 1970, and 67,024 seconds
     assert sorted(events.rows()) == [
         ("u", 7, 4.0, 1, 17_247 * 86_400 + 67_024),
@@ -189,7 +189,7 @@ def test_what_is_dropped_is_counted_once(by_hand, tmp_path):
         "dropped_events_unrated": 2, "dropped_events_no_id": 2, "dropped_events_unknown_book": 1,
         "dropped_events_no_time": 2, "dropped_events_repeated": 1, "untitled": 0, "published": False,
     }  # fmt: skip
-    assert sorted(tables(tmp_path / "tables")[0].rows())[0] == ("u", 7, 2.0, 0, 1_490_252_400)
+    assert sorted(read_tables(tmp_path / "tables")[0].rows())[0] == ("u", 7, 2.0, 0, 1_490_252_400)
 
 
 def test_reviews_have_no_shelves(by_hand, tmp_path):
@@ -220,7 +220,7 @@ def test_a_genres_own_files(tmp_path, reviews):
 def test_the_log_calls_4_stars_liked_unless_told_otherwise(generated, tmp_path):
     folder, truth = generated
     recipe.make(tmp_path / "tables", folder)
-    events = tables(tmp_path / "tables")[0]
+    events = read_tables(tmp_path / "tables")[0]
     fields = [
         "title",
         "author",
@@ -302,7 +302,7 @@ def test_what_a_killed_run_left_is_no_part_of_the_next(by_hand, tmp_path):
         left / "events-9.parquet"
     )
     recipe.make(tmp_path / "tables", by_hand([{}, {"user_id": "v", "rating": 1}]))
-    assert tables(tmp_path / "tables")[0].height == 2
+    assert read_tables(tmp_path / "tables")[0].height == 2
 
 
 @pytest.mark.parametrize("key", ["subset", "feedback"])
@@ -328,7 +328,7 @@ def test_a_download_takes_the_four_files_and_keeps_them(tmp_path, monkeypatch, c
         "goodreads_book_authors.json.gz", "goodreads_book_genres_initial.json.gz",
         "goodreads_books_poetry.json.gz", "goodreads_interactions_poetry.json.gz",
     ]  # fmt: skip
-    assert names == sorted([*files, *(f"{name}.sha256" for name in files), "licence.txt"])
+    assert names == sorted([*files, *(f"{name}.sha256" for name in files), "license.txt"])
     assert "for academic use only" in capsys.readouterr().out
     assert (
         recipe.make(tmp_path / "set" / "tables", config=recipe.RecipeConfig("poetry")) == first

@@ -1,5 +1,3 @@
-import importlib.util
-import sys
 import zipfile
 from pathlib import Path
 
@@ -8,13 +6,11 @@ import pytest
 
 from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
+from tests.recipes.contract import RecipeContract, load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-1m"
-SPEC = importlib.util.spec_from_file_location("ml_1m_recipe", REPOSITORY / "data" / "ml_1m" / "recipe.py")
-recipe = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = recipe
-SPEC.loader.exec_module(recipe)
+recipe = load_recipe("ml_1m")
 
 FILES = {
     "ratings.dat": "1::10::5::100\n1::20::3::101\n2::10::4::90\n",
@@ -23,12 +19,24 @@ FILES = {
 }
 
 
+def write_raw(folder):
+    for name, text in FILES.items():
+        (folder / name).write_text(text, encoding="latin-1")
+
+
+class TestMovieLens1M(RecipeContract):
+    recipe = recipe
+    configured = "ml-1m"
+
+    def write_raw(self, folder):
+        write_raw(folder)
+
+
 @pytest.fixture
 def raw(tmp_path):
     folder = tmp_path / "given"
     folder.mkdir()
-    for name, text in FILES.items():
-        (folder / name).write_text(text, encoding="latin-1")
+    write_raw(folder)
     return folder
 
 

@@ -1,7 +1,5 @@
 import hashlib
-import importlib.util
 import re
-import sys
 import zipfile
 from pathlib import Path
 
@@ -11,13 +9,22 @@ import pytest
 from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.log import EventLog
+from tests.recipes.contract import RecipeContract, load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 SHARED = REPOSITORY.parent / "shared" / "datasets" / "ml-latest-slice"
-SPEC = importlib.util.spec_from_file_location("ml_25m_recipe", REPOSITORY / "data" / "ml_25m" / "recipe.py")
-recipe = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = recipe
-SPEC.loader.exec_module(recipe)
+recipe = load_recipe("ml_25m")
+
+
+class TestMovieLens25M(RecipeContract):
+    recipe = recipe
+    configured = "ml-25m"
+
+    def write_raw(self, folder):
+        ratings = "userId,movieId,rating,timestamp\n1,10,3.5,100\n1,20,3.0,101\n2,10,0.5,90\n"
+        (folder / "ratings.csv").write_text(ratings)
+        movies = "movieId,title,genres\n10,Invented (1999),Drama|War\n20,Other (1950),(no genres listed)\n"
+        (folder / "movies.csv").write_text(movies)
 
 
 def test_invented_files_in_the_raw_layout(tmp_path):

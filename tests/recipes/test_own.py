@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from recllm.tables.config import SourceConfig
+from tests.recipes.contract import RecipeContract
 from tests.recipes.own_recipe import SOURCE, config_of, recipe
 
 ITEMS = 'sku,name,kind\nA,Apple,fruit\nB,"Bread, ""dark""",food\n'
@@ -32,6 +33,18 @@ def make(folder, changes=None, **files):
     return counts, *(
         pl.read_parquet(folder / "tables" / f"{name}.parquet") for name in ("events", "items", "users")
     )
+
+
+class TestOwn(RecipeContract):
+    recipe = recipe
+    configured = None
+
+    def write_raw(self, folder):
+        (folder / "events.csv").write_text(EVENTS)
+        (folder / "items.csv").write_text(ITEMS)
+
+    def make(self, out, raw):
+        return recipe.make(out, raw, source({}))
 
 
 ROWS = [("1", "A", 5.0, 1, 100), ("1", "B", 2.0, 0, 200), ("2", "A", 3.0, 0, 300)]

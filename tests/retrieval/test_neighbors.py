@@ -164,7 +164,9 @@ def files(folder):
 def test_file_holds_the_search(three_users, tmp_path):
     asked = np.random.default_rng(4).random(89) < 0.7
     path, told = tmp_path / "neighbors.npy", []
-    write_neighbors(three_users, asked, 5, path, block=16, tell=told.append)  # blocks cut through users
+    write_neighbors(
+        three_users, asked, 5, path, block=16, on_progress=told.append
+    )  # blocks cut through users
     stored = np.load(path, mmap_mode="r")
     assert stored.shape == (89, 5)
     assert stored.dtype == np.int32

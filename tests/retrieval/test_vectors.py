@@ -12,7 +12,7 @@ from recllm.retrieval.vectors import (
     item_vectors,
     lm_vectors,
     normalize,
-    scaled,
+    scale,
     user_folds,
 )
 
@@ -196,7 +196,7 @@ def test_inner_product_keeps_proportions():
     lm = np.array([[0, 0], [3, 4], [0, 5], [0, 0]], np.float32)  # lengths 5, 5 and two without text
     met = np.array([[0], [6], [8], [0]], np.float32)
     # Root mean square lengths of the rows that are not zero: 5, and sqrt((36 + 64) / 2) = sqrt(50).
-    parts = scaled(lm, "inner"), scaled(met, "inner")
+    parts = scale(lm, "inner"), scale(met, "inner")
     np.testing.assert_allclose(parts[0], lm / 5, rtol=1e-6)
     np.testing.assert_allclose(parts[1], met / np.sqrt(50), rtol=1e-6)
     found = item_vectors("both", *parts, content_weight=0.5, metric="inner")

@@ -301,7 +301,9 @@ def test_the_same_words_give_the_same_folders_however_they_are_written(root):
 
 def test_many_keys_and_long_values_are_a_digest_in_a_name(root):
     keys = ["stage2.fit.lr=0.5", "stage2.adapter.r=4", "stage2.fit.clip=2.0", "stage2.fit.warmup=0.1"]
-    (lora,) = (folder for folder in needed("stage2", "SYSTEM=lora", *keys) if folder.startswith("stage2/lora"))
+    (lora,) = (
+        folder for folder in needed("stage2", "SYSTEM=lora", *keys) if folder.startswith("stage2/lora")
+    )
     assert re.fullmatch(r"stage2/lora\+args-[0-9a-f]{8}", lora)
     (other,) = (
         folder

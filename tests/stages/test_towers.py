@@ -136,7 +136,7 @@ def test_the_encoder_reads_training_events_once_and_no_other(demo_log, tiny_lm):
     labels = matrix[np.isin(matrix, pieces.rating[1:])]
     assert len(labels) == train.sum()
     seen = np.flatnonzero(demo_log.item_count)
-    assert np.isin(matrix, pieces.card[seen][pieces.card[seen] > 0]).sum() >= len(seen)
+    assert np.isin(matrix, pieces.description[seen][pieces.description[seen] > 0]).sum() >= len(seen)
     changed = copy.copy(demo_log)
     changed.rating = np.array(demo_log.rating)
     changed.item = np.array(demo_log.item)

@@ -91,11 +91,11 @@ def test_missing_members_missing_files_and_empty_ones(packed, tmp_path):
         archive.find(folder, tmp_path / "raw", ["a.csv"])
 
 
-def test_a_licence_is_told_once(tmp_path, capsys):
+def test_a_license_is_printed_once(tmp_path, capsys):
     for _ in range(2):
-        archive.show_licence(tmp_path / "raw", "Set", "for tests only")
+        archive.show_license(tmp_path / "raw", "Set", "for tests only")
     assert capsys.readouterr().out == "Set: for tests only\n"
-    archive.show_licence(tmp_path / "raw", "Set", "for all")  # it has changed
+    archive.show_license(tmp_path / "raw", "Set", "for all")  # it has changed
     assert capsys.readouterr().out == "Set: for all\n"
 
 

@@ -61,7 +61,7 @@ def test_the_first_fault_is_named_or_all_is_read(tmp_path_factory, lines, ends, 
     path.write_bytes((text.rstrip("\r\n") if is_cut else text).encode())
     if first:
         with pytest.raises(ValueError, match="wanted") as error:
-            LAYOUT.read(path, known=KNOWN)
+            LAYOUT.read(path, allowed=KNOWN)
         number, column = first.get("line") or first["value"]  # the number of fields is looked at first
         where = (
             f"{path} line {number} has" if column == "line" else f"{path} line {number}, column '{column}': "
@@ -69,7 +69,7 @@ def test_the_first_fault_is_named_or_all_is_read(tmp_path_factory, lines, ends, 
         assert str(error.value).startswith(where)
         assert "\n" not in str(error.value)
         return
-    read, found = LAYOUT.read(path, known=KNOWN, distinct=["user"])
+    read, found = LAYOUT.read(path, allowed=KNOWN, distinct=["user"])
     wanted = [(int(user), int(item), float(stars)) for (user, item, stars), _ in lines]
     assert read.rows() == wanted
     assert found["user"].to_list() == sorted({user for user, _, _ in wanted})

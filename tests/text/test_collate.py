@@ -12,14 +12,14 @@ from recllm.text.collate import Ragged, pad_left, pad_right, separate, shared_pr
 
 
 def test_pad_left_by_hand():
-    batch = pad_left(Ragged.of([[5, 6, 7], [8]]), pad_id=9)
+    batch = pad_left(Ragged.from_lists([[5, 6, 7], [8]]), pad_id=9)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 8]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_pad_right_by_hand():
-    batch = pad_right(Ragged.of([[5, 6, 7], [], [8]]), pad_id=9)
+    batch = pad_right(Ragged.from_lists([[5, 6, 7], [], [8]]), pad_id=9)
     assert batch["input_ids"].tolist() == [[5, 6, 7], [9, 9, 9], [8, 9, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 0], [1, 0, 0]]
 
@@ -28,7 +28,7 @@ def test_shared_prefix_by_hand():
     # Row 0: prompt 1 2, titles (3 E) and (3 4 E); row 1: prompts 5 and 6 7, each with titles (E) and (8 E).
     # E = 9 is never fed; both short samples fit into five places, the longer one comes first.
     prompts, titles = [[1, 2], [5], [6, 7]], [[3, 9], [3, 4, 9], [9], [8, 9], [9], [8, 9]]
-    batch = shared_prefix(Ragged.of(prompts), Ragged.of(titles), 2)
+    batch = shared_prefix(Ragged.from_lists(prompts), Ragged.from_lists(titles), 2)
     assert batch["input_ids"].tolist() == [[1, 2, 3, 3, 4], [6, 7, 8, 5, 8]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 2, 3], [0, 1, 2, 0, 1]]
     assert batch["slot"].tolist() == [[0, 0, 0, 0, 0], [0, 0, 0, 1, 1]]
@@ -42,17 +42,21 @@ def test_shared_prefix_by_hand():
 
 
 def test_samples_that_fit_nowhere_keep_a_row_each():
-    batch = shared_prefix(Ragged.of([[1], [1, 2], [1, 2, 3]]), Ragged.of([[4, 5, 9], [5, 9], [9]]), 1)
+    batch = shared_prefix(
+        Ragged.from_lists([[1], [1, 2], [1, 2, 3]]), Ragged.from_lists([[4, 5, 9], [5, 9], [9]]), 1
+    )
     assert batch["input_ids"].tolist() == [[1, 4, 5], [1, 2, 5], [1, 2, 3]]
     assert batch["sample"].tolist() == [[0], [1], [2]]
 
 
 def test_unequal_numbers_of_titles():
-    batch = shared_prefix(Ragged.of([[1], [2]]), Ragged.of([[3, 9], [4, 9], [5, 6, 9]]), np.array([2, 1]))
+    batch = shared_prefix(
+        Ragged.from_lists([[1], [2]]), Ragged.from_lists([[3, 9], [4, 9], [5, 6, 9]]), np.array([2, 1])
+    )
     assert batch["input_ids"].tolist() == [[1, 3, 4], [2, 5, 6]]
     assert batch["present"].tolist() == [[True, True], [True, False]]
     assert batch["cell"].tolist() == [0, 0, 1, 1, 2, 2, 2]
-    none = shared_prefix(Ragged.of([[1], [2]]), Ragged.of([[3, 9]]), np.array([0, 1]))
+    none = shared_prefix(Ragged.from_lists([[1], [2]]), Ragged.from_lists([[3, 9]]), np.array([0, 1]))
     assert none["present"].tolist() == [[False], [True]]
     assert none["input_ids"].tolist() == [[1, 0], [2, 3]]
 
@@ -69,9 +73,9 @@ def test_every_token_is_where_the_layout_says(samples):
     fresh = itertools.count(1)
     prompts = [[next(fresh) for _ in range(length)] for length, _ in samples]
     titles = [[[next(fresh) for _ in range(length)] for length in lengths] for _, lengths in samples]
-    flat = Ragged.of([title for own in titles for title in own])
+    flat = Ragged.from_lists([title for own in titles for title in own])
     counts = np.array([len(own) for own in titles])
-    batch = shared_prefix(Ragged.of(prompts), flat, counts)
+    batch = shared_prefix(Ragged.from_lists(prompts), flat, counts)
     longest = max(
         len(p) + sum(len(title) - 1 for title in own) for p, own in zip(prompts, titles, strict=True)
     )
@@ -87,7 +91,7 @@ def test_every_token_is_where_the_layout_says(samples):
             start = len(prompt) if branch else 0
             assert batch["position_ids"][row][mine].tolist() == list(range(start, start + len(tokens)))
     # What predicts a token is the token before it, of its own title or the prompt's last.
-    alone = separate(Ragged.of(prompts), flat, counts)
+    alone = separate(Ragged.from_lists(prompts), flat, counts)
     for layout in (batch, alone):
         before = layout["input_ids"][layout["predict_row"], layout["predict_position"]].tolist()
         wanted = [token for p, own in zip(prompts, titles, strict=True) for title in own
@@ -98,7 +102,9 @@ def test_every_token_is_where_the_layout_says(samples):
 
 
 def test_separate_titles_by_hand():
-    batch = separate(Ragged.of([[1, 2], [5]]), Ragged.of([[3, 9], [9], [6, 7, 9]]), np.array([2, 1]))
+    batch = separate(
+        Ragged.from_lists([[1, 2], [5]]), Ragged.from_lists([[3, 9], [9], [6, 7, 9]]), np.array([2, 1])
+    )
     assert batch["input_ids"].tolist() == [[1, 2, 3], [1, 2, 0], [5, 6, 7]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 1]]
     assert batch["branch"].tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 1]]
@@ -112,6 +118,6 @@ def test_separate_titles_by_hand():
 @pytest.mark.parametrize("layout", [shared_prefix, separate])
 def test_wrong_counts_and_empty_completions_are_refused(layout):
     with pytest.raises(ValueError, match="want 2: pass all"):
-        layout(Ragged.of([[1]]), Ragged.of([[2]]), 2)
+        layout(Ragged.from_lists([[1]]), Ragged.from_lists([[2]]), 2)
     with pytest.raises(ValueError, match="empty"):
-        layout(Ragged.of([[1]]), Ragged.of([[2], []]), 2)
+        layout(Ragged.from_lists([[1]]), Ragged.from_lists([[2], []]), 2)

@@ -12,7 +12,7 @@ from recllm.text import documents
 from recllm.text.prompts import Pieces, Prompts, Wording
 
 TITLES = [None, None, "Toy Story (1995)", "Dr. No (1962)", "Heat (1995)"]
-CARDS = ["", "", "Toy Story (1995) [Comedy]", "Dr. No (1962) [Action]", "Heat (1995) [Crime]"]
+DESCRIPTIONS = ["", "", "Toy Story (1995) [Comedy]", "Dr. No (1962) [Action]", "Heat (1995) [Crime]"]
 PROFILES = ["", "", "A woman.\n", "A man.\n"]
 LEVELS = ["1", "2", "3", "4", "5"]
 INTRO = Wording().intro
@@ -21,13 +21,13 @@ ALL = np.ones(5, bool)
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = [*Wording().names(TITLES), *CARDS, *PROFILES]
+    texts = [*Wording().names(TITLES), *DESCRIPTIONS, *PROFILES]
     return train_tokenizer(TinyConfig(), Wording(), LEVELS, texts, [0, 0, 9, 4, 1, 0, 0, 1, 1, 1, 0, 0, 1, 1])
 
 
 @pytest.fixture(scope="module")
 def pieces(tokenizer):
-    return Pieces.build(tokenizer, Wording(), TITLES, LEVELS, PROFILES, cards=CARDS)
+    return Pieces.build(tokenizer, Wording(), TITLES, LEVELS, PROFILES, descriptions=DESCRIPTIONS)
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def read(tokenizer, pieces, matrix):
     return [tokenizer.decode(texts[number].tolist()) for number in range(len(texts))]
 
 
-def test_cards(tokenizer, pieces):
-    texts = read(tokenizer, pieces, documents.cards(pieces, np.array([2, 4])))
+def test_descriptions(tokenizer, pieces):
+    texts = read(tokenizer, pieces, documents.descriptions(pieces, np.array([2, 4])))
     assert texts == ["<s>Toy Story (1995) [Comedy]</s>", "<s>Heat (1995) [Crime]</s>"]
 
 
@@ -88,7 +88,11 @@ def test_statistics_stand_between_the_title_and_its_rating(pieces, log):
     prompts = Prompts(log, pieces, 100)
     plain = documents.rated(prompts, rows, history, ALL)
     prompts.pieces = replace(
-        pieces, known=((0, np.full(LEVELS_OF_A_COLUMN, pieces.next)), (2, np.arange(LEVELS_OF_A_COLUMN)))
+        pieces,
+        statistics_sentence=(
+            (0, np.full(LEVELS_OF_A_COLUMN, pieces.next)),
+            (2, np.arange(LEVELS_OF_A_COLUMN)),
+        ),
     )
     prompts.statistics = lambda rows, items: np.stack([rows, rows, items + 10], 1)
     told = documents.rated(prompts, rows, history, ALL)
@@ -103,10 +107,10 @@ def test_timelines_say_statistics_between_title_and_rating_too(pieces, log):
     rows = np.array([4, 0, 2, 1])
     plain = documents.timelines(log, pieces, rows, 2)
 
-    def known(rows, items):
+    def sentence(rows, items):
         return np.stack([rows + 100, items + 200], 1)
 
-    told = documents.timelines(log, pieces, rows, 2, known)
+    told = documents.timelines(log, pieces, rows, 2, sentence)
     middle = told[:, 3:-1].reshape(len(told), 2, 4)
     # Events 0 and 1; event 2 alone; event 4 alone: the second place of the latter two is empty.
     items = log.item
@@ -121,7 +125,7 @@ def test_timelines_say_statistics_between_title_and_rating_too(pieces, log):
 def test_packing_keeps_every_document_whole_and_weighs_opinions(tokenizer, pieces, log):
     prompts = Prompts(log, pieces, 100)
     matrices = [
-        documents.cards(pieces, np.array([2, 3, 4])),
+        documents.descriptions(pieces, np.array([2, 3, 4])),
         documents.questions(prompts, np.array([2, 1]), np.array([[0, 1], [-1, 0]]), ALL),
     ]
     blocks, weights = documents.pack(pieces, matrices, 16, np.random.default_rng(0), label_weight=4)
@@ -143,14 +147,14 @@ def test_packing_keeps_every_document_whole_and_weighs_opinions(tokenizer, piece
     assert by_text["</s>"] == 1.0
     # 2 answers, 3 ratings in the histories.
     assert (weights == 4).sum() == 5
-    # Titles of the questions' histories may count for nothing: of weight 1 are the cards' tokens but BOS.
+    # Titles of the questions' histories may count for nothing: of weight 1 are the descriptions' but BOS.
     unlearnt = documents.pack(pieces, matrices, 16, np.random.default_rng(0), 4, (1.0, 0.0))[1]
     assert (unlearnt == 4).sum() == 5
     assert (unlearnt == 1).sum() == pieces.lengths[matrices[0]].sum() - 3
 
 
 def test_packing_is_a_function_of_the_generator(pieces):
-    matrix = documents.cards(pieces, np.array([2, 3, 4] * 5))
+    matrix = documents.descriptions(pieces, np.array([2, 3, 4] * 5))
     same = [documents.pack(pieces, [matrix], 8, np.random.default_rng(seed))[0] for seed in (0, 0, 1)]
     assert np.array_equal(same[0], same[1])
     assert not np.array_equal(same[0], same[2])

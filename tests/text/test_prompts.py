@@ -115,12 +115,12 @@ def test_ranking_prompt_and_completion_read_as_written(tokenizer, pieces, log):
     assert text_of(tokenizer, completion[:-1]) == "Toy Story (1995)"
 
 
-def test_cards_continue_the_title_or_stand_alone(tokenizer):
-    cards = ["", "", "Toy Story (1995) [Comedy]", "A film with Bond", "", "", ""]
-    pieces = Pieces.build(tokenizer, WORDING, TITLES, LEVELS, PROFILES, cards=cards)
-    text = text_of(tokenizer, pieces.assemble(np.stack([pieces.item, pieces.card], 1))[2])
+def test_descriptions_continue_the_title_or_stand_alone(tokenizer):
+    descriptions = ["", "", "Toy Story (1995) [Comedy]", "A film with Bond", "", "", ""]
+    pieces = Pieces.build(tokenizer, WORDING, TITLES, LEVELS, PROFILES, descriptions=descriptions)
+    text = text_of(tokenizer, pieces.assemble(np.stack([pieces.item, pieces.description], 1))[2])
     assert text == "Toy Story (1995) [Comedy]"
-    assert text_of(tokenizer, pieces.table[pieces.card[3]]) == "\nA film with Bond"
+    assert text_of(tokenizer, pieces.table[pieces.description[3]]) == "\nA film with Bond"
 
 
 def test_equal_texts_are_one_piece(tokenizer):
@@ -135,12 +135,13 @@ def counted(lengths: dict[str, int]) -> Pieces:
     """Pieces whose tokens are all the piece's own number, with lengths by hand."""
     names = ["", "head", "intro", "question", "ask", "next", "choose", "newline", "suffix", "eos", "answer"]
     names += ["yes", "no", "a", "b", "c", "r", "profile"]
-    table = Ragged.of([[number] * lengths.get(name, 1) for number, name in enumerate(names)])
+    table = Ragged.from_lists([[number] * lengths.get(name, 1) for number, name in enumerate(names)])
     at = {name: number for number, name in enumerate(names)}
     ids = lambda *which: np.array([at[name] for name in which], np.int32)  # noqa: E731
     fixed = {name: at[name] for name in names[1:13]}
     return Pieces(
-        table=table, kind=np.zeros(len(names), np.int8), item=ids("", "", "a", "b", "c"), card=ids(*[""] * 5),
+        table=table, kind=np.zeros(len(names), np.int8), item=ids("", "", "a", "b", "c"),
+        description=ids(*[""] * 5),
         rating=ids("newline", "r"), profile=ids("", "", "profile"), yes_id=0, no_id=0, **fixed,
     )  # fmt: skip
 

@@ -1,0 +1,148 @@
+"""The words that name row sets and candidate lists; no other place knows their grammar.
+
+No array is read here, so that the configuration may import it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal, cast
+
+from recllm.errors import ConfigError, check
+
+RowSetKind = Literal["all", "first", "last", "uniform", "fraction"]
+CandidateDraw = Literal["uniform", "popular", "hard"]
+
+ROW_SETS = "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1"
+"""What a row set may be called, for messages."""
+HOLD_OUTS = "none, uniform<n>, last<n> or a fraction such as 0.1"
+"""What a row set that is held out may be called, for messages."""
+CANDIDATE_KINDS = "uniform<n>, popular<n> or hard<n>, e.g. uniform20"
+"""What a kind of candidate lists may be called, for messages."""
+
+_COUNTED = re.compile(r"(first|last|uniform)(\d+)")
+_FRACTION = re.compile(r"0?\.\d+|1\.0+")
+_CANDIDATES = re.compile(r"(uniform|popular|hard)(\d+)")
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """Some rows of a split.
+
+    Attributes:
+        kind: `all` in time order; `first` or `last` of that order; `uniform` or `fraction`, a prefix of the
+            split's stored permutation, so that a smaller set lies in a larger one of either kind.
+        amount: a number of rows; of the split's rows the fraction for `fraction`, and 1.0 for `all`.
+    """
+
+    kind: RowSetKind
+    amount: int | float
+
+    @classmethod
+    def parse(cls, text: str) -> RowSet:
+        """Reads `all`, `first30000`, `last70000`, `uniform500`, `0.1`, `.1` or `1.0`.
+
+        Raises:
+            ConfigError: the text is no name of a row set.
+        """
+        if text == "all":
+            return cls("all", 1.0)
+        counted = _COUNTED.fullmatch(text)
+        if counted:
+            return cls(cast(RowSetKind, counted[1]), int(counted[2]))
+        if _FRACTION.fullmatch(text):
+            return cls("fraction", float(text))
+        raise ConfigError(f"row set {text!r} is unknown; wanted {ROW_SETS}")
+
+    def __str__(self) -> str:
+        """The shortest text that `parse` reads as this row set."""
+        if self.kind == "all":
+            return "all"
+        if self.kind == "fraction":
+            return f"{Decimal(str(self.amount)):f}"  # a float's own text may be 1e-05
+        return f"{self.kind}{self.amount}"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is a prefix of the stored permutation, rather than a part of the time order."""
+        return self.kind in ("uniform", "fraction")
+
+    def count(self, total: int) -> int:
+        """How many rows the set has in a split of `total` rows; one that is larger is the whole split."""
+        if self.kind in ("all", "fraction"):
+            return round(self.amount * total)
+        return min(int(self.amount), total)
+
+
+@dataclass(frozen=True)
+class CandidateKind:
+    """How the candidate lists of a ranking task are made.
+
+    Attributes:
+        kind: what the negatives are drawn from: `uniform` over the training catalog, `popular` in proportion
+            to training events, `hard` out of items that are alike (`recllm.eventlog.candidates`).
+        size: items of a list, the target included.
+    """
+
+    kind: CandidateDraw
+    size: int
+
+    @classmethod
+    def parse(cls, text: str) -> CandidateKind:
+        """Reads `uniform20`, `popular20` or `hard20`.
+
+        Raises:
+            ConfigError: the text is no kind of candidate lists.
+        """
+        named = _CANDIDATES.fullmatch(text)
+        if not named:
+            raise ConfigError(f"candidates {text!r} are unknown; wanted {CANDIDATE_KINDS}")
+        return cls(cast(CandidateDraw, named[1]), int(named[2]))
+
+    def __str__(self) -> str:
+        """The text that `parse` reads as this kind."""
+        return f"{self.kind}{self.size}"
+
+
+def check_rows(key: str, got: str) -> None:
+    """Refuse a configured value that is no name of a row set.
+
+    Args:
+        key: of the configuration, for the message.
+        got: its value.
+
+    Raises:
+        ConfigError: `RowSet.parse` does not read it.
+    """
+    check(_read(got) is not None, key, got, ROW_SETS)
+
+
+def check_hold_out(key: str, got: str) -> None:
+    """Refuse a configured value that names no rows to hold out of training.
+
+    Such rows must nest, so that fewer lie in more: a prefix of the training permutation, or the latest
+    samples. The whole split cannot be held out.
+
+    Args:
+        key: of the configuration, for the message.
+        got: its value; `none` holds out nothing.
+
+    Raises:
+        ConfigError: it is neither `none` nor such a row set.
+    """
+    check(got == "none" or _nests(_read(got)), key, got, HOLD_OUTS)
+
+
+def _read(text: str) -> RowSet | None:
+    try:
+        return RowSet.parse(text)
+    except ConfigError:
+        return None
+
+
+def _nests(row_set: RowSet | None) -> bool:
+    if row_set is None:
+        return False
+    return row_set.kind in ("uniform", "last") or (row_set.kind == "fraction" and row_set.amount < 1)

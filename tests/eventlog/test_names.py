@@ -1,0 +1,73 @@
+import pytest
+
+from recllm.errors import ConfigError
+from recllm.eventlog.names import CandidateKind, RowSet, check_hold_out, check_rows
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount"),
+    [
+        ("all", "all", 1.0),
+        ("first30000", "first", 30_000),
+        ("last70000", "last", 70_000),
+        ("uniform500", "uniform", 500),
+        ("0.1", "fraction", 0.1),
+        ("0.00001", "fraction", 1e-5),
+        ("1.0", "fraction", 1.0),
+    ],
+)
+def test_a_row_set_is_read_and_written(text, kind, amount):
+    row_set = RowSet.parse(text)
+    assert row_set == RowSet(kind, amount)
+    assert str(row_set) == text
+
+
+@pytest.mark.parametrize(("text", "short"), [(".5", "0.5"), ("0.250", "0.25"), ("1.00", "1.0")])
+def test_row_sets_that_are_the_same_are_equal(text, short):
+    assert RowSet.parse(text) == RowSet.parse(short)
+    assert str(RowSet.parse(text)) == short
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("all", 70), ("first20", 20), ("last90", 70), ("uniform0", 0), ("0.25", 18), ("1.0", 70)],
+)
+def test_how_many_of_70_rows(text, count):
+    assert RowSet.parse(text).count(70) == count  # a quarter is 17.5, and the even neighbor is taken
+
+
+@pytest.mark.parametrize(
+    "text", ["", "none", "some", "uniform", "first-3", "1.5", "0", "1", "10%", "all2", " all", "last3 "]
+)
+def test_other_words_are_refused_in_one_line(text):
+    with pytest.raises(ConfigError, match=r"row set '.*' is unknown; wanted all, first<n>, last<n>") as error:
+        RowSet.parse(text)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"^subsample=.*wanted all, first<n>"):
+        check_rows("subsample", text)
+
+
+@pytest.mark.parametrize("text", ["none", "uniform20", "last20", "0.1", ".1", "0.0"])
+def test_what_nests_may_be_held_out(text):
+    check_hold_out("stage1.hold_out", text)
+
+
+@pytest.mark.parametrize("text", ["", "all", "first20", "1.0", "1.5", "uniform"])
+def test_what_does_not_nest_or_is_all_may_not(text):
+    with pytest.raises(ConfigError, match=r"^stage1.hold_out=.*wanted none, uniform<n>, last<n>"):
+        check_hold_out("stage1.hold_out", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "size"),
+    [("uniform20", "uniform", 20), ("popular5", "popular", 5), ("hard20", "hard", 20)],
+)
+def test_a_kind_of_candidates_is_read_and_written(text, kind, size):
+    assert CandidateKind.parse(text) == CandidateKind(kind, size)
+    assert str(CandidateKind(kind, size)) == text
+
+
+@pytest.mark.parametrize("text", ["", "uniform", "20", "random20", "hard20 ", "hard-20"])
+def test_other_candidates_are_refused_in_one_line(text):
+    with pytest.raises(ConfigError, match=r"candidates '.*' are unknown; wanted uniform<n>, popular<n> or"):
+        CandidateKind.parse(text)
