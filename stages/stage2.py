@@ -27,7 +27,7 @@ from recllm.eventlog.rowsets import drawn_lists, ranks
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
-from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, by_length
+from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, sort_by_length
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
 from recllm.pipeline.run import Run, main
@@ -180,7 +180,7 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
             batch["titles"] = titles | {"share": told_stream.share(rank, world)}
         return batch
 
-    valid = [by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
+    valid = [sort_by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
 
 
@@ -207,7 +207,7 @@ def work(run: Run) -> None:
     lm = Lm.open(run, log, retrieval, config.adapter.soft_prompt)
     gate = Crm.open(run, log, retrieval)
     check_out_of_fold(run, log, gate)
-    crm = gate.read_as(config.adapter.reads, run.config.seed)
+    crm = gate.read_as(config.adapter.representation_kind, run.config.seed)
     data = open_data(run, lm, crm, told)
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
     model = add_adapter(
@@ -260,8 +260,8 @@ def work(run: Run) -> None:
         "rows_crm_was_trained_on": gate.trained_on(log, rows),
         "trainable": trained,
         "tokens": int(data.train.lengths().mean() * rows_a_step * trainer.global_step),
-        "cut_prompts": data.train.cut(),
-        "cut_title_prompts": 0 if data.train_titles is None else data.train_titles.cut(),
+        "cut_prompts": data.train.count_cut(),
+        "cut_title_prompts": 0 if data.train_titles is None else data.train_titles.count_cut(),
         "crm_auc_on_these_rows": auc(gate.logits(rows), log.label[rows]),
         "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
         **best_scores(run, "valid/auc"),

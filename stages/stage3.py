@@ -27,10 +27,10 @@ from recllm.eventlog.log import Rows
 from recllm.eventlog.rejected import draw, usable
 from recllm.eventlog.rowsets import aligned_rows, check_ranks, drawn_lists
 from recllm.files import digest
-from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
+from recllm.lm.adapters import adapter_folder, adapter_inputs, base_name, load_adapter, save_adapter
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
-from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, by_length
+from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, sort_by_length
 from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
 from recllm.pipeline.finished import read_config
@@ -45,7 +45,7 @@ from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.optimizer import optimizer
-from recllm.training.precision import as_in_training, device_of
+from recllm.training.precision import device_of, training_precision
 
 VALID_ROWS = {"titles": 500, "answers": 150}
 """Stored validation rows of each kind of list; 20 prompts a row where answers are compared."""
@@ -140,14 +140,20 @@ def reference(run: Run, model: Any, task: Asked) -> Compared:
     pieces = task.prompts.pieces
     tokens = [pieces.table.tokens.tolist(), pieces.table.offsets.tolist(), task.prompts.max_length]
     config = run.config.stage3
-    form = [run.content["config"]["prompt"], config.task, config.gate, task.listed, config.fit.precision]
+    form = [
+        run.content["config"]["prompt"],
+        config.task,
+        config.gate,
+        task.lists_candidates,
+        config.fit.precision,
+    ]
     name = digest([made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()])[:32]
     path = run.parent("stage2") / FEATURES / f"reference-{name}.npy"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.npy")
         model.eval().to(device_of(run.config.trainer))
-        with as_in_training(model, config.fit.precision):
+        with training_precision(model, config.fit.precision):
             np.save(temporary, candidate_scores(model, task, BATCH[config.task]))
         temporary.replace(path)
     logps = torch.from_numpy(np.load(path))
@@ -192,7 +198,7 @@ def loaders(
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 
-    return Loaders(train=train, steps=steps, valid=[by_length(valid)], valid_batch=BATCH[config.task])
+    return Loaders(train=train, steps=steps, valid=[sort_by_length(valid)], valid_batch=BATCH[config.task])
 
 
 def answerable(task: Asked) -> Asked:
@@ -232,8 +238,8 @@ def work(run: Run) -> None:
     log = compatibility.event_log(run)
     check_ranks(log)
     retrieval = Retrieval.open(run.parent("neighbors"), log)
-    start = selected(run.parent("stage2"), RANKING_ADAPTER if config.task == "titles" else ADAPTER)
-    reads, virtual = needs(start)
+    start = adapter_folder(run.parent("stage2"), RANKING_ADAPTER if config.task == "titles" else ADAPTER)
+    reads, virtual = adapter_inputs(start)
     if config.gate == "item" and reads in (None, "user"):
         raise StageError(
             f"stage3.gate=item from {run.parents['stage2']}, which reads nothing of an item; wanted "
@@ -281,7 +287,7 @@ def work(run: Run) -> None:
     )
     save_adapter(model, run.folder / ADAPTER, card)
     figures = {"steps": steps, "rows": len(rows), "rows_not_in_stage2": fresh, "gained": gained}
-    figures["cut_prompts"] = task.cut()
+    figures["cut_prompts"] = task.count_cut()
     if crm is not None:
         figures["rows_crm_was_trained_on"] = crm.trained_on(log, rows)
     run.finish([run.folder / ADAPTER], {**figures, "k": config.negatives, **scores})

@@ -15,7 +15,7 @@ from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
-from recllm.lm.probe import layout_of, windows
+from recllm.lm.probe import attention_windows, find_layout
 from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
 from recllm.pipeline.run import Run
 from recllm.retrieval.stored import Retrieval
@@ -42,9 +42,9 @@ class Lm:
         model, tokenizer = causal_lm(run)
         pieces = build_pieces(run.config, log, tokenizer)
         context = context_length(run.config.lm.model, model.config)
-        layout = layout_of(model, context)
+        layout = find_layout(model, context)
         if layout == SEPARATE:
-            window = min(windows(model.config), default=context)
+            window = min(attention_windows(model.config), default=context)
             mend = f"; lm.model.context={window} would mend it" if window < context else ""
             say(
                 f"{run.config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from recllm.errors import ConfigError
 from recllm.lm import adalora
-from recllm.lm.adapters import add_adapter, load_adapter, needs, save_adapter, selected
+from recllm.lm.adapters import adapter_folder, adapter_inputs, add_adapter, load_adapter, save_adapter
 from recllm.lm.config import AdapterConfig
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.reclora import ModelCard
@@ -60,29 +60,29 @@ def test_every_kind_starts_at_the_lm_trains_and_comes_back(tiny_lm, tmp_path, ki
     lm = copy.deepcopy(tiny_lm.model)
     config = AdapterConfig(r=2, lora_alpha=4, **KINDS[kind])
     expected = lm(batch()[0]).logits
-    model = add_adapter(lm, config, batch()[1] if config.reads else None, seed=0, steps=10)
+    model = add_adapter(lm, config, batch()[1] if config.representation_kind else None, seed=0, steps=10)
     assert {p.requires_grad for name, p in model.named_parameters() if "embed_tokens" in name} == {False}
-    torch.testing.assert_close(logits(model, config.reads), expected, rtol=1e-5, atol=1e-5)
-    train(model, config.reads, 10)
-    after = logits(model, config.reads)
+    torch.testing.assert_close(logits(model, config.representation_kind), expected, rtol=1e-5, atol=1e-5)
+    train(model, config.representation_kind, 10)
+    after = logits(model, config.representation_kind)
     assert (after - expected).abs().max() > 1e-5
     save_adapter(model, tmp_path, ModelCard(base="tiny", data="the demo", metrics={"valid/auc": 0.75}))
     page = (tmp_path / "README.md").read_text()
     for line in ("| base model | tiny |", "| data | the demo |", "| valid/auc | 0.7500 |"):
         assert line in page.splitlines()
-    assert needs(tmp_path) == (config.reads, 0)
+    assert adapter_inputs(tmp_path) == (config.representation_kind, 0)
     loaded = load_adapter(copy.deepcopy(tiny_lm.model), tmp_path).eval()
-    assert torch.equal(logits(loaded, config.reads), after)
+    assert torch.equal(logits(loaded, config.representation_kind), after)
     with model.disable_adapter():  # the LM underneath is what it was
-        assert torch.equal(logits(model, config.reads), expected)
+        assert torch.equal(logits(model, config.representation_kind), expected)
 
 
 def test_what_a_soft_prompt_needs(tiny_lm, tmp_path):
     config = AdapterConfig(r=2, gate_input="none", soft_prompt=3)
     model = add_adapter(copy.deepcopy(tiny_lm.model), config, batch()[1], seed=0)
     save_adapter(model, tmp_path, ModelCard(base="tiny"))
-    assert needs(tmp_path) == ("target", 3)
-    assert config.reads == "target"
+    assert adapter_inputs(tmp_path) == ("target", 3)
+    assert config.representation_kind == "target"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_adalora_resumed_equals_uninterrupted(tiny_lm):
 
 def test_where_no_titles_were_learned_one_adapter_stands_for_both(tmp_path):
     (tmp_path / ADAPTER).mkdir()
-    assert selected(tmp_path, RANKING_ADAPTER) == tmp_path / ADAPTER
+    assert adapter_folder(tmp_path, RANKING_ADAPTER) == tmp_path / ADAPTER
     (tmp_path / RANKING_ADAPTER).mkdir()
-    assert selected(tmp_path, RANKING_ADAPTER) == tmp_path / RANKING_ADAPTER
-    assert selected(tmp_path, ADAPTER) == tmp_path / ADAPTER
+    assert adapter_folder(tmp_path, RANKING_ADAPTER) == tmp_path / RANKING_ADAPTER
+    assert adapter_folder(tmp_path, ADAPTER) == tmp_path / ADAPTER

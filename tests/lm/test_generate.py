@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from recllm.lm.generate import constrained, normalize, valid_ratio
+from recllm.lm.generate import decode_constrained, normalize, valid_ratio
 from recllm.lm.layout import title_batch
 from recllm.lm.predict import candidate_scores, title_choices
 from recllm.lm.tasks import NextTitleLists
@@ -129,7 +129,7 @@ def test_constrained_decoding_by_hand():
     batch = title_batch(Ragged.of([[1], [1]]), Ragged.of(titles), np.array([4, 1]))
     p = [[0.6, 0.3, 0.1], [0.6, 0.2, 0.9], [0.3, 0.9], [0.6, 0.3, 0.1], [0.01, 0.01]]
     logps = torch.tensor([value for title in p for value in title]).log()
-    assert constrained(batch, logps).tolist() == [[0.5, 0, 0, 0.5], [1, 0, 0, 0]]
+    assert decode_constrained(batch, logps).tolist() == [[0.5, 0, 0, 0.5], [1, 0, 0, 0]]
 
 
 def test_a_title_that_begins_another_ends_where_its_end_is_likelier():
@@ -137,4 +137,4 @@ def test_a_title_that_begins_another_ends_where_its_end_is_likelier():
     batch = title_batch(Ragged.of([[1]]), Ragged.of(titles), 2)
     for end, wanted in ((0.6, [[1, 0]]), (0.3, [[0, 1]])):
         logps = torch.tensor([0.5, end, 0.5, 0.4, 0.001]).log()
-        assert constrained(batch, logps).tolist() == wanted
+        assert decode_constrained(batch, logps).tolist() == wanted

@@ -88,7 +88,7 @@ def test_a_title_is_gated_by_its_own_item_and_the_prompt_by_the_mean(demo_log, d
     crm = Representations()
     mean = crm.representations(rows[asked], candidates[asked])
     torch.testing.assert_close(got[:, 0], mean)
-    torch.testing.assert_close(task.of_prompts(asked), mean)
+    torch.testing.assert_close(task.prompt_representation(asked), mean)
     for row, (of, places) in enumerate(zip(asked, columns, strict=True)):
         own = crm.representations(np.repeat(rows[of], 2), candidates[of, places])
         assert torch.equal(got[row, 1:], own)
@@ -264,7 +264,7 @@ def test_answers_ask_for_the_rows_own_item(demo_log, tiny_lm):
     assert len(task) == 5
     assert batch["label"].tolist() == demo_log.label[rows[indices]].tolist()
     assert batch["representation"].tolist() == [[6.0, 7.0], [0.0, 1.0]]
-    assert task.cut() == 0
+    assert task.count_cut() == 0
     pieces = tiny_lm.pieces
     for place, row in enumerate(rows[indices]):
         tail = [*pieces.table[pieces.question], *pieces.table[pieces.item[demo_log.item[row]]]]
@@ -281,4 +281,4 @@ def test_cut_prompts_are_counted(demo_log, tiny_lm):
     short = Prompts(demo_log, tiny_lm.pieces, 48)
     task = YesNoPrompts(short, rows, demo_log.recent(rows, 10), None)
     lengths = tiny_lm.prompts.ctr(rows, task.history).lengths
-    assert task.cut() == (lengths > 48).sum() > 0
+    assert task.count_cut() == (lengths > 48).sum() > 0
