@@ -31,7 +31,7 @@ from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, sort_by_length
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
 from recllm.pipeline.run import Run, main
-from recllm.reclora import ModelCard
+from recllm.reclora import AdapterCard
 from recllm.reclora.layer import RecLoraLinear
 from recllm.retrieval.stored import Retrieval
 from recllm.systems import compatibility
@@ -243,7 +243,7 @@ def work(run: Run) -> None:
     rows = np.unique(data.train.rows)
     for monitor, folder in reversed(adapters.items()):  # the model ends as the one that is selected on AUC
         module.load_best(run, monitor)
-        card = ModelCard(
+        card = AdapterCard(
             base=base_name(run.config.lm.model),
             data=f"{run.config.dataset.name}: {len(rows):,} training samples, Yes/No and next titles",
             metrics=best_scores(run, monitor),

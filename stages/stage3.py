@@ -35,7 +35,7 @@ from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
 from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
 from recllm.pipeline.finished import read_config
 from recllm.pipeline.run import Run, main
-from recllm.reclora import ModelCard
+from recllm.reclora import AdapterCard
 from recllm.retrieval.stored import Retrieval
 from recllm.systems import compatibility
 from recllm.systems.crm import Crm
@@ -278,7 +278,7 @@ def work(run: Run) -> None:
     else:
         say("no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
         model = load_adapter(model.unload(), start)
-    card = ModelCard(
+    card = AdapterCard(
         base=base_name(run.config.lm.model),
         data=f"{run.config.dataset.name}: {len(rows):,} liked training samples, {config.task} compared",
         metrics=scores,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from recllm.lm.config import AdapterConfig, LmConfig
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.reclora import ModelCard, RecLoraConfig, write_model_card
+from recllm.reclora import AdapterCard, RecLoraConfig, write_model_card
 
 ADALORA_SCHEDULE = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
 """AdaLoRA's schedule as fractions of all steps: first pruning, last one before the end, steps between two.
@@ -127,7 +127,7 @@ def adapter_inputs(folder: Path) -> AdapterInputs:
     return AdapterInputs(config.gate_input if config.gated else "target", config.soft_prompt)
 
 
-def save_adapter(model: PeftModel, folder: Path, card: ModelCard) -> None:
+def save_adapter(model: PeftModel, folder: Path, card: AdapterCard) -> None:
     """Write configuration, weights and model card, the same to the bit in every process.
 
     Args:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recllm.reclora.card import ModelCard, write_model_card
+from recllm.reclora.card import AdapterCard, write_model_card
 from recllm.reclora.config import RecLoraConfig
 from recllm.reclora.mixture import uniform_weights, weigh
 from recllm.reclora.model import RecLoraModel
@@ -28,7 +28,7 @@ def export_user(
     representation: Tensor | None,
     directory: str | Path,
     adapter_name: str | None = None,
-    card: ModelCard | None = None,
+    card: AdapterCard | None = None,
 ) -> None:
     """Writes the adapter, gated by one representation, as a plain LoRA that stock PEFT loads.
 
@@ -63,7 +63,7 @@ def export_mean(
     representations: Tensor,
     directory: str | Path,
     adapter_name: str | None = None,
-    card: ModelCard | None = None,
+    card: AdapterCard | None = None,
 ) -> None:
     """Writes the plain LoRA of the mean gate over representations `[n, representation_dim]`.
 
@@ -80,7 +80,7 @@ def export_users(
     representations: Tensor,
     directory: str | Path,
     adapter_name: str | None = None,
-    card: ModelCard | None = None,
+    card: AdapterCard | None = None,
 ) -> None:
     """Writes one plain LoRA of the uniform gate, and every user's gate in a file of its own.
 
@@ -106,7 +106,7 @@ def export_users(
     save_file({"alpha": alpha}, Path(directory) / GATES, metadata=metadata)
 
 
-def pick_user(directory: str | Path, row: int, out: str | Path, card: ModelCard | None = None) -> None:
+def pick_user(directory: str | Path, row: int, out: str | Path, card: AdapterCard | None = None) -> None:
     """Writes one user's plain LoRA out of what `export_users` wrote.
 
     Args:
@@ -171,7 +171,7 @@ def _write(
     name: str,
     gates: Tensor | None,
     directory: str | Path,
-    card: ModelCard | None,
+    card: AdapterCard | None,
     note: str,
 ) -> None:
     """Writes the plain LoRA for gates `[modules, ...]`, or for the uniform one."""
@@ -204,7 +204,7 @@ def _write(
 
 
 def _save(
-    config: PeftConfig, tensors: dict[str, Tensor], directory: Path, card: ModelCard | None, note: str
+    config: PeftConfig, tensors: dict[str, Tensor], directory: Path, card: AdapterCard | None, note: str
 ) -> None:
     names: str | Sequence[str] = config.target_modules  # type: ignore[attr-defined]
     # PEFT makes a set of the names, whose order in the file would differ between processes.
@@ -212,4 +212,4 @@ def _save(
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(directory))
-    write_model_card(directory, card or ModelCard(), config, note)
+    write_model_card(directory, card or AdapterCard(), config, note)

@@ -11,7 +11,7 @@ from recllm.lm import adalora
 from recllm.lm.adapters import adapter_folder, adapter_inputs, add_adapter, load_adapter, save_adapter
 from recllm.lm.config import AdapterConfig
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.reclora import ModelCard
+from recllm.reclora import AdapterCard
 
 KINDS = {
     "lora": {"kind": "lora"},
@@ -66,7 +66,7 @@ def test_every_kind_starts_at_the_lm_trains_and_comes_back(tiny_lm, tmp_path, ki
     train(model, config.representation_kind, 10)
     after = logits(model, config.representation_kind)
     assert (after - expected).abs().max() > 1e-5
-    save_adapter(model, tmp_path, ModelCard(base="tiny", data="the demo", metrics={"valid/auc": 0.75}))
+    save_adapter(model, tmp_path, AdapterCard(base="tiny", data="the demo", metrics={"valid/auc": 0.75}))
     page = (tmp_path / "README.md").read_text()
     for line in ("| base model | tiny |", "| data | the demo |", "| valid/auc | 0.7500 |"):
         assert line in page.splitlines()
@@ -80,7 +80,7 @@ def test_every_kind_starts_at_the_lm_trains_and_comes_back(tiny_lm, tmp_path, ki
 def test_what_a_soft_prompt_needs(tiny_lm, tmp_path):
     config = AdapterConfig(r=2, gate_input="none", soft_prompt=3)
     model = add_adapter(copy.deepcopy(tiny_lm.model), config, batch()[1], seed=0)
-    save_adapter(model, tmp_path, ModelCard(base="tiny"))
+    save_adapter(model, tmp_path, AdapterCard(base="tiny"))
     assert adapter_inputs(tmp_path) == ("target", 3)
     assert config.representation_kind == "target"
 
