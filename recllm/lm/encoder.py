@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
-from recllm.lm.load import load_tokenizer, locate, unloadable
+from recllm.lm.hub import loading_error, locate
+from recllm.lm.load import load_tokenizer
 from recllm.lm.tiny import shape_arguments
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def load_encoder(
     try:
         model, missing = _load_weights(source, options)
     except (OSError, ImportError, ValueError, RuntimeError) as error:
-        raise unloadable(as_lm, source, error, "encoder") from error
+        raise loading_error(as_lm, source, error, "encoder") from error
     if missing:
         raise ValueError(f"encoder.path {source!r} has no weights {missing[0]!r}: choose another encoder")
     if getattr(model, "pooler", None) is not None:
