@@ -172,17 +172,17 @@ def test_adalora_prunes_to_its_budget(tiny_lm):
     model = adalora_model(tiny_lm)
     modules = sum("lora_E" in name for name, _ in model.named_parameters())
     train(model, False, 20)
-    kept = sum(int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name)
-    assert kept == 2 * modules < 3 * modules
+    num_directions = sum(int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name)
+    assert num_directions == 2 * modules < 3 * modules
 
 
 def test_adalora_resumed_equals_uninterrupted(tiny_lm):
     straight = adalora_model(tiny_lm)
     train(straight, False, 20)
-    broken = adalora_model(tiny_lm)
-    train(broken, False, 5)
-    state = copy.deepcopy(adalora.state(broken))
-    weights = {name: p.clone() for name, p in broken.named_parameters() if p.requires_grad}
+    interrupted = adalora_model(tiny_lm)
+    train(interrupted, False, 5)
+    state = copy.deepcopy(adalora.state(interrupted))
+    weights = {name: p.clone() for name, p in interrupted.named_parameters() if p.requires_grad}
     resumed = adalora_model(tiny_lm)
     resumed.load_state_dict(weights, strict=False)
     adalora.load_state(resumed, state)

@@ -55,8 +55,8 @@ def test_masked_shares():
     assert not chosen[~guessable].any()
     assert (read[~chosen] == tokens[~chosen]).all()
     assert chosen.sum() == pytest.approx(15_000, abs=5 * np.sqrt(50_000 * 0.3 * 0.7))
-    hidden, kept = (read[chosen] == 99).mean(), (read[chosen] == tokens[chosen]).mean()
-    assert (hidden, kept) == (pytest.approx(0.8, abs=0.02), pytest.approx(0.1, abs=0.015))
+    hidden, unchanged = (read[chosen] == 99).mean(), (read[chosen] == tokens[chosen]).mean()
+    assert (hidden, unchanged) == (pytest.approx(0.8, abs=0.02), pytest.approx(0.1, abs=0.015))
 
 
 def test_the_tokenizer_is_the_lms_and_one_token_more(tiny_lm, tokenizer):

@@ -151,11 +151,11 @@ def test_a_trial_below_the_median_of_the_others_is_cut_short(start):
 
 def test_what_is_drawn_depends_on_the_trials_before_and_not_on_who_asks(start):
     def drawn(name, opened_anew):
-        search, found = start(name, trials=6), []
+        search, values = start(name, trials=6), []
         for number in range(6):
             search = start(name, trials=6) if opened_anew else search
-            found.append(settings(trained(search, [0.6 + math.sin(number) / 10])[0]))
-        return found
+            values.append(settings(trained(search, [0.6 + math.sin(number) / 10])[0]))
+        return values
 
     assert drawn("tune/din", False) == drawn("tune/sim", True)
 
