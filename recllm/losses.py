@@ -63,9 +63,9 @@ def softmax_dpo(
     """
     margins, rejected = _margins(policy_logps, reference_logps, beta, mask)
     chosen = margins.new_zeros(len(margins), 1)
-    everything = torch.cat([chosen, margins.masked_fill(~rejected, -torch.inf)], dim=1)
-    loss = torch.logsumexp(everything, dim=1)
-    return loss - _smoothing(label_smoothing) * _mean(margins, rejected)
+    logits = torch.cat([chosen, margins.masked_fill(~rejected, -torch.inf)], dim=1)
+    loss = torch.logsumexp(logits, dim=1)
+    return loss - _check_smoothing(label_smoothing) * _row_mean(margins, rejected)
 
 
 def pairwise_dpo(
@@ -82,8 +82,8 @@ def pairwise_dpo(
     reversed pair, 1 - e times its own.
     """
     margins, rejected = _margins(policy_logps, reference_logps, beta, mask)
-    pairs = F.softplus(margins) - _smoothing(label_smoothing) * margins
-    return _mean(pairs, rejected)
+    pairs = F.softplus(margins) - _check_smoothing(label_smoothing) * margins
+    return _row_mean(pairs, rejected)
 
 
 def dmpo(
@@ -98,8 +98,8 @@ def dmpo(
     By Jensen's inequality never above `pairwise_dpo`. Arguments, result and errors as for `softmax_dpo`.
     """
     margins, rejected = _margins(policy_logps, reference_logps, beta, mask)
-    mean = _mean(margins, rejected)
-    loss = F.softplus(mean) - _smoothing(label_smoothing) * mean
+    mean = _row_mean(margins, rejected)
+    loss = F.softplus(mean) - _check_smoothing(label_smoothing) * mean
     return loss.masked_fill(~rejected.any(dim=1), 0.0)
 
 
@@ -136,8 +136,9 @@ def preference_loss(
         beta: as for `softmax_dpo`.
         mask: as for `softmax_dpo`.
         lengths: `[B, 1 + K]` tokens of every completion, EOS included; needed by the next two.
-        length_normalize: whether log-probabilities are divided by the completions' tokens, in the policy and
-            in the reference, before rewards are formed. Ranking sums them, so this is off by default.
+        length_normalize: whether log-probabilities are divided by the number of the completions' tokens, in
+            the policy and in the reference, before rewards are formed. Ranking uses sums, so this is off by
+            default.
         sft_weight: weight of the chosen completion's negative log-likelihood (nats a token), which is added:
             it works against the fall of the chosen likelihood (RPO).
         label_smoothing: as for `softmax_dpo`.
@@ -155,17 +156,20 @@ def preference_loss(
     if reference_logps is None and kind not in REFERENCE_FREE:
         raise ValueError(f"loss {kind!r} compares with a reference; pass reference_logps")
     dtype = torch.promote_types(policy_logps.dtype, torch.float32)
+    policy = policy_logps.to(dtype)
+    reference = None if reference_logps is None else reference_logps.to(dtype)
     # Masked cells may have no length: 1 keeps their gradient 0 instead of 0 / 0.
-    divisor = torch.ones((), dtype=dtype) if lengths is None else lengths.clamp(min=1).to(dtype)
-    scale = divisor if length_normalize else 1
-    policy = policy_logps.to(dtype) / scale
-    if reference_logps is None or kind in REFERENCE_FREE:
+    num_tokens = torch.ones((), dtype=dtype) if lengths is None else lengths.clamp(min=1).to(dtype)
+    if length_normalize:
+        policy = policy / num_tokens
+        reference = None if reference is None else reference / num_tokens
+    if reference is None or kind in REFERENCE_FREE:
         loss = mppo(policy, beta, mask, label_smoothing)
     else:
         function = {"softmax-dpo": softmax_dpo, "dpo-pairwise": pairwise_dpo, "dmpo": dmpo}[kind]
-        loss = function(policy, reference_logps.to(dtype) / scale, beta, mask, label_smoothing)
+        loss = function(policy, reference, beta, mask, label_smoothing)
     if sft_weight:
-        loss = loss - sft_weight * policy_logps[:, 0].to(dtype) / divisor[:, 0]
+        loss = loss - sft_weight * policy_logps[:, 0].to(dtype) / num_tokens[:, 0]
     return loss
 
 
@@ -197,43 +201,48 @@ def preference_statistics(
         estimate, in nats, of KL(policy || reference) *restricted and renormalized to the row's candidates*.
         It is exact on that finite set, but says nothing about text outside of it.
     """
-    free = reference_logps is None
-    reference_logps = torch.zeros_like(policy_logps) if reference_logps is None else reference_logps
-    rewards, present = _rewards(policy_logps, reference_logps, beta, mask)
+    reference = torch.zeros_like(policy_logps) if reference_logps is None else reference_logps
+    rewards, present = _rewards(policy_logps, reference, beta, mask)
     dtype = rewards.dtype
     rejected = present[:, 1:]
-    compared = rejected.any(dim=1)
-    mean_rejected = _mean(rewards[:, 1:], rejected)
+    is_compared = rejected.any(dim=1)
+    mean_rejected = _row_mean(rewards[:, 1:], rejected)
     best_rejected = rewards[:, 1:].masked_fill(~rejected, -torch.inf).amax(dim=1)
     chosen = rewards[:, 0]
 
-    def over_compared(values: Tensor) -> Tensor:
-        return values.masked_fill(~compared, 0.0).sum() / compared.sum().clamp(min=1)
+    def mean_compared(values: Tensor) -> Tensor:
+        """Mean over the rows that have a rejected candidate."""
+        return values.masked_fill(~is_compared, 0.0).sum() / is_compared.sum().clamp(min=1)
 
     statistics = {
         "reward_chosen": chosen.mean(),
-        "reward_rejected": over_compared(mean_rejected),
-        "margin": over_compared(chosen - mean_rejected),
-        "reward_accuracy": over_compared((chosen > best_rejected).to(dtype)),
+        "reward_rejected": mean_compared(mean_rejected),
+        "margin": mean_compared(chosen - mean_rejected),
+        "reward_accuracy": mean_compared((chosen > best_rejected).to(dtype)),
         "chosen_logp": policy_logps[:, 0].to(dtype).mean(),
-        "rejected_logp": over_compared(_mean(policy_logps[:, 1:].to(dtype), rejected)),
+        "rejected_logp": mean_compared(_row_mean(policy_logps[:, 1:].to(dtype), rejected)),
     }
-    if free:
-        return statistics
-    policy = policy_logps.to(dtype).masked_fill(~present, -torch.inf).log_softmax(dim=1)
-    reference = reference_logps.to(dtype).masked_fill(~present, -torch.inf).log_softmax(dim=1)
+    if reference_logps is not None:
+        kl = _candidate_kl(policy_logps.to(dtype), reference_logps.to(dtype), present)
+        statistics["kl"] = mean_compared(kl)
+    return statistics
+
+
+def _candidate_kl(policy_logps: Tensor, reference_logps: Tensor, present: Tensor) -> Tensor:
+    """KL(policy || reference) over each row's present candidates, renormalized to them, `[B]` nats."""
+    policy = policy_logps.masked_fill(~present, -torch.inf).log_softmax(dim=1)
+    reference = reference_logps.masked_fill(~present, -torch.inf).log_softmax(dim=1)
     # Masked cells are -inf on both sides; filled with 0 they contribute exp(-inf) * 0 = 0.
-    kl = (policy.exp() * (policy - reference).masked_fill(~present, 0.0)).sum(dim=1)
-    return statistics | {"kl": over_compared(kl)}
+    return (policy.exp() * (policy - reference).masked_fill(~present, 0.0)).sum(dim=1)
 
 
-def _smoothing(value: float) -> float:
+def _check_smoothing(value: float) -> float:
     if not 0 <= value < 0.5:
         raise ValueError(f"label_smoothing is {value}, want a probability from 0 to below 0.5")
     return value
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
+def _row_mean(values: Tensor, where: Tensor) -> Tensor:
     """Mean of each row over the cells that count, `[B]`; 0 where none does."""
     return values.masked_fill(~where, 0.0).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
@@ -241,10 +250,12 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 def _margins(
     policy_logps: Tensor, reference_logps: Tensor, beta: float, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Rejected rewards less the chosen one `[B, K]`, 0 in masked cells, and where they count."""
+    """Rejected rewards less the chosen one, 0 in masked cells, and where they count, `[B, K]` each."""
     rewards, present = _rewards(policy_logps, reference_logps, beta, mask)
+    rejected = present[:, 1:]
     # The chosen reward is subtracted first: margins stay exact where the rewards themselves are huge.
-    return (rewards[:, 1:] - rewards[:, :1]).masked_fill(~present[:, 1:], 0.0), present[:, 1:]
+    margins = (rewards[:, 1:] - rewards[:, :1]).masked_fill(~rejected, 0.0)
+    return margins, rejected
 
 
 def _rewards(

@@ -1,4 +1,4 @@
-"""What the results table reports: CTR and ranking metrics.
+"""The CTR and ranking metrics that the results table reports.
 
 Numpy in float64 throughout. A CTR score is always a *logit* (log-odds of a like); for a language model that
 is the difference of its two answer logits. AUC needs only the order of scores; log loss needs the logits
@@ -24,7 +24,7 @@ CUTOFFS = {"hr": (1, 5, 10), "ndcg": (5, 10)}
 
 
 def auc(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve: the share of (liked, not liked) pairs in the right order, ties counting half.
+    """Area under the ROC curve: fraction of (liked, not liked) pairs in the right order, ties counting half.
 
     Exact, by one sort. Equal to torchmetrics' `binary_auroc` (a test says so); ours because the bootstrap
     needs the same quantity a thousand times from one sort.
@@ -39,7 +39,7 @@ def auc(logits: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: on NaN scores or unequal lengths.
     """
-    scores, liked = checked(logits, labels)
+    scores, liked = check_scores(logits, labels)
     return SortedPairs(scores, liked).auc()
 
 
@@ -53,7 +53,7 @@ def log_loss(logits: ArrayLike, labels: ArrayLike) -> float:
     Returns:
         The mean over rows; finite for every finite logit, NaN for no rows.
     """
-    scores, liked = checked(logits, labels)
+    scores, liked = check_scores(logits, labels)
     return (
         float(np.mean(np.logaddexp(0.0, np.where(liked, -scores, scores)))) if len(scores) else float("nan")
     )
@@ -87,7 +87,7 @@ def per_user_auc(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> floa
     Returns:
         A value in [0, 1]; NaN if no user has both labels.
     """
-    scores, liked = checked(logits, labels)
+    scores, liked = check_scores(logits, labels)
     _, user = np.unique(np.asarray(users), return_inverse=True)
     n = int(user.max()) + 1 if len(user) else 0
     positive = np.bincount(user, weights=liked, minlength=n)
@@ -95,16 +95,20 @@ def per_user_auc(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> floa
     negative = rows - positive
 
     order = np.lexsort((scores, user))
-    u, s, y = user[order], scores[order], liked[order]
-    start, end = _tie_bounds((u[1:] != u[:-1]) | (s[1:] != s[:-1]))
-    below = np.concatenate(([0.0], np.cumsum(~y)))  # negatives before each place, all earlier users included
-    won = np.bincount(u, weights=np.where(y, (below[start] + below[end]) / 2, 0.0), minlength=n)
-    wins = won - positive * (np.cumsum(negative) - negative)  # take the earlier users' negatives out again
+    user = user[order]
+    scores = scores[order]
+    liked = liked[order]
+    start, end = _tie_bounds((user[1:] != user[:-1]) | (scores[1:] != scores[:-1]))
+    below = np.concatenate(([0.0], np.cumsum(~liked)))  # negatives before each place, of earlier users too
+    wins = np.where(liked, (below[start] + below[end]) / 2, 0.0)
+    wins = np.bincount(user, weights=wins, minlength=n)
+    wins = wins - positive * (np.cumsum(negative) - negative)  # take the earlier users' negatives out again
 
-    both = (positive > 0) & (negative > 0)
-    if not both.any():
+    has_auc = (positive > 0) & (negative > 0)
+    if not has_auc.any():
         return float("nan")
-    return float(np.average(wins[both] / (positive[both] * negative[both]), weights=rows[both]))
+    aucs = wins[has_auc] / (positive[has_auc] * negative[has_auc])
+    return float(np.average(aucs, weights=rows[has_auc]))
 
 
 def calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> float:
@@ -122,7 +126,7 @@ def calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> f
     Returns:
         A value in [0, 1]; NaN for no rows.
     """
-    scores, liked = checked(logits, labels)
+    scores, liked = check_scores(logits, labels)
     if not len(scores):
         return float("nan")
     probability = 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
@@ -188,14 +192,13 @@ def ranking_values(scores: ArrayLike, target: ArrayLike) -> dict[str, Floats]:
     gains = {f"hr@{k}": (place <= k).astype(np.float64) for k in CUTOFFS["hr"]}
     gains |= {f"ndcg@{k}": (place <= k) / np.log2(1.0 + place) for k in CUTOFFS["ndcg"]}
     gains["mrr"] = 1.0 / place
-    out = {}
+    values = {}
     for name, gain in gains.items():
         total = np.concatenate(([0.0], np.cumsum(gain)))
+        expected = (total[through] - total[better]) / (through - better)
         # Without a tie the gain itself, so that hits stay exactly 0 or 1.
-        out[name] = np.where(
-            through - better == 1, gain[better], (total[through] - total[better]) / (through - better)
-        )
-    return out
+        values[name] = np.where(through - better == 1, gain[better], expected)
+    return values
 
 
 def means(values: Mapping[str, Floats], rows: Bools | None = None) -> dict[str, float]:
@@ -208,8 +211,11 @@ def means(values: Mapping[str, Floats], rows: Bools | None = None) -> dict[str, 
     Returns:
         Metric name to mean; NaN for an empty stratum.
     """
-    picked = {name: v if rows is None else v[rows] for name, v in values.items()}
-    return {name: float(v.mean()) if len(v) else float("nan") for name, v in picked.items()}
+    result = {}
+    for name, value in values.items():
+        stratum = value if rows is None else value[rows]
+        result[name] = float(stratum.mean()) if len(stratum) else float("nan")
+    return result
 
 
 LONG_AGO = 3601
@@ -254,19 +260,25 @@ class SortedPairs:
     def __init__(self, scores: Floats, liked: Bools, cluster: Ints | None = None) -> None:
         """Sorts."""
         order = np.argsort(scores)
-        ranked, positive = scores[order], liked[order]
-        start, end = _tie_bounds(ranked[1:] != ranked[:-1])
-        before = np.concatenate(([0], np.cumsum(~positive)))  # place -> number of negatives before it
-        self.start, self.end = before[start[positive]], before[end[positive]]
+        scores = scores[order]
+        liked = liked[order]
+        start, end = _tie_bounds(scores[1:] != scores[:-1])
+        before = np.concatenate(([0], np.cumsum(~liked)))  # place -> number of negatives before it
+        # Of each positive: negatives below its tie group, and below or within it.
+        self.start = before[start[liked]]
+        self.end = before[end[liked]]
         cluster = np.zeros(len(scores), dtype=np.int64) if cluster is None else cluster
-        self.positive_cluster, self.negative_cluster = cluster[order][positive], cluster[order][~positive]
+        self.positive_cluster = cluster[order][liked]
+        self.negative_cluster = cluster[order][~liked]
 
     def auc(self, weight: Floats | None = None) -> float:
         """Weighted AUC; `weight` is one number per cluster, None is 1 for all."""
         if weight is None:
-            positive, negative = np.ones(len(self.positive_cluster)), np.ones(len(self.negative_cluster))
+            positive = np.ones(len(self.positive_cluster))
+            negative = np.ones(len(self.negative_cluster))
         else:
-            positive, negative = weight[self.positive_cluster], weight[self.negative_cluster]
+            positive = weight[self.positive_cluster]
+            negative = weight[self.negative_cluster]
         below = np.concatenate(([0.0], np.cumsum(negative)))
         pairs = positive.sum() * below[-1]
         if pairs == 0:
@@ -281,9 +293,10 @@ def _tie_bounds(changes: Bools) -> tuple[Ints, Ints]:
     return edges[group], edges[group + 1]
 
 
-def checked(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
+def check_scores(logits: ArrayLike, labels: ArrayLike) -> tuple[Floats, Bools]:
     """Scores and labels as arrays; a ValueError where they are not numbers and 0 or 1, equally many."""
-    scores, values = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    scores = np.asarray(logits, dtype=np.float64)
+    values = np.asarray(labels)
     if scores.ndim != 1 or scores.shape != values.shape:
         raise ValueError(f"scores {scores.shape} and labels {values.shape}, want both [n]")
     if np.isnan(scores).any():

@@ -24,7 +24,7 @@ from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
 from recllm.files import load_weights
 from recllm.lm.config import EncoderTrainingConfig, LmConfig
-from recllm.lm.encoder import build_encoder, load_encoder, mask, with_mask
+from recllm.lm.encoder import add_mask_token, build_encoder, load_encoder, mask_tokens
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.systems.texts import build_pieces, tiny_tokenizer, tower_prompts
@@ -101,7 +101,7 @@ class Texts:
         texts, weights = self.pieces.assemble(matrix), self.pieces.weights(matrix, self.kinds)
         weights[texts.offsets[1:] - 1] = 0  # that a text ends at its end is nothing to guess
         rng = np.random.default_rng(seed)
-        read, chosen = mask(texts.tokens, weights > 0, self.share, self.mask_id, self.vocabulary, rng)
+        read, chosen = mask_tokens(texts.tokens, weights > 0, self.share, self.mask_id, self.vocabulary, rng)
         text, place = texts.place()
         own = text % world == rank
         lengths = texts.lengths[rank::world]
@@ -175,7 +175,7 @@ def work(run: Run) -> None:
         prompts.items(np.flatnonzero(log.item_count))  # refuses a text that is too long
         run.finish([], {**facts, "name": Path(config.path).name, "ratings_as_text": 0, **_size(named)})
         return
-    tokenizer = with_mask(tiny_tokenizer(run.config, log, config.tiny), config.tiny.context)
+    tokenizer = add_mask_token(tiny_tokenizer(run.config, log, config.tiny), config.tiny.context)
     torch.manual_seed(config.seed)
     bert: Any = build_encoder(config.tiny, tokenizer)
     pieces = build_pieces(run.config, log, tokenizer, LmConfig())

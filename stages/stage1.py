@@ -32,7 +32,7 @@ from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.optimizer import clip_norm, optimizer
-from recllm.training.precision import compiled
+from recllm.training.precision import compile_model
 
 Batch = dict[str, Tensor]
 
@@ -54,7 +54,7 @@ class CrmModule(lightning.LightningModule):
         if self.compiles:
             batch = self.trainer.datamodule.example(self.device)  # type: ignore[attr-defined]
             with self.trainer.precision_plugin.train_step_context():
-                compiled(self, batch)
+                compile_model(self, batch)
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -224,7 +224,7 @@ def tune(run: Run) -> None:
     search, shown = Search.open(run), None
     while claimed := search.claim():
         trial, one = claimed
-        with search.told(trial, one) as pruning:
+        with search.watch(trial, one) as pruning:
             if one.config.stage1.inputs != shown:
                 shown, inputs = one.config.stage1.inputs, data(one)
             train(one, inputs, [pruning])

@@ -25,12 +25,12 @@ from recllm.eventlog.rowsets import drawn_lists, has_ranking_rows
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
-from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, by_length
+from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, sort_by_length
 from recllm.metrics import auc
 from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SINGULAR_VECTORS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
-from recllm.reclora import ModelCard
+from recllm.reclora import AdapterCard
 from recllm.reclora.layer import RecLoraLinear
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import Crm
@@ -178,7 +178,7 @@ def loaders(run: Run, data: Data, steps: int) -> Loaders:
             batch["titles"] = titles | {"share": told_stream.share(rank, world)}
         return batch
 
-    valid = [by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
+    valid = [sort_by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
 
 
@@ -205,7 +205,7 @@ def work(run: Run) -> None:
     lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, config.adapter.soft_prompt)
     gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
     check_out_of_fold(run, log, gate)
-    crm = gate.read_as(config.adapter.reads, run.config.seed)
+    crm = gate.read_as(config.adapter.representation_kind, run.config.seed)
     data = open_data(run, lm, crm, told)
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
     model = add_adapter(
@@ -241,7 +241,7 @@ def work(run: Run) -> None:
     rows = np.unique(data.train.rows)
     for monitor, folder in reversed(adapters.items()):  # the model ends as the one that is selected on AUC
         module.load_best(run, monitor)
-        card = ModelCard(
+        card = AdapterCard(
             base=base_name(run.config.lm.model),
             data=f"{run.config.dataset.name}: {len(rows):,} training samples, Yes/No and next titles",
             metrics=best_scores(run, monitor),
@@ -256,8 +256,8 @@ def work(run: Run) -> None:
         "rows_crm_was_trained_on": gate.trained_on(log, rows),
         "trainable": trained,
         "tokens": int(data.train.lengths().mean() * rows_a_step * trainer.global_step),
-        "cut_prompts": data.train.cut(),
-        "cut_title_prompts": 0 if data.train_titles is None else data.train_titles.cut(),
+        "cut_prompts": data.train.count_cut(),
+        "cut_title_prompts": 0 if data.train_titles is None else data.train_titles.count_cut(),
         "crm_auc_on_these_rows": auc(gate.logits(rows), log.label[rows]),
         "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
         **best_scores(run, "valid/auc"),

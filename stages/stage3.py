@@ -24,15 +24,15 @@ from recllm.eventlog import draws
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rejected import draw, usable
 from recllm.eventlog.rowsets import aligned_rows, check_ranking_rows, drawn_lists
-from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
+from recllm.lm.adapters import adapter_folder, adapter_inputs, base_name, load_adapter, save_adapter
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
-from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, by_length
+from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, sort_by_length
 from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
-from recllm.reclora import ModelCard
+from recllm.reclora import AdapterCard
 from recllm.retrieval.stored import Retrieval
 from recllm.systems import compatibility
 from recllm.systems.crm import Crm
@@ -42,7 +42,7 @@ from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.optimizer import optimizer
-from recllm.training.precision import as_in_training, device_of
+from recllm.training.precision import device_of, training_precision
 
 VALID_ROWS = {"titles": 500, "answers": 150}
 """Stored validation rows of each kind of list; 20 prompts a row where answers are compared."""
@@ -137,11 +137,11 @@ def reference(run: Run, model: Any, task: Asked) -> Compared:
     pieces = task.prompts.pieces
     tokens = [pieces.table.tokens.tolist(), pieces.table.offsets.tolist(), task.prompts.max_length]
     config = run.config.stage3
-    form = [run.file.config["prompt"], config.task, config.gate, task.listed, config.fit.precision]
+    form = [run.file.config["prompt"], config.task, config.gate, task.lists_candidates, config.fit.precision]
 
     def compute() -> NDArray[Any]:
         model.eval().to(device_of(run.config.trainer))
-        with as_in_training(model, config.fit.precision):
+        with training_precision(model, config.fit.precision):
             return candidate_scores(model, task, BATCH[config.task])
 
     identity = [made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()]
@@ -187,7 +187,7 @@ def loaders(
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 
-    return Loaders(train=train, steps=steps, valid=[by_length(valid)], valid_batch=BATCH[config.task])
+    return Loaders(train=train, steps=steps, valid=[sort_by_length(valid)], valid_batch=BATCH[config.task])
 
 
 def answerable(task: Asked) -> Asked:
@@ -227,8 +227,10 @@ def work(run: Run) -> None:
     log = EventLog.open(run.parents[Role.LOG].folder)
     check_ranking_rows(log)
     retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
-    start = selected(run.parents[Role.START].folder, RANKING_ADAPTER if config.task == "titles" else ADAPTER)
-    reads, virtual = needs(start)
+    start = adapter_folder(
+        run.parents[Role.START].folder, RANKING_ADAPTER if config.task == "titles" else ADAPTER
+    )
+    reads, virtual = adapter_inputs(start)
     if config.gate == "item" and reads in (None, "user"):
         raise StageError(
             f"stage3.gate=item from {run.parents[Role.START].name}, which reads nothing of an item; wanted "
@@ -267,7 +269,7 @@ def work(run: Run) -> None:
     else:
         say("no update is better than stage 2's adapter on validation HR@1; that adapter is kept")
         model = load_adapter(model.unload(), start)
-    card = ModelCard(
+    card = AdapterCard(
         base=base_name(run.config.lm.model),
         data=f"{run.config.dataset.name}: {len(rows):,} liked training samples, {config.task} compared",
         metrics=scores,
@@ -276,7 +278,7 @@ def work(run: Run) -> None:
     )
     save_adapter(model, run.folder / ADAPTER, card)
     figures = {"steps": steps, "rows": len(rows), "rows_not_in_stage2": fresh, "gained": gained}
-    figures["cut_prompts"] = task.cut()
+    figures["cut_prompts"] = task.count_cut()
     if crm is not None:
         figures["rows_crm_was_trained_on"] = crm.trained_on(log, rows)
     run.finish([run.folder / ADAPTER], {**figures, "k": config.negatives, **scores})

@@ -20,7 +20,7 @@ from recllm.config.stages import FitConfig
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
 from recllm.files import load_weights
-from recllm.lm.tasks import Batch, TowerPairs, by_length
+from recllm.lm.tasks import Batch, TowerPairs, sort_by_length
 from recllm.lm.towers import TwoTowers
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -69,7 +69,7 @@ def loaders(train: TowerPairs, valid: TowerPairs, settings: FitConfig, seed: int
     def batch(step: int, rank: int, world: int) -> Batch:
         return train(stream.indices(step, rank, world)) | {"share": stream.share(rank, world)}
 
-    return Loaders(train=batch, steps=steps, valid=[by_length(valid)], valid_batch=256)
+    return Loaders(train=batch, steps=steps, valid=[sort_by_length(valid)], valid_batch=256)
 
 
 def work(run: Run) -> None:
@@ -104,7 +104,7 @@ def work(run: Run) -> None:
         "rows": len(train),
         "items": len(np.unique(log.item[train.rows])),
         "trainable": weights,
-        "cut_prompts": train.cut(),
+        "cut_prompts": train.count_cut(),
         "encoder": facts["name"],
         "ratings_as_text": facts["ratings_as_text"],
         "answers_as_text": 0,

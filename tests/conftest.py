@@ -26,6 +26,7 @@ from recllm.pipeline.stage_file import StageFile
 REPOSITORY = Path(__file__).parents[1]
 
 torch.set_num_threads(1)
+pytest.register_assert_rewrite("tests.lm.contract", "tests.loss_contract")  # they hold assertions of tests
 
 
 @pytest.fixture(autouse=True)

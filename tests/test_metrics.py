@@ -64,9 +64,9 @@ def test_per_user_auc_equals_a_loop_over_users() -> None:
     rng = np.random.default_rng(1)
     users, labels = rng.integers(0, 30, 600), rng.integers(0, 2, 600)
     scores = np.round(rng.normal(size=600), 1)
-    kept = [u for u in range(30) if len(set(labels[users == u])) == 2]
-    values = [brute_auc(scores[users == u], labels[users == u]) for u in kept]
-    wanted = np.average(values, weights=[(users == u).sum() for u in kept])
+    both_labels = [u for u in range(30) if len(set(labels[users == u])) == 2]
+    values = [brute_auc(scores[users == u], labels[users == u]) for u in both_labels]
+    wanted = np.average(values, weights=[(users == u).sum() for u in both_labels])
     assert metrics.per_user_auc(scores, labels, users) == pytest.approx(wanted, abs=1e-12)
 
 

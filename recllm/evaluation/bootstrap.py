@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recllm.metrics import SortedPairs, checked
+from recllm.metrics import SortedPairs, check_scores
 
 Floats = NDArray[np.float64]
 
@@ -95,7 +95,7 @@ def of_auc(
         draws: number of resamples.
         seed: seed of the resamples.
     """
-    value, liked = checked(scores, labels)
+    value, liked = check_scores(scores, labels)
     cluster, n = _clusters(users, value)
     pairs = SortedPairs(value, liked, cluster)
     return Resampled(pairs.auc(), np.array([pairs.auc(weight) for weight in _resamples(n, draws, seed)]))

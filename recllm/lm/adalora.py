@@ -23,12 +23,12 @@ def penalty(model: PeftModel) -> Tensor:
     PEFT adds it only to a loss that the LM itself computes.
     """
     config: Any = model.peft_config["default"]
-    grams = [
-        value @ value.T if "lora_A" in name else value.T @ value
-        for name, value in model.named_parameters()
-        if value.requires_grad and ("lora_A" in name or "lora_B" in name)
-    ]
-    norms = [torch.linalg.matrix_norm(gram - torch.eye(len(gram)).to(gram)) for gram in grams]
+    norms = []
+    for name, value in model.named_parameters():
+        if not value.requires_grad or ("lora_A" not in name and "lora_B" not in name):
+            continue
+        gram = value @ value.T if "lora_A" in name else value.T @ value
+        norms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram)).to(gram)))
     return config.orth_reg_weight * torch.stack(norms).mean()
 
 

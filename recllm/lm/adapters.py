@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
@@ -11,16 +11,30 @@ from torch import Tensor
 
 from recllm.lm.config import AdapterConfig, LmConfig
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.reclora import ModelCard, RecLoraConfig, write_model_card
+from recllm.reclora import AdapterCard, RecLoraConfig, write_model_card
 
-BUDGET = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
-"""AdaLoRA's schedule as shares of all steps: first prune, last prune before the end, steps between prunings.
+ADALORA_SCHEDULE = {"tinit": 0.1, "tfinal": 0.6, "deltaT": 0.002}
+"""AdaLoRA's schedule as fractions of all steps: first pruning, last one before the end, steps between two.
 About those of the paper's largest task (arXiv 2303.10512, appendix D)."""
 
 
-def selected(stage: Path, name: str) -> Path:
+class AdapterInputs(NamedTuple):
+    """What an adapter reads besides the prompt.
+
+    Attributes:
+        representation_kind: The CRM's representation, as of `AdapterConfig.representation_kind`; None: none.
+        virtual_tokens: Tokens of its soft prompt, which stand before a prompt and take up context.
+    """
+
+    representation_kind: str | None
+    virtual_tokens: int
+
+
+def adapter_folder(stage: Path, name: str) -> Path:
     """Folder of an adapter of a stage: `name`, or where stage 2 learned no titles its only one."""
-    return stage / (ADAPTER if name == RANKING_ADAPTER and not (stage / name).is_dir() else name)
+    if name == RANKING_ADAPTER and not (stage / name).is_dir():
+        return stage / ADAPTER
+    return stage / name
 
 
 def add_adapter(
@@ -40,11 +54,11 @@ def add_adapter(
             adapter reads none.
         seed: of the adapter's random start.
         steps: optimizer steps to come (`adalora` plans by them).
-        svd_cache: folder for singular vectors; None: they are not kept.
+        svd_cache: folder for singular vectors; None: they are computed each time.
     """
     torch.manual_seed(seed)
     model = get_peft_model(lm, _peft_config(config, representation, steps, svd_cache))
-    if config.reads:
+    if config.representation_kind:
         assert representation is not None
         covariance = torch.cov(representation.T.double(), correction=0)
         model.base_model.set_statistics(representation.mean(0), covariance)  # type: ignore[operator]
@@ -54,21 +68,13 @@ def add_adapter(
 def _peft_config(
     config: AdapterConfig, representation: Tensor | None, steps: int, svd_cache: Path | None
 ) -> PeftConfig:
-    common: dict[str, Any] = {"target_modules": config.target_modules, "task_type": "CAUSAL_LM"}
-    scaled: dict[str, Any] = common | {"r": config.r, "lora_alpha": config.lora_alpha}
+    """PEFT's configuration of the adapter; arguments as of `add_adapter`."""
+    modules: dict[str, Any] = {"target_modules": config.target_modules, "task_type": "CAUSAL_LM"}
     if config.kind == "vera":
-        return VeraConfig(**common, r=config.r)
+        return VeraConfig(**modules, r=config.r)
     if config.kind == "adalora":
-        schedule: dict[str, Any] = {name: max(1, int(share * steps)) for name, share in BUDGET.items()}
-        schedule["tinit"] = min(schedule["tinit"], steps - schedule["tfinal"] - 1)
-        return AdaLoraConfig(
-            **common,
-            lora_alpha=scaled["lora_alpha"],
-            target_r=config.r,
-            init_r=config.r + max(1, config.r // 2),
-            total_step=steps,
-            **schedule,
-        )
+        return _adalora_config(config, modules, steps)
+    scaled: dict[str, Any] = modules | {"r": config.r, "lora_alpha": config.lora_alpha}
     start: dict[str, Any] = {"init": config.init, "svd_cache": svd_cache and str(svd_cache)}
     if config.kind == "reclora":
         return RecLoraConfig(
@@ -91,25 +97,37 @@ def _peft_config(
     return LoraConfig(**scaled, use_dora=config.kind == "dora", use_rslora=config.kind == "rslora")
 
 
+def _adalora_config(config: AdapterConfig, modules: dict[str, Any], steps: int) -> AdaLoraConfig:
+    """AdaLoRA that begins with half as much rank again as it ends with, pruned by `ADALORA_SCHEDULE`."""
+    schedule: dict[str, Any] = {}
+    for name, fraction in ADALORA_SCHEDULE.items():
+        schedule[name] = max(1, int(fraction * steps))
+    # Of few steps, the three would not fit: PEFT wants a step at least between first and last pruning.
+    schedule["tinit"] = min(schedule["tinit"], steps - schedule["tfinal"] - 1)
+    return AdaLoraConfig(
+        **modules,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        target_r=config.r,
+        init_r=config.r + max(1, config.r // 2),
+        total_step=steps,
+        **schedule,
+    )
+
+
 def load_adapter(lm: Any, folder: Any, trainable: bool = False) -> PeftModel:
     """A saved adapter of any kind on the LM that it was made for; `adapter_config.json` has its type."""
     return PeftModel.from_pretrained(lm, folder, is_trainable=trainable)
 
 
-def needs(folder: Path) -> tuple[str | None, int]:
-    """What a saved adapter needs beside the LM.
-
-    Returns:
-        What its gate reads (`target` for a soft prompt without a gate), or None where no representation is
-        read; and its virtual tokens before a prompt.
-    """
+def adapter_inputs(folder: Path) -> AdapterInputs:
+    """What a saved adapter reads besides the prompt, by its `adapter_config.json`."""
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, RecLoraConfig) or not config.reads_representation:
-        return None, 0
-    return config.gate_input if config.gated else "target", config.soft_prompt
+        return AdapterInputs(None, 0)
+    return AdapterInputs(config.gate_input if config.gated else "target", config.soft_prompt)
 
 
-def save_adapter(model: PeftModel, folder: Path, card: ModelCard) -> None:
+def save_adapter(model: PeftModel, folder: Path, card: AdapterCard) -> None:
     """Write configuration, weights and model card, the same to the bit in every process.
 
     Args:

@@ -226,8 +226,11 @@ class AdapterConfig:
         check(not same, "stage2.adapter.gate_input", "none", "a gate for mixture=core; or kind=lora")
 
     @property
-    def reads(self) -> str | None:
-        """Which representation of the CRM the adapter reads; None: it reads none."""
+    def representation_kind(self) -> str | None:
+        """The CRM's representation that the adapter reads: `target`, `user`, `shuffled`; None: it reads none.
+
+        That of the gate (`gate_input`); a soft prompt without a gate reads that of the target.
+        """
         if self.kind != "reclora" or (self.gate_input == "none" and not self.soft_prompt):
             return None
         return "target" if self.gate_input == "none" else self.gate_input

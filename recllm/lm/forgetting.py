@@ -26,18 +26,19 @@ from recllm.text import documents
 from recllm.text.prompts import Pieces
 
 BLOCKS = 256
-"""Blocks of text, at most."""
+"""Most blocks of text that the loss is taken on."""
 
 
-def held_out(
+def held_out_text(
     log: EventLog, pieces: Pieces, history: int, block: int, count: int = BLOCKS
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Text of the kind that `LM=tiny` is pretrained on, of events that it was not: the validation samples.
+    """Text like that on which `LM=tiny` is pretrained, of events that it does not hold: the validation rows.
 
-    The timelines of `recllm.text.documents`, packed as for pretraining. That is made of training events
-    alone: its cards, timelines and prompts hold none of these events (films and profiles are the same ones).
-    Nor does stage 2 tune on this text, though it selects by its answers on some of the same rows. What
-    another LM was pretrained on is not known: it is asked the same text, and so is compared with itself only.
+    The text is the timelines of `recllm.text.documents`, packed as for pretraining. Pretraining text is made
+    of training events alone: its cards, timelines and prompts hold none of these events (films and profiles
+    are the same ones). Stage 2 does not tune on this text either, though it selects by its answers on some of
+    the same rows. What another LM was pretrained on is not known: it is scored on the same text, and is
+    compared with itself only.
 
     Args:
         log: the event log.
@@ -47,15 +48,16 @@ def held_out(
         count: most blocks; of more text, documents are drawn, always the same ones.
 
     Returns:
-        Tokens i32 `[blocks, block]`, and 1 for those that count as targets (titles, ratings, EOS), else 0,
-        f32 `[blocks, block]`.
+        Tokens int32 `[blocks, block]`; and float32 `[blocks, block]`, 1 for those that count as targets
+        (titles, ratings, EOS), else 0.
     """
     rows = log.rows("valid", "all")
-    told = documents.timelines(log, pieces, rows[rows < log.n_events], 2 * history)
+    timelines = documents.timelines(log, pieces, rows[rows < log.n_events], 2 * history)
     rng = np.random.default_rng(0)
-    told = told[rng.permutation(len(told))]
-    enough = np.searchsorted(np.cumsum(pieces.lengths[told].sum(1)), count * block) + 1
-    ids, weights = documents.pack(pieces, [told[:enough]], block, rng, label_weight=1.0)
+    timelines = timelines[rng.permutation(len(timelines))]
+    num_tokens = np.cumsum(pieces.lengths[timelines].sum(1))
+    num_documents = np.searchsorted(num_tokens, count * block) + 1
+    ids, weights = documents.pack(pieces, [timelines[:num_documents]], block, rng, label_weight=1.0)
     return ids[:count], weights[:count]
 
 
@@ -64,27 +66,29 @@ def text_loss(model: Any, ids: NDArray[np.int32], weights: NDArray[np.float32], 
     """Cross-entropy of the next token, in nats, mean over the tokens that count.
 
     Args:
-        model: the LM, alone or with an adapter that needs no representation (see `at_mean_gate`).
-        ids: i32 `[blocks, block]`, each a context of its own.
-        weights: f32 `[blocks, block]`, more than 0 where a token counts as a target; the first never does.
+        model: the LM, alone or with an adapter that needs no representation (see `fix_gate_at_mean`).
+        ids: int32 `[blocks, block]`, each block a context of its own.
+        weights: float32 `[blocks, block]`, more than 0 where a token counts as a target; the first never
+            does.
         size: blocks of a batch.
     """
     device = next(model.parameters()).device
-    nats, count = 0.0, 0
+    nats = 0.0
+    count = 0
     for start in range(0, len(ids), size):
         batch = torch.from_numpy(ids[start : start + size].astype(np.int64)).to(device)
-        asked = torch.from_numpy(weights[start : start + size, 1:] > 0).to(device)
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits[asked]
-        nats += float(F.cross_entropy(logits.float(), batch[:, 1:][asked], reduction="sum"))
-        count += int(asked.sum())
+        is_target = torch.from_numpy(weights[start : start + size, 1:] > 0).to(device)
+        logits = model(input_ids=batch[:, :-1], use_cache=False).logits[is_target]
+        nats += float(F.cross_entropy(logits.float(), batch[:, 1:][is_target], reduction="sum"))
+        count += int(is_target.sum())
     return nats / count
 
 
-def at_mean_gate(model: PeftModel, representations: Tensor) -> PeftModel:
-    """The LM with the plain LoRA that a gated adapter is for its mean gate, in place of that adapter.
+def fix_gate_at_mean(model: PeftModel, representations: Tensor) -> PeftModel:
+    """Replace a gated adapter by the plain LoRA that it is for its mean gate.
 
     Args:
-        model: the LM with the gated adapter, which is taken off: use only what is returned.
+        model: the LM with the gated adapter, which is taken off: only the returned model can be used.
         representations: `[n, d_c]` over which the gate is averaged.
     """
     with TemporaryDirectory() as folder:
@@ -105,33 +109,40 @@ def update_size(model: PeftModel) -> dict[str, float]:
         `update/q_proj`.
 
     Raises:
-        ValueError: the update differs from row to row (see `at_mean_gate`).
+        ValueError: the update differs from row to row (see `fix_gate_at_mean`).
     """
-    squares: dict[str, NDArray[np.float64]] = {}
+    squares: dict[str, NDArray[np.float64]] = {}  # module name -> squared norms of update and weight, `[2]`
     for path, layer in model.named_modules():
         if isinstance(layer, BaseTunerLayer):
-            base: Any = layer.get_base_layer()
-            kept = base.weight
-            weight = dequantize_module_weight(base).float()
-            base.weight = kept  # on a CPU, PEFT puts an 8-bit weight in its place that has lost its scales
-            norms = [
-                torch.linalg.vector_norm(part, dtype=torch.float64)
-                for part in (_update(layer, weight), weight)
-            ]
+            weight = _base_weight(layer)
+            norms = []
+            for matrix in (_update(layer, weight), weight):
+                norms.append(float(torch.linalg.vector_norm(matrix, dtype=torch.float64)))
             name = path.rpartition(".")[2]
-            squares[name] = squares.get(name, np.zeros(2)) + np.square([float(norm) for norm in norms])
-    every = {"update": sum(squares.values(), np.zeros(2))}
-    every |= {f"update/{name}": squares[name] for name in sorted(squares)}
-    return {name: float(np.sqrt(moved / whole)) for name, (moved, whole) in every.items()}
+            squares[name] = squares.get(name, np.zeros(2)) + np.square(norms)
+    groups = {"update": sum(squares.values(), np.zeros(2))}
+    for name in sorted(squares):
+        groups[f"update/{name}"] = squares[name]
+    return {name: float(np.sqrt(update / weight)) for name, (update, weight) in groups.items()}
+
+
+def _base_weight(layer: BaseTunerLayer) -> Tensor:
+    """The LM's own weight under an adapter, float32 `[d_out, d_in]`, dequantized where it is quantized."""
+    base: Any = layer.get_base_layer()
+    parameter = base.weight
+    weight: Tensor = dequantize_module_weight(base).float()
+    base.weight = parameter  # on a CPU, PEFT puts an 8-bit weight in its place that has lost its scales
+    return weight
 
 
 def _update(layer: Any, weight: Tensor) -> Tensor:
+    """What the active adapter adds to a layer's weight, float32 `[d_out, d_in]`."""
     (name,) = layer.active_adapters
     delta: Tensor = layer.get_delta_weight(name).float()
     magnitudes = getattr(layer, "lora_magnitude_vector", {})
     if name not in magnitudes:
         return delta
     # DoRA (arXiv 2402.09353, equation 5): the sum's rows get the lengths that were trained.
-    whole = weight + delta
-    length = torch.linalg.vector_norm(whole, dim=1, keepdim=True)
-    return magnitudes[name].weight[:, None].float() / length * whole - weight
+    adapted = weight + delta
+    length = torch.linalg.vector_norm(adapted, dim=1, keepdim=True)
+    return magnitudes[name].weight[:, None].float() / length * adapted - weight

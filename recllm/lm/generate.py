@@ -1,4 +1,4 @@
-"""Decoding of titles: free, to see how often an LM names a candidate unheld, and held to the candidates."""
+"""Decoding of titles: free, to see how often an LM names a candidate, and constrained to the candidates."""
 
 from __future__ import annotations
 
@@ -12,45 +12,57 @@ from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recllm.eventlog.log import Rows
 from recllm.lm.tasks import NextTitleLists
 from recllm.text.collate import pad_left
 
 
 def normalize(title: str) -> str:
-    """Case and runs of white space do not matter."""
+    """A title as titles are compared: case folded, each run of white space one space."""
     return re.sub(r"\s+", " ", title).strip().casefold()
 
 
-def constrained(batch: Mapping[str, Any], logps: Tensor) -> Tensor:
+def decode_constrained(batch: Mapping[str, Any], logps: Tensor) -> Tensor:
     """Where greedy decoding ends that may only spell a candidate of its prompt (a walk down their trie).
 
     Exactly what a decoder with a mask over the vocabulary does, but without decoding: candidates that begin
     alike have the same probabilities there, so all that it would meet has been scored.
 
     Args:
-        batch: `recllm.lm.layout.title_batch`.
-        logps: [M], log-probability of every token of every completion.
+        batch: `recllm.lm.layout.title_batch` of B prompts with up to C completions each.
+        logps: `[M]`, log-probability of every token of every completion.
 
     Returns:
-        [B, C] in the dtype of `logps`: 1 at the candidate (shared evenly among those that read the same).
+        `[B, C]` in the dtype of `logps`: 1 at the candidate (shared evenly among those that read the same).
     """
-    present, cell, target = batch["present"], batch["cell"], batch["target"]
-    count, most = present.shape
-    lengths = torch.bincount(cell, minlength=count * most)
-    place = torch.arange(len(cell), device=cell.device) - (lengths.cumsum(0) - lengths)[cell]
-    longest = int(lengths.max())
-    tokens = target.new_full((count * most, longest), -1)
-    tokens[cell, place] = target
+    tokens, scores = _title_tables(batch, logps)
+    alive = batch["present"].clone()
+    for step in range(tokens.shape[2]):
+        step_scores = scores[:, :, step].masked_fill(~alive, -torch.inf)
+        unfinished = step_scores.amax(1, keepdim=True) > -torch.inf
+        best = tokens[:, :, step].gather(1, step_scores.argmax(1, keepdim=True))
+        alive &= ~unfinished | (tokens[:, :, step] == best)
+    return alive.to(logps.dtype) / alive.sum(1, keepdim=True)
+
+
+def _title_tables(batch: Mapping[str, Any], logps: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens and their log-probabilities of all titles, `[B, C, T]` each; -1 and -inf behind a title's end.
+
+    Args:
+        batch: as of `decode_constrained`.
+        logps: as of `decode_constrained`, `[M]`.
+    """
+    cell = batch["cell"]
+    num_prompts, num_candidates = batch["present"].shape
+    lengths = torch.bincount(cell, minlength=num_prompts * num_candidates)
+    first = lengths.cumsum(0) - lengths
+    place = torch.arange(len(cell), device=cell.device) - first[cell]
+    shape = num_prompts, num_candidates, int(lengths.max())
+    tokens = batch["target"].new_full((num_prompts * num_candidates, shape[2]), -1)
+    tokens[cell, place] = batch["target"]
     scores = logps.new_full(tokens.shape, -torch.inf)
     scores[cell, place] = logps
-    tokens, scores = tokens.view(count, most, longest), scores.view(count, most, longest)
-    alive = present.clone()
-    for step in range(longest):
-        now = scores[:, :, step].masked_fill(~alive, -torch.inf)
-        going = now.amax(1, keepdim=True) > -torch.inf  # the others have ended
-        best = tokens[:, :, step].gather(1, now.argmax(1, keepdim=True))
-        alive &= ~going | (tokens[:, :, step] == best)
-    return alive.to(logps.dtype) / alive.sum(1, keepdim=True)
+    return tokens.view(shape), scores.view(shape)
 
 
 @torch.inference_mode()
@@ -66,30 +78,40 @@ def valid_ratio(model: Any, tokenizer: Any, task: NextTitleLists, size: int = 64
     Returns:
         float32 `[n, 2]`: 1 where the text is exactly a candidate's title; 1 where it is the chosen one's.
     """
-    prompts, pieces = task.prompts, task.prompts.pieces
-    items, place = np.unique(task.candidates, return_inverse=True)
-    spelled = tokenizer.batch_decode([pieces.table[piece].tolist() for piece in pieces.item[items]])
-    titles = np.array([normalize(title) for title in spelled], object)[place.reshape(task.candidates.shape)]
-    device = next(model.parameters()).device
-    said: list[str] = []
+    generated: list[str] = []
     for start in range(0, len(task), size):
-        chosen = np.arange(start, min(start + size, len(task)))
-        listed = task.candidates[chosen] if task.listed else None
-        batch = move_data_to_device(
-            pad_left(prompts.ranking(task.rows[chosen], task.history[chosen], listed)), device
-        )
-        representation = task.of_prompts(chosen)
-        extra = {} if representation is None else {"representation": representation.to(device)}
-        made = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=pieces.longest_completion,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            **extra,
-        )[:, batch["input_ids"].shape[1] :]
-        said += [normalize(text) for text in tokenizer.batch_decode(made, skip_special_tokens=True)]
-    hits = titles == np.array(said, object)[:, None]
-    own = np.take_along_axis(hits, task.chosen[:, None], 1)[:, 0]
-    return np.stack([hits.any(1), own], 1).astype(np.float32)
+        indices = np.arange(start, min(start + size, len(task)))
+        generated += _generate_titles(model, tokenizer, task, indices)
+    hits = _candidate_titles(tokenizer, task) == np.array(generated, object)[:, None]
+    is_chosen = np.take_along_axis(hits, task.chosen[:, None], 1)[:, 0]
+    return np.stack([hits.any(1), is_chosen], 1).astype(np.float32)
+
+
+def _candidate_titles(tokenizer: Any, task: NextTitleLists) -> NDArray[np.object_]:
+    """Normalized title of every candidate, `[n, C]`; each distinct item is decoded once."""
+    pieces = task.prompts.pieces
+    items, place = np.unique(task.candidates, return_inverse=True)
+    texts = tokenizer.batch_decode([pieces.table[piece].tolist() for piece in pieces.item[items]])
+    titles = np.array([normalize(text) for text in texts], object)
+    return titles[place.reshape(task.candidates.shape)]
+
+
+def _generate_titles(model: Any, tokenizer: Any, task: NextTitleLists, indices: Rows) -> list[str]:
+    """The normalized text that greedy decoding puts behind the prompts of some rows, int64 `[B]`."""
+    device = next(model.parameters()).device
+    candidates = task.candidates[indices] if task.lists_candidates else None
+    prompts = task.prompts.ranking(task.rows[indices], task.history[indices], candidates)
+    batch = move_data_to_device(pad_left(prompts), device)
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    representation = task.prompt_representation(indices)
+    if representation is not None:
+        inputs["representation"] = representation.to(device)
+    tokens = model.generate(
+        **inputs,
+        max_new_tokens=task.prompts.pieces.longest_completion,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    completions = tokens[:, batch["input_ids"].shape[1] :]
+    return [normalize(text) for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from recllm.lm.config import LmConfig
+from recllm.lm.hub import loading_error, locate
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Values of `lm.model.dtype`, as transformers takes them."""
 
 
 def load_lm(
@@ -31,18 +34,17 @@ def load_lm(
 
     logging.disable_progress_bar()  # a stage prints a few lines, a bar for every file would hide them
 
-    dtypes = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if config.dtype not in dtypes:
-        raise ValueError(f"lm.model.dtype is {config.dtype!r}, want one of {', '.join(dtypes)}")
+    if config.dtype not in DTYPES:
+        raise ValueError(f"lm.model.dtype is {config.dtype!r}, want one of {', '.join(DTYPES)}")
     quantization = _quantization(config)
     tokenizer, _ = load_tokenizer(config, path)
     source, options = locate(config, path)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtypes[config.dtype], **options, **quantization
+            source, dtype=DTYPES[config.dtype], **options, **quantization
         )
     except (OSError, ImportError) as error:
-        raise unloadable(config, source, error) from error
+        raise loading_error(config, source, error) from error
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     switch_off_dropout(model)
     return model.requires_grad_(False).eval(), tokenizer
@@ -68,7 +70,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         shape = AutoConfig.from_pretrained(source, **options)
     except (OSError, ImportError) as error:
-        raise unloadable(config, source, error, key) from error
+        raise loading_error(config, source, error, key) from error
     if not tokenizer.is_fast:
         raise ValueError(
             f"{key}.path {source!r} has no fast tokenizer: add a tokenizer.json, or choose another one"
@@ -76,30 +78,6 @@ def load_tokenizer(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, shape
-
-
-def locate(config: LmConfig, path: str | Path | None, key: str = "lm.model") -> tuple[str, dict[str, Any]]:
-    """Folder or hub id, and what else `from_pretrained` needs to find it; arguments: see `load_tokenizer`."""
-    source = str(path if path is not None else config.path or "")
-    if not source:
-        raise ValueError(
-            f"lm.model.path is empty and LM {config.name!r} is not trained yet: set it, or make LM=tiny"
-        )
-    # A hub id has one slash at most and does not start at a folder; anything else must be there.
-    local = path is not None or source.startswith((".", "/", "~")) or source.count("/") > 1
-    if local:
-        source = os.path.expanduser(source)
-        if not os.path.isdir(source):
-            raise ValueError(
-                f"{key}.path is {source!r}, no such folder: give a folder with weights, or a hub id"
-            )
-    return source, {"revision": config.revision} if config.revision and not os.path.isdir(source) else {}
-
-
-def unloadable(config: LmConfig, source: str, error: Exception, key: str = "lm.model") -> ValueError:
-    """The one line that says why `source` cannot be loaded."""
-    reason = " ".join(str(error).split())[:200]
-    return ValueError(f"{key}.path {source!r} ({key}.revision {config.revision}) cannot be loaded: {reason}")
 
 
 def context_length(config: LmConfig, shape: PretrainedConfig) -> int:
@@ -126,16 +104,17 @@ def context_length(config: LmConfig, shape: PretrainedConfig) -> int:
 
 def switch_off_dropout(model: PreTrainedModel) -> None:
     """Set every dropout to 0: under train(), as an adapter needs it, an LM answers as under eval()."""
-    names = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
+    attributes = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        for name in names:
+        for name in attributes:
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
 
 
 def _quantization(config: LmConfig) -> dict[str, Any]:
+    """What `from_pretrained` takes for `lm.model.quantization`; a ValueError where it cannot be had here."""
     if config.quantization == "none":
         return {}
     if config.quantization not in ("4bit", "8bit"):
@@ -148,10 +127,10 @@ def _quantization(config: LmConfig) -> dict[str, Any]:
 
     if config.quantization == "8bit":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    four = BitsAndBytesConfig(
+    nf4 = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    return {"quantization_config": four}
+    return {"quantization_config": nf4}

@@ -1,4 +1,4 @@
-"""What an LM thinks of answers and titles. The LM head touches no position that is not scored."""
+"""Log-probabilities of answers and titles; the LM head computes only the positions that are scored."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from recllm.lm.layout import attention
+from recllm.lm.layout import attention_mask
 
 CHUNK = 1 << 26
 """Most float32 logits that are normalized at a time (256 MiB)."""
@@ -22,15 +22,15 @@ def answer_logits(model: nn.Module, batch: Mapping[str, Any], representation: Te
     Args:
         model: A causal LM of transformers, or a PEFT model around one.
         batch: `recllm.text.collate.pad_left` of B prompts.
-        representation: [B, d_c], passed on to the model; None: not passed.
+        representation: `[B, d_c]`, passed on to the model; None: not passed.
 
     Returns:
-        [B, V] in the model's dtype.
+        `[B, V]` in the model's dtype.
     """
-    extra = {} if representation is None else {"representation": representation}
-    keys = ("input_ids", "attention_mask", "position_ids")
-    output = model(**{key: batch[key] for key in keys}, logits_to_keep=1, use_cache=False, **extra)
-    logits: Tensor = output.logits[:, -1]
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids")}
+    if representation is not None:
+        inputs["representation"] = representation
+    logits: Tensor = model(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
     return logits
 
 
@@ -38,17 +38,20 @@ def answer_loss(logits: Tensor, labels: Tensor, yes_id: int, no_id: int) -> Tens
     """Cross-entropy of the answer's token over the full vocabulary, mean over the batch.
 
     Args:
-        logits: [B, V].
-        labels: [B], 1 where the answer is yes.
+        logits: `[B, V]`.
+        labels: `[B]`, 1 where the answer is yes.
         yes_id: Token of yes.
         no_id: Token of no.
+
+    Returns:
+        A scalar in nats, float32 or wider.
     """
     target = torch.where(labels > 0.5, yes_id, no_id)
     return F.cross_entropy(_wide(logits), target)
 
 
 def answer_score(logits: Tensor, yes_id: int, no_id: int) -> Tensor:
-    """Probability of yes, softmax over the two answers' logits only: [B, V] -> [B], float32 or wider."""
+    """Probability of yes, softmax over the two answers' logits only: `[B, V]` -> `[B]`, float32 or wider."""
     return torch.sigmoid(_wide(logits[:, yes_id]) - _wide(logits[:, no_id]))
 
 
@@ -58,12 +61,12 @@ def title_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     Args:
         model: A causal LM of transformers, or a PEFT model around one.
         batch: `recllm.lm.layout.title_batch` of B prompts with up to C completions each.
-        representation: [B, d_c], passed on to the model, to each token that of its own prompt; or
-            [B, 1 + C, d_c], to the tokens of a prompt its first and to those of completion c its c + 2nd;
-            None: not passed.
+        representation: Passed on to the model. `[B, d_c]`: one for all tokens of a prompt and its
+            completions; `[B, 1 + C, d_c]`: the first for the tokens of the prompt, the one at 1 + c for those
+            of completion c; None: not passed.
 
     Returns:
-        [B, C], float32 or wider; NaN where a prompt has fewer completions.
+        `[B, C]`, float32 or wider; NaN where a prompt has fewer completions.
     """
     return title_sums(batch, token_logps(model, batch, representation))
 
@@ -76,7 +79,7 @@ def candidate_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         batch: `prompt` and `representation`, as the task makes them.
 
     Returns:
-        [B, C], float32 or wider; NaN where a row has fewer candidates.
+        `[B, C]`, float32 or wider; NaN where a row has fewer candidates.
     """
     prompt = batch["prompt"]
     if "answers" not in prompt:
@@ -89,7 +92,7 @@ def candidate_logps(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 
 def title_sums(batch: Mapping[str, Any], logps: Tensor) -> Tensor:
-    """Sums [B, C] of the tokens' log-probabilities [M] of a batch of titles; NaN where there is no title."""
+    """Sums `[B, C]` of the tokens' log-probabilities `[M]` of a batch of titles; NaN where no title is."""
     present = batch["present"]
     sums = logps.new_zeros(present.numel()).index_add(0, batch["cell"], logps).view(present.shape)
     return sums.masked_fill(~present, torch.nan)
@@ -104,20 +107,21 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
         representation: as for `title_logps`.
 
     Returns:
-        [M], float32 or wider.
+        `[M]`, float32 or wider.
     """
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": attention(model, batch)}
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": attention_mask(model, batch)}
     if "position_ids" in batch:
         inputs["position_ids"] = batch["position_ids"]
-    rows, positions = batch["predict_row"], batch["predict_position"]
+    rows = batch["predict_row"]
+    positions = batch["predict_position"]
     if representation is not None:
         inputs["scored"] = rows, positions
-        inputs |= _gated(batch, representation)
+        inputs |= _gate_inputs(batch, representation)
 
     def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # `logits_to_keep` picks the same positions in all rows; these differ by row. The head runs inside the
         # model's own forward, so that adapters, sharding and autocast treat it as they always do.
-        return (args[0][rows, positions][:, None], *args[1:])
+        return (args[0][rows, positions][:, None], *args[1:])  # `[M, 1, width]`
 
     head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
     hook = head.register_forward_pre_hook(gather, prepend=True)  # an adapter's own hooks see what it is given
@@ -128,38 +132,47 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
     return _token_logps(logits, batch["target"])
 
 
-def _gated(batch: Mapping[str, Any], representation: Tensor) -> dict[str, Tensor]:
-    """What a gated model is told: a representation a row, or several and which token reads which."""
-    each = representation[batch["sample"]]  # [R, S, d_c] or [R, S, 1 + C, d_c]
-    if each.dim() == 4:
-        # A row of separate titles holds one sample and says no slots.
+def _gate_inputs(batch: Mapping[str, Any], representation: Tensor) -> dict[str, Tensor]:
+    """What a gated model reads of a batch of titles.
+
+    Args:
+        batch: as for `title_logps`, laid out in R rows of L tokens with up to S samples each.
+        representation: as for `title_logps`.
+
+    Returns:
+        `representation` `[R, d_c]`, one a row; or `[R, segments, d_c]` and `segments` int64 `[R, L]`, which
+        of its row's a token is gated by.
+    """
+    of_samples = representation[batch["sample"]]  # [R, S, d_c] or [R, S, 1 + C, d_c]
+    if of_samples.dim() == 4:
+        # A row of separate titles holds one sample, and its batch no slots.
         slot = batch.get("slot", torch.zeros_like(batch["branch"])).clamp(min=0)
-        segments = slot * each.shape[2] + batch["branch"].clamp(min=0)
-        return {"representation": each.flatten(1, 2), "segments": segments}
-    if each.shape[1] == 1:
-        return {"representation": each[:, 0]}
-    return {"representation": each, "segments": batch["slot"].clamp(min=0)}
+        segments = slot * of_samples.shape[2] + batch["branch"].clamp(min=0)
+        return {"representation": of_samples.flatten(1, 2), "segments": segments}
+    if of_samples.shape[1] == 1:
+        return {"representation": of_samples[:, 0]}
+    return {"representation": of_samples, "segments": batch["slot"].clamp(min=0)}
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """At least float32: a softmax over a vocabulary needs it."""
+    """The logits in at least float32, which a softmax over a vocabulary needs."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _logps(logits: Tensor, target: Tensor) -> Tensor:
+    """Log-probability of each target, `[M]` of logits `[M, V]`, all at once."""
     return -F.cross_entropy(_wide(logits), target, reduction="none")
 
 
 def _token_logps(logits: Tensor, target: Tensor) -> Tensor:
-    """Log-probability of each target, [M] from logits [M, V]; only a chunk at a time is copied to float32."""
+    """Log-probability of each target, `[M]` of logits `[M, V]`; float32 copies exist of a chunk at a time."""
     size = max(1, CHUNK // logits.shape[-1])
     if len(target) <= size:
         return _logps(logits, target)
-    parts = []
-    for part, wanted in zip(logits.split(size), target.split(size), strict=True):
-        parts.append(
-            checkpoint(_logps, part, wanted, use_reentrant=False)
-            if part.requires_grad
-            else _logps(part, wanted)
-        )
-    return torch.cat(parts)
+    chunks = []
+    for chunk_logits, chunk_target in zip(logits.split(size), target.split(size), strict=True):
+        if chunk_logits.requires_grad:  # the copy is made again in the backward, not held until then
+            chunks.append(checkpoint(_logps, chunk_logits, chunk_target, use_reentrant=False))
+        else:
+            chunks.append(_logps(chunk_logits, chunk_target))
+    return torch.cat(chunks)

@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.lm.generate import constrained
+from recllm.lm.generate import decode_constrained
 from recllm.lm.logprobs import answer_logits, candidate_logps, title_sums, token_logps
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, YesNoPrompts
 
@@ -27,23 +27,25 @@ def answer_scores(model: Any, task: YesNoPrompts, size: int = 256) -> Scores:
         logits = answer_logits(model, batch["prompt"], batch["representation"]).float()
         return logits[:, pieces.yes_id] - logits[:, pieces.no_id]
 
-    return _scores(model, task, size, score)
+    return _score_task(model, task, size, score)
 
 
 @torch.no_grad()  # and not `inference_mode`: a sharded LM keeps its buffers for training
 def answer_states(model: Any, task: YesNoPrompts, size: int = 256) -> Scores:
-    """What the LM head reads behind each prompt, float32 `[n, width]`."""
-    read: list[Tensor] = []
-    head = model.get_output_embeddings()
-    handle = head.register_forward_pre_hook(lambda _, args: read.append(args[0][:, -1]), prepend=True)
+    """The state that the LM head reads behind each prompt, float32 `[n, width]`."""
+    states: list[Tensor] = []
+
+    def remember(_: Any, args: tuple[Tensor, ...]) -> None:
+        states.append(args[0][:, -1])
 
     def score(batch: Batch) -> Tensor:
-        read.clear()
+        states.clear()
         answer_logits(model, batch["prompt"], batch["representation"])
-        return read[-1]
+        return states[-1]
 
+    handle = model.get_output_embeddings().register_forward_pre_hook(remember, prepend=True)
     try:
-        return _scores(model, task, size, score)
+        return _score_task(model, task, size, score)
     finally:
         handle.remove()
 
@@ -51,12 +53,12 @@ def answer_states(model: Any, task: YesNoPrompts, size: int = 256) -> Scores:
 @torch.inference_mode()
 def candidate_scores(model: Any, task: NextTitleLists | YesNoCandidates, size: int = 64) -> Scores:
     """Log-probabilities `[n, C]` of all candidates of every row, or of Yes to each; `size` rows a batch."""
-    return _scores(model, task, size, lambda batch: candidate_logps(model, batch))
+    return _score_task(model, task, size, lambda batch: candidate_logps(model, batch))
 
 
 @torch.inference_mode()
 def title_choices(model: Any, task: NextTitleLists, size: int = 64) -> Scores:
-    """What an LM makes of all candidates of every row, from one pass over each prompt.
+    """Log-probability of every candidate, and where constrained decoding ends, by one pass over each prompt.
 
     Args:
         model: the LM, with or without an adapter.
@@ -69,25 +71,34 @@ def title_choices(model: Any, task: NextTitleLists, size: int = 64) -> Scores:
     """
 
     def score(batch: Batch) -> Tensor:
-        logps = token_logps(model, batch["prompt"], batch["representation"])
-        return torch.stack([title_sums(batch["prompt"], logps), constrained(batch["prompt"], logps)], 2)
+        prompt = batch["prompt"]
+        logps = token_logps(model, prompt, batch["representation"])
+        return torch.stack([title_sums(prompt, logps), decode_constrained(prompt, logps)], 2)
 
-    return _scores(model, task, size, score)
+    return _score_task(model, task, size, score)
 
 
-def _scores(
+def _score_task(
     model: Any,
     task: YesNoPrompts | NextTitleLists | YesNoCandidates,
     size: int,
     score: Callable[[Batch], Tensor],
 ) -> Scores:
+    """Scores float32 `[n, ...]` of all rows, in the task's order; rows of like length go side by side.
+
+    Args:
+        model: the LM, on its device.
+        task: makes the batches.
+        size: rows of a batch.
+        score: what is computed of a batch, `[B, ...]`.
+    """
     device = next(model.parameters()).device
     order = np.argsort(task.lengths(), kind="stable")
-    parts = [
-        score(move_data_to_device(task(order[start : start + size]), device)).float().cpu().numpy()
-        for start in range(0, len(order), size)
-    ]
-    scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    out = np.empty_like(scores)
-    out[order] = scores
-    return out
+    parts = []
+    for start in range(0, len(order), size):
+        batch = move_data_to_device(task(order[start : start + size]), device)
+        parts.append(score(batch).float().cpu().numpy())
+    by_length = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    scores = np.empty_like(by_length)
+    scores[order] = by_length
+    return scores

@@ -1,4 +1,4 @@
-"""Finds out, by a small example, in which layout an LM scores titles right."""
+"""In which layout an LM scores titles right, found by a small example."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from recllm.lm.layout import ADDITIVE, SEPARATE, SHARED, title_batch
 from recllm.lm.logprobs import title_logps
 from recllm.text.collate import Ragged
 
-NEAR = {torch.float64: 0.01, torch.float32: 0.01}
-"""Largest error, as a share of what a wrong mask changes; 16-bit weights: `NEAR_16_BIT`."""
-NEAR_16_BIT = 0.3
+LARGEST_ERROR = {torch.float64: 0.01, torch.float32: 0.01}
+"""Largest error by the weights' dtype, as a fraction of what a wrong mask changes; others: the next one."""
+LARGEST_ERROR_16_BIT = 0.3
 
 
-def layout_of(model: Any, context: int) -> str:
+def find_layout(model: Any, context: int) -> str:
     """The cheapest layout in which an LM scores titles as it would one by one.
 
     A small example is scored in every layout and compared with whole sequences, against what an ordinary
@@ -30,41 +30,52 @@ def layout_of(model: Any, context: int) -> str:
     Returns:
         `SHARED`, `ADDITIVE` or `SEPARATE`.
     """
-    if any(window < context for window in windows(model.config)):
+    if any(window < context for window in attention_windows(model.config)):
         return SEPARATE  # the mask would replace the LM's own, which hides what is further away
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    device, dtype = next(model.parameters()).device, next(model.parameters()).dtype
-    tokens = [[(7 * place + 3) % vocabulary for place in range(start, start + 9)] for start in (0, 40)]
-    titles = [[1, 2], [1, 2, 3, 4], [5, 6, 7], [2, 8, 9, 1], [1, 2, 3], [9]]
-    example = (
-        Ragged.from_lists(tokens),
-        Ragged.from_lists([[t % vocabulary for t in title] for title in titles]),
-        3,
-    )
-
-    def scores(batch: dict[str, Any]) -> Tensor:
-        moved = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()
-        }
-        with torch.inference_mode():
-            return title_logps(model, moved).float()
-
-    wanted = scores(title_batch(*example, layout=SEPARATE))
-    plain = title_batch(*example)
-    plain["branch"], plain["slot"] = torch.zeros_like(plain["branch"]), torch.zeros_like(plain["slot"])
+    prompts, titles = _example(int(model.get_input_embeddings().weight.shape[0]))
+    expected = _example_logps(model, title_batch(prompts, titles, 3, layout=SEPARATE))
+    # All tokens of one slot and one branch: the mask is the ordinary causal one.
+    causal = title_batch(prompts, titles, 3)
+    causal["branch"] = torch.zeros_like(causal["branch"])
+    causal["slot"] = torch.zeros_like(causal["slot"])
+    tolerance = LARGEST_ERROR.get(next(model.parameters()).dtype, LARGEST_ERROR_16_BIT)
     for layout in (SHARED, ADDITIVE):
         try:
-            changed = (scores(plain | {"additive": layout == ADDITIVE}) - wanted).abs().max()
-            error = (scores(title_batch(*example, layout=layout)) - wanted).abs().max()
-        except Exception:
+            wrong = _example_logps(model, causal | {"additive": layout == ADDITIVE})
+            logps = _example_logps(model, title_batch(prompts, titles, 3, layout=layout))
+        except Exception:  # LMs refuse a mask that they cannot use with errors of many types
             continue
-        if error < NEAR.get(dtype, NEAR_16_BIT) * changed:
+        if (logps - expected).abs().max() < tolerance * (wrong - expected).abs().max():
             return layout
     return SEPARATE
 
 
-def windows(config: Any) -> list[int]:
+def _example(vocabulary: int) -> tuple[Ragged, Ragged]:
+    """Two prompts and three titles behind each, of tokens below `vocabulary`."""
+    prompts = []
+    for start in (0, 40):
+        prompts.append([(7 * place + 3) % vocabulary for place in range(start, start + 9)])
+    titles = []
+    for title in ([1, 2], [1, 2, 3, 4], [5, 6, 7], [2, 8, 9, 1], [1, 2, 3], [9]):
+        titles.append([token % vocabulary for token in title])
+    return Ragged.from_lists(prompts), Ragged.from_lists(titles)
+
+
+@torch.inference_mode()
+def _example_logps(model: Any, batch: dict[str, Any]) -> Tensor:
+    """`title_logps` of a batch that is moved to the model's device, float32 `[2, 3]`."""
+    device = next(model.parameters()).device
+    inputs = {}
+    for name, value in batch.items():
+        inputs[name] = value.to(device) if isinstance(value, Tensor) else value
+    return title_logps(model, inputs).float()
+
+
+def attention_windows(config: Any) -> list[int]:
     """Tokens that an LM's layers look back at most, where they are limited (sliding or local attention)."""
-    names = ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size")
-    found = [getattr(config, name, None) for name in names]
-    return [window for window in found if isinstance(window, int) and window > 0]
+    windows = []
+    for name in ("sliding_window", "window_size", "attention_chunk_size", "attention_window_size"):
+        window = getattr(config, name, None)
+        if isinstance(window, int) and window > 0:
+            windows.append(window)
+    return windows

@@ -1,4 +1,4 @@
-"""The questions that an LM is asked, as functions from row indices to batches."""
+"""The tasks that an LM is given, as functions from row indices to batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class YesNoPrompts:
 
     def __init__(self, prompts: Prompts, rows: Rows, history: Rows, representation: Tensor | None) -> None:
         """See the class."""
-        self.prompts, self.rows, self.history, self.representation = prompts, rows, history, representation
+        self.prompts = prompts
+        self.rows = rows
+        self.history = history
+        self.representation = representation
         self.label = torch.from_numpy(prompts.log.label[rows].astype(np.float32))
 
     def __len__(self) -> int:
@@ -40,9 +43,9 @@ class YesNoPrompts:
         """Tokens of each row's prompt `[n]`."""
         return self.prompts.ctr(self.rows, self.history).lengths
 
-    def cut(self) -> int:
+    def count_cut(self) -> int:
         """How many prompts lose their oldest events, as they are longer than the context."""
-        return _cut(self.prompts.ctr(self.rows, self.history))
+        return _count_cut(self.prompts.ctr(self.rows, self.history))
 
     def __call__(self, indices: Rows) -> Batch:
         """`prompt` (left padded), `label` and `row` `[B]`, `representation` `[B, d_c]` or None."""
@@ -67,7 +70,10 @@ class TowerPairs:
 
     def __init__(self, prompts: Prompts, rows: Rows, history: Rows, pad_id: int) -> None:
         """See the class."""
-        self.prompts, self.rows, self.history, self.pad_id = prompts, rows, history, pad_id
+        self.prompts = prompts
+        self.rows = rows
+        self.history = history
+        self.pad_id = pad_id
         self.label = torch.from_numpy(prompts.log.label[rows].astype(np.float32))
 
     def __len__(self) -> int:
@@ -77,12 +83,17 @@ class TowerPairs:
         """Tokens of each row's user text `[n]`."""
         return self.prompts.users(self.rows, self.history).lengths
 
-    def cut(self) -> int:
-        """As of `YesNoPrompts`: user texts."""
-        return _cut(self.prompts.users(self.rows, self.history))
+    def count_cut(self) -> int:
+        """How many user texts lose their oldest events, as they are longer than the context."""
+        return _count_cut(self.prompts.users(self.rows, self.history))
 
     def __call__(self, indices: Rows) -> Batch:
-        """`user` and `item` (right padded; `[B]` and distinct texts), `pair` `[B]`, `label`, `row`."""
+        """Batch of the rows, int64 `[B]`.
+
+        Returns:
+            `user`: the rows' user texts; `item`: the texts of their distinct items (both right padded);
+            `pair` int64 `[B]`, the place in `item` of each row's item; `label` and `row` `[B]`.
+        """
         rows = self.rows[indices]
         distinct, pair = np.unique(self.prompts.log.item[rows], return_inverse=True)
         return {
@@ -108,7 +119,7 @@ class NextTitleLists:
         representation: float32 `[n, d_c]`, the mean over all candidates; or `[n, C, d_c]`, each candidate's
             own: then a title's tokens are gated by its own, and the prompt's, which predict every title's
             first token, by the mean; or None for an LM without a gate.
-        listed: whether the prompt lists the candidates.
+        lists_candidates: whether the prompt lists the candidates.
         layout: how the LM is given several titles, see `recllm.lm.layout`.
     """
 
@@ -120,7 +131,7 @@ class NextTitleLists:
         history: Rows,
         candidates: NDArray[np.int32],
         representation: Tensor | None,
-        listed: bool = False,
+        lists_candidates: bool = False,
         layout: str = SHARED,
     ) -> None:
         """See the class.
@@ -128,8 +139,13 @@ class NextTitleLists:
         Raises:
             ValueError: where a row's chosen item is not exactly once among its candidates.
         """
-        self.prompts, self.rows, self.history, self.candidates = prompts, rows, history, candidates
-        self.representation, self.listed, self.layout = representation, listed, layout
+        self.prompts = prompts
+        self.rows = rows
+        self.history = history
+        self.candidates = candidates
+        self.representation = representation
+        self.lists_candidates = lists_candidates
+        self.layout = layout
         self.chosen = _places(log, rows, candidates)
 
     def __len__(self) -> int:
@@ -137,15 +153,20 @@ class NextTitleLists:
 
     def lengths(self, scored: bool = True) -> NDArray[np.int64]:
         """Tokens of each row `[n]`: its prompt, and all its candidates' titles where `scored`."""
-        tokens, pieces = self._prompts().lengths, self.prompts.pieces
-        return tokens + pieces.lengths[pieces.item[self.candidates]].sum(1) if scored else tokens
+        lengths = self._prompts().lengths
+        if scored:
+            pieces = self.prompts.pieces
+            lengths = lengths + pieces.lengths[pieces.item[self.candidates]].sum(1)
+        return lengths
 
-    def cut(self) -> int:
-        """As of `YesNoPrompts`."""
-        return _cut(self._prompts())
+    def count_cut(self) -> int:
+        """How many prompts lose their oldest events, as they are longer than the context."""
+        return _count_cut(self._prompts())
 
     def _prompts(self) -> Ragged:
-        return self.prompts.ranking(self.rows, self.history, self.candidates if self.listed else None)
+        return self.prompts.ranking(
+            self.rows, self.history, self.candidates if self.lists_candidates else None
+        )
 
     @property
     def texts(self) -> NDArray[np.int32]:
@@ -161,7 +182,7 @@ class NextTitleLists:
             self.history[rows],
             self.candidates[rows],
             None if self.representation is None else self.representation[torch.from_numpy(rows)],
-            self.listed,
+            self.lists_candidates,
             self.layout,
         )
 
@@ -183,10 +204,10 @@ class NextTitleLists:
             scored), `chosen` `[B]` place of the chosen among the scored, `index` `[B]`, `row` `[B]` in the
             log, `representation` as `title_logps` takes it.
         """
-        listed = self.candidates[indices]
-        items = listed if columns is None else np.take_along_axis(listed, columns, 1)
+        candidates = self.candidates[indices]
+        items = candidates if columns is None else np.take_along_axis(candidates, columns, 1)
         prompts = self.prompts.ranking(
-            self.rows[indices], self.history[indices], listed if self.listed else None
+            self.rows[indices], self.history[indices], candidates if self.lists_candidates else None
         )
         place = self.chosen[indices]
         if columns is not None:
@@ -202,25 +223,30 @@ class NextTitleLists:
             "chosen": torch.from_numpy(place),
             "index": torch.from_numpy(np.asarray(indices)),
             "row": torch.from_numpy(np.asarray(self.rows[indices])),
-            "representation": self._gated(indices, columns),
+            "representation": self._title_representation(indices, columns),
         }
 
-    def of_prompts(self, indices: Rows) -> Tensor | None:
+    def prompt_representation(self, indices: Rows) -> Tensor | None:
         """What gates the prompts of some rows, `[B, d_c]`, or None for an LM without a gate."""
         if self.representation is None:
             return None
-        found = self.representation[indices]
-        return found if found.dim() == 2 else found.mean(1)
+        representation = self.representation[indices]
+        return representation if representation.dim() == 2 else representation.mean(1)
 
-    def _gated(self, indices: Rows, columns: NDArray[np.int64] | None) -> Tensor | None:
-        """What gates the prompts and, where each title has a gate of its own, the scored titles behind it."""
-        prompts = self.of_prompts(indices)
-        if prompts is None or self.representation is None or self.representation.dim() == 2:
-            return prompts
-        own = self.representation[indices]
+    def _title_representation(self, indices: Rows, columns: NDArray[np.int64] | None) -> Tensor | None:
+        """As `title_logps` takes it: `[B, d_c]`, or `[B, 1 + c, d_c]` where each title has a gate of its own.
+
+        Args:
+            indices: int64 `[B]`.
+            columns: int64 `[B, c]`, the scored candidates; None: all.
+        """
+        of_prompts = self.prompt_representation(indices)
+        if of_prompts is None or self.representation is None or self.representation.dim() == 2:
+            return of_prompts
+        of_titles = self.representation[indices]
         if columns is not None:
-            own = own[np.arange(len(own))[:, None], columns]
-        return torch.cat([prompts[:, None], own], 1)
+            of_titles = of_titles[np.arange(len(of_titles))[:, None], columns]
+        return torch.cat([of_prompts[:, None], of_titles], 1)
 
 
 class YesNoCandidates:
@@ -238,7 +264,7 @@ class YesNoCandidates:
         representation: float32 `[n, C, d_c]`, each candidate's own, or None for an LM without a gate.
     """
 
-    listed = False
+    lists_candidates = False
 
     def __init__(
         self,
@@ -254,8 +280,12 @@ class YesNoCandidates:
         Raises:
             ValueError: where a row's chosen item is not exactly once among its candidates.
         """
-        self.prompts, self.rows, self.history, self.candidates = prompts, rows, history, candidates
-        self.representation, self.chosen = representation, _places(log, rows, candidates)
+        self.prompts = prompts
+        self.rows = rows
+        self.history = history
+        self.candidates = candidates
+        self.representation = representation
+        self.chosen = _places(log, rows, candidates)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -265,9 +295,9 @@ class YesNoCandidates:
         tokens = self._prompts().lengths.reshape(self.candidates.shape)
         return tokens.sum(1) if scored else tokens.max(1, initial=0)
 
-    def cut(self) -> int:
-        """As of `YesNoPrompts`: prompts of all candidates."""
-        return _cut(self._prompts())
+    def count_cut(self) -> int:
+        """How many of all candidates' prompts lose their oldest events, as they exceed the context."""
+        return _count_cut(self._prompts())
 
     def _prompts(self) -> Ragged:
         row = np.repeat(np.arange(len(self)), self.candidates.shape[1])
@@ -275,16 +305,19 @@ class YesNoCandidates:
 
     @property
     def texts(self) -> NDArray[np.int32]:
-        """As of `NextTitleLists`."""
+        """`[n, C]`, equal where candidates read the same, 0 where a candidate has no text."""
         return self.prompts.pieces.item[self.candidates]
 
     def keep(self, rows: NDArray[np.bool_]) -> YesNoCandidates:
         """The task on some of its rows."""
-        representation = None if self.representation is None else self.representation[torch.from_numpy(rows)]
         return YesNoCandidates(
-            self.prompts, self.prompts.log, self.rows[rows], self.history[rows], self.candidates[rows],
-            representation,
-        )  # fmt: skip
+            self.prompts,
+            self.prompts.log,
+            self.rows[rows],
+            self.history[rows],
+            self.candidates[rows],
+            None if self.representation is None else self.representation[torch.from_numpy(rows)],
+        )
 
     def __call__(
         self,
@@ -300,9 +333,9 @@ class YesNoCandidates:
             present: as of `NextTitleLists`.
 
         Returns:
-            As of `NextTitleLists`, but `prompt` holds a prompt a scored candidate (left padded), which of
-            them are `present` `[B, c]` and the two `answers`' tokens; `representation` is `[M, d_c]`, one a
-            prompt; `lengths` are 1.
+            As of `NextTitleLists`, but `prompt` holds the M prompts of the scored candidates, left padded,
+            bool `present` `[B, c]`, which candidates these are, and `answers`, the tokens of yes and no;
+            `representation` is `[M, d_c]`, one a prompt; `lengths` are 1.
         """
         place = self.chosen[indices]
         if columns is None:
@@ -311,12 +344,14 @@ class YesNoCandidates:
             place = (columns == place[:, None]).argmax(1)
         if present is None:
             present = np.ones(columns.shape, bool)
-        row, column = np.repeat(indices, present.sum(1)), columns[present]
-        pieces = self.prompts.pieces
-        asked = self.prompts.ctr(self.rows[row], self.history[row, column], self.candidates[row, column])
-        shown = {"present": torch.from_numpy(present), "answers": (pieces.yes_id, pieces.no_id)}
+        row = np.repeat(indices, present.sum(1))
+        column = columns[present]
+        prompts = self.prompts.ctr(self.rows[row], self.history[row, column], self.candidates[row, column])
+        prompt: Batch = dict(pad_left(prompts))
+        prompt["present"] = torch.from_numpy(present)
+        prompt["answers"] = self.prompts.pieces.yes_id, self.prompts.pieces.no_id
         return {
-            "prompt": pad_left(asked) | shown,
+            "prompt": prompt,
             "lengths": torch.from_numpy(present.astype(np.int64)),
             "chosen": torch.from_numpy(place),
             "index": torch.from_numpy(np.asarray(indices)),
@@ -325,25 +360,28 @@ class YesNoCandidates:
         }
 
 
-def _cut(prompts: Ragged) -> int:
+def _count_cut(prompts: Ragged) -> int:
     assert prompts.cut is not None
     return int(prompts.cut.sum())
 
 
 def _places(log: EventLog, rows: Rows, candidates: NDArray[np.int32]) -> NDArray[np.int64]:
     """Place of each row's own item among its candidates, `[n]`; a ValueError where it is not there once."""
-    own = candidates == log.item[rows][:, None]
-    if len(rows) and (bad := np.flatnonzero(own.sum(1) != 1)).size:
+    if not len(rows):
+        return np.zeros(0, np.int64)
+    is_own = candidates == log.item[rows][:, None]
+    wrong = np.flatnonzero(is_own.sum(1) != 1)
+    if wrong.size:
         raise ValueError(
-            f"row {rows[bad[0]]} has its own item {own[bad[0]].sum()} times as a candidate, not once; "
+            f"row {rows[wrong[0]]} has its own item {is_own[wrong[0]].sum()} times as a candidate, not once; "
             "run `make prepare` again"
         )
-    return own.argmax(1) if len(rows) else np.zeros(0, np.int64)
+    return is_own.argmax(1)
 
 
-def by_length(
+def sort_by_length(
     task: YesNoPrompts | TowerPairs | NextTitleLists | YesNoCandidates,
 ) -> tuple[Callable[[Rows], Batch], int]:
-    """A task as a validation loader takes it, rows of like length side by side: `(make, rows)`."""
+    """A task as a validation loader takes it: a maker of batches, rows sorted by length, and their number."""
     order = np.argsort(task.lengths(), kind="stable")
     return lambda indices: task(order[indices]), len(task)

@@ -17,7 +17,11 @@ from recllm.text.config import Wording
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+BOS = "<s>"
+EOS = "</s>"
+PAD = "<pad>"
+LEAST_BPE_SIZE = 256 + 3
+"""Tokens of a BPE without merges: every byte, and the three special ones."""
 
 
 def train_tokenizer(
@@ -34,7 +38,7 @@ def train_tokenizer(
     "Dr. No" and "Do Not Disturb" do not hold the token of an answer.
 
     Args:
-        config: Its `vocabulary` bounds the number of tokens; small data use fewer.
+        config: `vocabulary` bounds the number of tokens; small data use fewer.
         wording: The dataset's words.
         rating_levels: Text of the rating codes 1, 2, ...
         texts: Items' names, their cards, users' profiles; repeated ones add up, empty ones count for nothing.
@@ -48,37 +52,16 @@ def train_tokenizer(
     sentences = [wording.intro, wording.question, wording.ask, wording.next, wording.choose]
     constants = [text for text in dict.fromkeys([*sentences, *wording.ratings(rating_levels)]) if text]
     answers = [wording.yes, wording.no]
-    room = config.vocabulary - len(constants) - len(answers)
-    if room < 256 + 3:
-        raise ValueError(
-            f"tiny.vocabulary is {config.vocabulary}, want {config.vocabulary - room + 259} or more"
-        )
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    draft = Tokenizer(models.BPE())
-    draft.pre_tokenizer = whole
-    trainer = trainers.BpeTrainer(
-        vocab_size=room,
-        special_tokens=[PAD, BOS, EOS],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    bpe_size = config.vocabulary - len(constants) - len(answers)
+    if bpe_size < LEAST_BPE_SIZE:
+        wanted = config.vocabulary - bpe_size + LEAST_BPE_SIZE
+        raise ValueError(f"tiny.vocabulary is {config.vocabulary}, want {wanted} or more")
 
-    def weighted() -> Iterator[str]:
-        for text, count in zip(texts, counts, strict=True):
-            # The line break is a token of its own, so no merge may run over it.
-            for line in filter(None, text.split("\n")):
-                yield from repeat(line, max(1, round(int(count) ** 0.5)))
-
-    draft.train_from_iterator(weighted(), trainer)
-    bpe = json.loads(draft.to_str())["model"]
-    vocabulary: dict[str, int] = bpe["vocab"]
-    spelled = {whole.pre_tokenize_str(answer)[0][0] for answer in answers}
-    for answer in sorted(spelled):
-        vocabulary.setdefault(answer, len(vocabulary))
-    # ignore_merges: a text that is an entry of the vocabulary is that entry, whatever merges make of it.
-    merges = [(left, right) for left, right in bpe["merges"] if left + right not in spelled]
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
-    tokenizer.pre_tokenizer, tokenizer.decoder = whole, decoders.ByteLevel()
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe = _train_bpe(byte_level, bpe_size, _weighted_lines(texts, counts))
+    tokenizer = Tokenizer(_with_answers(bpe, {byte_level.pre_tokenize_str(text)[0][0] for text in answers}))
+    tokenizer.pre_tokenizer = byte_level
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(
         [AddedToken(text, special=True, normalized=False) for text in (PAD, BOS, EOS)]
     )
@@ -98,8 +81,45 @@ def train_tokenizer(
     return fast
 
 
-def sizes(config: TinyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What the configurations of a small LM and of a small encoder have in common, in transformers' words."""
+def _weighted_lines(texts: Sequence[str], counts: Sequence[int] | NDArray[np.integer[Any]]) -> Iterator[str]:
+    """Lines of the texts, as often as their text weighs: no merge runs over a line break, a token itself."""
+    for text, count in zip(texts, counts, strict=True):
+        for line in filter(None, text.split("\n")):
+            yield from repeat(line, max(1, round(int(count) ** 0.5)))
+
+
+def _train_bpe(byte_level: pre_tokenizers.ByteLevel, size: int, lines: Iterator[str]) -> dict[str, Any]:
+    """`vocab` (token -> id) and `merges` (pairs of tokens) of a BPE of `size` tokens over whole lines."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = byte_level
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    bpe: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
+    return bpe
+
+
+def _with_answers(bpe: dict[str, Any], answers: set[str]) -> models.BPE:
+    """The BPE with the answers as entries of its vocabulary, and without the merges that would lead to them.
+
+    Args:
+        bpe: as `_train_bpe` returned it.
+        answers: as the byte-level alphabet spells them.
+    """
+    vocabulary: dict[str, int] = bpe["vocab"]
+    for answer in sorted(answers):
+        vocabulary.setdefault(answer, len(vocabulary))
+    merges = [(left, right) for left, right in bpe["merges"] if left + right not in answers]
+    # ignore_merges: a text that is an entry of the vocabulary is that entry, whatever merges make of it.
+    return models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True)
+
+
+def shape_arguments(config: TinyConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The arguments that transformers' configurations of a small LM and of a small encoder have in common."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": config.hidden,
@@ -117,5 +137,5 @@ def build_model(config: TinyConfig, tokenizer: PreTrainedTokenizerFast) -> Llama
     """An untrained Llama with tied embeddings for that tokenizer; torch's generator draws the weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    own: dict[str, Any] = {"num_key_value_heads": config.heads, "tie_word_embeddings": True}
-    return LlamaForCausalLM(LlamaConfig(**sizes(config, tokenizer), **own))
+    shape = shape_arguments(config, tokenizer)
+    return LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=config.heads, tie_word_embeddings=True))

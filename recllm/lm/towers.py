@@ -24,7 +24,9 @@ from recllm.lm.encoder import load_encoder
 from recllm.text.collate import Ragged, pad_right
 from recllm.text.prompts import Prompts
 
-ENCODER, HEAD, SHAPE = "encoder", "head.safetensors", "towers.json"
+ENCODER = "encoder"
+HEAD = "head.safetensors"
+SETTINGS = "towers.json"
 PAIRS = 1 << 16
 """Pairs of vectors that the head fuses at a time."""
 
@@ -41,7 +43,8 @@ class TwoTowers(nn.Module):
         """See the class; torch's generator draws the head's weights."""
         super().__init__()
         width = int(encoder.config.hidden_size)
-        self.encoder, self.config = encoder, config
+        self.encoder = encoder
+        self.config = config
         self.head = nn.ModuleDict(
             {
                 "norm": nn.LayerNorm(width),
@@ -55,7 +58,7 @@ class TwoTowers(nn.Module):
         )
 
     def encode(self, texts: Mapping[str, Tensor]) -> Tensor:
-        """Vectors [B, d] of texts (`pad_right`); padding has no part in them."""
+        """Vectors `[B, d]` of texts (`pad_right`); padding has no part in them."""
         states: Tensor = self.encoder(**texts).last_hidden_state
         if self.config.pooling == "first":
             pooled = states[:, 0]
@@ -66,12 +69,12 @@ class TwoTowers(nn.Module):
         return normed
 
     def forward(self, users: Tensor, items: Tensor) -> Tensor:
-        """CTR logits [B] of pairs of vectors [B, d]."""
+        """CTR logits `[B]` of pairs of vectors `[B, d]`."""
         logits: Tensor = self.head["mlp"](torch.cat([users, items, users * items], -1))
         return logits[..., 0]
 
     def save(self, folder: Path, tokenizer: Any, context: int) -> None:
-        """Write the encoder and its tokenizer (transformers' layout), the head, and what `load` must know.
+        """Write the encoder and its tokenizer (transformers' layout), the head, and the towers' settings.
 
         Args:
             folder: made if absent.
@@ -81,15 +84,16 @@ class TwoTowers(nn.Module):
         self.encoder.save_pretrained(folder / ENCODER)
         tokenizer.save_pretrained(folder / ENCODER)
         save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD)
-        facts = {"context": context, "config": asdict(self.config)}
-        (folder / SHAPE).write_text(json.dumps(facts, indent=2) + "\n")
+        settings = {"context": context, "config": asdict(self.config)}
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> tuple[TwoTowers, Any, int]:
         """Saved towers in eval mode, their tokenizer, and the most tokens of a text."""
-        facts = json.loads((folder / SHAPE).read_text())
-        encoder, tokenizer, context = load_encoder(EncoderConfig(context=facts["context"]), folder / ENCODER)
-        model = cls(encoder, TowersConfig(**facts["config"]))
+        settings = json.loads((folder / SETTINGS).read_text())
+        config = EncoderConfig(context=settings["context"])
+        encoder, tokenizer, context = load_encoder(config, folder / ENCODER)
+        model = cls(encoder, TowersConfig(**settings["config"]))
         model.head.load_state_dict(load_file(folder / HEAD))
         return model.eval(), tokenizer, context
 
@@ -110,41 +114,45 @@ def tower_scores(
         model: the towers, in eval mode.
         prompts: builds the texts.
         pad_id: token at padding.
-        rows: int64 [n] rows of the log.
-        history: int64 [n, k] events that a user's text shows.
-        targets: dense items [n, C] to score for each row; None: the rows' own.
+        rows: int64 `[n]` rows of the log.
+        history: int64 `[n, k]` events that a user's text shows.
+        targets: int32 `[n, C]` dense items to score for each row; None: the rows' own.
         size: texts of a forward pass.
 
     Returns:
-        float32 [n], or [n, C].
+        float32 `[n]`, or `[n, C]`.
     """
     items = prompts.log.item[rows] if targets is None else targets
-    distinct, place = np.unique(items, return_inverse=True)
-    of_item = _vectors(
-        model, prompts.items(distinct).lengths, lambda at: prompts.items(distinct[at]), pad_id, size
-    )
-    lengths = prompts.users(rows, history).lengths
-    of_user = _vectors(model, lengths, lambda at: prompts.users(rows[at], history[at]), pad_id, size)
+    distinct, item = np.unique(items, return_inverse=True)
+    item = item.ravel()
     user = np.repeat(np.arange(len(rows)), 1 if targets is None else targets.shape[1])
-    place = place.ravel()
-    parts = [
-        model(of_user[user[start : start + PAIRS]], of_item[place[start : start + PAIRS]]).float().cpu()
-        for start in range(0, len(user), PAIRS)
-    ]
-    return torch.cat([torch.zeros(0), *parts]).numpy().reshape(items.shape)
+
+    def item_texts(indices: Rows) -> Ragged:
+        return prompts.items(distinct[indices])
+
+    def user_texts(indices: Rows) -> Ragged:
+        return prompts.users(rows[indices], history[indices])
+
+    item_vectors = _encode_texts(model, prompts.items(distinct).lengths, item_texts, pad_id, size)
+    user_vectors = _encode_texts(model, prompts.users(rows, history).lengths, user_texts, pad_id, size)
+    logits = [torch.zeros(0)]
+    for start in range(0, len(user), PAIRS):
+        users = user_vectors[user[start : start + PAIRS]]
+        logits.append(model(users, item_vectors[item[start : start + PAIRS]]).float().cpu())
+    return torch.cat(logits).numpy().reshape(items.shape)
 
 
-def _vectors(
+def _encode_texts(
     model: TwoTowers, lengths: NDArray[np.int64], make: Callable[[Rows], Ragged], pad_id: int, size: int
 ) -> Tensor:
-    """Vectors [n, d] of the n texts that `make(indices)` gives, texts of like length together."""
+    """Vectors `[n, d]` of the n texts that `make(indices)` gives, texts of like length together."""
     device = next(model.parameters()).device
     order = np.argsort(lengths, kind="stable")
     parts = []
     for start in range(0, len(order), size):
         texts = pad_right(make(order[start : start + size]), pad_id)
         parts.append(model.encode({name: value.to(device) for name, value in texts.items()}))
-    found = torch.cat(parts) if parts else torch.zeros(0, device=device)
-    out = torch.empty_like(found)
-    out[torch.from_numpy(order).to(device)] = found
-    return out
+    by_length = torch.cat(parts) if parts else torch.zeros(0, device=device)
+    vectors = torch.empty_like(by_length)
+    vectors[torch.from_numpy(order).to(device)] = by_length
+    return vectors

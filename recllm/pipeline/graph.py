@@ -317,7 +317,7 @@ class Plan:
         shown: dict[str, Node],
         sweep: SweepValue | None,
     ) -> Node:
-        """A system of stage 2; the CRM that gates it joins the `shown`, where it leaves the tuning rows out."""
+        """A system of stage 2; the CRM that gates it joins the `shown` if it leaves tuning rows out."""
         node = self._node(
             STAGES["stage2"],
             f"stage2/{system}",

@@ -10,7 +10,7 @@ work as for LoRA:
 
 from peft.utils import register_peft_method
 
-from recllm.reclora.card import ModelCard, write_model_card
+from recllm.reclora.card import AdapterCard, write_model_card
 from recllm.reclora.config import RecLoraConfig
 from recllm.reclora.export import export_mean, export_user, export_users, pick_user
 from recllm.reclora.heads import Gate, SoftPrompt
@@ -20,8 +20,8 @@ from recllm.reclora.model import RecLoraModel
 register_peft_method(name="reclora", config_cls=RecLoraConfig, model_cls=RecLoraModel, prefix="reclora_")
 
 __all__ = [
+    "AdapterCard",
     "Gate",
-    "ModelCard",
     "RecLoraConfig",
     "RecLoraLinear",
     "RecLoraModel",

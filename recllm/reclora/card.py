@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 NAME = "README.md"
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """What a reader of a model card wants to know and the weights do not say.
+class AdapterCard:
+    """What a reader of an adapter's model card wants to know and the weights do not say.
 
     Attributes:
         base: The LM that the adapter is for: hub id, or its name.
@@ -31,8 +32,8 @@ class ModelCard:
     title: str = "LoRA of a recommender"
 
 
-def write_model_card(directory: Path, card: ModelCard, config: Any, note: str = "") -> None:
-    """Writes `README.md`.
+def write_model_card(directory: Path, card: AdapterCard, config: Any, note: str = "") -> None:
+    """Writes `README.md`, a model card as the hub takes it.
 
     Args:
         directory: Folder of the adapter.
@@ -40,6 +41,14 @@ def write_model_card(directory: Path, card: ModelCard, config: Any, note: str = 
         config: The adapter's PEFT configuration.
         note: A sentence on this adapter, e.g. what an export was made of.
     """
+    base = card.base or config.base_model_name_or_path or ""
+    head = ModelCardData(
+        library_name="peft",
+        base_model=base if "/" in base else None,  # the hub links to it
+        license=card.license or "other",
+        tags=["lora", "recommendation", "recllm"],
+    )
+    # Not `ModelCard.from_template`, which writes nothing where the template names a value that is not there.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -48,14 +57,13 @@ def write_model_card(directory: Path, card: ModelCard, config: Any, note: str = 
         keep_trailing_newline=True,
         autoescape=False,
     )
+    modules = config.target_modules
     text = environment.get_template("card.md.j2").render(
         card=card,
-        base=card.base or config.base_model_name_or_path or "",
+        base=base,
         config=config,
         method=str(getattr(config.peft_type, "value", config.peft_type)),
-        modules=config.target_modules
-        if isinstance(config.target_modules, str)
-        else ", ".join(sorted(config.target_modules)),
+        modules=modules if isinstance(modules, str) else ", ".join(sorted(modules)),
         note=note,
     )
-    (directory / NAME).write_text(text)
+    ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").save(directory / NAME)

@@ -34,7 +34,7 @@ if "RECLORA" not in PeftType.__members__:
     _add_peft_type("RECLORA")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"RecLoraConfig: {name}={value!r} is unknown; allowed: {', '.join(allowed)}")
 
@@ -109,10 +109,10 @@ class RecLoraConfig(PeftConfig):
         """Checks the values."""
         super().__post_init__()
         self.peft_type = PeftType["RECLORA"]
-        _one_of("mixture", self.mixture, MIXTURES)
-        _one_of("init", self.init, INITS)
-        _one_of("gate", self.gate, GATES)
-        _one_of("gate_input", self.gate_input, GATE_INPUTS)
+        _check_choice("mixture", self.mixture, MIXTURES)
+        _check_choice("init", self.init, INITS)
+        _check_choice("gate", self.gate, GATES)
+        _check_choice("gate_input", self.gate_input, GATE_INPUTS)
         for name in ("r", "lora_alpha", "num_meta", "representation_dim", "gate_temperature", "gate_hidden"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"RecLoraConfig: {name}={getattr(self, name)!r}, wanted a number above 0")
@@ -143,7 +143,7 @@ class RecLoraConfig(PeftConfig):
 
     @property
     def metas(self) -> int:
-        """Meta-LoRAs that there are: N_m, or the one of `core`."""
+        """Number of meta-LoRAs that are held: N_m, or the one of `core`."""
         return 1 if self.mixture == "core" else self.num_meta
 
     @property
@@ -154,6 +154,7 @@ class RecLoraConfig(PeftConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """What is saved: no path of this machine, and that the start is in the adapter's file."""
-        return {name: value for name, value in super().to_dict().items() if name != "svd_cache"} | {
-            "init_weights": False
-        }
+        values = super().to_dict()
+        values.pop("svd_cache", None)
+        values["init_weights"] = False
+        return values

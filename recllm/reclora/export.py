@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recllm.reclora.card import ModelCard, write_model_card
+from recllm.reclora.card import AdapterCard, write_model_card
 from recllm.reclora.config import RecLoraConfig
-from recllm.reclora.mixture import uniform, weigh
+from recllm.reclora.mixture import uniform_weights, weigh
 from recllm.reclora.model import RecLoraModel
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -28,7 +28,7 @@ def export_user(
     representation: Tensor | None,
     directory: str | Path,
     adapter_name: str | None = None,
-    card: ModelCard | None = None,
+    card: AdapterCard | None = None,
 ) -> None:
     """Writes the adapter, gated by one representation, as a plain LoRA that stock PEFT loads.
 
@@ -48,14 +48,13 @@ def export_user(
         ValueError: If the model has no RecLoRA adapter, the adapter a soft prompt (which no LoRA can hold),
             or the representation is not one vector of the right width.
     """
-    tuner, name, config = _open(model, adapter_name)
+    tuner, name, config = _find_adapter(model, adapter_name)
+    gates = None
     if config.gated:
         if representation is None or representation.dim() != 1:
             got = "None" if representation is None else f"shape {list(representation.shape)}"
             raise ValueError(f"representation has {got}, wanted [dim]: one user a call")
         gates = _gates(tuner, representation[None], name)[0]
-    else:
-        gates = None
     _write(tuner, name, gates, directory, card, "The adapter of one user: the gate is in the weights.")
 
 
@@ -64,13 +63,13 @@ def export_mean(
     representations: Tensor,
     directory: str | Path,
     adapter_name: str | None = None,
-    card: ModelCard | None = None,
+    card: AdapterCard | None = None,
 ) -> None:
     """Writes the plain LoRA of the mean gate over representations `[n, representation_dim]`.
 
     For `product`, which is linear in alpha, it is the mean of the users' updates. Otherwise as `export_user`.
     """
-    tuner, name, _ = _open(model, adapter_name)
+    tuner, name, _ = _find_adapter(model, adapter_name)
     gates = _gates(tuner, representations, name).mean(0)
     note = f"The adapter of the mean gate over {len(representations):,} representations."
     _write(tuner, name, gates, directory, card, note)
@@ -81,7 +80,7 @@ def export_users(
     representations: Tensor,
     directory: str | Path,
     adapter_name: str | None = None,
-    card: ModelCard | None = None,
+    card: AdapterCard | None = None,
 ) -> None:
     """Writes one plain LoRA of the uniform gate, and every user's gate in a file of its own.
 
@@ -93,7 +92,7 @@ def export_users(
     Raises:
         ValueError: For `factor` and `core`, whose users share no stack; they have rank r each.
     """
-    tuner, name, config = _open(model, adapter_name)
+    tuner, name, config = _find_adapter(model, adapter_name)
     if config.mixture != "product":
         raise ValueError(
             f"export_users got mixture={config.mixture!r}, wanted 'product'; "
@@ -103,11 +102,11 @@ def export_users(
     note = f"The adapter of the uniform gate; `{GATES}` holds the gates of {len(alpha):,} users."
     _write(tuner, name, None, directory, card, note)
     paths = [f"base_model.model.{path}" for path, _ in tuner.layers(name)]
-    facts = {"modules": json.dumps(paths), "r": str(config.r), "num_meta": str(config.num_meta)}
-    save_file({"alpha": alpha}, Path(directory) / GATES, metadata=facts)
+    metadata = {"modules": json.dumps(paths), "r": str(config.r), "num_meta": str(config.num_meta)}
+    save_file({"alpha": alpha}, Path(directory) / GATES, metadata=metadata)
 
 
-def pick_user(directory: str | Path, row: int, out: str | Path, card: ModelCard | None = None) -> None:
+def pick_user(directory: str | Path, row: int, out: str | Path, card: AdapterCard | None = None) -> None:
     """Writes one user's plain LoRA out of what `export_users` wrote.
 
     Args:
@@ -119,25 +118,30 @@ def pick_user(directory: str | Path, row: int, out: str | Path, card: ModelCard 
     Raises:
         ValueError: If there is no such row.
     """
-    directory, out = Path(directory), Path(out)
+    directory = Path(directory)
     with safe_open(directory / GATES, "pt") as file:
-        facts, users = file.metadata(), file.get_slice("alpha").get_shape()[0]
-        if not 0 <= row < users:
-            raise ValueError(f"row {row} is none of the {users} gates in {directory / GATES}")
-        alpha = file.get_slice("alpha")[row]
-    paths, num_meta, r = json.loads(facts["modules"]), int(facts["num_meta"]), int(facts["r"])
+        metadata = file.metadata()
+        gates = file.get_slice("alpha")
+        num_users = gates.get_shape()[0]
+        if not 0 <= row < num_users:
+            raise ValueError(f"row {row} is none of the {num_users} gates in {directory / GATES}")
+        alpha = gates[row]
+    paths = json.loads(metadata["modules"])
+    num_meta = int(metadata["num_meta"])
+    r = int(metadata["r"])
     tensors = load_file(directory / WEIGHTS)
-    for path, own in zip(paths, alpha.expand(len(paths), -1), strict=True):
-        weights = (own * num_meta).repeat_interleave(r)
+    for path, module_alpha in zip(paths, alpha.expand(len(paths), -1), strict=True):
+        weights = (module_alpha * num_meta).repeat_interleave(r)
         b = tensors[f"{path}.lora_B.weight"]
         blocks = b.shape[1] // len(weights)  # a start's columns follow in the same order; then zeros
         weights = torch.cat([weights.repeat(blocks), weights.new_zeros(b.shape[1] - blocks * len(weights))])
         tensors[f"{path}.lora_B.weight"] = b * weights.to(b)
     config = PeftConfig.from_pretrained(str(directory))
-    _save(config, tensors, out, card, f"The adapter of user {row}: the gate is in the weights.")
+    _save(config, tensors, Path(out), card, f"The adapter of user {row}: the gate is in the weights.")
 
 
-def _open(model: PeftModel, adapter_name: str | None) -> tuple[RecLoraModel, str, RecLoraConfig]:
+def _find_adapter(model: PeftModel, adapter_name: str | None) -> tuple[RecLoraModel, str, RecLoraConfig]:
+    """The tuner of a model, the adapter's name and configuration; a ValueError where none can be exported."""
     tuner = getattr(model, "base_model", None)
     if not isinstance(tuner, RecLoraModel):
         raise ValueError(f"the export got a {type(model).__name__} without RecLoRA; pass the PeftModel")
@@ -153,7 +157,7 @@ def _open(model: PeftModel, adapter_name: str | None) -> tuple[RecLoraModel, str
 
 @torch.no_grad()
 def _gates(tuner: RecLoraModel, representations: Tensor, name: str) -> Tensor:
-    """`[n, modules, ...]`."""
+    """Gates of the layers, `[n, modules, ...]`, for representations `[n, dim]`."""
     gates = tuner.alpha(representations, name)
     layers = tuner.layers(name)
     if tuner._config(name).gate == "shared":
@@ -167,7 +171,7 @@ def _write(
     name: str,
     gates: Tensor | None,
     directory: str | Path,
-    card: ModelCard | None,
+    card: AdapterCard | None,
     note: str,
 ) -> None:
     """Writes the plain LoRA for gates `[modules, ...]`, or for the uniform one."""
@@ -175,14 +179,17 @@ def _write(
     tensors: dict[str, Tensor] = {}
     rank = 0
     for index, (path, layer) in enumerate(tuner.layers(name)):
-        b = layer.reclora_B[name]
-        left, right = layer.plain(name, uniform(config, b) if gates is None else weigh(gates[index], config))
-        rank = next((served for served in RANKS if served >= len(left)), len(left))
-        missing = rank - len(left)
-        left = torch.cat([left, left.new_zeros(missing, left.shape[1])])
-        right = torch.cat([right, right.new_zeros(len(right), missing)], 1)
-        tensors[f"base_model.model.{path}.lora_A.weight"] = left.detach().cpu().contiguous()
-        tensors[f"base_model.model.{path}.lora_B.weight"] = right.detach().cpu().contiguous()
+        if gates is None:
+            weights = uniform_weights(config, layer.reclora_B[name])
+        else:
+            weights = weigh(gates[index], config)
+        a, b = layer.plain_lora(name, weights)
+        rank = next((served for served in RANKS if served >= len(a)), len(a))
+        missing = rank - len(a)
+        a = torch.cat([a, a.new_zeros(missing, a.shape[1])])
+        b = torch.cat([b, b.new_zeros(len(b), missing)], 1)
+        tensors[f"base_model.model.{path}.lora_A.weight"] = a.detach().cpu().contiguous()
+        tensors[f"base_model.model.{path}.lora_B.weight"] = b.detach().cpu().contiguous()
     lora = LoraConfig(
         r=rank,
         lora_alpha=rank,
@@ -197,7 +204,7 @@ def _write(
 
 
 def _save(
-    config: PeftConfig, tensors: dict[str, Tensor], directory: Path, card: ModelCard | None, note: str
+    config: PeftConfig, tensors: dict[str, Tensor], directory: Path, card: AdapterCard | None, note: str
 ) -> None:
     names: str | Sequence[str] = config.target_modules  # type: ignore[attr-defined]
     # PEFT makes a set of the names, whose order in the file would differ between processes.
@@ -205,4 +212,4 @@ def _save(
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(directory))
-    write_model_card(directory, card or ModelCard(), config, note)
+    write_model_card(directory, card or AdapterCard(), config, note)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from recllm.reclora.config import RecLoraConfig
 
 FLOOR = 1e-4
-"""Variance that whitening adds to each direction, as a share of the widest one's: narrow ones stay so."""
+"""Variance that whitening adds to each direction, as a fraction of the widest one's: narrow ones stay so."""
 
 
 class Head(nn.Module):
@@ -32,7 +32,8 @@ class Head(nn.Module):
     def __init__(self, num_heads: int, config: RecLoraConfig, out: int) -> None:
         """Draws W_1 and b_1 as `nn.Linear` does; the rest starts at zero or one."""
         super().__init__()
-        dim, hidden = config.representation_dim, config.gate_hidden
+        dim = config.representation_dim
+        hidden = config.gate_hidden
         bound = 1 / math.sqrt(dim)  # the default of nn.Linear
         self.weight_1 = nn.Parameter(torch.empty(num_heads, hidden, dim).uniform_(-bound, bound))
         self.bias_1 = nn.Parameter(torch.empty(num_heads, hidden).uniform_(-bound, bound))
@@ -54,7 +55,7 @@ class Head(nn.Module):
 
         Args:
             mean: `[dim]`.
-            covariance: C, `[dim, dim]`, symmetric. Zero (one row, a dead CRM): R is only centerd.
+            covariance: C, `[dim, dim]`, symmetric. Zero (one row, a dead CRM): R is only centered.
 
         Raises:
             ValueError: If a shape is wrong, a value not finite, or C no covariance.
@@ -75,8 +76,8 @@ class Head(nn.Module):
         self.mean.copy_(mean)
         self.whiten.copy_(directions * scale @ directions.T)
 
-    def raw(self, representation: Tensor) -> Tensor:
-        """Returns the MLPs' outputs.
+    def mlp_outputs(self, representation: Tensor) -> Tensor:
+        """Returns what the MLPs make of a representation.
 
         Computed in the head's own precision (float32 over a 16-bit LM), under autocast too: it is cheap.
 
@@ -132,7 +133,7 @@ class Gate(Head):
         Raises:
             ValueError: If the representation's width is not the config's.
         """
-        beta = self.raw(representation)
+        beta = self.mlp_outputs(representation)
         if self.core:
             return beta.unflatten(-1, (self.core, self.core)) + torch.eye(self.core).to(beta)
         return torch.softmax(beta / self.temperature, dim=-1)
@@ -154,8 +155,8 @@ class SoftPrompt(Head):
         """Draws the tokens."""
         self.tokens = config.soft_prompt
         super().__init__(1, config, self.tokens * table.shape[1])
-        drawn = table[torch.randint(len(table), (self.tokens,), device=table.device)]
-        self.bias_2.data.copy_(drawn.reshape(1, -1))
+        tokens = torch.randint(len(table), (self.tokens,), device=table.device)
+        self.bias_2.data.copy_(table[tokens].reshape(1, -1))
 
     def forward(self, representation: Tensor) -> Tensor:
         """Returns embeddings `[batch, segments, tokens, width]` for representations `[batch, segments, dim]`.
@@ -163,4 +164,4 @@ class SoftPrompt(Head):
         Raises:
             ValueError: If the representation's width is not the config's.
         """
-        return self.raw(representation)[0].unflatten(-1, (self.tokens, -1))
+        return self.mlp_outputs(representation)[0].unflatten(-1, (self.tokens, -1))

@@ -40,9 +40,9 @@ def singular_start(layer: nn.Module, config: RecLoraConfig) -> tuple[Tensor, Ten
         ValueError: If W has fewer singular values than metas * r, or more than half of them are zero.
     """
     with torch.no_grad():
-        kept = layer.weight
+        parameter = layer.weight
         weight = dequantize_module_weight(layer).detach()
-        layer.weight = kept  # on a CPU, PEFT puts an 8-bit weight in its place that has lost its scales
+        layer.weight = parameter  # on a CPU, PEFT puts an 8-bit weight in its place that has lost its scales
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         count = config.metas * config.r
         if count > min(weight.shape):
@@ -62,20 +62,21 @@ def _triplets(weight: Tensor, count: int, config: RecLoraConfig) -> tuple[Tensor
     if config.svd_cache is None:
         return _decompose(weight, count, config.init)
     data = weight.cpu().contiguous()
-    made_of = hashlib.sha256(f"{config.init} {count} {FLOOR} {data.dtype} {list(data.shape)}".encode())
-    made_of.update(data.numpy().data)
-    path = Path(config.svd_cache) / f"{made_of.hexdigest()[:32]}.safetensors"
+    digest = hashlib.sha256(f"{config.init} {count} {FLOOR} {data.dtype} {list(data.shape)}".encode())
+    digest.update(data.numpy().data)
+    path = Path(config.svd_cache) / f"{digest.hexdigest()[:32]}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         u, s, v = (part.cpu().contiguous() for part in _decompose(weight, count, config.init))
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         save_file({"u": u, "s": s, "v": v}, temporary)
         temporary.replace(path)
-    kept = load_file(path)
-    return kept["u"], kept["s"], kept["v"]
+    triplets = load_file(path)
+    return triplets["u"], triplets["s"], triplets["v"]
 
 
 def _decompose(weight: Tensor, count: int, init: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The triplets that a start takes of a weight `[d_out, d_in]`, as `_triplets` returns them."""
     u, s, v = torch.linalg.svd(weight, full_matrices=False)
     median = s.median()
     if not median > s[0] * max(weight.shape) * torch.finfo(s.dtype).eps:  # zero but for rounding
@@ -84,11 +85,11 @@ def _decompose(weight: Tensor, count: int, init: str) -> tuple[Tensor, Tensor, T
             f"{list(weight.shape)} are zero; set init='gaussian'"
         )
     if init == "pissa":
-        chosen = torch.arange(count)
+        index = torch.arange(count)
     elif init == "milora":
-        chosen = torch.arange(len(s) - count, len(s))
+        index = torch.arange(len(s) - count, len(s))
     else:
         # A draw of its own: the same triplets whether they are cached or not, in every process.
-        chosen = torch.randperm(len(s), generator=torch.Generator().manual_seed(0))[:count]
-    chosen = chosen.to(s.device)
-    return u[:, chosen], s[chosen].clamp_min(FLOOR * median), v[chosen]
+        index = torch.randperm(len(s), generator=torch.Generator().manual_seed(0))[:count]
+    index = index.to(s.device)
+    return u[:, index], s[index].clamp_min(FLOOR * median), v[index]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from recllm.reclora.config import RecLoraConfig
 from recllm.reclora.init import singular_start
-from recllm.reclora.mixture import MISSING, OpenGates, mix, plain, uniform
+from recllm.reclora.mixture import MISSING, CurrentGates, mix, plain_lora, uniform_weights
 
 
 class RecLoraLinear(nn.Module, BaseTunerLayer):
@@ -25,7 +25,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
 
     Args:
         base_layer: The frozen layer (a quantized subclass of `nn.Linear` too).
-        open_gates: Holder of the weights of the forward in progress, shared by all layers of the model.
+        current_gates: Holder of the gates of the forward in progress, shared by all layers of the model.
         adapter_name: Name of the first adapter.
         config: Its configuration.
     """
@@ -34,7 +34,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
     other_param_names = ("reclora_A0", "reclora_B0", "gate_index", "configs")
 
     def __init__(
-        self, base_layer: nn.Linear, open_gates: OpenGates, adapter_name: str, config: RecLoraConfig
+        self, base_layer: nn.Linear, current_gates: CurrentGates, adapter_name: str, config: RecLoraConfig
     ) -> None:
         """Wraps the layer and adds the first adapter's weights."""
         super().__init__()
@@ -47,7 +47,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         self.reclora_B0 = BufferDict(persistent=True)
         self.gate_index: dict[str, int] = {}
         self.configs: dict[str, RecLoraConfig] = {}
-        self.open_gates = open_gates
+        self.current_gates = current_gates
         self.merged_adapters = []  # PEFT's default is one list for all layers
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
@@ -64,16 +64,20 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         """
         rank = config.metas * config.r
         self.configs[adapter_name] = config
-        a, b = torch.empty(rank, self.in_features), torch.zeros(self.out_features, rank)
+        a = torch.empty(rank, self.in_features)
+        b = torch.zeros(self.out_features, rank)
         if config.init == "gaussian":
             nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+        elif config.init_weights:
+            a, b = singular_start(self.base_layer, config)
         else:
-            if config.init_weights:
-                a, b = singular_start(self.base_layer, config)
-            else:
-                a, b = a.fill_(torch.nan), b.fill_(torch.nan)
-            self.reclora_A0[adapter_name], self.reclora_B0[adapter_name] = a.clone(), b.clone()
-        self.reclora_A[adapter_name], self.reclora_B[adapter_name] = nn.Parameter(a), nn.Parameter(b)
+            a.fill_(torch.nan)
+            b.fill_(torch.nan)
+        if config.init != "gaussian":
+            self.reclora_A0[adapter_name] = a.clone()
+            self.reclora_B0[adapter_name] = b.clone()
+        self.reclora_A[adapter_name] = nn.Parameter(a)
+        self.reclora_B[adapter_name] = nn.Parameter(b)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -98,25 +102,28 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
             return base
         result = base
         for name in self.active_adapters:
-            if name not in self.reclora_A:  # another adapter may target other modules
-                continue
-            a, b, config = self.reclora_A[name], self.reclora_B[name], self.configs[name]
-            own = self._cast_input_dtype(x, a.dtype)
-            weights = None
-            if config.gated:
-                if self.open_gates.current is None:
-                    raise ValueError(MISSING)
-                weights = self.open_gates.current.of(name, self.gate_index[name], x)
-            update = F.linear(mix(F.linear(own, a), weights, config), b)
-            if name in self.reclora_A0:
-                # Apart from the above, not joined with it in one product: where A and B are still the start,
-                # the same sums cancel to the bit; and A0 and B0 get no gradient that nobody wants.
-                start = mix(F.linear(own, self.reclora_A0[name]), weights, config)
-                update = update - F.linear(start, self.reclora_B0[name])
-            result = result + update
+            if name in self.reclora_A:  # another adapter may target other modules
+                result = result + self._update(name, x)
         return result.to(base.dtype)
 
-    def plain(self, adapter_name: str, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _update(self, name: str, x: Tensor) -> Tensor:
+        """What one adapter adds to W x, `[batch, seq, d_out]` in the adapter's dtype; `x` as in `forward`."""
+        config = self.configs[name]
+        weights = None
+        if config.gated:
+            if self.current_gates.state is None:
+                raise ValueError(MISSING)
+            weights = self.current_gates.state.layer_weights(name, self.gate_index[name], x)
+        x = self._cast_input_dtype(x, self.reclora_A[name].dtype)
+        update = F.linear(mix(F.linear(x, self.reclora_A[name]), weights, config), self.reclora_B[name])
+        if name not in self.reclora_A0:
+            return update
+        # Apart from the above, not joined with it in one product: where A and B are still the start, the same
+        # sums cancel to the bit; and A0 and B0 get no gradient that nobody wants.
+        start = F.linear(mix(F.linear(x, self.reclora_A0[name]), weights, config), self.reclora_B0[name])
+        return update - start
+
+    def plain_lora(self, adapter_name: str, weights: Tensor) -> tuple[Tensor, Tensor]:
         """A `[rank, d_in]` and B `[d_out, rank]` of the plain LoRA, of scale 1, that it is for one gate.
 
         Args:
@@ -124,10 +131,10 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
             weights: What `weigh` or `uniform` returned, without batch and segment axes.
         """
         config = self.configs[adapter_name]
-        a, b = plain(self.reclora_A[adapter_name], self.reclora_B[adapter_name], weights, config)
+        a, b = plain_lora(self.reclora_A[adapter_name], self.reclora_B[adapter_name], weights, config)
         if adapter_name not in self.reclora_A0:
             return a, b
-        a0, b0 = plain(self.reclora_A0[adapter_name], self.reclora_B0[adapter_name], weights, config)
+        a0, b0 = plain_lora(self.reclora_A0[adapter_name], self.reclora_B0[adapter_name], weights, config)
         return torch.cat([a, a0]), torch.cat([b, -b0], 1)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
@@ -143,7 +150,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
                 "cannot be merged; recllm.reclora.export_user(model, representation, directory) writes one "
                 "user's as a plain LoRA"
             )
-        a, b = self.plain(adapter_name, uniform(config, self.reclora_B[adapter_name]))
+        a, b = self.plain_lora(adapter_name, uniform_weights(config, self.reclora_B[adapter_name]))
         return b @ a
 
     @torch.no_grad()
@@ -153,8 +160,10 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: If an adapter has a gate, W is quantized, or (`safe_merge`) the sum is not finite.
         """
-        names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.reclora_A]
-        deltas = {name: self.get_delta_weight(name) for name in names}
+        deltas = {}  # all of them before any is added, so that an error leaves W as it was
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name in self.reclora_A:
+                deltas[name] = self.get_delta_weight(name)
         for name, delta in deltas.items():
             weight = self.base_layer.weight
             if not weight.is_floating_point() or weight.shape != delta.shape:

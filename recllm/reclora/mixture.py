@@ -38,7 +38,7 @@ def weigh(gate: Tensor, config: RecLoraConfig) -> Tensor:
     return gate * (math.sqrt(config.scale) if config.mixture == "factor" else config.scale)
 
 
-def uniform(config: RecLoraConfig, like: Tensor) -> Tensor:
+def uniform_weights(config: RecLoraConfig, like: Tensor) -> Tensor:
     """The weights of a gate that is uniform: alpha = 1 / N_m, or G = I."""
     if config.mixture == "core":
         return weigh(torch.eye(config.r).to(like), config)
@@ -65,17 +65,17 @@ def mix(hidden: Tensor, weights: Tensor | None, config: RecLoraConfig) -> Tensor
             return torch.bmm(hidden, maps[:, 0])
         return (hidden[..., None, :] @ maps)[..., 0, :]
     if config.mixture == "factor":
-        each = hidden.unflatten(-1, (config.num_meta, config.r))
+        hidden_k = hidden.unflatten(-1, (config.num_meta, config.r))
         if weights is None:
-            mean = each.mean(-2) * (config.scale / config.num_meta)
+            mean = hidden_k.mean(-2) * (config.scale / config.num_meta)
             return mean.repeat(*(1 for _ in mean.shape[:-1]), config.num_meta)
         alpha = weights.to(hidden.dtype)[..., None]
-        return (alpha * (alpha * each).sum(-2, keepdim=True)).flatten(-2)
+        return (alpha * (alpha * hidden_k).sum(-2, keepdim=True)).flatten(-2)
     assert weights is not None
     return hidden * weights.to(hidden.dtype)
 
 
-def plain(a: Tensor, b: Tensor, weights: Tensor, config: RecLoraConfig) -> tuple[Tensor, Tensor]:
+def plain_lora(a: Tensor, b: Tensor, weights: Tensor, config: RecLoraConfig) -> tuple[Tensor, Tensor]:
     """A and B of the plain LoRA, of scale 1, that the mixture is for one gate.
 
     Args:
@@ -92,13 +92,14 @@ def plain(a: Tensor, b: Tensor, weights: Tensor, config: RecLoraConfig) -> tuple
         return a, b * weights
     if config.mixture == "core":
         return a, b @ weights
-    every = a.unflatten(0, (config.num_meta, config.r)), b.unflatten(1, (config.num_meta, config.r))
-    return torch.einsum("n,nri->ri", weights, every[0]), torch.einsum("n,onr->or", weights, every[1])
+    a_k = a.unflatten(0, (config.num_meta, config.r))
+    b_k = b.unflatten(1, (config.num_meta, config.r))
+    return torch.einsum("n,nri->ri", weights, a_k), torch.einsum("n,onr->or", weights, b_k)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What the layers, and the soft prompt, need of one forward.
+class GateState:
+    """What the representations of one forward became: all that the layers and the soft prompt need of them.
 
     Attributes:
         weights: Adapter name -> `[num_gates, batch, segments, ...]`, what `weigh` returned.
@@ -114,8 +115,8 @@ class Opened:
     segments: Tensor | None
     scored: tuple[Tensor, Tensor] | None = None
 
-    def at_head(self, length: int, added: int) -> Opened:
-        """What the LM head needs, if it is a target module: it comes behind the choice of what is scored.
+    def at_head(self, length: int, added: int) -> GateState:
+        """What the LM head needs, if it is a target module: it comes after the choice of what is scored.
 
         Args:
             length: Tokens of a row that it is given, its last ones.
@@ -126,10 +127,10 @@ class Opened:
             return replace(self, segments=None if segments is None else segments[:, -length:])
         rows, positions = self.scored
         segment = torch.zeros_like(rows) if segments is None else segments[rows, positions]
-        weights = {name: every[:, rows, segment][:, :, None] for name, every in self.weights.items()}
+        weights = {name: of_all[:, rows, segment][:, :, None] for name, of_all in self.weights.items()}
         return replace(self, weights=weights, segments=None, scored=None)
 
-    def of(self, adapter_name: str, gate: int, x: Tensor) -> Tensor:
+    def layer_weights(self, adapter_name: str, gate: int, x: Tensor) -> Tensor:
         """Returns the weights for a layer's input.
 
         Args:
@@ -160,8 +161,8 @@ class Opened:
         return flat.gather(1, index).unflatten(2, weights.shape[2:])
 
 
-class OpenGates:
-    """The weights of the forward in progress; one object that a model and all its RecLoRA layers share.
+class CurrentGates:
+    """Holds the gates of the forward in progress; one object that a model and all its RecLoRA layers share.
 
     It is empty outside of a forward, so that a call that brings no representation meets no weights of an
     earlier one. What a checkpointed layer needs when it is recomputed in the backward is held by
@@ -169,14 +170,15 @@ class OpenGates:
     """
 
     def __init__(self) -> None:
-        """Starts with nothing open."""
-        self.current: Opened | None = None
+        """Starts empty."""
+        self.state: GateState | None = None
 
     @contextmanager
-    def opened(self, weights: Opened | None) -> Iterator[None]:
-        """Makes `weights` the current ones within the context."""
-        before, self.current = self.current, weights
+    def use(self, state: GateState | None) -> Iterator[None]:
+        """Makes `state` the current one within the context."""
+        before = self.state
+        self.state = state
         try:
             yield
         finally:
-            self.current = before
+            self.state = before

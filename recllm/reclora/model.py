@@ -15,26 +15,26 @@ from torch import Tensor, nn
 from recllm.reclora.config import RecLoraConfig
 from recllm.reclora.heads import Gate, Head, SoftPrompt
 from recllm.reclora.layer import RecLoraLinear
-from recllm.reclora.mixture import MISSING, Opened, OpenGates, weigh
-from recllm.reclora.prompt import cut, put_before
+from recllm.reclora.mixture import MISSING, CurrentGates, GateState, weigh
+from recllm.reclora.prompt import prepend_tokens, remove_tokens
 
 
 class GatedCheckpoint:
     """A gradient-checkpointing function that recomputes a layer with the weights of its own forward.
 
-    The recomputation happens in the backward, when the forward is over and its weights are closed, or another
-    forward's are open; so they are kept with the checkpoint, as the layer's other inputs are.
+    The recomputation happens in the backward, when the forward is over and its weights are gone, or another
+    forward's are current; so they are kept with the checkpoint, as the layer's other inputs are.
 
     Args:
         checkpoint: The function that transformers installed (`torch.utils.checkpoint.checkpoint` with its
             options).
-        open_gates: The model's holder.
+        current_gates: The model's holder.
     """
 
-    def __init__(self, checkpoint: Callable[..., Any], open_gates: OpenGates) -> None:
+    def __init__(self, checkpoint: Callable[..., Any], current_gates: CurrentGates) -> None:
         """Keeps both."""
         self.checkpoint = checkpoint
-        self.open_gates = open_gates
+        self.current_gates = current_gates
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Checkpoints `function(*args)`.
@@ -43,15 +43,16 @@ class GatedCheckpoint:
             ValueError: With reentrant checkpointing, whose backward would walk the shared gate's graph once
                 a layer.
         """
-        weights, grad = self.open_gates.current, torch.is_grad_enabled()
+        state = self.current_gates.state
+        had_grad = torch.is_grad_enabled()
 
         def run(*run_args: Any, **run_kwargs: Any) -> Any:
-            if weights is not None and grad and not torch.is_grad_enabled():
+            if state is not None and had_grad and not torch.is_grad_enabled():
                 raise ValueError(
                     "RecLoRA needs non-reentrant gradient checkpointing, got use_reentrant=True; call "
                     "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False})"
                 )
-            with self.open_gates.opened(weights):
+            with self.current_gates.use(state):
                 return function(*run_args, **run_kwargs)
 
         return self.checkpoint(run, *args, **kwargs)
@@ -79,10 +80,10 @@ class RecLoraModel(BaseTuner):
     def _pre_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
         self.reclora_gate = nn.ModuleDict()
         self.reclora_prompt = nn.ModuleDict()
-        self._open_gates = OpenGates()
-        self._opener: nn.Module | None = None
+        self._current_gates = CurrentGates()
+        self._outermost: nn.Module | None = None  # the module whose forward brought the representation
         self._enabled = True
-        self._put_before = 0
+        self._num_prepended = 0
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         # PEFT itself only complains when none of the names is found. A string is a regular expression.
@@ -114,11 +115,11 @@ class RecLoraModel(BaseTuner):
         if isinstance(target, RecLoraLinear):
             target.update_layer(adapter_name, peft_config)
         elif isinstance(target, nn.Linear):
-            layer = RecLoraLinear(target, self._open_gates, adapter_name, peft_config)
+            layer = RecLoraLinear(target, self._current_gates, adapter_name, peft_config)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)  # a further adapter trains only once it is set active
             if target is getattr(self.model, "get_output_embeddings", lambda: None)():
-                layer.register_forward_pre_hook(self._open_top)
+                layer.register_forward_pre_hook(self._enter_head)
             self._replace_module(parent, target_name, layer, target)
         else:
             raise ValueError(
@@ -162,10 +163,10 @@ class RecLoraModel(BaseTuner):
         backbone = getattr(model, "base_model", model)
         self._handles = []
         for module in {id(m): m for m in (model, backbone)}.values():
-            self._handles.append(module.register_forward_pre_hook(self._open, with_kwargs=True))
-            self._handles.append(module.register_forward_hook(self._close, always_call=True))
-        self._handles.append(backbone.register_forward_pre_hook(self._put_prompt, with_kwargs=True))
-        self._handles.append(backbone.register_forward_hook(self._cut_prompt))
+            self._handles.append(module.register_forward_pre_hook(self._set_gates, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._clear_gates, always_call=True))
+        self._handles.append(backbone.register_forward_pre_hook(self._prepend_prompt, with_kwargs=True))
+        self._handles.append(backbone.register_forward_hook(self._remove_prompt))
         if hasattr(model, "prepare_inputs_for_generation"):
             # `generate` refuses arguments that this function does not name.
             vars(model)["prepare_inputs_for_generation"] = self._prepare_inputs_for_generation
@@ -173,10 +174,11 @@ class RecLoraModel(BaseTuner):
             module for module in model.modules() if hasattr(module, "gradient_checkpointing")
         ]
 
-    def _open(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        representation, segments, scored = (
-            kwargs.pop(name, None) for name in ("representation", "segments", "scored")
-        )
+    def _set_gates(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Takes the tuner's own arguments off a forward, and makes what they give current."""
+        representation = kwargs.pop("representation", None)
+        segments = kwargs.pop("segments", None)
+        scored = kwargs.pop("scored", None)
         if representation is None:
             if segments is not None:
                 raise ValueError(
@@ -186,17 +188,17 @@ class RecLoraModel(BaseTuner):
         for layer in self._checkpointed:
             function = vars(layer).get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, GatedCheckpoint):
-                vars(layer)["_gradient_checkpointing_func"] = GatedCheckpoint(function, self._open_gates)
-        self._open_gates.current = self._opened(representation, segments, scored)
-        self._opener = module
+                vars(layer)["_gradient_checkpointing_func"] = GatedCheckpoint(function, self._current_gates)
+        self._current_gates.state = self._gate_state(representation, segments, scored)
+        self._outermost = module
         return args, kwargs
 
-    def _opened(
+    def _gate_state(
         self,
         representation: Tensor,
         segments: Tensor | None = None,
         scored: tuple[Tensor, Tensor] | None = None,
-    ) -> Opened:
+    ) -> GateState:
         """What the active gates and soft prompts make of representations."""
         if representation.dim() != (2 if segments is None else 3):
             raise ValueError(
@@ -204,44 +206,47 @@ class RecLoraModel(BaseTuner):
                 f"{'without' if segments is None else 'with'} segments; "
                 "wanted [batch, dim], or [batch, segments, dim] and segments [batch, seq]"
             )
-        every = representation[:, None] if segments is None else representation
-        gates, prompts = (
-            {name: heads[name](every) for name in self.active_adapters if name in heads}
-            for heads in (self.reclora_gate, self.reclora_prompt)
-        )
-        return Opened(
-            {name: weigh(gate, self._config(name)) for name, gate in gates.items()},
-            torch.cat(list(prompts.values()), 2) if prompts else None,
-            segments,
-            scored,
-        )
+        by_segment = representation[:, None] if segments is None else representation
+        weights = {}
+        prompts = []
+        for name in self.active_adapters:
+            if name in self.reclora_gate:
+                weights[name] = weigh(self.reclora_gate[name](by_segment), self._config(name))
+            if name in self.reclora_prompt:
+                prompts.append(self.reclora_prompt[name](by_segment))
+        return GateState(weights, torch.cat(prompts, 2) if prompts else None, segments, scored)
 
-    def _close(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if module is self._opener:
-            self._open_gates.current = self._opener = None
+    def _clear_gates(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Forgets the gates when the forward that brought them is over."""
+        if module is self._outermost:
+            self._current_gates.state = None
+            self._outermost = None
 
-    def _open_top(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        opened = self._open_gates.current
-        if opened is not None:  # nothing comes behind the head
-            self._open_gates.current = opened.at_head(args[0].shape[1], self._put_before)
+    def _enter_head(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Brings the gates into the form that the LM head needs; no module comes behind it."""
+        state = self._current_gates.state
+        if state is not None:
+            self._current_gates.state = state.at_head(args[0].shape[1], self._num_prepended)
 
-    def _put_prompt(
+    def _prepend_prompt(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        self._put_before = 0
+        """Puts the soft prompts of the active adapters before the inputs of the backbone."""
+        self._num_prepended = 0
         if not self._enabled or not any(name in self.reclora_prompt for name in self.active_adapters):
             return args, kwargs
-        opened = self._open_gates.current
-        if opened is None or opened.prompts is None:
+        state = self._current_gates.state
+        if state is None or state.prompts is None:
             raise ValueError(MISSING)
         inputs = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
         embed = self.model.get_input_embeddings()
-        inputs, segments, self._put_before = put_before(inputs, opened.prompts, opened.segments, embed)
-        self._open_gates.current = replace(opened, segments=segments)
+        inputs, segments, self._num_prepended = prepend_tokens(inputs, state.prompts, state.segments, embed)
+        self._current_gates.state = replace(state, segments=segments)
         return (), inputs
 
-    def _cut_prompt(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return cut(output, self._put_before) if self._put_before else output
+    def _remove_prompt(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Takes them off the backbone's output again."""
+        return remove_tokens(output, self._num_prepended) if self._num_prepended else output
 
     def _prepare_inputs_for_generation(
         self,
@@ -252,7 +257,8 @@ class RecLoraModel(BaseTuner):
     ) -> dict[str, Any]:
         prepare = type(self.model).prepare_inputs_for_generation
         inputs = prepare(self.model, input_ids, inputs_embeds=inputs_embeds, **kwargs)
-        return inputs | {"representation": representation}
+        inputs["representation"] = representation
+        return inputs
 
     def _config(self, adapter_name: str) -> RecLoraConfig:
         return cast(RecLoraConfig, self.peft_config[adapter_name])
@@ -276,7 +282,7 @@ class RecLoraModel(BaseTuner):
         Returns:
             `[batch, vocabulary]`.
         """
-        with self._open_gates.opened(self._opened(representation)):
+        with self._current_gates.use(self._gate_state(representation)):
             logits: Tensor = self.model.get_output_embeddings()(states[:, None])
         return logits[:, 0]
 

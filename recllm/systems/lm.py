@@ -15,7 +15,7 @@ from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.config import LmConfig
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
-from recllm.lm.probe import layout_of, windows
+from recllm.lm.probe import attention_windows, find_layout
 from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
 from recllm.pipeline.finished import Finished
 from recllm.retrieval.stored import Retrieval
@@ -52,9 +52,9 @@ class Lm:
         model, tokenizer = causal_lm(config.lm.model, stage)
         pieces = build_pieces(config, log, tokenizer)
         context = context_length(config.lm.model, model.config)
-        layout = layout_of(model, context)
+        layout = find_layout(model, context)
         if layout == SEPARATE:
-            window = min(windows(model.config), default=context)
+            window = min(attention_windows(model.config), default=context)
             mend = f"; lm.model.context={window} would mend it" if window < context else ""
             say(
                 f"{config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
-from recllm.lm.adapters import load_adapter, needs, selected
-from recllm.lm.forgetting import BLOCKS, at_mean_gate, held_out, text_loss, update_size
+from recllm.lm.adapters import adapter_folder, adapter_inputs, load_adapter
+from recllm.lm.forgetting import BLOCKS, fix_gate_at_mean, held_out_text, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.predict import Scores, answer_scores, answer_states, candidate_scores, title_choices
 from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
@@ -32,7 +32,7 @@ Asked = TypeVar("Asked", YesNoPrompts, NextTitleLists, YesNoCandidates)
 
 def told(task: Asked) -> Asked:
     """The task; where the context cuts prompts, it is said how many."""
-    if cut := task.cut():
+    if cut := task.count_cut():
         say(f"{cut:,} prompts are longer than {task.prompts.max_length} tokens and lose their oldest events")
     return task
 
@@ -107,13 +107,13 @@ class LmSystems:
         """What tuning changed in the LM; of role `lm` what it was before, of a soft prompt nothing.
 
         Returns:
-            `text_loss` on held-out text (`recllm.lm.forgetting.held_out`), nats a token; of an adapter also
-            `forgotten`, by how much it is more than the untuned LM's, and `update_size`. An adapter with a
-            gate is taken at the gate's mean over the validation rows of its stage 2.
+            `text_loss` on held-out text (`recllm.lm.forgetting.held_out_text`), nats a token; of an adapter
+            also `forgotten`, by how much it is more than the untuned LM's, and `update_size`. An adapter with
+            a gate is taken at the gate's mean over the validation rows of its stage 2.
         """
         run, rows = self.run, ""
         if role != "lm":
-            reads, virtual = needs(self._stage(role).folder / adapter)
+            reads, virtual = adapter_inputs(self._stage(role).folder / adapter)
             if virtual:
                 return {}  # no LoRA is the same for every row
             rows = self._stage(role).config.stage2.fit.valid_rows if reads else ""
@@ -121,10 +121,10 @@ class LmSystems:
 
         def compute() -> NDArray[Any]:
             lm, model, crm, _ = self._open(role, adapter)
-            text = held_out(self.log, lm.prompts.pieces, history, block)
+            text = held_out_text(self.log, lm.prompts.pieces, history, block)
             if crm is not None:
                 self.opened = None  # the gated adapter is taken off
-                model = at_mean_gate(model, crm.representations(self.log.rows("valid", rows)))
+                model = fix_gate_at_mean(model, crm.representations(self.log.rows("valid", rows)))
             found = {"text_loss": text_loss(model, *text)}
             found |= update_size(model) if role != "lm" else {}
             return np.array([tuple(found.values())], [(name, np.float64) for name in found])
@@ -170,8 +170,8 @@ class LmSystems:
             return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
         stage = self._stage(role)
         compatibility.check_same_prompts(stage, self.run.config)
-        saved = selected(stage.folder, adapter)
-        reads, virtual = needs(saved)
+        saved = adapter_folder(stage.folder, adapter)
+        reads, virtual = adapter_inputs(saved)
         lm = Lm.open(self.run.config, self.run.parents[Role.LM], self.log, self.retrieval, virtual)
         model = load_adapter(lm.model, saved).eval().to(device)
         retrieved = compatibility.retrieves(stage)

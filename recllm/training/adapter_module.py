@@ -29,7 +29,8 @@ class AdapterModule(lightning.LightningModule):
         self.model = model
         self.rows_of_step: list[int] = []
         self.sharded = False
-        self.hr, self.ndcg = MeanMetric(), MeanMetric()
+        self.hr = MeanMetric()
+        self.ndcg = MeanMetric()
 
     def configure_model(self) -> None:
         """Shard the frozen LM, where the strategy says so."""
@@ -47,11 +48,11 @@ class AdapterModule(lightning.LightningModule):
         return logps
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Stop before a gradient that is no number reaches the weights."""
+        """Stop before a gradient that is not finite reaches the weights."""
         if self.trainer.precision == "16-mixed":
             return  # its scaler meets such gradients by design, skips the step and lowers the scale
-        grads = [value.grad for value in self.parameters() if value.grad is not None]
-        if grads and not torch.stack([grad.isfinite().all() for grad in grads]).all():
+        is_finite = [value.grad.isfinite().all() for value in self.parameters() if value.grad is not None]
+        if is_finite and not torch.stack(is_finite).all():
             raise StageError(broken("a gradient", self.trainer.global_step, self.rows_of_step))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -70,6 +71,7 @@ class AdapterModule(lightning.LightningModule):
         return False
 
     def _trainable(self) -> set[str]:
+        """Names of the weights that train."""
         return {name for name, value in self.named_parameters() if value.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -79,7 +81,8 @@ class AdapterModule(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not hold exactly what trains."""
-        if differing := self._trainable() ^ set(checkpoint["state_dict"]):
+        differing = self._trainable() ^ set(checkpoint["state_dict"])
+        if differing:
             raise StageError(
                 f"the checkpoint differs from this model in {min(differing)}; remove the stage's checkpoints "
                 "and run make again"

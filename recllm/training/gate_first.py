@@ -41,26 +41,31 @@ def train_gate(
     Returns:
         Mean loss over the last tenth of the steps, nats.
     """
-    device = next(model.parameters()).device
-    read = torch.from_numpy(states).to(device)
     assert task.representation is not None  # a gate reads one
-    representation, label = task.representation.to(device), task.label.to(device)
+    device = next(model.parameters()).device
+    head_inputs = torch.from_numpy(states).to(device)
+    representation = task.representation.to(device)
+    label = task.label.to(device)
+
     steps, _ = plan_steps(len(task), fit.batch_size, passes, 1)
     order = Stream(len(task), fit.batch_size, seed)
-    made = optimizer(model, fit, steps)
-    trained = [value for group in made["optimizer"].param_groups for value in group["params"]]
+    optimizers = optimizer(model, fit, steps)
+    adam = optimizers["optimizer"]
+    scheduler = optimizers["lr_scheduler"]["scheduler"]
+    parameters = [value for group in adam.param_groups for value in group["params"]]
+
     model.train()
     losses = []
     for step in range(steps):
         rows = torch.from_numpy(order.indices(step, 0, 1)).to(device)
-        logits = model.base_model.head_logits(read[rows], representation[rows])
+        logits = model.base_model.head_logits(head_inputs[rows], representation[rows])
         loss = answer_loss(logits, label[rows], *answers)
         loss.backward()
         if fit.clip:
-            torch.nn.utils.clip_grad_norm_(trained, fit.clip)
-        made["optimizer"].step()
-        made["lr_scheduler"]["scheduler"].step()
-        made["optimizer"].zero_grad()
+            torch.nn.utils.clip_grad_norm_(parameters, fit.clip)
+        adam.step()
+        scheduler.step()
+        adam.zero_grad()
         losses.append(float(loss.detach()))
     last = losses[-max(1, steps // 10) :]
     return sum(last) / len(last)

@@ -18,23 +18,26 @@ def device_of(trainer: TrainerConfig) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
-def as_in_training(model: torch.nn.Module, precision: str) -> AbstractContextManager[Any]:
-    """A context in which a model computes as Lightning lets it under this precision.
+def training_precision(model: torch.nn.Module, precision: str) -> AbstractContextManager[Any]:
+    """A context in which a model computes as it does when Lightning trains it.
 
-    Weights that train in 16 bits are turned to them at once, as `fit` would.
+    Args:
+        model: the model, on its device. Of a `-true` precision its weights are converted at once, as `fit`
+            would.
+        precision: Lightning's name: `32-true`, `bf16-mixed`, `bf16-true`, `16-mixed`, `16-true`.
     """
-    kinds = {"bf16": torch.bfloat16, "16": torch.float16}
+    dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
     bits, _, kind = precision.partition("-")
-    if bits not in kinds:
+    if bits not in dtypes:
+        return nullcontext()
+    if kind == "true":
+        model.to(dtypes[bits])
         return nullcontext()
     device = next(model.parameters()).device
-    if kind == "true":
-        model.to(kinds[bits])
-        return nullcontext()
-    return torch.autocast(device.type, kinds[bits])
+    return torch.autocast(device.type, dtypes[bits])
 
 
-def compiled(module: lightning.LightningModule, batch: Any) -> None:
+def compile_model(module: lightning.LightningModule, batch: Any) -> None:
     """Compiles `module.model` (torch.compile), or says why not and leaves it as it is.
 
     A compiler shows what it cannot do when it is used, so it is used here: on a batch of training, forward

@@ -39,14 +39,16 @@ class Pruning(Callback):
 
     def __init__(self, trial: Trial, monitor: str) -> None:
         """Report `monitor`; the n-th validation is the study's step n - 1."""
-        self.trial, self.monitor, self.pruned = trial, monitor, False
+        self.trial = trial
+        self.monitor = monitor
+        self.pruned = False
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Report; a score that a resumed training computes again is the one that is known."""
+        """Report, but for a score that a resumed training computes again: the study has it."""
         assert isinstance(trainer.val_check_interval, int)  # steps; the last validation may come earlier
         step = math.ceil(trainer.global_step / trainer.val_check_interval) - 1
-        known = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
-        if step not in known:
+        reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
+        if step not in reported:
             self.trial.report(float(trainer.callback_metrics[self.monitor]), step)
         self.pruned = self.trial.should_prune()
         trainer.should_stop = trainer.should_stop or self.pruned
@@ -81,13 +83,13 @@ class Search:
         tune = run.config.tune
         fixed = copy.deepcopy(run.file.config)
         space = fixed.pop("tune")["space"]
-        now_set = {range_.key: _pop(fixed, range_.key) for range_ in tune.space}
+        configured = {range_.key: _pop(fixed, range_.key) for range_ in tune.space}
         name = digest([fixed, space, run.identities])[:8]
-        with _alone(run.folder):
+        with _lock(run.folder):
             storage = optuna.storages.RDBStorage(
                 f"sqlite:///{run.folder / DATABASE}", engine_kwargs={"connect_args": {"timeout": 60}}
             )
-            known = name in {study.study_name for study in optuna.get_all_study_summaries(storage)}
+            exists = name in {study.study_name for study in optuna.get_all_study_summaries(storage)}
             study = optuna.create_study(
                 storage=storage,
                 study_name=name,
@@ -95,13 +97,10 @@ class Search:
                 load_if_exists=True,
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=tune.random),
             )
-            if not known:
-                fit = {
-                    r.key: now_set[r.key] for r in tune.space if not r.choices or now_set[r.key] in r.choices
-                }
-                study.enqueue_trial(fit, user_attrs={"configured": fit == now_set})
-        done = sum(trial.state in ENDED for trial in study.get_trials(deepcopy=False))
-        say(f"study {name}: " + (f"{done} of {tune.trials} trials done" if known else "begins"))
+            if not exists:
+                _enqueue_configured(study, tune.space, configured)
+        num_ended = sum(trial.state in ENDED for trial in study.get_trials(deepcopy=False))
+        say(f"study {name}: " + (f"{num_ended} of {tune.trials} trials done" if exists else "begins"))
         return cls(run, study)
 
     def _folder(self, number: int) -> Path:
@@ -109,7 +108,7 @@ class Search:
 
     def claim(self) -> tuple[Trial, Run] | None:
         """A trial that nobody works at, and its run: an interrupted one, else a new one within the budget."""
-        with _alone(self.run.folder):
+        with _lock(self.run.folder):
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials:
                 if trial.state in ENDED:
@@ -130,10 +129,10 @@ class Search:
         self.study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=self.run.config.tune.random, seed=self.run.config.seed * 10_007 + trial.number
         )
-        drawn = {range_.key: _draw(trial, range_) for range_ in self.run.config.tune.space}
+        values = {range_.key: _draw(trial, range_) for range_ in self.run.config.tune.space}
         config = copy.deepcopy(self.run.file.config)
         del config["tune"]
-        for key, value in drawn.items():
+        for key, value in values.items():
             _set(config, key, value)
         folder = self._folder(trial.number)
         folder.mkdir(exist_ok=True)
@@ -148,18 +147,19 @@ class Search:
             self.study.tell(trial, state=TrialState.FAIL)  # a range that holds what cannot be configured
             raise
         run.config = dataclasses.replace(run.config, trainer=self.run.config.trainer)
-        say("" + ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in drawn.items()))
+        say(", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in values.items()))
         return trial, run
 
     @contextmanager
-    def told(self, trial: Trial, run: Run) -> Iterator[Pruning]:
+    def watch(self, trial: Trial, run: Run) -> Iterator[Pruning]:
         """Watch a trial's training, then tell the study how it ended, and remove what it wrote.
 
         A loss that is not finite fails the trial. What ends in another error, or is killed, stays as it is
         and goes on the next time.
         """
         pruning = Pruning(trial, self.monitor)
-        state, score = TrialState.FAIL, None
+        state = TrialState.FAIL
+        score = None
         try:
             yield pruning
             scores = best_scores(run, self.monitor)
@@ -168,14 +168,15 @@ class Search:
             if pruning.pruned:
                 state = TrialState.PRUNED
             else:
-                state, score = TrialState.COMPLETE, scores[self.monitor]
+                state = TrialState.COMPLETE
+                score = scores[self.monitor]
             say(f"{self.monitor} {scores[self.monitor]:.4f}" + (", cut short" if pruning.pruned else ""))
         except NotFinite as error:
             say(f"failed: {error}")
         except BaseException:
             run.close()
             raise
-        with _alone(self.run.folder):
+        with _lock(self.run.folder):
             self.study.tell(trial, score, state)
             run.close()
             shutil.rmtree(run.folder, ignore_errors=True)
@@ -198,8 +199,8 @@ class Search:
             say("no trial has a score")
             return
         best = max(scored, key=_value)
-        told = trials[0] in scored and trials[0].user_attrs["configured"]
-        first = f"; as configured before: {_value(trials[0]):.4f}" if told else ""
+        first_is_configured = trials[0] in scored and trials[0].user_attrs["configured"]
+        first = f"; as configured before: {_value(trials[0]):.4f}" if first_is_configured else ""
         text = (
             f"# {self.run.dataset}, {now()[:10]}, {commit()}: {self.monitor} {_value(best):.4f} at step "
             f"{best.user_attrs['step']:.0f}, trial {best.number} of {len(trials)}{first}.\n"
@@ -210,8 +211,18 @@ class Search:
         say(f"{text}  -> {path}")
 
 
+def _enqueue_configured(study: optuna.Study, space: list[Range], configured: dict[str, Any]) -> None:
+    """Make the configured values the first trial; those that are no choice of the space are drawn."""
+    values = {}
+    for range_ in space:
+        value = configured[range_.key]
+        if not range_.choices or value in range_.choices:
+            values[range_.key] = value
+    study.enqueue_trial(values, user_attrs={"configured": values == configured})
+
+
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> Iterator[None]:
     """Keep other processes of the same study waiting."""
     with (folder / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
@@ -235,6 +246,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _pop(nested: dict[str, Any], dotted: str) -> Any:
+    """Take a value out of nested sections by its dotted key."""
     *sections, last = dotted.split(".")
     for section in sections:
         nested = nested[section]
@@ -242,6 +254,7 @@ def _pop(nested: dict[str, Any], dotted: str) -> Any:
 
 
 def _set(nested: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a value in nested sections by its dotted key."""
     *sections, last = dotted.split(".")
     for section in sections:
         nested = nested[section]
@@ -251,14 +264,15 @@ def _set(nested: dict[str, Any], dotted: str, value: Any) -> None:
 def as_yaml(space: list[Range], values: Mapping[str, Any]) -> str:
     """Dotted keys and their values as the lines of a configuration file, each with its unit."""
     lines: list[str] = []
-    open_: list[str] = []
+    previous: list[str] = []
     for range_ in sorted(space, key=lambda range_: range_.key):
         *sections, last = range_.key.split(".")
         same = 0
-        while same < min(len(open_), len(sections)) and open_[same] == sections[same]:
+        while same < min(len(previous), len(sections)) and previous[same] == sections[same]:
             same += 1
-        lines += ["  " * depth + f"{sections[depth]}:" for depth in range(same, len(sections))]
-        open_ = sections
+        for depth in range(same, len(sections)):
+            lines.append("  " * depth + f"{sections[depth]}:")
+        previous = sections
         value = "  " * len(sections) + f"{last}: {_rounded(values[range_.key])}"
         lines.append(f"{value:<29} # {range_.unit}")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Sharding: of the frozen weights of an LM's layers each process holds its share only (FSDP2)."""
+"""Sharding: of the frozen weights of an LM's layers each process holds its own part only (FSDP2)."""
 
 from __future__ import annotations
 
@@ -37,20 +37,25 @@ def shard(module: nn.Module, lm: nn.Module, device: torch.device) -> str:
     Raises:
         ValueError: the LM does not say what its layers are.
     """
-    kinds = {name for part in lm.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    layers = [part for part in lm.modules() if type(part).__name__ in kinds]
+    layer_types: set[str] = set()
+    for part in lm.modules():
+        layer_types.update(getattr(part, "_no_split_modules", None) or ())
+    layers = [part for part in lm.modules() if type(part).__name__ in layer_types]
     if not layers:
         raise ValueError(
             f"trainer.strategy=sharded: {type(lm).__name__} names no layers (_no_split_modules); wanted "
             "trainer.strategy=ddp"
         )
-    world = torch.distributed.get_world_size()
-    mesh = init_device_mesh(device.type, (world,))
-    whole = sum(value.numel() for value in lm.parameters())
+    num_processes = torch.distributed.get_world_size()
+    mesh = init_device_mesh(device.type, (num_processes,))
+    num_weights = sum(value.numel() for value in lm.parameters())
     for layer in layers:
-        trains = {value for value in layer.parameters() if value.requires_grad}
-        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trains)
+        trainable = {value for value in layer.parameters() if value.requires_grad}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=trainable)
     sharded = {name: value for name, value in module.named_parameters() if isinstance(value, DTensor)}
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, list(sharded))
-    here = whole - sum(value.numel() - value.to_local().numel() for value in sharded.values())
-    return f"{len(layers)} layers sharded over {world} processes: {here:,} of {whole:,} weights lie here"
+    local = num_weights - sum(value.numel() - value.to_local().numel() for value in sharded.values())
+    return (
+        f"{len(layers)} layers sharded over {num_processes} processes: {local:,} of {num_weights:,} weights "
+        "lie here"
+    )

@@ -5,7 +5,7 @@ from torch import nn
 
 from bench.anchors import GeneratedLora
 from recllm.reclora import RecLoraConfig
-from recllm.reclora.mixture import plain, weigh
+from recllm.reclora.mixture import plain_lora, weigh
 
 
 def test_generated_weights_are_the_mixture_factor():
@@ -19,6 +19,6 @@ def test_generated_weights_are_the_mixture_factor():
     y = layer(x)
     for row in range(2):
         alpha = torch.softmax(layer.gate(layer.representation[row]) / 5, -1)
-        left, right = plain(a, b, weigh(alpha, config), config)
+        left, right = plain_lora(a, b, weigh(alpha, config), config)
         expected = layer.base(x[row]) + x[row] @ left.T @ right.T
         torch.testing.assert_close(y[row], expected, rtol=1e-5, atol=1e-6)

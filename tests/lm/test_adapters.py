@@ -1,88 +1,140 @@
-"""Adapters of every kind: at the LM's own output at first, trained, saved, loaded; AdaLoRA's loop."""
+"""Adapters of every kind keep the contract; AdaLoRA's loop; which adapter stands for which."""
 
 import copy
+import itertools
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from recllm.errors import ConfigError
 from recllm.lm import adalora
-from recllm.lm.adapters import add_adapter, load_adapter, needs, save_adapter, selected
+from recllm.lm.adapters import AdapterInputs, adapter_folder, add_adapter
 from recllm.lm.config import AdapterConfig
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.reclora import ModelCard
-
-KINDS = {
-    "lora": {"kind": "lora"},
-    "dora": {"kind": "dora"},
-    "rslora": {"kind": "rslora"},
-    "vera": {"kind": "vera"},
-    "adalora": {"kind": "adalora"},
-    "pissa": {"kind": "lora", "init": "pissa"},
-    "milora": {"kind": "lora", "init": "milora"},
-    "reclora": {"kind": "reclora", "num_meta": 2},
-    "factor": {"kind": "reclora", "num_meta": 2, "mixture": "factor", "gate": "module"},
-    "core": {"kind": "reclora", "mixture": "core"},
-    "uniform": {"kind": "reclora", "num_meta": 2, "gate_input": "none"},
-    "reclora-milora": {"kind": "reclora", "num_meta": 2, "init": "milora"},
-    "user": {"kind": "reclora", "num_meta": 2, "gate_input": "user"},
-}
+from tests.lm.contract import (
+    AdapterContract,
+    PersonalizedContract,
+    SoftPromptContract,
+    batch,
+    logits,
+    small,
+    train,
+)
 
 
-def batch():
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(3, 40, (4, 6), generator=generator)
-    return ids, torch.randn(4, 5, generator=generator)
+class TestLora(AdapterContract):
+    config = small(kind="lora")
 
 
-def logits(model, reads):
-    ids, representation = batch()
-    return model(ids, **({"representation": representation} if reads else {})).logits
+class TestDora(AdapterContract):
+    config = small(kind="dora")
+    start_tolerance = 1e-5  # lengths are divided out and multiplied in again
 
 
-def train(model, reads, steps, first=0):
-    """SGD as Lightning orders it: gradients live until the next step's."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    for step in range(first, first + steps):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(logits(model, reads)[:, -1], batch()[0][:, 0])
-        if adalora.is_adalora(model):
-            loss = loss + adalora.penalty(model)
-        loss.backward()
-        optimizer.step()
-        if adalora.is_adalora(model):
-            adalora.allocate(model, step + 1)
+class TestRslora(AdapterContract):
+    config = small(kind="rslora")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_starts_at_the_lm_trains_and_comes_back(tiny_lm, tmp_path, kind):
-    lm = copy.deepcopy(tiny_lm.model)
-    config = AdapterConfig(r=2, lora_alpha=4, **KINDS[kind])
-    expected = lm(batch()[0]).logits
-    model = add_adapter(lm, config, batch()[1] if config.reads else None, seed=0, steps=10)
-    assert {p.requires_grad for name, p in model.named_parameters() if "embed_tokens" in name} == {False}
-    torch.testing.assert_close(logits(model, config.reads), expected, rtol=1e-5, atol=1e-5)
-    train(model, config.reads, 10)
-    after = logits(model, config.reads)
-    assert (after - expected).abs().max() > 1e-5
-    save_adapter(model, tmp_path, ModelCard(base="tiny", data="the demo", metrics={"valid/auc": 0.75}))
-    page = (tmp_path / "README.md").read_text()
-    for line in ("| base model | tiny |", "| data | the demo |", "| valid/auc | 0.7500 |"):
-        assert line in page.splitlines()
-    assert needs(tmp_path) == (config.reads, 0)
-    loaded = load_adapter(copy.deepcopy(tiny_lm.model), tmp_path).eval()
-    assert torch.equal(logits(loaded, config.reads), after)
-    with model.disable_adapter():  # the LM underneath is what it was
-        assert torch.equal(logits(model, config.reads), expected)
+class TestVera(AdapterContract):
+    config = small(kind="vera")
 
 
-def test_what_a_soft_prompt_needs(tiny_lm, tmp_path):
-    config = AdapterConfig(r=2, gate_input="none", soft_prompt=3)
-    model = add_adapter(copy.deepcopy(tiny_lm.model), config, batch()[1], seed=0)
-    save_adapter(model, tmp_path, ModelCard(base="tiny"))
-    assert needs(tmp_path) == ("target", 3)
-    assert config.reads == "target"
+class TestAdalora(AdapterContract):
+    config = small(kind="adalora")
+
+
+class TestPissa(AdapterContract):
+    config = small(kind="lora", init="pissa")
+
+
+class TestMilora(AdapterContract):
+    config = small(kind="lora", init="milora")
+
+
+class TestRandomSvd(AdapterContract):
+    config = small(kind="lora", init="random-svd")
+
+
+class TestProduct(PersonalizedContract):
+    config = small(num_meta=2)
+
+
+class TestProductMilora(PersonalizedContract):
+    config = small(num_meta=2, init="milora")
+
+
+class TestProductPissa(PersonalizedContract):
+    config = small(num_meta=2, init="pissa")
+
+
+class TestProductRandomSvd(PersonalizedContract):
+    config = small(num_meta=2, init="random-svd")
+
+
+class TestFactor(PersonalizedContract):
+    config = small(num_meta=2, mixture="factor", gate="module")
+
+
+class TestFactorMilora(PersonalizedContract):
+    config = small(num_meta=2, mixture="factor", init="milora")
+
+
+class TestFactorPissa(PersonalizedContract):
+    config = small(num_meta=2, mixture="factor", init="pissa")
+
+
+class TestCore(PersonalizedContract):
+    config = small(mixture="core")
+
+
+class TestCoreMilora(PersonalizedContract):
+    config = small(mixture="core", init="milora")
+
+
+class TestCorePissa(PersonalizedContract):
+    config = small(mixture="core", init="pissa")
+
+
+class TestUserGate(PersonalizedContract):
+    config = small(num_meta=2, gate_input="user")
+    inputs = AdapterInputs("user", 0)
+
+
+class TestAdaptedHead(PersonalizedContract):
+    config = small(num_meta=2, target_modules=["q_proj", "lm_head"])
+    lr = 0.05
+
+
+class TestUniform(AdapterContract):
+    config = small(num_meta=2, gate_input="none")
+
+
+class TestSoftPrompt(SoftPromptContract):
+    config = small(num_meta=2, soft_prompt=2)
+    inputs = AdapterInputs("target", 2)
+
+
+class TestSoftPromptWithoutGate(SoftPromptContract):
+    config = small(gate_input="none", soft_prompt=3)
+    inputs = AdapterInputs("target", 3)
+
+
+def configurations(contract=AdapterContract):
+    """What is under contract in this file."""
+    for kind in contract.__subclasses__():
+        yield from configurations(kind)
+        if kind.__name__.startswith("Test"):
+            yield kind.config
+
+
+def test_every_kind_and_every_start_is_under_contract():
+    configs = list(configurations())
+    kinds = {"lora", "dora", "rslora", "vera", "adalora", "reclora"}
+    assert {config.kind for config in configs} == kinds
+    starts = {config.init for config in configs if config.kind == "lora"}
+    assert starts == {"gaussian", "milora", "pissa", "random-svd"}
+    wanted = set(itertools.product(("product", "factor", "core"), ("gaussian", "milora", "pissa")))
+    assert wanted <= {(config.mixture, config.init) for config in configs if config.kind == "reclora"}
 
 
 @pytest.mark.parametrize(
@@ -120,17 +172,17 @@ def test_adalora_prunes_to_its_budget(tiny_lm):
     model = adalora_model(tiny_lm)
     modules = sum("lora_E" in name for name, _ in model.named_parameters())
     train(model, False, 20)
-    kept = sum(int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name)
-    assert kept == 2 * modules < 3 * modules
+    num_directions = sum(int((p != 0).sum()) for name, p in model.named_parameters() if "lora_E" in name)
+    assert num_directions == 2 * modules < 3 * modules
 
 
 def test_adalora_resumed_equals_uninterrupted(tiny_lm):
     straight = adalora_model(tiny_lm)
     train(straight, False, 20)
-    broken = adalora_model(tiny_lm)
-    train(broken, False, 5)
-    state = copy.deepcopy(adalora.state(broken))
-    weights = {name: p.clone() for name, p in broken.named_parameters() if p.requires_grad}
+    interrupted = adalora_model(tiny_lm)
+    train(interrupted, False, 5)
+    state = copy.deepcopy(adalora.state(interrupted))
+    weights = {name: p.clone() for name, p in interrupted.named_parameters() if p.requires_grad}
     resumed = adalora_model(tiny_lm)
     resumed.load_state_dict(weights, strict=False)
     adalora.load_state(resumed, state)
@@ -140,7 +192,7 @@ def test_adalora_resumed_equals_uninterrupted(tiny_lm):
 
 def test_where_no_titles_were_learned_one_adapter_stands_for_both(tmp_path):
     (tmp_path / ADAPTER).mkdir()
-    assert selected(tmp_path, RANKING_ADAPTER) == tmp_path / ADAPTER
+    assert adapter_folder(tmp_path, RANKING_ADAPTER) == tmp_path / ADAPTER
     (tmp_path / RANKING_ADAPTER).mkdir()
-    assert selected(tmp_path, RANKING_ADAPTER) == tmp_path / RANKING_ADAPTER
-    assert selected(tmp_path, ADAPTER) == tmp_path / ADAPTER
+    assert adapter_folder(tmp_path, RANKING_ADAPTER) == tmp_path / RANKING_ADAPTER
+    assert adapter_folder(tmp_path, ADAPTER) == tmp_path / ADAPTER

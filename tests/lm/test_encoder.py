@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from recllm.lm.config import EncoderConfig, TinyConfig
-from recllm.lm.encoder import MASK, build_encoder, load_encoder, mask, with_mask
+from recllm.lm.encoder import MASK, add_mask_token, build_encoder, load_encoder, mask_tokens
 
 SMALL = TinyConfig(hidden=16, layers=2, heads=2, intermediate=24, context=64)
 
@@ -20,7 +20,7 @@ def tokenizer(tiny_lm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny_lm.tokenizer.save_pretrained(folder)
     again = type(tiny_lm.tokenizer).from_pretrained(folder)
-    return with_mask(again, SMALL.context)
+    return add_mask_token(again, SMALL.context)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_mask_by_hand():
     rng = SimpleNamespace(random=lambda size: next(draws), integers=lambda *_, **__: other)
     tokens = np.array([10, 11, 12, 13, 14, 15], np.int32)
     guessable = np.array([True, True, True, True, False, True])
-    read, chosen = mask(tokens, guessable, 0.3, 99, 100, rng)
+    read, chosen = mask_tokens(tokens, guessable, 0.3, 99, 100, rng)
     assert read.tolist() == [99, 71, 12, 13, 14, 15]
     assert chosen.tolist() == [True, True, True, False, False, False]
 
@@ -51,12 +51,12 @@ def test_masked_shares():
     count = 100_000
     tokens = np.random.default_rng(1).integers(50, size=count).astype(np.int32)
     guessable = np.arange(count) % 2 == 0
-    read, chosen = mask(tokens, guessable, 0.3, 99, 10_000, np.random.default_rng(0))
+    read, chosen = mask_tokens(tokens, guessable, 0.3, 99, 10_000, np.random.default_rng(0))
     assert not chosen[~guessable].any()
     assert (read[~chosen] == tokens[~chosen]).all()
     assert chosen.sum() == pytest.approx(15_000, abs=5 * np.sqrt(50_000 * 0.3 * 0.7))
-    hidden, kept = (read[chosen] == 99).mean(), (read[chosen] == tokens[chosen]).mean()
-    assert (hidden, kept) == (pytest.approx(0.8, abs=0.02), pytest.approx(0.1, abs=0.015))
+    hidden, unchanged = (read[chosen] == 99).mean(), (read[chosen] == tokens[chosen]).mean()
+    assert (hidden, unchanged) == (pytest.approx(0.8, abs=0.02), pytest.approx(0.1, abs=0.015))
 
 
 def test_the_tokenizer_is_the_lms_and_one_token_more(tiny_lm, tokenizer):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from recllm.eventlog.ids import SPLITS
 from recllm.lm.adapters import add_adapter
 from recllm.lm.config import AdapterConfig
-from recllm.lm.forgetting import at_mean_gate, held_out, text_loss, update_size
+from recllm.lm.forgetting import fix_gate_at_mean, held_out_text, text_loss, update_size
 from recllm.reclora.mixture import weigh
 
 STATIC = {
@@ -36,13 +36,13 @@ MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def test_the_text_tells_validation_events_and_no_others(demo_log, tiny_lm):
     log, pieces = demo_log, tiny_lm.pieces
-    ids, weights = held_out(log, pieces, 3, 64, count=10**6)
+    ids, weights = held_out_text(log, pieces, 3, 64, count=10**6)
     rows = np.flatnonzero(np.asarray(log.split) == SPLITS["valid"])
     assert not log.train_events()[rows].any()
     _, events = np.unique(log.user[rows], return_counts=True)
     documents = sum(math.ceil(count / 6) for count in events)  # of 6 events each, and EOS
-    told = pieces.lengths[pieces.item[log.item[rows]]] + pieces.lengths[pieces.rating[log.rating[rows]]]
-    assert weights.sum() == told.sum() + documents
+    lengths = pieces.lengths[pieces.item[log.item[rows]]] + pieces.lengths[pieces.rating[log.rating[rows]]]
+    assert weights.sum() == lengths.sum() + documents
     assert set(np.unique(weights)) == {0, 1}
     targets = np.bincount(ids[weights > 0], minlength=len(tiny_lm.tokenizer))
     wanted = np.zeros_like(targets)
@@ -54,7 +54,7 @@ def test_the_text_tells_validation_events_and_no_others(demo_log, tiny_lm):
 
 
 def test_of_much_text_the_same_blocks_are_drawn(demo_log, tiny_lm):
-    first, again = (held_out(demo_log, tiny_lm.pieces, 3, 64, count=5) for _ in range(2))
+    first, again = (held_out_text(demo_log, tiny_lm.pieces, 3, 64, count=5) for _ in range(2))
     assert first[0].shape == first[1].shape == (5, 64)
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -64,12 +64,12 @@ def test_of_much_text_the_same_blocks_are_drawn(demo_log, tiny_lm):
 def test_the_loss_of_an_lm_that_knows_nothing_is_that_of_a_guess(demo_log, tiny_lm):
     model = copy.deepcopy(tiny_lm.model)
     model.get_output_embeddings().weight.zero_()
-    found = text_loss(model, *held_out(demo_log, tiny_lm.pieces, 3, 64, count=5))
-    assert found == pytest.approx(math.log(model.config.vocab_size), rel=1e-6)
+    result = text_loss(model, *held_out_text(demo_log, tiny_lm.pieces, 3, 64, count=5))
+    assert result == pytest.approx(math.log(model.config.vocab_size), rel=1e-6)
 
 
 def test_the_loss_is_a_mean_over_tokens_that_count(demo_log, tiny_lm):
-    ids, weights = held_out(demo_log, tiny_lm.pieces, 3, 64, count=5)
+    ids, weights = held_out_text(demo_log, tiny_lm.pieces, 3, 64, count=5)
     losses = []
     for block, counts in zip(torch.from_numpy(ids).long(), weights, strict=True):
         logps = tiny_lm.model(block[None]).logits[0].double().log_softmax(-1)
@@ -117,7 +117,7 @@ def trained(tiny_lm, reads, **kind):
 @pytest.mark.parametrize("kind", STATIC)
 def test_every_kinds_update_is_what_merging_it_adds(tiny_lm, kind):
     model, _ = trained(tiny_lm, False, **STATIC[kind])
-    found = update_size(model)
+    result = update_size(model)
     merged = dict(model.merge_and_unload().named_parameters())
     moved, whole = dict.fromkeys(MODULES, 0.0), dict.fromkeys(MODULES, 0.0)
     for path, weight in tiny_lm.model.named_parameters():
@@ -126,8 +126,8 @@ def test_every_kinds_update_is_what_merging_it_adds(tiny_lm, kind):
             whole[module] += float(weight.double().square().sum())
     wanted = {f"update/{name}": math.sqrt(moved[name] / whole[name]) for name in MODULES}
     wanted["update"] = math.sqrt(sum(moved.values()) / sum(whole.values()))
-    assert found == pytest.approx(wanted, rel=1e-3)
-    assert found["update"] > 1e-5
+    assert result == pytest.approx(wanted, rel=1e-3)
+    assert result["update"] > 1e-5
 
 
 @pytest.mark.parametrize("kind", GATED)
@@ -135,31 +135,31 @@ def test_a_gated_adapter_is_taken_at_its_mean_gate(tiny_lm, demo_log, kind):
     model, representation = trained(tiny_lm, True, kind="reclora", **GATED[kind])
     with pytest.raises(ValueError, match="differs from row to row"):
         update_size(model)
-    text = held_out(demo_log, tiny_lm.pieces, 3, 64, count=3)
+    text = held_out_text(demo_log, tiny_lm.pieces, 3, 64, count=3)
     ids, alone = torch.from_numpy(text[0]).long(), representation[:1]
-    told = model(ids, representation=alone.expand(3, -1)).logits
+    expected = model(ids, representation=alone.expand(3, -1)).logits
     tuner, squares = model.base_model, np.zeros(2)
     gates = tuner.alpha(representation)
     for place, (_, layer) in enumerate(tuner.layers("default")):
         own = gates[:, place] if GATED[kind].get("gate") else gates
-        parts = [layer.plain("default", weigh(alpha, layer.configs["default"])) for alpha in own]
+        parts = [layer.plain_lora("default", weigh(alpha, layer.configs["default"])) for alpha in own]
         mean = torch.stack([b @ a for a, b in parts]).mean(0)  # product: linear in alpha
         squares += [float(mean.detach().square().sum()), float(layer.base_layer.weight.square().sum())]
-    plain = at_mean_gate(copy.deepcopy(model), representation)
+    plain = fix_gate_at_mean(copy.deepcopy(model), representation)
     assert update_size(plain)["update"] == pytest.approx(math.sqrt(squares[0] / squares[1]), rel=1e-4)
     assert update_size(plain)["update"] > 1e-4
     assert text_loss(plain, *text) != pytest.approx(text_loss(tiny_lm.model, *text), abs=1e-4)
-    of_one = at_mean_gate(model, alone)
-    torch.testing.assert_close(of_one(ids).logits, told, rtol=1e-4, atol=1e-4)
+    of_one = fix_gate_at_mean(model, alone)
+    torch.testing.assert_close(of_one(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("init", ["gaussian", "milora", "pissa", "random-svd"])
 def test_a_start_has_forgotten_nothing_and_moved_nothing(tiny_lm, demo_log, init):
     config = AdapterConfig(kind="reclora", num_meta=2, r=2, lora_alpha=2, init=init)
     representation = torch.randn(4, 5, generator=torch.Generator().manual_seed(5))
-    text = held_out(demo_log, tiny_lm.pieces, 3, 64, count=3)
+    text = held_out_text(demo_log, tiny_lm.pieces, 3, 64, count=3)
     before = text_loss(tiny_lm.model, *text)
-    model = at_mean_gate(
+    model = fix_gate_at_mean(
         add_adapter(copy.deepcopy(tiny_lm.model), config, representation, seed=0), representation
     )
     assert text_loss(model, *text) == pytest.approx(before, rel=1e-6)

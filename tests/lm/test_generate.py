@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from recllm.lm.generate import constrained, normalize, valid_ratio
+from recllm.lm.generate import decode_constrained, normalize, valid_ratio
 from recllm.lm.layout import title_batch
 from recllm.lm.predict import candidate_scores, title_choices
 from recllm.lm.tasks import NextTitleLists
@@ -17,16 +17,16 @@ class Says(torch.nn.Module):
 
     def __init__(self, texts, pad):
         super().__init__()
-        self.texts, self.pad, self.asked = list(texts), pad, []
+        self.texts, self.pad, self.calls = list(texts), pad, []
         self.weight = torch.nn.Parameter(torch.zeros(1))  # tells the device
 
     def generate(self, input_ids, attention_mask, max_new_tokens, **extra):
-        said = [self.texts.pop(0) for _ in input_ids]
-        width = max(map(len, said))
-        self.asked.append(
+        generated = [self.texts.pop(0) for _ in input_ids]
+        width = max(map(len, generated))
+        self.calls.append(
             SimpleNamespace(ids=input_ids, mask=attention_mask, most=max_new_tokens, extra=extra)
         )
-        made = torch.tensor([[*tokens, *[self.pad] * (width - len(tokens))] for tokens in said])
+        made = torch.tensor([[*tokens, *[self.pad] * (width - len(tokens))] for tokens in generated])
         return torch.cat([input_ids, made], 1)
 
 
@@ -49,23 +49,23 @@ def test_what_is_a_candidate_and_what_is_the_chosen_one(task, tiny_lm):
 
     eos = tokenizer.eos_token_id
     chosen = task.chosen
-    said = [
+    generated = [
         [*title(0, chosen[0]), eos],
         [*title(1, (chosen[1] + 1) % 20), eos],
         [*title(2, chosen[2])[:-1], eos],  # cut short: no candidate's title
         text(f"  {tokenizer.decode(title(3, chosen[3])).upper()} "),  # case and spaces do not matter
         text("Nothing of the kind"),
     ]
-    model = Says(said, tokenizer.pad_token_id)
+    model = Says(generated, tokenizer.pad_token_id)
     out = valid_ratio(model, tokenizer, task, size=2)
     assert out.tolist() == [[1, 1], [1, 0], [0, 0], [1, 1], [0, 0]]
     assert out.dtype == np.float32
-    assert [len(call.ids) for call in model.asked] == [2, 2, 1]
-    given = torch.cat([call.extra["representation"] for call in model.asked])
-    assert given.flatten().tolist() == [0, 1, 2, 3, 4]
-    assert all(call.extra["do_sample"] is False for call in model.asked)
+    assert [len(call.ids) for call in model.calls] == [2, 2, 1]
+    representation = torch.cat([call.extra["representation"] for call in model.calls])
+    assert representation.flatten().tolist() == [0, 1, 2, 3, 4]
+    assert all(call.extra["do_sample"] is False for call in model.calls)
     longest = max(len(title(row, place)) for row in range(5) for place in range(20)) + 1  # with EOS
-    assert all(call.most >= longest for call in model.asked)
+    assert all(call.most >= longest for call in model.calls)
 
 
 def test_prompts_are_left_padded_and_hold_neither_title_nor_list(task, tiny_lm):
@@ -74,8 +74,8 @@ def test_prompts_are_left_padded_and_hold_neither_title_nor_list(task, tiny_lm):
     prompts = tiny_lm.prompts.ranking(task.rows, task.history)
     for place in range(5):
         length = prompts.lengths[place]
-        assert model.asked[0].ids[place, -length:].tolist() == prompts[place].tolist()
-        assert model.asked[0].mask[place].sum() == length
+        assert model.calls[0].ids[place, -length:].tolist() == prompts[place].tolist()
+        assert model.calls[0].mask[place].sum() == length
 
 
 def test_greedy_generation_is_the_same_in_any_batch(task, tiny_lm):
@@ -109,17 +109,19 @@ def test_constrained_decoding_equals_generation_that_may_only_spell_candidates(t
         prompt = task.prompts.ranking(task.rows[[row]], task.history[[row]])[0].tolist()
 
         def allowed(_, ids, titles=titles, prompt=prompt):
-            said = ids[len(prompt) :].tolist()
+            generated = ids[len(prompt) :].tolist()
             return [
-                title[len(said)] for title in titles if title[: len(said)] == said and len(title) > len(said)
+                title[len(generated)]
+                for title in titles
+                if title[: len(generated)] == generated and len(title) > len(generated)
             ]
 
         made = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             max_new_tokens=40, do_sample=False, prefix_allowed_tokens_fn=allowed,
         )  # fmt: skip
-        said = made[0, len(prompt) :].tolist()
-        assert choices[row, :, 1].argmax() == titles.index(said)
+        generated = made[0, len(prompt) :].tolist()
+        assert choices[row, :, 1].argmax() == titles.index(generated)
 
 
 def test_constrained_decoding_by_hand():
@@ -129,7 +131,7 @@ def test_constrained_decoding_by_hand():
     batch = title_batch(Ragged.from_lists([[1], [1]]), Ragged.from_lists(titles), np.array([4, 1]))
     p = [[0.6, 0.3, 0.1], [0.6, 0.2, 0.9], [0.3, 0.9], [0.6, 0.3, 0.1], [0.01, 0.01]]
     logps = torch.tensor([value for title in p for value in title]).log()
-    assert constrained(batch, logps).tolist() == [[0.5, 0, 0, 0.5], [1, 0, 0, 0]]
+    assert decode_constrained(batch, logps).tolist() == [[0.5, 0, 0, 0.5], [1, 0, 0, 0]]
 
 
 def test_a_title_that_begins_another_ends_where_its_end_is_likelier():
@@ -137,4 +139,4 @@ def test_a_title_that_begins_another_ends_where_its_end_is_likelier():
     batch = title_batch(Ragged.from_lists([[1]]), Ragged.from_lists(titles), 2)
     for end, wanted in ((0.6, [[1, 0]]), (0.3, [[0, 1]])):
         logps = torch.tensor([0.5, end, 0.5, 0.4, 0.001]).log()
-        assert constrained(batch, logps).tolist() == wanted
+        assert decode_constrained(batch, logps).tolist() == wanted

@@ -23,7 +23,7 @@ from transformers import (
 
 from recllm.lm.layout import ADDITIVE, SEPARATE, SHARED, title_batch
 from recllm.lm.logprobs import title_logps
-from recllm.lm.probe import layout_of
+from recllm.lm.probe import find_layout
 from recllm.text.collate import Ragged
 
 BASE = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -66,7 +66,7 @@ def model_of(name, dtype=torch.float32, scale=None):
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_the_layout_that_is_chosen_scores_as_one_by_one(name, scale):
     model = model_of(name, scale=scale)
-    layout = layout_of(model, context=64)
+    layout = find_layout(model, context=64)
     assert layout == KINDS[name][2]
     prompts, titles = [[3, 4, 5, 6], [7, 8]], [[9, 2], [9, 10, 2], [11, 2], [12, 13, 2]]
     with torch.no_grad():
@@ -81,10 +81,10 @@ def test_the_layout_that_is_chosen_scores_as_one_by_one(name, scale):
 
 
 def test_a_window_as_long_as_the_context_is_no_window():
-    assert layout_of(model_of("mistral"), context=32) == SHARED
+    assert find_layout(model_of("mistral"), context=32) == SHARED
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_sixteen_bits_are_told_from_a_wrong_mask(name):
-    assert layout_of(model_of(name, torch.bfloat16, 0.3), context=64) == SHARED
-    assert layout_of(model_of("bloom", torch.bfloat16, 0.3), context=64) == SEPARATE
+    assert find_layout(model_of(name, torch.bfloat16, 0.3), context=64) == SHARED
+    assert find_layout(model_of("bloom", torch.bfloat16, 0.3), context=64) == SEPARATE

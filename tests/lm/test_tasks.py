@@ -83,18 +83,18 @@ def test_making_another_candidate_the_chosen_one_changes_nothing_but_the_choice(
 def test_a_title_is_gated_by_its_own_item_and_the_prompt_by_the_mean(demo_log, demo_config, tiny_lm, ranking):
     rows, candidates = ranking
     task = titles_of(demo_log, demo_config, tiny_lm, rows, candidates, False, each=True)
-    columns, asked = np.array([[3, 0], [19, 7]]), np.array([4, 1])
-    got = task(asked, columns)["representation"]
+    columns, indices = np.array([[3, 0], [19, 7]]), np.array([4, 1])
+    got = task(indices, columns)["representation"]
     crm = Representations()
-    mean = crm.representations(rows[asked], candidates[asked])
+    mean = crm.representations(rows[indices], candidates[indices])
     torch.testing.assert_close(got[:, 0], mean)
-    torch.testing.assert_close(task.of_prompts(asked), mean)
-    for row, (of, places) in enumerate(zip(asked, columns, strict=True)):
+    torch.testing.assert_close(task.prompt_representation(indices), mean)
+    for row, (of, places) in enumerate(zip(indices, columns, strict=True)):
         own = crm.representations(np.repeat(rows[of], 2), candidates[of, places])
         assert torch.equal(got[row, 1:], own)
-    assert torch.equal(task(asked)["representation"][:, 1:], task.representation[asked])
-    kept = task.keep(np.arange(len(rows)) % 2 == 1)
-    assert torch.equal(kept.representation, task.representation[1::2])
+    assert torch.equal(task(indices)["representation"][:, 1:], task.representation[indices])
+    half = task.keep(np.arange(len(rows)) % 2 == 1)
+    assert torch.equal(half.representation, task.representation[1::2])
 
 
 @pytest.mark.parametrize("retrieved", [False, True])
@@ -161,15 +161,15 @@ def test_verdicts_give_each_prompt_the_gate_input_of_its_candidate(demo_log, dem
         pieces = tiny_lm.pieces
         tail = [*pieces.table[pieces.item[item]], *pieces.table[pieces.ask], *pieces.table[pieces.answer]]
         assert batch["prompt"]["input_ids"][place, -len(tail) :].tolist() == tail
-    kept = task.keep(np.arange(len(rows)) == 4)(np.array([0]), columns[:1])
-    assert torch.equal(kept["representation"], batch["representation"][:2])
+    alone = task.keep(np.arange(len(rows)) == 4)(np.array([0]), columns[:1])
+    assert torch.equal(alone["representation"], batch["representation"][:2])
     every, longest = task.lengths(), task.lengths(scored=False)
     assert (longest * 20 >= every).all()
     assert (longest < every).all()
-    broken = candidates.copy()
-    broken[2] = 1
+    candidates_without = candidates.copy()
+    candidates_without[2] = 1
     with pytest.raises(ValueError, match=f"row {rows[2]} has its own item 0 times"):
-        YesNoCandidates(tiny_lm.prompts, demo_log, rows, task.history, broken, None)
+        YesNoCandidates(tiny_lm.prompts, demo_log, rows, task.history, candidates_without, None)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popular"])
@@ -236,15 +236,15 @@ def test_columns_select_candidates_and_the_chosen_place_follows(demo_log, tiny_l
 @pytest.mark.parametrize("harm", ["without", "twice"])
 def test_a_list_that_does_not_hold_the_chosen_one_once_is_refused(demo_log, tiny_lm, ranking, harm):
     rows, candidates = ranking
-    broken = candidates.copy()
-    place = int(np.flatnonzero(broken[2] == demo_log.item[rows[2]])[0])
+    wrong = candidates.copy()
+    place = int(np.flatnonzero(wrong[2] == demo_log.item[rows[2]])[0])
     if harm == "without":
-        broken[2, place] = 1
+        wrong[2, place] = 1
     else:
-        broken[2, place - 1] = demo_log.item[rows[2]]
+        wrong[2, place - 1] = demo_log.item[rows[2]]
     wanted = rf"row {rows[2]} has its own item {0 if harm == 'without' else 2} times"
     with pytest.raises(ValueError, match=wanted):
-        NextTitleLists(tiny_lm.prompts, demo_log, rows, demo_log.recent(rows, 4), broken, None)
+        NextTitleLists(tiny_lm.prompts, demo_log, rows, demo_log.recent(rows, 4), wrong, None)
 
 
 def test_no_rows_are_an_empty_task(demo_log, tiny_lm):
@@ -264,7 +264,7 @@ def test_answers_ask_for_the_rows_own_item(demo_log, tiny_lm):
     assert len(task) == 5
     assert batch["label"].tolist() == demo_log.label[rows[indices]].tolist()
     assert batch["representation"].tolist() == [[6.0, 7.0], [0.0, 1.0]]
-    assert task.cut() == 0
+    assert task.count_cut() == 0
     pieces = tiny_lm.pieces
     for place, row in enumerate(rows[indices]):
         tail = [*pieces.table[pieces.question], *pieces.table[pieces.item[demo_log.item[row]]]]
@@ -281,4 +281,4 @@ def test_cut_prompts_are_counted(demo_log, tiny_lm):
     short = Prompts(demo_log, tiny_lm.pieces, 48)
     task = YesNoPrompts(short, rows, demo_log.recent(rows, 10), None)
     lengths = tiny_lm.prompts.ctr(rows, task.history).lengths
-    assert task.cut() == (lengths > 48).sum() > 0
+    assert task.count_cut() == (lengths > 48).sum() > 0

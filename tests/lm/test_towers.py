@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from recllm.lm.config import TinyConfig, TowersConfig
-from recllm.lm.encoder import build_encoder, with_mask
-from recllm.lm.tasks import TowerPairs, by_length
+from recllm.lm.encoder import add_mask_token, build_encoder
+from recllm.lm.tasks import TowerPairs, sort_by_length
 from recllm.lm.towers import TwoTowers, tower_scores
 from recllm.metrics import auc
 from recllm.text.collate import Ragged, pad_right
@@ -32,7 +32,7 @@ def towers_of(vocabulary_of, config=None, seed=0):
 def tokenizer(tiny_lm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     tiny_lm.tokenizer.save_pretrained(folder)
-    return with_mask(type(tiny_lm.tokenizer).from_pretrained(folder), SMALL.context)
+    return add_mask_token(type(tiny_lm.tokenizer).from_pretrained(folder), SMALL.context)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_distinct_item_is_read_once_and_the_logits_are_those_of_pairs(demo_log
     assert (own.shape, listed.shape) == ((50,), (50, 7))
     pairs, (ordered, _) = (
         TowerPairs(prompts, rows, history, pad),
-        by_length(TowerPairs(prompts, rows, history, pad)),
+        sort_by_length(TowerPairs(prompts, rows, history, pad)),
     )
     order = np.argsort(pairs.lengths(), kind="stable")
     batch = ordered(np.arange(50))

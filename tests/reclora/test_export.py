@@ -6,11 +6,12 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recllm.reclora import ModelCard, RecLoraConfig, export_mean, export_user, export_users, pick_user
+from recllm.reclora import AdapterCard, RecLoraConfig, export_mean, export_user, export_users, pick_user
 
 STOCK = """
 import sys, torch
@@ -130,7 +131,7 @@ def test_many_users_are_one_stack_and_a_file_of_gates(exported, name):
 def test_file_holds_lora_and_nothing_else_and_the_card_says_what_it_is(tmp_path):
     model = reclora()
     model.peft_config["default"].base_model_name_or_path = "somebody/an-lm"
-    card = ModelCard(data="ml-1m, 77,600 rows", metrics={"AUC": 0.80123}, license="MIT")
+    card = AdapterCard(data="ml-1m, 77,600 rows", metrics={"AUC": 0.80123}, license="MIT")
     export_user(model, torch.randn(4), tmp_path, card=card)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     prefix = "base_model.model.model.layers"
@@ -150,6 +151,8 @@ def test_file_holds_lora_and_nothing_else_and_the_card_says_what_it_is(tmp_path)
     page = (tmp_path / "README.md").read_text()
     head = page.split("---")[1].splitlines()
     assert {"base_model: somebody/an-lm", "license: MIT"} <= set(head)
+    data = ModelCard.load(tmp_path / "README.md").data  # as the hub reads it
+    assert (data.library_name, data.tags) == ("peft", ["lora", "recommendation", "recllm"])
     for line in (
         "| data | ml-1m, 77,600 rows |",
         "| AUC | 0.8012 |",

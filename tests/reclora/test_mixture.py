@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from recllm.reclora import RecLoraConfig
-from recllm.reclora.mixture import Opened, OpenGates, mix, plain, uniform, weigh
+from recllm.reclora.mixture import CurrentGates, GateState, mix, plain_lora, uniform_weights, weigh
 
 
 def config(**arguments):
@@ -45,7 +45,7 @@ def test_core_by_hand():
 def test_no_gate_is_a_uniform_gate(mixture, rescale):
     own = config(mixture=mixture, rescale=rescale)
     hidden = torch.randn(2, 5, 6, dtype=torch.float64)
-    weights = uniform(own, hidden)
+    weights = uniform_weights(own, hidden)
     torch.testing.assert_close(
         mix(hidden, None, own), mix(hidden, weights[None, None], own), rtol=1e-12, atol=1e-12
     )
@@ -61,7 +61,7 @@ def test_plain_lora_of_one_gate_is_the_mixture(mixture):
     )
     shape = (2, 2) if mixture == "core" else (3,)
     weights = weigh(torch.rand(shape, generator=generator, dtype=torch.float64), own)
-    left, right = plain(a, b, weights, own)
+    left, right = plain_lora(a, b, weights, own)
     assert left.shape == ((6 if mixture == "product" else 2), 7)
     torch.testing.assert_close(
         x @ left.T @ right.T, mix(x @ a.T, weights[None, None], own) @ b.T, rtol=1e-12, atol=1e-12
@@ -73,22 +73,22 @@ def test_weights_of_packed_rows_are_each_tokens_own(trailing):
     size = int(torch.tensor(trailing).prod())
     weights = torch.arange(6.0 * size).view(1, 2, 3, *trailing)  # two rows of three segments
     segments = torch.tensor([[0, 0, 2, 1], [1, 2, 2, 0]])
-    picked = Opened({"default": weights}, None, segments).of("default", 0, torch.zeros(2, 4, 5))
+    picked = GateState({"default": weights}, None, segments).layer_weights("default", 0, torch.zeros(2, 4, 5))
     for row in range(2):
         for token in range(4):
             assert torch.equal(picked[row, token], weights[0, row, segments[row, token]])
 
 
-def test_open_gates_give_back_what_was_open_after_an_error():
-    gates, outer = OpenGates(), Opened({}, None, None)
-    gates.current = outer
-    inner = Opened({}, None, None)
+def test_after_an_error_the_gates_are_current_that_were_so_before():
+    gates, outer = CurrentGates(), GateState({}, None, None)
+    gates.state = outer
+    inner = GateState({}, None, None)
 
     def fails_within():
-        with gates.opened(inner):
-            assert gates.current is inner
+        with gates.use(inner):
+            assert gates.state is inner
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fails_within()
-    assert gates.current is outer
+    assert gates.state is outer

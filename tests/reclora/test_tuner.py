@@ -169,10 +169,10 @@ def test_a_gate_cannot_be_merged_and_nothing_is_changed():
             model.merge_and_unload(**arguments)
         assert "\n" not in str(error.value)
     assert torch.equal(logits(model), expected)
-    broken = trained(gate_input="none")
-    broken.base_model.layers("default")[0][1].reclora_B["default"].data[0, 0] = torch.inf
+    infinite = trained(gate_input="none")
+    infinite.base_model.layers("default")[0][1].reclora_B["default"].data[0, 0] = torch.inf
     with pytest.raises(ValueError, match="not finite"):
-        broken.merge_adapter(safe_merge=True)
+        infinite.merge_adapter(safe_merge=True)
 
 
 @pytest.mark.parametrize("arguments", VARIANTS)
@@ -183,8 +183,8 @@ def test_mixed_dtypes(arguments, dtype):
         model = get_peft_model(tiny_lm(dtype), config(**arguments), autocast_adapter_dtype=autocast).eval()
         perturbed(model)
         layer = model.base_model.layers("default")[0][1]
-        held = {value.dtype for name, value in layer.state_dict().items() if "reclora_" in name}
-        assert held == {torch.float32 if autocast else dtype}
+        dtypes = {value.dtype for name, value in layer.state_dict().items() if "reclora_" in name}
+        assert dtypes == {torch.float32 if autocast else dtype}
         heads = (*model.base_model.reclora_gate.values(), *model.base_model.reclora_prompt.values())
         assert all(p.dtype == torch.float32 for head in heads for p in head.parameters())
         output = logits(model)

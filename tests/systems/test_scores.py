@@ -52,7 +52,7 @@ def opened(monkeypatch):
 
     def open_(self, role, adapter):
         asked.append((role, adapter))
-        task = SimpleNamespace(cut=lambda: 3, prompts=SimpleNamespace(max_length=64))
+        task = SimpleNamespace(count_cut=lambda: 3, prompts=SimpleNamespace(max_length=64))
         return SimpleNamespace(answers=lambda *_: task, titles=lambda *_: task), "model", None, True
 
     monkeypatch.setattr(LmSystems, "_load", open_)
@@ -83,10 +83,10 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
     folder = tmp_path / "tuned-reclora+s0"
     folder.mkdir()
     (folder / "config.yaml").write_text("config: {stage2: {fit: {valid_rows: uniform7}}}")
-    needs = {"adapter": ("target", 0), "soft": ("target", 4)}
-    monkeypatch.setattr(scores, "needs", lambda path: needs[path.name])
+    inputs = {"adapter": ("target", 0), "soft": ("target", 4)}
+    monkeypatch.setattr(scores, "adapter_inputs", lambda path: inputs[path.name])
     asked = SimpleNamespace(representations=lambda rows: rows)
-    task = SimpleNamespace(cut=lambda: 0)
+    task = SimpleNamespace(count_cut=lambda: 0)
     lm = SimpleNamespace(prompts=SimpleNamespace(pieces="pieces"), answers=lambda *_: task)
     load = LmSystems._load
 
@@ -95,8 +95,8 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, opened, monkeypatch):
         return lm, role, None if role == "lm" else asked, True
 
     monkeypatch.setattr(LmSystems, "_load", gated)
-    monkeypatch.setattr(scores, "held_out", lambda *given: given)
-    monkeypatch.setattr(scores, "at_mean_gate", lambda model, rows: f"{model} at {rows}")
+    monkeypatch.setattr(scores, "held_out_text", lambda *given: given)
+    monkeypatch.setattr(scores, "fix_gate_at_mean", lambda model, rows: f"{model} at {rows}")
     monkeypatch.setattr(scores, "text_loss", lambda model, log, *_: {"lm": 2.0}.get(model, 2.25))
     monkeypatch.setattr(scores, "update_size", lambda model: {"update": 0.5, f"update/{model}": 0.125})
     run, log = run_of(tmp_path, 0), SimpleNamespace(rows=lambda split, rows: f"{split} {rows}")

@@ -39,7 +39,7 @@ def trained(search, scores):
     """Claim a trial and validate it with these scores, one every 10 steps, until the study gives it up."""
     trial, run = search.claim()
     rows = []
-    with search.told(trial, run) as pruning:
+    with search.watch(trial, run) as pruning:
         (run.folder / "logs").mkdir(exist_ok=True)
         for number, score in enumerate(scores, start=1):
             if score is KeyboardInterrupt:
@@ -107,7 +107,7 @@ def test_an_interrupted_trial_goes_on_elsewhere_with_its_settings(start, error):
     trained(search, [0.7])
     trial, run = search.claim()
     (run.folder / "checkpoint").touch()
-    with pytest.raises(error), search.told(trial, run):
+    with pytest.raises(error), search.watch(trial, run):
         raise error
     again, resumed = start(trials=3).claim()
     assert again.number == trial.number == 1
@@ -129,7 +129,7 @@ def test_a_score_that_a_resumed_trial_computes_again_is_told_once(start):
 def test_a_loss_that_is_not_finite_fails_the_trial_and_spends_its_budget(start):
     search = start(trials=2)
     trial, run = search.claim()
-    with search.told(trial, run):
+    with search.watch(trial, run):
         raise NotFinite("train/loss is nan")
     trained(search, [0.6])
     assert [trial.state for trial in search.study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
@@ -151,11 +151,11 @@ def test_a_trial_below_the_median_of_the_others_is_cut_short(start):
 
 def test_what_is_drawn_depends_on_the_trials_before_and_not_on_who_asks(start):
     def drawn(name, opened_anew):
-        search, found = start(name, trials=6), []
+        search, values = start(name, trials=6), []
         for number in range(6):
             search = start(name, trials=6) if opened_anew else search
-            found.append(settings(trained(search, [0.6 + math.sin(number) / 10])[0]))
-        return found
+            values.append(settings(trained(search, [0.6 + math.sin(number) / 10])[0]))
+        return values
 
     assert drawn("tune/din", False) == drawn("tune/sim", True)
 
