@@ -142,6 +142,6 @@ def older(folder: Path) -> str:
     """The line for artifacts of another layout."""
     return (
         f"{folder} was made by another version of this program, whose artifacts lie differently (wanted "
-        f"layout {LAYOUT}); move the data set's artifacts away, or remove them with `make clean`, and run make "
-        "again"
+        f"layout {LAYOUT}); move the data set's artifacts away, or remove them with `make clean`, and run "
+        "make again"
     )

@@ -7,7 +7,7 @@ import pytest
 from recllm.config.merge import KEYS, SCHEMA, check_keys, load_yaml, merge, parse_overrides
 from recllm.errors import ConfigError
 from recllm.losses import PREFERENCE_LOSSES
-from recllm.pipeline.finished import load_sections
+from recllm.pipeline.stage_file import StageFile
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -212,12 +212,12 @@ def test_the_result_is_frozen_all_the_way_down():
 
 
 def test_a_stage_sees_its_sections_and_execution_keys_only():
-    content = {"config": {"seed": 3, "stage1": {"recent": 7}}}
-    config = load_sections(content, ["trainer.devices=2"])
+    file = StageFile("stage1", "demo", "stage1/sim", "", {}, {"seed": 3, "stage1": {"recent": 7}})
+    config = file.sections(["trainer.devices=2"])
     assert (config.seed, config.stage1.recent, config.trainer.devices) == (3, 7, 2)
     assert config.stage2 is None
     assert config.lm is None
-    text = refused(load_sections, content, ["stage1.recent=8"])
+    text = refused(file.sections, ["stage1.recent=8"])
     assert "ARGS=stage1.recent=8" in text
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recllm import crm
+from recllm.cache import Cache
 from recllm.crm import CrmConfig, Fields
 from recllm.crm.features import FeatureCache, representations
 
@@ -78,7 +79,7 @@ def test_targets_are_aligned_with_rows(model: torch.nn.Module) -> None:
 
 def test_cache_equals_direct_and_computes_once(model: torch.nn.Module, tmp_path: Path) -> None:
     inputs, rows = ToyInputs(), np.arange(25)
-    cache = FeatureCache(tmp_path / "features", model, inputs, batch_size=10)
+    cache = FeatureCache(Cache(tmp_path / "features"), model, inputs, batch_size=10)
     got = cache.get(rows)
     assert inputs.calls == 3
     direct = representations(model, ToyInputs(), rows, batch_size=10)
@@ -86,15 +87,15 @@ def test_cache_equals_direct_and_computes_once(model: torch.nn.Module, tmp_path:
         assert isinstance(one, np.memmap)
         assert not one.flags.writeable
         np.testing.assert_array_equal(one, other)
-    again = FeatureCache(tmp_path / "features", model, inputs, batch_size=10).get(rows)
+    again = FeatureCache(Cache(tmp_path / "features"), model, inputs, batch_size=10).get(rows)
     assert inputs.calls == 3
     np.testing.assert_array_equal(again[1], direct[1])
-    assert len(list((tmp_path / "features").iterdir())) == 1  # and no scratch folder
+    assert len(list((tmp_path / "features").iterdir())) == 2  # logits and representations, nothing else
 
 
 def test_cache_tells_rows_targets_models_and_identities_apart(model: torch.nn.Module, tmp_path: Path) -> None:
     inputs, rows, items = ToyInputs(), np.arange(5), np.arange(3, 8, dtype=np.int32)
-    cache = FeatureCache(tmp_path, model, inputs)
+    cache = FeatureCache(Cache(tmp_path), model, inputs)
     sets: list[tuple[NDArray[np.int64], NDArray[np.int32] | None]] = [
         (rows, None),
         (rows[::-1], None),
@@ -104,14 +105,14 @@ def test_cache_tells_rows_targets_models_and_identities_apart(model: torch.nn.Mo
     for asked in sets:
         got = cache.get(*asked)
         np.testing.assert_array_equal(got[0], representations(model, ToyInputs(), *asked)[0])
-    assert len(list(tmp_path.iterdir())) == 4
-    FeatureCache(tmp_path, model, inputs, identity="other neighbors").get(rows)
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == 8
+    FeatureCache(Cache(tmp_path), model, inputs, identity="other neighbors").get(rows)
+    assert len(list(tmp_path.iterdir())) == 10
     with torch.no_grad():
         next(model.parameters())[7] += 1.0
-    retrained = FeatureCache(tmp_path, model, inputs).get(rows)
+    retrained = FeatureCache(Cache(tmp_path), model, inputs).get(rows)
     np.testing.assert_array_equal(retrained[0], representations(model, ToyInputs(), rows)[0])
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(list(tmp_path.iterdir())) == 12
 
 
 def test_a_failure_leaves_nothing_behind(model: torch.nn.Module, tmp_path: Path) -> None:
@@ -124,11 +125,11 @@ def test_a_failure_leaves_nothing_behind(model: torch.nn.Module, tmp_path: Path)
             return super().__call__(rows, targets)
 
     with pytest.raises(RuntimeError, match="killed"):
-        FeatureCache(tmp_path, model, Broken(), batch_size=10).get(np.arange(25))
+        FeatureCache(Cache(tmp_path), model, Broken(), batch_size=10).get(np.arange(25))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_rows_are_no_features(model: torch.nn.Module, tmp_path: Path) -> None:
-    logits, vectors = FeatureCache(tmp_path, model, ToyInputs()).get(np.arange(0))
+    logits, vectors = FeatureCache(Cache(tmp_path), model, ToyInputs()).get(np.arange(0))
     assert logits.shape == (0,)
     assert vectors.shape == (0, 6)

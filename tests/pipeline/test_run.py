@@ -169,3 +169,61 @@ def test_wall_time_adds_up_over_attempts_of_the_same_configuration(make_stage):
     other = Run.start([str(folder)])
     assert other.seconds == pytest.approx(0, abs=5)
     other._lock.close()
+
+
+def family(make_stage):
+    """The log, neighbors made from it, and a stage 1 that is to be made from both."""
+    log = make_stage("log")
+    done(log)
+    neighbors = make_stage("neighbors/both", parents={"log": "log"})
+    done(neighbors)
+    return log, neighbors, make_stage("stage1/sim", parents={"log": "log", "neighbors": "neighbors/both"})
+
+
+def test_parents_that_were_not_made_from_one_another_are_refused(make_stage, capsys):
+    log, neighbors, stage1 = family(make_stage)
+    done(stage1)
+    old = Manifest.read(log).identity
+    make_stage("log", {"seed": 5})
+    new = done(log).identity  # the log is made anew, the neighbors are not
+    capsys.readouterr()
+    assert main(write, [str(stage1)]) == 2
+    line = error(capsys)
+    for word in ("neighbors/both", old[:12], new[:12], str(neighbors / "manifest.json"), "run make again"):
+        assert word in line
+
+
+def test_an_ancestor_that_is_no_parent_is_checked_too(make_stage, capsys):
+    log, _, _ = family(make_stage)
+    stage1 = make_stage("stage1/din", parents={"neighbors": "neighbors/both"})
+    make_stage("log", {"seed": 5})
+    done(log)
+    capsys.readouterr()
+    assert main(write, [str(stage1)]) == 2
+    assert "neighbors/both was built from log" in error(capsys)
+
+
+def test_what_an_earlier_run_made_and_this_one_did_not_is_gone(make_stage):
+    folder = make_stage("stage2/lora")
+
+    def two(run):
+        for name in ("adapter/a.bin", "adapter-ranking/a.bin"):
+            (run.folder / name).parent.mkdir(exist_ok=True)
+            (run.folder / name).write_text(name)
+        run.finish([run.folder / "adapter", run.folder / "adapter-ranking"], {})
+
+    def one(run):
+        (run.folder / "adapter/a.bin").write_text("other")
+        run.finish([run.folder / "adapter"], {})
+
+    def dies(run):
+        raise StageError("killed")
+
+    assert main(two, [str(folder)]) == 0
+    make_stage("stage2/lora", {"seed": 1})
+    assert main(dies, [str(folder)]) == 2  # what is there stays until another run is done
+    assert (folder / "adapter-ranking/a.bin").exists()
+    assert main(one, [str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock", "adapter", "config.yaml", "manifest.json", "metrics.json",
+    ]  # fmt: skip

@@ -17,6 +17,7 @@ import pytest
 
 from recllm import paths
 from recllm.pipeline import run
+from recllm.pipeline.stage_file import StageFile
 from recllm.tables import config
 from stages import plan, prepare
 from tests.stages.plans import rules
@@ -55,8 +56,10 @@ def execute(folder):
     """Runs what Make would: the recipe, then prepare, as the rules name them."""
     text = rules(folder / "artifacts" / "corner-shop").read_text()
     made = re.findall(r"-m (\S+) (\S+) \$\(EXECUTION\)(?: (raw=\S+))?$", text, re.M)
-    assert [module for module, _, _ in made] == ["data.own.recipe", "stages.prepare"]
-    for module, where, raw in made:
+    assert [module for module, _, _ in made] == ["stages", "stages"]
+    modules = [StageFile.read(Path(where)).module for _, where, _ in made]
+    assert modules == ["data.own.recipe", "stages.prepare"]
+    for module, (_, where, raw) in zip(modules, made, strict=True):
         work = prepare.work if module == "stages.prepare" else importlib.import_module(module).work
         code = run.main(work, [where, *([raw] if raw else [])])
         if code:

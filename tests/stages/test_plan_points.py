@@ -65,9 +65,11 @@ def test_an_lm_that_holds_out_every_point_serves_them_as_it_is(held, own):
     nodes = needed(
         "stage2", "KEY=subsample", "VALUES=last800 last8000", "SYSTEM=lora", f"lm.training.hold_out={held}"
     )
-    lm = "lm/tiny+answers-last800/prompts" if own else "lm/tiny/prompts"
-    assert {nodes[f"stage2/lora+subsample-last{n}"].parents["lm"].folder for n in (800, 8000)} == {lm}
-    assert ("lm/tiny/prompts" in nodes) is not own
+    said = "" if held == "none" else f"+training.hold_out-{held}"
+    lm = f"lm/tiny+answers-last800{said}/prompts" if own else f"lm/tiny{said}/prompts"
+    tuned = [nodes[f"stage2/lora{said}+subsample-last{n}"] for n in (800, 8000)]
+    assert {node.parents["lm"].folder for node in tuned} == {lm}
+    assert (f"lm/tiny{said}/prompts" in nodes) is not own
 
 
 def test_a_larger_configured_subsample_keeps_its_gate():

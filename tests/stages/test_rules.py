@@ -1,6 +1,7 @@
 """What Make is told: rules, the cores that stages share, what is done and what is stale."""
 
 import os
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -117,7 +118,10 @@ def test_a_second_make_has_nothing_to_do_and_a_changed_key_only_what_it_reaches(
 
     assert to_do() == []
     assert to_do("trainer.devices=2") == []
-    assert to_do("stage2.fit.lr=0.5") == ["stage2/lora", "stage2/reclora"]
+    assert to_do("stage2.fit.lr=0.5") == [
+        "stage2/lora+stage2.fit.lr-0.5",
+        "stage2/reclora+stage2.fit.lr-0.5",
+    ]
 
 
 def test_states(root):
@@ -125,13 +129,17 @@ def test_states(root):
     assert plan.main(["write", "stage2"]) == 0
     finish(Plan(parse(["stage2"])))
     assert set(states("stage2").values()) == {"done"}
-    # A changed key makes the stages that it reaches stale, and all below them.
-    changed = states("stage2", "retrieval.k=31")
+    # What was made with another configuration is stale, and all below it.
+    path = root / "neighbors/both/manifest.json"
+    manifest = path.read_text()
+    path.write_text(re.sub(r'("config_sha256": ")\w', r"\1-", manifest))
+    changed = states("stage2")
     stale = {folder for folder, state in changed.items() if state == "stale"}
     assert stale == {
         "neighbors/both", "lm/tiny/prompts", "stage1/sim", "stage1/sim+heldout-0.1",
         "stage2/lora", "stage2/reclora",
     }  # fmt: skip
+    path.write_text(manifest)
     # A manifest gone and a checkpoint left: the stage was interrupted, its children are stale.
     (root / "stage1/sim/manifest.json").unlink()
     (root / "stage1/sim/checkpoints").mkdir()

@@ -15,7 +15,8 @@ from stages.stage2 import TuneModule, check_out_of_fold, shares
 
 
 def crm(hold_out):
-    return Crm(None, None, SimpleNamespace(metrics={"hold_out": hold_out}))
+    stage1 = SimpleNamespace(hold_out=hold_out)
+    return Crm(None, None, SimpleNamespace(config=SimpleNamespace(stage1=stage1)))
 
 
 def run(representation):

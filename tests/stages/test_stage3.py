@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from recllm.cache import Cache
 from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig, Stage3Config
 from recllm.errors import StageError
@@ -18,6 +19,7 @@ from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
 from recllm.lm.tasks import YesNoCandidates
 from recllm.losses import preference_loss
+from recllm.pipeline.stage_file import Role
 from recllm.systems.lm import Lm
 from stages import stage3
 from stages.stage3 import AlignModule, Compared, answerable, loaders, reference
@@ -50,10 +52,11 @@ def run_of(folder, config=None, identity="one"):
         config=SimpleNamespace(
             stage3=config or Stage3Config(), seed=0, trainer=TrainerConfig(accelerator="cpu")
         ),
-        content={"config": {"prompt": {"history": 10}}},
-        parent=lambda role: folder,
-        parents={"stage2": "stage2/reclora"},
-        manifest=lambda role: SimpleNamespace(identity=f"{role}-{identity}"),
+        file=SimpleNamespace(config={"prompt": {"history": 10}}),
+        cache=Cache(folder),
+        parents={
+            role: SimpleNamespace(name=f"{role}/reclora", identity=f"{role}-{identity}") for role in Role
+        },
     )
 
 
@@ -136,7 +139,7 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(task, capsys):
 
 
 def batch_of(task, config, logps, hard=None, step=0):
-    return loaders(run_of(None, config), task, hard, logps, task, 10).train(step, 0, 1)
+    return loaders(run_of("unused", config), task, hard, logps, task, 10).train(step, 0, 1)
 
 
 @pytest.mark.parametrize("negatives_from", ["random", "reference", "half"])

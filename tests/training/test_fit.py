@@ -15,6 +15,7 @@ from torch import nn
 from recllm.config.stages import FitConfig
 from recllm.errors import StageError
 from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import StageFile
 from recllm.training import callbacks
 from recllm.training.adapter_module import AdapterModule
 from recllm.training.checkpoints import best, best_scores
@@ -134,8 +135,6 @@ def ended(run, module):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """By `first`: what training ends with when nothing happens."""
-    from omegaconf import OmegaConf
-
     results = {}
     with pytest.MonkeyPatch.context() as patch:
         for first in (False, True):
@@ -143,8 +142,8 @@ def uninterrupted(tmp_path_factory):
             patch.setenv("RECLLM_ARTIFACTS", str(root))
             folder = root / "demo" / "stage1" / "sim"
             folder.mkdir(parents=True)
-            content = {"stage": "stage1", "dataset": "demo", "choice": "sim", "parents": {}, "config": CONFIG}
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+            file = StageFile("stage1", "demo", "stage1/sim", "stages.stage1", {}, CONFIG)
+            (folder / "config.yaml").write_text(file.text())
             module = Small()
             results[first] = ended(train(folder, module, first), module)
     return results
