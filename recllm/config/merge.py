@@ -1,6 +1,6 @@
 """The configuration: YAML files merged over the schema in a fixed order, and one-line errors.
 
-Order, later wins: dataclass defaults, `conf/base.yaml`, `conf/dataset/`, `conf/lm/`, the stage's choice
+Order, later wins: dataclass defaults, `conf/dataset/`, `conf/lm/`, the stage's choice
 (`conf/stage1/` ...), that choice on this data set (`conf/stage1/<dataset>/` ...), `conf/experiment/`,
 `key=value` from the command line. OmegaConf merges and checks types; what leaves this module is a frozen
 dataclass.

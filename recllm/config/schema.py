@@ -51,9 +51,11 @@ class EvaluateConfig:
     """What is measured on the test split."""
 
     ctr_rows: str = "all"
-    """Row set on which LM systems answer Yes/No; CRMs are measured on it and on all rows."""
+    """Row set of the test split on which LM systems answer Yes/No; CRMs are measured on it and on all
+    rows."""
     aligned_rows: str = "uniform4000"
-    """Row set on which stage 3 and what it starts from answer Yes/No, too: what alignment costs there."""
+    """Row set of the test split on which stage 3 and what it starts from answer Yes/No, too: what alignment
+    costs there."""
     blend_rows: str = "uniform6000"
     """Row set of the validation split on which the stacking control is fitted."""
     candidates: list[str] = field(default_factory=lambda: ["uniform20", "popular20"])

@@ -43,7 +43,17 @@ class TuneConfig:
     """Trainings of a study in all, those cut short among them, over all processes and restarts."""
     random: int = 6
     """Trials before the sampler learns from the others, and before one that is worse is cut short."""
-    space: list[Range] = field(default_factory=list)
+    space: list[Range] = field(
+        default_factory=lambda: [
+            Range("stage1.fit.lr", "peak learning rate", low=5e-4, high=5e-3, log=True),
+            Range("stage1.fit.epochs", "passes over all training samples", low=0.3, high=1.2),
+            Range("stage1.crm.embedding_dim", "width of a field's embedding", choices=[16, 32, 64]),
+            Range("stage1.crm.embedding_dropout", "dropout on the MLP's input", low=0.0, high=0.4),
+            Range("stage1.crm.dropout", "dropout after each hidden layer", low=0.0, high=0.5),
+            Range("stage1.crm.mask_users", "share of samples whose user reads as unknown", low=0.0, high=0.7),
+            Range("stage1.crm.l2", "weight of the embeddings' squared norm", low=0.03, high=3.0, log=True),
+        ]
+    )
     """What is searched."""
 
     def __post_init__(self) -> None:
@@ -59,7 +69,7 @@ class FitConfig:
     epochs: float = 1.0
     """Passes over the stage's rows; a fraction ends early."""
     batch_size: int = 128
-    """Rows of one optimizer step over all devices together (global batch)."""
+    """Rows of one optimizer step over all devices together (global batch); in stage 2, titles among them."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     warmup: float = 0.05
@@ -71,12 +81,12 @@ class FitConfig:
     validations: int = 4
     """Validations over the whole training, evenly spaced; the last step is always one."""
     patience: int = 3
-    """Validations without a better score before training stops early."""
+    """Validations without a better score (AUC; HR@1 where titles are ranked) before training stops early."""
     precision: str = "32-true"
     """Lightning's precision: 32-true, bf16-mixed, bf16-true, 16-mixed."""
     valid_rows: str = "uniform2000"
     """Row set of the validation split that selects the checkpoint: all, first<n>, last<n>, uniform<n>, a
-    fraction."""
+    fraction. Not of stage 3, which selects on stored validation lists."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -94,7 +104,7 @@ class FitConfig:
 class Stage1Config:
     """The conventional recommendation model (CRM)."""
 
-    crm: CrmConfig = field(default_factory=CrmConfig)
+    crm: CrmConfig = field(default_factory=lambda: CrmConfig(statistics=True))
     recent: int = 60
     """Latest history events that the CRM reads."""
     retrieved: int = 0
@@ -111,7 +121,9 @@ class Stage1Config:
     hold_out: str = "none"
     """Row set of the training split that is left out: none, uniform<n>, last<n> or a fraction. With
     `stage2.representation=out_of_fold` the plan sets it to `subsample`, in a folder of its own."""
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(batch_size=1024, warmup=0.02, clip=10.0, valid_rows="all")
+    )
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -155,7 +167,7 @@ class Stage2Config:
     title_weight: float = 0.2
     """Weight of the next-title loss (mean over titles, summed over a title's tokens) against the Yes/No
     loss."""
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, patience=4, valid_rows="uniform4000"))
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -200,7 +212,7 @@ class Stage3Config:
     or `mixed` (by turns)."""
     rows: int = 4000
     """Liked training rows to align on, disjoint from the stage-2 subsample where the data suffice."""
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(batch_size=32, lr=5e-4, patience=4))
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -13,7 +13,8 @@ class PrepareConfig:
     """What turns tables into an event log."""
 
     seed: int = 0
-    """Seed of the split (`user`, `random`), of sampled negatives, permutations and candidate lists."""
+    """Seed of the split (`user`, `random`), of sampled negatives, permutations and candidate lists; apart
+    from `seed`, so that all runs share a split."""
     split: str = "time"
     """Which samples are held out: `time` the latest of all (the paper), `last` the latest of each user,
     `user` those of whole users, `random` any; see `recllm.eventlog.splits`."""

@@ -128,7 +128,7 @@ class EncoderTrainingConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The bidirectional encoder of a two-tower system: which one, and how the tiny one is made."""
+    """The bidirectional encoder of two towers (`SYSTEM=ctr-bert`): which one, and how the tiny one is made."""
 
     path: str | None = None
     """Hub id or folder of an encoder (BERT and its kin); None: the one that `stages/encoder.py` trains."""
@@ -137,7 +137,8 @@ class EncoderConfig:
     context: int | None = None
     """Most tokens of a text; None: as many as the encoder allows."""
     tiny: TinyConfig = field(default_factory=lambda: TinyConfig(intermediate=512))
-    """Size of the one that is trained here; a BERT's MLP has two matrices, the LM's three."""
+    """Size of the one that is trained here; a BERT's MLP has two matrices, the LM's three. The mask is one
+    token more than `vocabulary`."""
     training: EncoderTrainingConfig = field(default_factory=EncoderTrainingConfig)
     seed: int = 0
     """Seed of the encoder's start and masks; apart from `seed`, so that all seeds share one encoder."""

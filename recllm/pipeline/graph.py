@@ -56,8 +56,8 @@ class Plan:
         A choice's `stage1/din.yaml` may have a `stage1/<dataset>/din.yaml` beside it, which wins over it.
         """
         request = self.request
-        names = ["base.yaml", f"dataset/{request.dataset}.yaml"]
-        layers = [(f"conf/{name}", self.read(self.conf / name)) for name in names]
+        dataset = f"dataset/{request.dataset}.yaml"
+        layers = [(f"conf/{dataset}", self.read(self.conf / dataset))]
         lm_file = self.conf / "lm" / f"{request.lm}.yaml"
         if lm_file.exists():
             layers.append((f"conf/lm/{request.lm}.yaml", self.read(lm_file)))
