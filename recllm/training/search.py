@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from recllm import paths
-from recllm.config.stages import Range
+from recllm.config.tune import Range
 from recllm.console import say
 from recllm.errors import Busy
 from recllm.files import digest, now
