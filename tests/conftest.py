@@ -38,7 +38,7 @@ def nobody_speaks(monkeypatch):
 @pytest.fixture(scope="session")
 def demo_config():
     """The demo's configuration, with an LM that is built in a second."""
-    names = ("base.yaml", "dataset/demo.yaml", "lm/tiny.yaml")
+    names = ("dataset/demo.yaml", "lm/tiny.yaml")
     small = {"lm.tiny.hidden": 32, "lm.tiny.layers": 2, "lm.tiny.heads": 2, "lm.tiny.intermediate": 64}
     sizes = {"lm.tiny.vocabulary": 1024, "prepare.ranking_valid_rows": 40, "prepare.ranking_test_rows": 40}
     layers = [(name, load_yaml(REPOSITORY / "conf" / name)) for name in names]

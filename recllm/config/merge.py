@@ -1,6 +1,6 @@
 """The configuration: YAML files merged over the schema in a fixed order, and one-line errors.
 
-Order, later wins: dataclass defaults, `conf/base.yaml`, `conf/dataset/`, `conf/lm/`, the stage's choice
+Order, later wins: dataclass defaults, `conf/dataset/`, `conf/lm/`, the stage's choice
 (`conf/stage1/` ...), that choice on this data set (`conf/stage1/<dataset>/` ...), `conf/experiment/`,
 `key=value` from the command line. OmegaConf merges and checks types; what leaves this module is a frozen
 dataclass.
@@ -23,34 +23,44 @@ from recllm.errors import ConfigError
 
 
 def keys(value: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Every dotted key of a nested mapping, the inner ones included."""
-    found = []
+    """Every dotted key of a nested mapping, sections included."""
+    dotted = []
     for key, inner in value.items():
-        found.append(prefix + key)
+        dotted.append(prefix + key)
         if isinstance(inner, Mapping):
-            found += keys(inner, f"{prefix}{key}.")
-    return found
+            dotted += keys(inner, f"{prefix}{key}.")
+    return dotted
 
 
 SCHEMA = dataclasses.asdict(Config())
+"""Every default, nested as the sections are."""
 _EMPTY = OmegaConf.structured(Config)  # copied for each merge: a copy takes a fifteenth of the time
 KEYS = keys(SCHEMA)
+"""Every dotted key, sections included."""
 LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS)]
+"""Every dotted key that has a value of its own."""
+DEFAULT = "default"
+"""Where a value comes from that no layer states."""
 
 
-def _nearest(key: str) -> str:
+def nearest_key(key: str) -> str:
     """The key that was probably meant: of the same stage, with the most similar last part."""
     if key in KEYS:  # a section; what can be set are the keys in it
         return next(leaf for leaf in LEAVES if leaf.startswith(f"{key}."))
     head, _, last = key.rpartition(".")
     top = head.partition(".")[0]
-    within = [known for known in KEYS if known.partition(".")[0] == top] or KEYS
+    candidates = [candidate for candidate in KEYS if candidate.partition(".")[0] == top] or KEYS
 
-    def likeness(known: str) -> float:
-        return difflib.SequenceMatcher(None, known.rpartition(".")[2], last).ratio()
+    def of_last_part(candidate: str) -> float:
+        return difflib.SequenceMatcher(None, candidate.rpartition(".")[2], last).ratio()
 
-    best = max(within, key=lambda known: (likeness(known), difflib.SequenceMatcher(None, known, key).ratio()))
-    return best if likeness(best) >= 0.5 else f"none; sections are {', '.join(SCHEMA)}"
+    def of_whole(candidate: str) -> float:
+        return difflib.SequenceMatcher(None, candidate, key).ratio()
+
+    nearest = max(candidates, key=lambda candidate: (of_last_part(candidate), of_whole(candidate)))
+    if of_last_part(nearest) < 0.5:
+        return f"none; sections are {', '.join(SCHEMA)}"
+    return nearest
 
 
 def check_keys(value: Mapping[str, Any], source: str) -> None:
@@ -61,7 +71,7 @@ def check_keys(value: Mapping[str, Any], source: str) -> None:
     """
     for key in keys(value):
         if key not in KEYS:
-            raise ConfigError(f"{key} ({source}) is no configuration key; the nearest is {_nearest(key)}")
+            raise ConfigError(f"{key} ({source}) is no configuration key; the nearest is {nearest_key(key)}")
 
 
 def parse_overrides(arguments: Iterable[str], source: str = "command line") -> dict[str, Any]:
@@ -75,17 +85,18 @@ def parse_overrides(arguments: Iterable[str], source: str = "command line") -> d
         key, equals, _ = argument.partition("=")
         if not equals:
             raise ConfigError(f"{argument!r} ({source}) is no key=value; e.g. stage2.fit.lr=1e-3")
-        if key not in KEYS or isinstance(_at(SCHEMA, key), dict):
-            raise ConfigError(f"{key} ({source}) is no configuration key; the nearest is {_nearest(key)}")
+        if key not in KEYS or isinstance(value_at(SCHEMA, key), dict):
+            raise ConfigError(f"{key} ({source}) is no configuration key; the nearest is {nearest_key(key)}")
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
         except OmegaConfBaseException as error:
             raise ConfigError(f"{argument!r} ({source}) cannot be read: {_first_line(error)}") from error
-        flat[key] = _at(parsed, key)
+        flat[key] = value_at(parsed, key)
     return flat
 
 
-def _at(nested: Any, dotted: str) -> Any:
+def value_at(nested: Any, dotted: str) -> Any:
+    """The value, or section, of a dotted key in nested mappings."""
     for part in dotted.split("."):
         nested = nested[part]
     return nested
@@ -107,9 +118,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is no mapping of keys to values")
-    named = {str(key): value for key, value in content.items()}
-    check_keys(named, str(path))
-    return named
+    sections = {str(key): value for key, value in content.items()}
+    check_keys(sections, str(path))
+    return sections
 
 
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[str, Any]) -> Config:
@@ -125,7 +136,7 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[st
     layers = [(source, dict(layer)) for source, layer in layers]
     try:
         merged = OmegaConf.unsafe_merge(  # unsafe: may keep what it is given, which nobody else has
-            empty(), *(layer for _, layer in layers), _nest(overrides)
+            empty(), *(layer for _, layer in layers), nest(overrides)
         )
     except OmegaConfBaseException:  # one by one, which is slow, so that the one at fault is named
         merged = empty()
@@ -139,6 +150,20 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[st
     return freeze(merged)
 
 
+def origins(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """Where each key's value comes from: the source of the last layer that states it, or `default`.
+
+    Args:
+        layers: (source, nested mapping), weakest first, as `merge` takes them.
+    """
+    origin = dict.fromkeys(LEAVES, DEFAULT)
+    for source, layer in layers:
+        for key in keys(layer):
+            if key in origin:  # no section
+                origin[key] = source
+    return origin
+
+
 def empty() -> Any:
     """The schema's defaults as an OmegaConf object of the caller's own."""
     return copy.deepcopy(_EMPTY)
@@ -147,12 +172,12 @@ def empty() -> Any:
 def override(merged: Any, key: str, value: Any) -> Any:
     """Merge one dotted key; a value of the wrong type is an error that names it."""
     try:
-        return OmegaConf.merge(merged, _nest({key: value}))
+        return OmegaConf.merge(merged, nest({key: value}))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}={value}: {_first_line(error)}") from error
 
 
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys -> nested mappings."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():

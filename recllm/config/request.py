@@ -36,11 +36,41 @@ class Request:
     raw: str
     overrides: dict[str, Any]
     points: tuple[SweepValue, ...]
+    """Values of a sweep, all of one key; empty where nothing is swept."""
 
     @property
     def gate(self) -> str:
         """The CRM whose representation gates stage 2: the last one named."""
         return self.crms[-1]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a make command, sorted but not understood yet.
+
+    Attributes:
+        goals: make targets.
+        values: value of each of `VARIABLES`, empty where it was not given.
+        keys: all others, `key=value` of the configuration if they are right.
+    """
+
+    goals: list[str]
+    values: dict[str, str]
+    keys: list[str]
+
+
+def sort_words(arguments: Sequence[str]) -> Words:
+    """Tell goals, `VARIABLE=...` and keys of the configuration apart."""
+    words = Words(goals=[], values=dict.fromkeys(VARIABLES, ""), keys=[])
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument in GOALS:
+            words.goals.append(argument)
+        elif equals and name in VARIABLES:
+            words.values[name] = value.strip()
+        else:
+            words.keys.append(argument)
+    return words
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -49,79 +79,107 @@ def parse(arguments: Sequence[str]) -> Request:
     Raises:
         ConfigError: a name that has no file, an unknown key, a seed that is no number, half a sweep.
     """
-    values = dict.fromkeys(VARIABLES, "")
-    goals, keys = [], []
-    for word in arguments:
-        name, equals, value = word.partition("=")
-        if word in GOALS:
-            goals.append(word)
-        elif equals and name in VARIABLES:
-            values[name] = value.strip()
-        else:
-            keys.append(word)
+    words = sort_words(arguments)
+    values = words.values
     conf = paths.repository() / "conf"
     dataset = values["DATASET"] or "demo"
     choice("DATASET", dataset, conf / "dataset")
-    systems = values["SYSTEM"].split()
-    alone = systems == [NOTHING]
-    if alone and (bad := [goal for goal in goals if goal in ("stage2", "stage3")]):
-        raise ConfigError(
-            f"SYSTEM=none leaves {bad[0]} nothing to do; wanted evaluate or report, or a system"
-        )
-    systems = [] if alone else systems
-    stage2 = [name for name in systems if (conf / "stage2" / f"{name}.yaml").exists()]
-    stage3 = [name for name in systems if (conf / "stage3" / f"{name}.yaml").exists()]
-    for name in systems:
-        if name not in stage2 + stage3:
-            known = ", ".join(
-                sorted(file.stem for room in ("stage2", "stage3") for file in (conf / room).glob("*.yaml"))
-            )
-            raise ConfigError(f"SYSTEM={name} is not known; wanted some of {known}")
+    systems = _systems(values["SYSTEM"].split(), words.goals, conf)
     crms = tuple(values["CRM"].split() or ("din", GATE))
     for crm in crms:
         choice("CRM", crm, conf / "stage1")
     if values["EXPERIMENT"]:
         choice("EXPERIMENT", values["EXPERIMENT"], conf / "experiment")
     lm = values["LM"] or "tiny"
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lm)
-    if not (conf / "lm" / f"{lm}.yaml").exists() and not Path(lm).exists() and not hub_id:
-        known = ", ".join(sorted(file.stem for file in (conf / "lm").glob("*.yaml")))
-        raise ConfigError(
-            f"LM={lm} is not known; wanted one of {known}, a local path, or a hub id such as org/name"
-        )
-    seeds = values["SEED"].split() or ["0"]
-    if bad := [seed for seed in seeds if not seed.isdigit()]:
-        raise ConfigError(f"SEED={bad[0]} is no whole number; e.g. SEED='0 1 2'")
-    overrides = parse_overrides(keys)
-    if "seed" in overrides:
-        raise ConfigError(f"ARGS=seed={overrides['seed']} is given as SEED={overrides['seed']}")
+    _check_lm(lm, conf / "lm")
+    seeds = _seeds(values["SEED"])
+    overrides = _overrides(words.keys)
     if values["RAW"] and not Path(values["RAW"]).exists():
         raise ConfigError(f"RAW={values['RAW']} does not exist; wanted the folder or archive of the raw data")
-    # Who names systems of stage 2 alone wants them evaluated, and nothing aligned for it.
-    aligned = () if stage2 and set(goals) <= {"stage2", "evaluate", "report"} else ALIGNED
-    points = parse_sweep(values["KEY"], values["VALUES"])
-    if points and (other := {"stage3", "tune"} & set(goals)):
-        raise ConfigError(
-            f"KEY={values['KEY']} is no choice of make {other.pop()}; wanted make sweep, or stage2"
-        )
-    if points and alone:
-        raise ConfigError(f"SYSTEM=none has no stage 2 to sweep KEY={values['KEY']} in; wanted a system")
     return Request(
-        goals=tuple(goals) or ("report",),
+        goals=tuple(words.goals) or ("report",),
         dataset=dataset,
         crms=crms,
-        systems=() if alone else (*(stage2 or ("lora", "reclora")), *(stage3 or aligned)),
+        systems=systems,
         lm=lm,
-        seeds=tuple(int(seed) for seed in seeds),
+        seeds=seeds,
         experiment=values["EXPERIMENT"],
         raw=values["RAW"],
         overrides=overrides,
-        points=points,
+        points=_sweep(words, systems),
     )
+
+
+def _systems(names: list[str], goals: list[str], conf: Path) -> tuple[str, ...]:
+    """The systems that `SYSTEM=` names, with the usual ones of a stage of which it names none."""
+    if names == [NOTHING]:
+        for goal in goals:
+            if goal in ("stage2", "stage3"):
+                raise ConfigError(
+                    f"SYSTEM=none leaves {goal} nothing to do; wanted evaluate or report, or a system"
+                )
+        return ()
+    stage2_files = _names(conf / "stage2")
+    stage3_files = _names(conf / "stage3")
+    for name in names:
+        if name not in (*stage2_files, *stage3_files):
+            wanted = ", ".join(sorted(stage2_files + stage3_files))
+            raise ConfigError(f"SYSTEM={name} is not known; wanted some of {wanted}")
+    stage2 = [name for name in names if name in stage2_files]
+    stage3 = [name for name in names if name in stage3_files]
+    # Who names systems of stage 2 alone wants them evaluated, and nothing aligned for it.
+    alone = stage2 and set(goals) <= {"stage2", "evaluate", "report"}
+    usual_stage3 = () if alone else ALIGNED
+    return (*(stage2 or ("lora", START)), *(stage3 or usual_stage3))
+
+
+def _check_lm(lm: str, folder: Path) -> None:
+    """Refuse what is no file of `conf/lm`, no local path, and does not look like a hub id."""
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lm)
+    if not (folder / f"{lm}.yaml").exists() and not Path(lm).exists() and not hub_id:
+        wanted = ", ".join(_names(folder))
+        raise ConfigError(
+            f"LM={lm} is not known; wanted one of {wanted}, a local path, or a hub id such as org/name"
+        )
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """The seeds that `SEED=` names; 0 where it is empty."""
+    seeds = text.split() or ["0"]
+    for seed in seeds:
+        if not seed.isdigit():
+            raise ConfigError(f"SEED={seed} is no whole number; e.g. SEED='0 1 2'")
+    return tuple(int(seed) for seed in seeds)
+
+
+def _overrides(keys: list[str]) -> dict[str, Any]:
+    """Keys of the configuration that `ARGS=` sets; the seed is a variable of its own."""
+    overrides = parse_overrides(keys)
+    if "seed" in overrides:
+        raise ConfigError(f"ARGS=seed={overrides['seed']} is given as SEED={overrides['seed']}")
+    return overrides
+
+
+def _sweep(words: Words, systems: tuple[str, ...]) -> tuple[SweepValue, ...]:
+    """The values that `KEY=` and `VALUES=` name, where the goals and systems can be swept."""
+    key = words.values["KEY"]
+    sweep_values = parse_sweep(key, words.values["VALUES"])
+    if not sweep_values:
+        return ()
+    for goal in ("stage3", "tune"):
+        if goal in words.goals:
+            raise ConfigError(f"KEY={key} is no choice of make {goal}; wanted make sweep, or stage2")
+    if not systems:
+        raise ConfigError(f"SYSTEM=none has no stage 2 to sweep KEY={key} in; wanted a system")
+    return sweep_values
 
 
 def choice(variable: str, name: str, folder: Path) -> None:
     """Refuse a name without a file in a folder of `conf`."""
     if not (folder / f"{name}.yaml").exists():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        raise ConfigError(f"{variable}={name} is not known; wanted one of {known}")
+        raise ConfigError(f"{variable}={name} is not known; wanted one of {', '.join(_names(folder))}")
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of the YAML files in a folder of `conf`, in alphabetical order."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))

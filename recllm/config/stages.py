@@ -1,56 +1,15 @@
-"""How stages 1 to 3 are trained, and what `make tune` searches."""
+"""How stages 1 to 3 are trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from recllm.crm.config import CrmConfig
-from recllm.errors import check
+from recllm.errors import check, check_choices
+from recllm.eventlog.config import RejectedFrom
 from recllm.eventlog.names import check_hold_out, check_rows
-from recllm.lm.config import AdapterConfig
-
-
-@dataclass(frozen=True)
-class Range:
-    """The values that one configuration key may take: from `low` to `high`, or one of `choices`."""
-
-    key: str = ""
-    """The configuration key, of stage 1."""
-    unit: str = ""
-    """What the value is, as a comment beside the chosen one."""
-    low: float = 0.0
-    """Least value."""
-    high: float = 0.0
-    """Largest value."""
-    log: bool = False
-    """Whether all magnitudes between are equally likely at first, instead of all values."""
-    choices: list[Any] = field(default_factory=list)
-    """Numbers or words; `low`, `high` and `log` are then not read."""
-
-    def __post_init__(self) -> None:
-        """Refuse a range that is none."""
-        if not self.choices and not self.low < self.high:
-            raise ValueError(f"tune.space: {self.key} goes from {self.low} to {self.high}; wanted low < high")
-        if not self.choices and self.log and self.low <= 0:
-            raise ValueError(f"tune.space: {self.key} starts at {self.low}; wanted more than 0 with log")
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """A search over stage 1's settings. The space and the budget are the same for every CRM."""
-
-    trials: int = 20
-    """Trainings of a study in all, those cut short among them, over all processes and restarts."""
-    random: int = 6
-    """Trials before the sampler learns from the others, and before one that is worse is cut short."""
-    space: list[Range] = field(default_factory=list)
-    """What is searched."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.trials < 1 or self.random < 1:
-            raise ValueError(f"tune.trials={self.trials}, tune.random={self.random}; wanted at least 1 each")
+from recllm.lm.config import AdapterConfig, Precision
 
 
 @dataclass(frozen=True)
@@ -60,7 +19,7 @@ class FitConfig:
     epochs: float = 1.0
     """Passes over the stage's rows; a fraction ends early."""
     batch_size: int = 128
-    """Rows of one optimizer step over all devices together (global batch)."""
+    """Rows of one optimizer step over all devices together (global batch); in stage 2, titles among them."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     warmup: float = 0.05
@@ -72,22 +31,21 @@ class FitConfig:
     validations: int = 4
     """Validations over the whole training, evenly spaced; the last step is always one."""
     patience: int = 3
-    """Validations without a better score before training stops early."""
-    precision: str = "32-true"
-    """Lightning's precision: 32-true, bf16-mixed, bf16-true, 16-mixed."""
+    """Validations without a better score (AUC; HR@1 where titles are ranked) before training stops early."""
+    precision: Precision = "32-true"
+    """Lightning's precision; `mixed` keeps the trained weights in float32."""
     valid_rows: str = "uniform2000"
     """Row set of the validation split that selects the checkpoint: all, first<n>, last<n>, uniform<n>, a
-    fraction."""
+    fraction. Not of stage 3, which selects on stored validation lists."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_choices("", self)  # which stage's it is, it does not know
         check(self.epochs > 0, "epochs", self.epochs, "more than 0")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1 row")
         check(self.lr > 0, "lr", self.lr, "more than 0")
         check(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
         check(self.validations >= 1, "validations", self.validations, "at least 1")
-        precisions = ("32-true", "bf16-mixed", "bf16-true", "16-mixed")
-        check(self.precision in precisions, "precision", self.precision, f"one of {', '.join(precisions)}")
         check_rows("valid_rows", self.valid_rows)
 
 
@@ -95,7 +53,7 @@ class FitConfig:
 class Stage1Config:
     """The conventional recommendation model (CRM)."""
 
-    crm: CrmConfig = field(default_factory=CrmConfig)
+    crm: CrmConfig = field(default_factory=lambda: CrmConfig(statistics=True))
     recent: int = 60
     """Latest history events that the CRM reads."""
     retrieved: int = 0
@@ -103,7 +61,7 @@ class Stage1Config:
     sparse_tables: bool = False
     """Whether user and item tables are trained by rows: a step touches those that its batch looked up. For
     tables of millions of rows; moments and weight decay of a row then move only with it (`RowAdamW`)."""
-    objective: str = "ctr"
+    objective: Literal["ctr", "rank"] = "ctr"
     """`ctr`: binary cross-entropy on the label; `rank`: softmax of a liked item against sampled negatives."""
     negatives: int = 7
     """Sampled negatives of a liked item, objective `rank` only; half uniform, half by popularity."""
@@ -112,11 +70,13 @@ class Stage1Config:
     hold_out: str = "none"
     """Row set of the training split that is left out: none, uniform<n>, last<n> or a fraction. With
     `stage2.representation=out_of_fold` the plan sets it to `subsample`, in a folder of its own."""
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(
+        default_factory=lambda: FitConfig(batch_size=1024, warmup=0.02, clip=10.0, valid_rows="all")
+    )
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check(self.objective in ("ctr", "rank"), "stage1.objective", self.objective, "ctr or rank")
+        check_choices("stage1", self)
         check(self.recent >= 1, "stage1.recent", self.recent, "at least 1 event")
         least = 1 if self.crm.search else 0
         check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
@@ -131,9 +91,13 @@ class Stage1Config:
     @property
     def inputs(self) -> dict[str, Any]:
         """What the CRM's batches hold: `recent` and `retrieved` events, `search` for those, `statistics`."""
-        found = self.retrieved if self.crm.search else 0
-        known = {"search": self.crm.search, "statistics": self.crm.statistics}
-        return {"recent": self.recent, "retrieved": found} | known
+        search = self.crm.search
+        return {
+            "recent": self.recent,
+            "retrieved": self.retrieved if search else 0,
+            "search": search,
+            "statistics": self.crm.statistics,
+        }
 
 
 @dataclass(frozen=True)
@@ -145,7 +109,7 @@ class Stage2Config:
     """SPDX identifier under which the adapter may be shared, for its model card; empty: not stated."""
     mixed_prompts: bool = False
     """Train on every row twice, with the events nearest to the target and with the most recent (ReLLa)."""
-    representation: str = "crm"
+    representation: Literal["crm", "out_of_fold"] = "crm"
     """Which CRM gates: `crm`: the one that was trained on all samples, those of the subsample among them;
     `out_of_fold`: one of the same settings that never saw the subsample's samples."""
     gate_first: float = 0.0
@@ -156,12 +120,11 @@ class Stage2Config:
     title_weight: float = 0.2
     """Weight of the next-title loss (mean over titles, summed over a title's tokens) against the Yes/No
     loss."""
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, patience=4, valid_rows="uniform4000"))
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        known = ("crm", "out_of_fold")
-        check(self.representation in known, "stage2.representation", self.representation, " or ".join(known))
+        check_choices("stage2", self)
         check(self.gate_first >= 0, "stage2.gate_first", self.gate_first, "0 or more passes")
         check(0 <= self.title_share < 1, "stage2.title_share", self.title_share, "a share from 0 to below 1")
 
@@ -172,15 +135,15 @@ class Stage3Config:
 
     start: str = "reclora"
     """System of stage 2 to start from; it is also the frozen reference."""
-    task: str = "titles"
+    task: Literal["titles", "answers"] = "titles"
     """What is compared: `titles`, the log-probability of a candidate's title; `answers`, point-wise: that of
     Yes to each candidate, in a prompt and with a gate of its own. They start from the stage-2 checkpoint with
     the best validation HR@1 and AUC."""
-    gate: str = "list"
+    gate: Literal["list", "item"] = "list"
     """What gates a title, where titles are compared: `list`, the mean of all candidates' representations, as
     in stage 2; `item`, its own candidate's, while the prompt keeps the mean. For losses that contrast titles
     only: a chosen title's likelihood behind its own gate is learned by reading the item off the gate."""
-    loss: str = "softmax-dpo"
+    loss: Literal["softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft"] = "softmax-dpo"
     """`softmax-dpo` (K = 1 is DPO), `dpo-pairwise`, `dmpo`, `mppo` (no reference): see `recllm/losses.py`.
     Or as a control `sft`: the chosen title's likelihood, as many steps."""
     beta: float = 1.0
@@ -193,39 +156,31 @@ class Stage3Config:
     """Probability, below 0.5, that a rejected title is in truth the better one."""
     negatives: int = 3
     """Rejected titles K of a row, drawn anew in every pass."""
-    negatives_from: str = "random"
+    negatives_from: RejectedFrom = "random"
     """Which K of a row's candidates: `random`; hard ones, which the `reference` or the gate's `crm` scores
     highest; `half`: half of them the reference's highest, the others random."""
-    lists: str = "mixed"
+    lists: Literal["mixed", "uniform", "popular"] = "mixed"
     """How the 19 other candidates of a row are drawn: `uniform`, `popular` (in proportion to training events)
     or `mixed` (by turns)."""
     rows: int = 4000
     """Liked training rows to align on, disjoint from the stage-2 subsample where the data suffice."""
-    fit: FitConfig = field(default_factory=FitConfig)
+    fit: FitConfig = field(default_factory=lambda: FitConfig(batch_size=32, lr=5e-4, patience=4))
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        losses: tuple[str, ...] = ("softmax-dpo", "dpo-pairwise", "dmpo", "mppo", "sft")
-        check(self.loss in losses, "stage3.loss", self.loss, f"one of {', '.join(losses)}")
-        check(self.task in ("titles", "answers"), "stage3.task", self.task, "titles or answers")
-        if self.task == "answers":
-            losses = losses[:-1]  # the likelihood of Yes alone is best where every answer is Yes
-            wanted = f"one of {', '.join(losses)} where stage3.task is answers"
-            check(self.loss in losses, "stage3.loss", self.loss, wanted)
-        check(self.gate in ("list", "item"), "stage3.gate", self.gate, "list or item")
+        check_choices("stage3", self)
+        if self.task == "answers":  # the likelihood of Yes alone is best where every answer is Yes
+            wanted = "a loss that contrasts items where stage3.task is answers, e.g. softmax-dpo"
+            check(self.loss != "sft", "stage3.loss", self.loss, wanted)
         if self.gate == "item":
             wanted = "list where a title's likelihood is learned: its own gate names the item"
             check(self.loss != "sft" and self.sft_weight == 0, "stage3.gate", self.gate, wanted)
         check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
-        kinds = ("random", "reference", "crm", "half")
-        check(self.negatives_from in kinds, "stage3.negatives_from", self.negatives_from, ", ".join(kinds))
-        lists = ("mixed", "uniform", "popular")
-        check(self.lists in lists, "stage3.lists", self.lists, ", ".join(lists))
         check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
         check(self.sft_weight >= 0, "stage3.sft_weight", self.sft_weight, "0 or more")
         smoothing = self.label_smoothing
         check(0 <= smoothing < 0.5, "stage3.label_smoothing", smoothing, "a probability from 0 to below 0.5")
         check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
-        valid, unread = self.fit.valid_rows, FitConfig.valid_rows
+        valid_rows = self.fit.valid_rows
         wanted = "none: stage 3 selects its checkpoint on stored validation lists"
-        check(valid == unread, "stage3.fit.valid_rows", valid, wanted)
+        check(valid_rows == FitConfig.valid_rows, "stage3.fit.valid_rows", valid_rows, wanted)

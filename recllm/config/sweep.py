@@ -1,4 +1,4 @@
-"""Points of a sweep: one key of the configuration at several values, all else equal, beside one another."""
+"""A sweep: one key of the configuration at several values, all else equal, beside one another."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from recllm.eventlog.names import check_hold_out
 SECTIONS = ("subsample", "prompt", "stage1", "stage2")
 """Sections whose keys may be swept: what stage 2 makes anew on the same LM, neighbors and test rows."""
 ROWS = "subsample"
+"""The key whose values are row sets, which nest: a sweep over it shares one LM and one held-out CRM."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SweepValue:
 
     @property
     def tag(self) -> str:
-        """How folders and tables name the point."""
+        """How folders and tables name it."""
         return tag(self.key, self.text)
 
     def settings(self, sections: Iterable[str]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class SweepValue:
 
 
 def tag(key: str, text: str) -> str:
-    """`num_meta-4`: a point's key and value within a name."""
+    """Key and value as a part of a name: `num_meta-4`."""
     return f"{short(key)}-{text}"
 
 
@@ -50,15 +51,18 @@ def short(key: str) -> str:
 
     Keys that may be swept are told from one another, all others from every key.
     """
-    swept = key.split(".")[0] in SECTIONS
-    known = [leaf.split(".") for leaf in LEAVES if not swept or leaf.split(".")[0] in SECTIONS]
     parts = key.split(".")
-    ends = (parts[-n:] for n in range(1, len(parts) + 1))
-    return ".".join(next(end for end in ends if sum(leaf[-len(end) :] == end for leaf in known) == 1))
+    swept = parts[0] in SECTIONS
+    leaves = [leaf.split(".") for leaf in LEAVES if not swept or leaf.split(".")[0] in SECTIONS]
+    for length in range(1, len(parts) + 1):
+        end = parts[-length:]
+        if sum(leaf[-length:] == end for leaf in leaves) == 1:
+            return ".".join(end)
+    raise ConfigError(f"KEY={key} cannot be swept; wanted a key of {', '.join(SECTIONS)}")
 
 
 def parse_sweep(key: str, values: str) -> tuple[SweepValue, ...]:
-    """The points that `KEY=` and `VALUES=` name; none where both are empty.
+    """The values that `KEY=` and `VALUES=` name; none where both are empty.
 
     Raises:
         ConfigError: one without the other, a key that cannot be swept, a value that names no folder.
@@ -69,11 +73,12 @@ def parse_sweep(key: str, values: str) -> tuple[SweepValue, ...]:
     example = "e.g. make sweep KEY=stage2.adapter.num_meta VALUES='4 8 16'"
     if not key or not words:
         raise ConfigError(f"KEY={key} VALUES='{values}' is half a sweep; wanted both, {example}")
-    points = []
+    sweep_values = []
     for word in words:
         if not re.fullmatch(r"[\w.-]+", word):
             raise ConfigError(f"VALUES={word} can name no folder; wanted letters, digits, '.', '-' and '_'")
-        points.append(SweepValue(key, word, parse_overrides([f"{key}={word}"], "KEY")[key]))
+        value = parse_overrides([f"{key}={word}"], "KEY")[key]
+        sweep_values.append(SweepValue(key, word, value))
     if key.split(".")[0] not in SECTIONS:
         raise ConfigError(f"KEY={key} cannot be swept; wanted a key of {', '.join(SECTIONS)}, {example}")
     if key == ROWS:
@@ -82,28 +87,31 @@ def parse_sweep(key: str, values: str) -> tuple[SweepValue, ...]:
             check(word != "none", "VALUES", word, "uniform<n>, last<n> or a fraction such as 0.1")
         if len({_amount(word)[0] for word in words}) > 1:
             raise ConfigError(f"VALUES='{values}' mixes kinds of row sets; wanted one, as they nest")
-    return tuple(points)
+    return tuple(sweep_values)
 
 
-def fewest(points: Iterable[SweepValue]) -> str | None:
+def fewest(sweep_values: Iterable[SweepValue]) -> str | None:
     """The smallest subsample of a sweep over subsamples; None of any other sweep."""
-    return min((point.text for point in points if point.key == ROWS), key=_amount, default=None)
+    row_sets = [sweep_value.text for sweep_value in sweep_values if sweep_value.key == ROWS]
+    return min(row_sets, key=_amount, default=None)
 
 
-def covering(points: Iterable[SweepValue], configured: str) -> str:
-    """The row set of the training split that holds every point's subsample: subsamples nest.
+def covering(sweep_values: Iterable[SweepValue], configured: str) -> str:
+    """The row set of the training split that holds every subsample of a sweep: subsamples nest.
 
     Args:
-        points: of a sweep over subsamples.
-        configured: `subsample` without the sweep; it is taken if it is of the points' kind and larger.
+        sweep_values: of a sweep over subsamples.
+        configured: `subsample` without the sweep; it is taken if it is of the same kind and larger.
     """
-    words = [point.text for point in points]
-    kind, _ = _amount(words[0])
-    comparable = re.fullmatch(r"(uniform|last)\d+|0?\.\d+", configured) and _amount(configured)[0] == kind
-    return max(([configured] if comparable else []) + words, key=lambda word: _amount(word)[1])
+    row_sets = [sweep_value.text for sweep_value in sweep_values]
+    kind, _ = _amount(row_sets[0])
+    is_sized = re.fullmatch(r"(uniform|last)\d+|0?\.\d+", configured)
+    if is_sized and _amount(configured)[0] == kind:
+        row_sets.insert(0, configured)
+    return max(row_sets, key=lambda row_set: _amount(row_set)[1])
 
 
-def _amount(rows: str) -> tuple[str, float]:
+def _amount(row_set: str) -> tuple[str, float]:
     """Kind of a row set, and how much it is: ("", 0.1), ("uniform", 20000) or ("last", 20000)."""
-    kind = rows.rstrip("0123456789.")
-    return kind, float(rows.removeprefix(kind))
+    kind = row_set.rstrip("0123456789.")
+    return kind, float(row_set.removeprefix(kind))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-NAMES = ("deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim")
-RETRIEVALS = ("semantic", "hard", "soft")
+from recllm.errors import check, check_choices
+
+CrmName = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Fields:
 class CrmConfig:
     """Settings of one CRM. Defaults were chosen on the validation split of MovieLens-1M."""
 
-    name: str = "din"
-    """Which model: deepfm, autoint, dcnv2, gru4rec, caser, sasrec, din or sim."""
+    name: CrmName = "din"
+    """Which model."""
     embedding_dim: int = 32
     """Width of a field's embedding row (units)."""
     event_dim: int = 16
@@ -81,7 +83,7 @@ class CrmConfig:
     """caser: horizontal filters of each height."""
     vertical: int = 4
     """caser: vertical filters, weighted sums over the history."""
-    retrieval: str = "semantic"
+    retrieval: Literal["semantic", "hard", "soft"] = "semantic"
     """sim: how events are found, in the whole history: `semantic` (nearest to the target by item vectors) or
     `hard` (same category as the target, latest first); or in the model: `soft` (largest inner product)."""
     soft_k: int = 30
@@ -91,20 +93,14 @@ class CrmConfig:
 
     def __post_init__(self) -> None:
         """Refuse a model that does not exist before anything is trained for it."""
-        for key, known in (("name", NAMES), ("retrieval", RETRIEVALS)):
-            if getattr(self, key) not in known:
-                raise ValueError(
-                    f"stage1.crm.{key} is {getattr(self, key)!r}; wanted one of {', '.join(known)}"
-                )
-        for key in ("hidden", "layers", "heads", "filters", "vertical", "soft_k", "soft_recent"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"stage1.crm.{key} is {getattr(self, key)}; wanted at least 1")
-        if not self.heights or min(self.heights) < 1:
-            raise ValueError(f"stage1.crm.heights is {self.heights}; wanted heights >= 1, e.g. [1,2,3,4]")
-        if self.hidden % self.heads:
-            raise ValueError(
-                f"stage1.crm.hidden is {self.hidden}; wanted a multiple of stage1.crm.heads={self.heads}"
-            )
+        check_choices("stage1.crm", self)
+        for name in ("hidden", "layers", "heads", "filters", "vertical", "soft_k", "soft_recent"):
+            value = getattr(self, name)
+            check(value >= 1, f"stage1.crm.{name}", value, "at least 1")
+        heights = bool(self.heights) and min(self.heights) >= 1
+        check(heights, "stage1.crm.heights", self.heights, "heights >= 1, e.g. [1,2,3,4]")
+        wanted = f"a multiple of stage1.crm.heads={self.heads}"
+        check(self.hidden % self.heads == 0, "stage1.crm.hidden", self.hidden, wanted)
 
     @property
     def search(self) -> str | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-SPLITS_BY = ("time", "last", "user", "random")
-SAMPLED_BY = ("uniform", "popular")
+from recllm.errors import check, check_choices
+
+RejectedFrom = Literal["random", "reference", "crm", "half"]
+"""Which of a row's candidates are rejected: uniformly drawn ones; those that the reference or the CRM scores
+highest; half and half: the reference's highest, the rest random."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +17,9 @@ class PrepareConfig:
     """What turns tables into an event log."""
 
     seed: int = 0
-    """Seed of the split (`user`, `random`), of sampled negatives, permutations and candidate lists."""
-    split: str = "time"
+    """Seed of the split (`user`, `random`), of sampled negatives, permutations and candidate lists; apart
+    from `seed`, so that all runs share a split."""
+    split: Literal["time", "last", "user", "random"] = "time"
     """Which samples are held out: `time` the latest of all (the paper), `last` the latest of each user,
     `user` those of whole users, `random` any; see `recllm.eventlog.splits`."""
     shares: list[float] = field(default_factory=lambda: [0.8, 0.1])
@@ -24,14 +29,14 @@ class PrepareConfig:
     """Split `last` only: samples of a user that test, and as many before them that validate."""
     min_history: int = 5
     """Earlier events that an event needs to be a sample (the paper: 5)."""
-    ties: str = "rows"
+    ties: Literal["rows", "strict"] = "rows"
     """`rows`: the history is all rows above (the paper); `strict`: rows of the same second are left out."""
     label_threshold: float | None = None
     """Liked = rating > threshold, in stars; null keeps the labels that the recipe wrote."""
     sampled_negatives: int = 0
     """Items drawn as further samples with label 0 for each liked sample: for logs without dislikes (0: none).
     They share its history, time and split, and stand in no history."""
-    sampled_by: str = "uniform"
+    sampled_by: Literal["uniform", "popular"] = "uniform"
     """What they are drawn from: `uniform` over the items with a training event, or `popular`, in proportion
     to an item's training events; never an item of the history, nor the liked one."""
     user_fields: list[str] = field(default_factory=list)
@@ -49,23 +54,20 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_choices("prepare", self)
         shares = self.shares
-        for key, wanted, right in (
-            ("split", f"one of {', '.join(SPLITS_BY)}", self.split in SPLITS_BY),
-            (
-                "shares",
-                "two shares above 0 that leave some for the test split, e.g. [0.8,0.1]",
-                len(shares) == 2 and min(shares) > 0 and sum(shares) < 1,
-            ),
-            ("last_n", "1 or more samples", self.last_n >= 1),
-            ("ties", "rows or strict", self.ties in ("rows", "strict")),
-            ("category", f"one of item_fields {self.item_fields}", self.category in self.item_fields),
-            ("min_history", "0 or more events", self.min_history >= 0),
-            ("sampled_negatives", "0 or more items", self.sampled_negatives >= 0),
-            ("sampled_by", f"one of {', '.join(SAMPLED_BY)}", self.sampled_by in SAMPLED_BY),
-            ("candidates", "2 or more items", self.candidates >= 2),
-            ("ranking_valid_rows", "0 or more rows", self.ranking_valid_rows >= 0),
-            ("ranking_test_rows", "0 or more rows", self.ranking_test_rows >= 0),
+        two_shares = len(shares) == 2 and min(shares) > 0 and sum(shares) < 1
+        wanted = "two shares above 0 that leave some for the test split, e.g. [0.8,0.1]"
+        check(two_shares, "prepare.shares", shares, wanted)
+        check(self.last_n >= 1, "prepare.last_n", self.last_n, "1 or more samples")
+        wanted = f"one of item_fields {self.item_fields}"
+        check(self.category in self.item_fields, "prepare.category", self.category, wanted)
+        check(self.candidates >= 2, "prepare.candidates", self.candidates, "2 or more items")
+        for name, unit in (
+            ("min_history", "events"),
+            ("sampled_negatives", "items"),
+            ("ranking_valid_rows", "rows"),
+            ("ranking_test_rows", "rows"),
         ):
-            if not right:
-                raise ValueError(f"prepare.{key} is {getattr(self, key)!r}, wanted {wanted}")
+            value = getattr(self, name)
+            check(value >= 0, f"prepare.{name}", value, f"0 or more {unit}")

@@ -6,17 +6,16 @@ candidate is the chosen decides only that it is not among them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog import draws
+from recllm.eventlog.config import RejectedFrom
 from recllm.eventlog.log import Rows
 
-KINDS = ("random", "reference", "crm", "half")
-"""Uniformly among the row's candidates; those that the reference or the CRM scores highest; half and half:
-the reference's highest, the rest random."""
+KINDS: tuple[str, ...] = get_args(RejectedFrom)
 
 Bools = NDArray[np.bool_]
 

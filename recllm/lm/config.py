@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from recllm.errors import check
+from recllm.errors import check, check_choices
 from recllm.eventlog.names import check_hold_out
+
+Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
+"""Lightning's: the type of weights and of arithmetic; `mixed` keeps the weights in float32."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,10 @@ class LmConfig:
     """Hub id or folder; None: the LM that `stages/lm.py` trains."""
     revision: str | None = None
     """Commit or tag on the hub; None: the newest."""
-    dtype: str = "float32"
-    """Type of the weights: auto (as stored), float32, bfloat16 or float16."""
-    quantization: str = "none"
-    """none, 4bit or 8bit; the last two need a GPU and bitsandbytes."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights; auto: as stored."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """Of the frozen weights; 4bit and 8bit need a GPU and bitsandbytes."""
     prefix: str = ""
     """Text before every prompt, for LMs that were tuned as chat."""
     suffix: str = ""
@@ -82,11 +86,12 @@ class LmTrainingConfig:
     """Peak learning rate of the first phase."""
     prompt_lr: float = 2e-3
     """Peak learning rate of the second phase."""
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     """Lightning's precision for pretraining."""
 
     def __post_init__(self) -> None:
         """Check row set and range."""
+        check_choices("lm.training", self)
         check_hold_out("lm.training.hold_out", self.hold_out)
         check(self.timeline_events >= 0, "lm.training.timeline_events", self.timeline_events, "0 or more")
 
@@ -117,11 +122,12 @@ class EncoderTrainingConfig:
     """Loss weight of a rating token; a title token weighs 1."""
     lr: float = 2e-3
     """Peak learning rate."""
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     """Lightning's precision for pretraining."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        check_choices("encoder.training", self)
         check(self.tokens >= 1, "encoder.training.tokens", self.tokens, "at least 1")
         share = self.mask_share
         check(0 < share < 1, "encoder.training.mask_share", share, "a share above 0 and below 1")
@@ -129,7 +135,7 @@ class EncoderTrainingConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The bidirectional encoder of a two-tower system: which one, and how the tiny one is made."""
+    """The bidirectional encoder of two towers (`SYSTEM=ctr-bert`): which one, and how the tiny is made."""
 
     path: str | None = None
     """Hub id or folder of an encoder (BERT and its kin); None: the one that `stages/encoder.py` trains."""
@@ -138,7 +144,8 @@ class EncoderConfig:
     context: int | None = None
     """Most tokens of a text; None: as many as the encoder allows."""
     tiny: TinyConfig = field(default_factory=lambda: TinyConfig(intermediate=512))
-    """Size of the one that is trained here; a BERT's MLP has two matrices, the LM's three."""
+    """Size of the one that is trained here; a BERT's MLP has two matrices, the LM's three. The mask is one
+    token more than `vocabulary`."""
     training: EncoderTrainingConfig = field(default_factory=EncoderTrainingConfig)
     seed: int = 0
     """Seed of the encoder's start and masks; apart from `seed`, so that all seeds share one encoder."""
@@ -148,7 +155,7 @@ class EncoderConfig:
 class TowersConfig:
     """Two towers over one encoder, and the head that fuses them late; a file that sets it is such a one."""
 
-    pooling: str = "mean"
+    pooling: Literal["mean", "first"] = "mean"
     """A text's vector: `mean` of the last layer over its tokens, or that of its first token (`first`)."""
     hidden: int = 128
     """Hidden width of the head."""
@@ -157,7 +164,7 @@ class TowersConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        check(self.pooling in ("mean", "first"), "towers.pooling", self.pooling, "mean or first")
+        check_choices("towers", self)
         check(self.hidden >= 1, "towers.hidden", self.hidden, "at least 1")
         check(0 <= self.dropout < 1, "towers.dropout", self.dropout, "a share from 0 to below 1")
 
@@ -166,7 +173,10 @@ class TowersConfig:
 class AdapterConfig:
     """The LoRA that stages 2 and 3 train."""
 
-    kind: str = "reclora"
+    # RecLoRA's options stand in recllm/reclora/config.py too, which imports peft: no plan waits for that.
+    # tests/config/test_merge.py sees to it that both know the same ones.
+
+    kind: Literal["lora", "reclora", "dora", "rslora", "vera", "adalora"] = "reclora"
     """`lora`: one LoRA for all; `reclora`: meta-LoRAs mixed per sample by a gate that reads the CRM; or one
     of PEFT's for all: `dora` (direction and length apart), `rslora` (scale lora_alpha / sqrt(r)), `vera`
     (fixed random matrices, trained vectors), `adalora` (ranks dealt out by importance while training)."""
@@ -174,18 +184,18 @@ class AdapterConfig:
     """Rank of one LoRA (`adalora`: mean rank at the end; it starts with half as much again)."""
     lora_alpha: float = 16.0
     """Numerator of the LoRA scale lora_alpha / r (`vera` has none)."""
-    init: str = "gaussian"
+    init: Literal["gaussian", "milora", "pissa", "random-svd"] = "gaussian"
     """Start of A and B (`lora` and `reclora` only). `gaussian`: A random, B zero; or singular vectors of the
     frozen weights: `pissa` the largest, `milora` the smallest, `random-svd` any. Each starts at the LM's own
     output."""
     num_meta: int = 16
     """Meta-LoRAs, N_m (`reclora` only)."""
-    mixture: str = "product"
+    mixture: Literal["product", "factor", "core"] = "product"
     """How meta-LoRAs are mixed (`reclora` only). `product`: s sum_k alpha_k B_k A_k; `factor`:
     s (sum_k alpha_k B_k)(sum_k alpha_k A_k); `core`: s B G A, a matrix G in place of alpha, one A and B."""
-    gate: str = "shared"
+    gate: Literal["shared", "module"] = "shared"
     """One gate for all modules (`shared`) or one each (`module`)."""
-    gate_input: str = "target"
+    gate_input: Literal["target", "user", "shuffled", "none"] = "target"
     """What the gate reads (`reclora` only): the CRM's representation of the prompt's `target`, of the `user`
     with an unknown item, of other rows (`shuffled`, a control), or nothing (`none`: alpha = 1 / N_m)."""
     soft_prompt: int = 0
@@ -202,16 +212,7 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        known = {
-            "kind": ("lora", "reclora", "dora", "rslora", "vera", "adalora"),
-            "init": ("gaussian", "milora", "pissa", "random-svd"),
-            "mixture": ("product", "factor", "core"),
-            "gate": ("shared", "module"),
-            "gate_input": ("target", "user", "shuffled", "none"),
-        }
-        for key, values in known.items():
-            got = getattr(self, key)
-            check(got in values, f"stage2.adapter.{key}", got, f"one of {', '.join(values)}")
+        check_choices("stage2.adapter", self)
         check(self.r >= 1, "stage2.adapter.r", self.r, "at least 1")
         check(self.num_meta >= 1, "stage2.adapter.num_meta", self.num_meta, "at least 1")
         temperature = self.gate_temperature

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from recllm import paths
-from recllm.config.merge import keys, load_yaml, merge, parse_overrides
+from recllm.config.merge import keys, load_yaml, merge, parse_overrides, value_at
 from recllm.config.request import ALIGNED, GATE, GOALS, START, Request, choice
 from recllm.config.schema import Config, check_own
 from recllm.config.sweep import SweepValue, covering, fewest
@@ -67,8 +67,8 @@ class Plan:
         A choice's `stage1/din.yaml` may have a `stage1/<dataset>/din.yaml` beside it, which wins over it.
         """
         request = self.request
-        names = ["base.yaml", f"dataset/{request.dataset}.yaml"]
-        layers = [(f"conf/{name}", self.read(self.conf / name)) for name in names]
+        dataset = f"dataset/{request.dataset}.yaml"
+        layers = [(f"conf/{dataset}", self.read(self.conf / dataset))]
         lm_file = self.conf / "lm" / f"{request.lm}.yaml"
         if lm_file.exists():
             layers.append((f"conf/lm/{request.lm}.yaml", self.read(lm_file)))
@@ -178,11 +178,15 @@ class Plan:
         if given:
             plain = dataclasses.asdict(merge(layers, settings))
             named = [key for key in given if key not in settings and key not in NAMED_OTHERWISE]
-            changed = {key: _at(resolved, key) for key in named if _at(resolved, key) != _at(plain, key)}
+            changed = {
+                key: value_at(resolved, key)
+                for key in named
+                if value_at(resolved, key) != value_at(plain, key)
+            }
         sections = {section: resolved[section] for section in stage.sections}
         for key in stage.unread:
             above, _, last = key.rpartition(".")
-            del _at(sections, above)[last]
+            del value_at(sections, above)[last]
         if "source" in sections and self.configured.source == SourceConfig():
             del sections["source"]  # it says nothing: a recipe that needs none knows no such section
         return sections, changed
@@ -507,10 +511,3 @@ class Plan:
             )
             found[node.folder] = (node, "done" if fresh else "stale", manifest)
         return list(found.values())
-
-
-def _at(nested: Any, dotted: str) -> Any:
-    """The value of a dotted key in nested mappings."""
-    for key in dotted.split(".") if dotted else ():
-        nested = nested[key]
-    return nested

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import codecs
 from dataclasses import dataclass, field
+from typing import Literal
 
-RULES = ("rating", "column", "clicks")
+from recllm.errors import check
+
 TIME_UNITS = {"seconds": 1, "milliseconds": 1_000, "microseconds": 1_000_000}
 ISO = "iso"
 
 
 def _check(ok: bool, key: str, got: object, wanted: str) -> None:
-    if not ok:
-        raise ValueError(f"source.{key} is {got!r}, wanted {wanted}; docs/own-data.md tells how")
+    """Refuse a value of this section: the key, what it is, what is wanted, and where that is explained."""
+    check(ok, f"source.{key}", repr(got), f"{wanted}; docs/own-data.md tells how")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class UsersSource(FileSource):
 class LabelSource:
     """What counts as liked."""
 
-    rule: str = "rating"
+    rule: Literal["rating", "column", "clicks"] = "rating"
     """`rating`: liked = rating > threshold; `column`: a column says; `clicks`: every event is a liked one."""
     threshold: float | None = None
     """Rule `rating`: the highest rating that is not liked; an event without a rating is history only."""
@@ -115,7 +117,7 @@ class SourceConfig:
     """Part of a published data set (goodreads: a genre, as `poetry`); all: the whole. Not for own files."""
     feedback: str = ""
     """Log of a published data set (goodreads: interactions, reviews); empty: its first. Not for own files."""
-    faulty: str = "error"
+    faulty: Literal["error", "drop"] = "error"
     """A row that cannot be used: `error` stops at the first one, `drop` leaves them out and counts them."""
 
     @property
@@ -150,7 +152,6 @@ class SourceConfig:
         units = (*TIME_UNITS, ISO)
         known = events.time_unit in units or "%" in events.time_unit
         _check(known, "events.time_unit", events.time_unit, f"{', '.join(units)}, or a strptime format")
-        _check(label.rule in RULES, "label.rule", label.rule, f"one of {', '.join(RULES)}")
         if label.rule == "rating":
             _check(bool(events.rating), "events.rating", "", "a column, or label.rule: column or clicks")
             _check(label.threshold is not None, "label.threshold", None, "liked = rating > threshold")
@@ -159,7 +160,6 @@ class SourceConfig:
             texts = [*label.liked, *label.disliked, *label.history]
             _check(len(texts) == len(set(texts)), "label", texts, "each text in one list only")
             _check(bool(label.liked and label.disliked), "label", texts, "some text in liked and in disliked")
-        _check(self.faulty in ("error", "drop"), "faulty", self.faulty, "error or drop")
 
 
 def _is_encoding(name: str) -> bool:

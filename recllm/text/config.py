@@ -1,9 +1,29 @@
-"""The words of a dataset's prompts."""
+"""What a prompt shows, and in which words."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from recllm.errors import check
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """What a prompt shows."""
+
+    history: int = 10
+    """Short history: events in a prompt."""
+    retrieved: bool = True
+    """Whether a Yes/No prompt shows the events nearest to the target (true) or the most recent (false)."""
+    statistics: bool = False
+    """Whether a Yes/No prompt says how often user, item and its category were met before, and how liked."""
+    list_candidates: bool = False
+    """Whether a next-title prompt lists the candidates; a tiny LM does not learn to read the list."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check(self.history >= 1, "prompt.history", self.history, "at least 1 event")
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def fit(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy=strategy(config),
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision=settings.precision,
         max_epochs=1,
         max_steps=loaders.steps,
         val_check_interval=interval,

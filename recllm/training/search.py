@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Callback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from recllm import paths
-from recllm.config.stages import Range
+from recllm.config.tune import Range
 from recllm.console import say
 from recllm.errors import Busy
 from recllm.files import digest, now, write_text

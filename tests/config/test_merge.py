@@ -1,6 +1,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -223,14 +224,14 @@ def test_a_stage_sees_its_sections_and_execution_keys_only():
 
 def test_the_words_checked_here_are_those_that_the_rooms_know():
     from recllm.crm import models
-    from recllm.crm.config import NAMES
+    from recllm.crm.config import CrmName
     from recllm.reclora.config import GATE_INPUTS, GATES, INITS, MIXTURES
 
     words = {"mixture": MIXTURES, "gate": GATES, "gate_input": GATE_INPUTS, "init": INITS}
     for key, values in words.items():
         for value in values:
             merge([], {f"stage2.adapter.{key}": value})
-    assert sorted(NAMES) == sorted(models._MODELS)
+    assert sorted(get_args(CrmName)) == sorted(models._MODELS)
 
 
 def test_every_preference_loss_has_a_name_that_is_accepted():

@@ -44,7 +44,7 @@ def test_missing_weights_and_unknown_settings_are_refused(tmp_path: Path) -> Non
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'dim'; wanted one of deepfm, .*, din, sim"):
+    with pytest.raises(ValueError, match=r"name=dim is not usable; wanted one of deepfm, .*, din, sim"):
         crm.build(FIELDS, CrmConfig(name="dim"))
 
 

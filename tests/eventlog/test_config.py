@@ -6,12 +6,12 @@ from recllm.eventlog.config import PrepareConfig
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": "first"}, "prepare.split is 'first', wanted one of time, last, user, random"),
-        ({"shares": [0.8]}, r"prepare.shares is \[0.8\], wanted two shares"),
+        ({"split": "first"}, "prepare.split=first is not usable; wanted one of time, last, user, random"),
+        ({"shares": [0.8]}, r"prepare.shares=\[0.8\] is not usable; wanted two shares"),
         ({"shares": [0.9, 0.1]}, "leave some for the test split"),
         ({"shares": [0.9, -0.1]}, "two shares above 0"),
         ({"last_n": 0}, "wanted 1 or more samples"),
-        ({"ties": "none"}, "prepare.ties is 'none', wanted rows or strict"),
+        ({"ties": "none"}, "prepare.ties=none is not usable; wanted one of rows, strict"),
         ({"min_history": -1}, "wanted 0 or more events"),
         ({"sampled_negatives": -1}, "wanted 0 or more items"),
         ({"sampled_by": "hard"}, "wanted one of uniform, popular"),

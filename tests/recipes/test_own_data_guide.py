@@ -121,8 +121,8 @@ def test_a_fault_in_the_shop_s_files_stops_it_in_one_line(shop, capsys):
     [
         ("timestamp: when", "timestmap: when", "the nearest is source.events.timestamp"),
         ("threshold: 3 ", "threshold: three ", "source.label.threshold"),
-        ("threshold: 3 ", "rule: stars ", "source.label.rule is 'stars', wanted one of rating, column"),
-        ("path: products.csv", 'path: ""', "source.items.path is ''"),
+        ("threshold: 3 ", "rule: stars ", "Invalid value 'stars', expected one of ['rating', 'column'"),
+        ("path: products.csv", 'path: ""', "source.items.path=''"),
         (
             "path: ratings.csv",
             'path: ""',

@@ -217,11 +217,11 @@ def test_vectors_of_an_event_log_keep_their_lengths_for_the_inner_product(write_
 
 def test_errors_name_what_was_given():
     vectors = np.ones((3, 2), np.float32)
-    with pytest.raises(ValueError, match="'llm'; wanted one of lm, cooccurrence, both"):
+    with pytest.raises(ValueError, match="vectors=llm is not usable; wanted one of lm, cooccurrence, both"):
         RetrievalConfig(vectors="llm")
-    with pytest.raises(ValueError, match=r"retrieval\.k is 0"):
+    with pytest.raises(ValueError, match=r"retrieval\.k=0"):
         RetrievalConfig(k=0)
-    with pytest.raises(ValueError, match=r"content_weight is 0"):
+    with pytest.raises(ValueError, match=r"content_weight=0 is not usable"):
         RetrievalConfig(content_weight=0)
     with pytest.raises(ValueError, match="got no cooccurrence vectors"):
         item_vectors("both", vectors)

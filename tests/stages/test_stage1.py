@@ -3,13 +3,12 @@
 import csv
 import importlib.util
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from recllm.config.merge import load_yaml, merge
+from recllm.config.merge import merge
 from recllm.crm import build
 from recllm.errors import ConfigError, StageError
 from recllm.pipeline.run import Run
@@ -18,8 +17,6 @@ from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import plan_steps
 from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 class Killed(BaseException):
@@ -37,10 +34,9 @@ UNDRAWN = {f"crm.{key}": 0.0 for key in ("dropout", "embedding_dropout", "mask_u
 @pytest.fixture
 def train(make_stage, demo_log):
     """`train(kill=7, trainer={...}, **keys)` -> the module and its run, trained on the demo's log."""
-    layers = [("base.yaml", load_yaml(REPOSITORY / "conf" / "base.yaml"))]
 
     def run_one(kill=None, trainer=None, name="stage1/din", **keys):
-        config = merge(layers, {**SMALL, **{f"stage1.{key}": value for key, value in keys.items()}})
+        config = merge([], {**SMALL, **{f"stage1.{key}": value for key, value in keys.items()}})
         folder = make_stage(name, {"stage1": asdict(config)["stage1"], "seed": 0})
         words = {"accelerator": "cpu", "checkpoint_every": 3, **(trainer or {})}
         run = Run.start([str(folder), *(f"trainer.{key}={value}" for key, value in words.items())])

@@ -32,29 +32,36 @@ def test_a_section_that_says_what_is_needed():
 
 def test_without_a_path_nothing_is_asked():
     assert not merge([], {}).source.given
-    assert not config(events__path="", label__rule="nonsense").given
+    assert not config(events__path="", label__rule="column").given
 
 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"items__path": ""}, "source.items.path is ''"),
-        ({"events__user": ""}, "source.events.user is ''"),
-        ({"items__title": ""}, "source.items.title is ''"),
-        ({"items__untitled": "Item {sku}"}, "source.items.untitled is 'Item {sku}'"),
-        ({"events__rating_scale": [5, 1]}, "rating_scale is [5.0, 1.0], wanted [lowest, highest]"),
-        ({"events__rating_scale": []}, "source.events.rating_scale is []"),
-        ({"events__rating": ""}, "source.events.rating is ''"),
-        ({"events__rating_step": -1}, "source.events.rating_step is -1"),
-        ({"events__time_unit": "minutes"}, "time_unit is 'minutes', wanted seconds, milliseconds"),
-        ({"events__separator": "::"}, "source.events.separator is '::', wanted one ASCII character"),
-        ({"users__encoding": "utf8x"}, "source.users.encoding is 'utf8x'"),
-        ({"label__rule": "stars"}, "source.label.rule is 'stars', wanted one of rating, column, clicks"),
-        ({"label__threshold": None}, "source.label.threshold is None"),
-        ({"label__rule": "column"}, "source.label.column is ''"),
+        ({"items__path": ""}, "source.items.path=''"),
+        ({"events__user": ""}, "source.events.user=''"),
+        ({"items__title": ""}, "source.items.title=''"),
+        ({"items__untitled": "Item {sku}"}, "source.items.untitled='Item {sku}'"),
+        ({"events__rating_scale": [5, 1]}, "rating_scale=[5.0, 1.0] is not usable; wanted [lowest, highest]"),
+        ({"events__rating_scale": []}, "source.events.rating_scale=[]"),
+        ({"events__rating": ""}, "source.events.rating=''"),
+        ({"events__rating_step": -1}, "source.events.rating_step=-1"),
+        ({"events__time_unit": "minutes"}, "time_unit='minutes' is not usable; wanted seconds, milliseconds"),
+        ({"events__separator": "::"}, "events.separator='::' is not usable; wanted one ASCII character"),
+        ({"users__encoding": "utf8x"}, "source.users.encoding='utf8x'"),
+        (
+            {"label__rule": "stars"},
+            "source.label.rule (conf/dataset/x.yaml): Invalid value 'stars', expected one of "
+            "['rating', 'column', 'clicks']",
+        ),
+        ({"label__threshold": None}, "source.label.threshold=None"),
+        ({"label__rule": "column"}, "source.label.column=''"),
         ({"label__rule": "column", "label__column": "x", "label__liked": ["0"]}, "each text in one list"),
         ({"label__rule": "column", "label__column": "x", "label__liked": []}, "wanted some text in liked"),
-        ({"faulty": "ignore"}, "source.faulty is 'ignore', wanted error or drop"),
+        (
+            {"faulty": "ignore"},
+            "source.faulty (conf/dataset/x.yaml): Invalid value 'ignore', expected one of ['error', 'drop']",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_cannot_be_is_told_before_a_file_is_read(changes, problem):

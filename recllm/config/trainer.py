@@ -1,0 +1,50 @@
+"""How stages are computed: devices, strategy, logs."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Literal
+
+from recllm.errors import check, check_choices
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How, not what: nothing here makes a finished stage stale."""
+
+    accelerator: str = "auto"
+    """Lightning's accelerator: auto, cpu, gpu ..."""
+    devices: int = 1
+    """Processes or GPUs of one training."""
+    strategy: str = "auto"
+    """Lightning's strategy: auto, ddp ...; or `sharded`: ddp, and each process holds its share only of the
+    weights of a frozen LM's layers (FSDP2)."""
+    threads: int = 0
+    """CPU threads of a process (0: torch's default)."""
+    attention: Literal["sdpa", "flex"] = "sdpa"
+    """`sdpa` (PyTorch's, any device) or `flex` (FlexAttention: compiled, skips what is masked; GPU only)."""
+    recompute: bool = False
+    """Whether an LM's layers keep no activations and compute them anew in the backward (gradient
+    checkpointing): less memory, a third more time."""
+    checkpoint_every: int = 50
+    """Optimizer steps between two writes of last.ckpt, from which a killed stage resumes."""
+    progress: bool = False
+    """Whether a progress bar is drawn."""
+    tensorboard: bool = False
+    """Whether curves are written for TensorBoard beside logs/metrics.csv."""
+    wandb: bool = False
+    """Whether curves go to Weights & Biases too, project `recllm-<dataset>`; needs the library `wandb`."""
+    compile: bool = False
+    """Whether stage 1's model is compiled by torch.compile; where that fails, it says why and goes on."""
+    deterministic: bool = False
+    """Whether operations without a deterministic form are refused (on a GPU, the others are slower)."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_choices("trainer", self)
+        check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        every = self.checkpoint_every
+        check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
+        usable = not self.wandb or importlib.util.find_spec("wandb") is not None
+        check(usable, "trainer.wandb", self.wandb, "false, or the library: pip install wandb")
