@@ -10,6 +10,7 @@ import pytest
 
 from recllm.eventlog.log import EventLog
 from recllm.systems import counting
+from tests.systems.contract import SystemContract
 
 
 def make_log(events: list[tuple[int, int, int, int]], n_users: int, n_items: int) -> EventLog:
@@ -150,3 +151,19 @@ def test_equals_a_loop_and_reads_only_training_and_the_own_past(directed: bool) 
     changed = make_log(events, 22, n_items)
     again = counting.Cooccurrence(changed, directed, window=3, recent=4).rank(rows[:1], candidates[:1])
     np.testing.assert_allclose(again, got[:1], atol=1e-7)
+
+
+class TestPopularity(SystemContract):
+    @pytest.fixture
+    def make(self, demo_log):
+        return lambda: counting.Popularity(demo_log)
+
+
+class TestCooccurrence(SystemContract):
+    @pytest.fixture(params=[False, True])
+    def make(self, request, demo_log):
+        return lambda: counting.Cooccurrence(demo_log, directed=request.param)
+
+    def test_the_two_have_names_of_their_own(self, demo_log):
+        names = [counting.Cooccurrence(demo_log, directed).name for directed in (False, True)]
+        assert names == ["cooccurrence", "cooccurrence-directed"]

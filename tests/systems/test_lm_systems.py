@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from recllm.cache import Cache
-from recllm.pipeline.stage_file import Role
+from recllm.paths import ADAPTER
+from recllm.pipeline.stage_file import Group, Role
+from recllm.retrieval.stored import Retrieval
 from recllm.systems import lm_systems
-from recllm.systems.lm_systems import Opened, OpenLm, TunedLm, UntunedLm
+from recllm.systems.crm import Crm, CrmSystem
+from recllm.systems.lm_systems import AlignedLm, Opened, OpenLm, TunedLm, UntunedLm
+from tests.systems.contract import SystemContract
 
 ROWS, LISTS = np.arange(3), np.arange(6).reshape(3, 2)
 
@@ -123,3 +127,98 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, loaded, monkeypatch):
     assert loaded == [("lm", ""), ("stage2/reclora", "adapter")]
     reclora.ctr(ROWS)  # the gated adapter was taken off: it is loaded again
     assert loaded[2:] == [("stage2/reclora", "adapter")]
+
+
+@pytest.fixture
+def new_untuned(new_run, demo_log):
+    """`new_untuned()` -> the LM of an evaluation, untuned, with all that gates its adapters."""
+
+    def make(**measured):
+        run = new_run(**measured)
+        retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, demo_log)
+        crms = [
+            CrmSystem(name, Crm.open(finished, demo_log, retrieval, run.cache))
+            for name, finished in run.systems[Group.CRMS].items()
+        ]
+        return UntunedLm(OpenLm(run, demo_log, retrieval, crms))
+
+    return make
+
+
+def tuned(untuned, name, **options):
+    return TunedLm(name, untuned, untuned.open_lm.run.systems[Group.TUNED][name], **options)
+
+
+def aligned(start, name):
+    return AlignedLm(name, start.open_lm.run.systems[Group.ALIGNED][name], start)
+
+
+class TestUntuned(SystemContract):
+    @pytest.fixture
+    def make(self, new_untuned):
+        return new_untuned
+
+    def test_answers_do_not_depend_on_the_batch(self, make, rows):
+        logits = np.array(make().ctr(rows))
+        self.same(make(batch_size=3).ctr(rows), logits)
+
+    def test_decoding_says_how_often_a_title_is_met(self, system, listed):
+        figures = system.decoding(*listed, 3)
+        assert list(figures) == ["constrained_hr@1", "valid_ratio", "generated_hr@1"]
+        assert all(0 <= value <= 1 for value in figures.values())
+        assert list(system.decoding(*listed, 0)) == ["constrained_hr@1"]
+
+
+class TestPlain(SystemContract):
+    @pytest.fixture
+    def make(self, new_untuned):
+        return lambda: tuned(new_untuned(), "lora")
+
+    def test_it_mixes_nothing(self, system):
+        assert not system.mixes_loras
+        assert system.start is None
+
+
+class TestGated(SystemContract):
+    @pytest.fixture
+    def make(self, new_untuned):
+        return lambda: tuned(new_untuned(), "reclora")
+
+    def test_what_it_says_is_not_what_the_untuned_lm_says(self, system, rows, listed):
+        untuned = system.untuned
+        assert system.mixes_loras
+        assert np.abs(system.ctr(rows) - untuned.ctr(rows)).max() > 1e-3
+        assert np.abs(system.rank(*listed) - untuned.rank(*listed)).max() > 1e-3
+        rise = system.forgetting()["text_loss"] - untuned.forgetting()["text_loss"]
+        assert system.forgetting()["forgotten"] == rise
+        assert system.cost()["tuning_rows"] == 300
+        assert system.labels_read() == untuned.labels_read()
+
+    def test_each_task_has_the_adapter_that_was_selected_for_it(self, system, rows):
+        by_titles = tuned(system.untuned, "reclora", answers=system.titles)
+        assert np.abs(system.ctr(rows) - by_titles.ctr(rows)).max() > 1e-3
+
+
+class TestAligned(SystemContract):
+    @pytest.fixture
+    def make(self, new_untuned):
+        return lambda: aligned(tuned(new_untuned(), "reclora"), "s-dpo-k7")
+
+    def test_k_has_a_column_of_its_own(self, system):
+        assert (system.name, system.table_name, system.k) == ("s-dpo-k7", "s-dpo", 7)
+        control = aligned(system.start, "sft-continued")
+        assert (control.table_name, control.k) == ("sft-continued", None)
+
+
+class TestPointwise(SystemContract):
+    @pytest.fixture
+    def make(self, new_untuned):
+        def make():
+            start = tuned(new_untuned(), "reclora", titles=ADAPTER, pointwise=True)
+            return aligned(start, "s-dpo-pointwise")
+
+        return make
+
+    def test_it_writes_no_titles(self, system, listed):
+        assert system.decoding(*listed, 3) == {}
+        assert system.start.decoding(*listed, 3) == {}
