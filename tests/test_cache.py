@@ -217,7 +217,32 @@ for turn in range(40):
 """
 
 
-@pytest.mark.parametrize("gigabytes", [1.0, 15e-5], ids=["room for all", "room for half"])
+@pytest.mark.xfail(reason="eviction counts files at work among those that may go", strict=True)
+def test_a_file_that_is_being_written_is_not_removed_for_another(tmp_path):
+    """However long ago it was begun."""
+    cache = Cache(tmp_path, gigabytes=2 * 4200 / 1e9)
+
+    def fill(arrays):
+        arrays["a"][:] = 1
+        (at_work,) = tmp_path.iterdir()
+        used_at(at_work, 1000)
+        for number in (2, 3):
+            kept(cache, number)
+
+    assert (cache.arrays("set", "0" * 64, {"a": ((1000,), np.float32)}, fill)["a"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    "gigabytes",
+    [
+        pytest.param(1.0, id="room for all"),
+        pytest.param(
+            15e-5,
+            id="room for half",
+            marks=pytest.mark.xfail(reason="one removes what the other is writing", strict=False),
+        ),
+    ],
+)
 def test_two_processes_share_a_folder(tmp_path, gigabytes):
     start = time.time() + 3
     writers = [
