@@ -16,6 +16,7 @@ ADAPTER = "adapter"
 RANKING_ADAPTER = "adapter-ranking"
 GATE = "gate.npz"
 SINGULAR_VECTORS = "singular-vectors"
+ROWS = "rows.json"
 RESULTS = "results.json"
 REPORT = "report.html"
 DESCRIPTION = "describe.html"
@@ -24,6 +25,30 @@ DESCRIPTION = "describe.html"
 def artifacts() -> Path:
     """The root of everything that is written: `artifacts/`, or where RECLLM_ARTIFACTS points."""
     return Path(os.environ.get("RECLLM_ARTIFACTS") or "artifacts")
+
+
+def roots(root: Path) -> list[Path]:
+    """Where finished stages of a data set are looked for.
+
+    Args:
+        root: `artifacts/<dataset>`, or any folder of that name that holds what is at work.
+
+    Returns:
+        The root itself, and behind it `<dataset>` where RECLLM_PARENTS points: artifacts that are only read.
+    """
+    elsewhere = os.environ.get("RECLLM_PARENTS")
+    return [root, Path(elsewhere) / root.name] if elsewhere else [root]
+
+
+def stage(root: Path, name: str) -> Path:
+    """Folder of a stage that something is made from: in the first root that holds it finished, else its own.
+
+    Args:
+        root: see `roots`.
+        name: the folder within, e.g. `stage2/reclora+din`.
+    """
+    folders = [place / name for place in roots(root)]
+    return next((folder for folder in folders if (folder / MANIFEST).exists()), folders[0])
 
 
 def cache(root: Path) -> Path:

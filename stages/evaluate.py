@@ -6,18 +6,21 @@ computes only what is missing. Validation rows serve the stacking control; nothi
 
 from __future__ import annotations
 
-from recllm.evaluation.context import ROWS, Evaluation
+from recllm.evaluation.context import Evaluation
+from recllm.evaluation.ctr import alignment_cost, ctr
+from recllm.evaluation.ranking import ranking
 from recllm.evaluation.results import write
+from recllm.paths import ROWS
 from recllm.pipeline.run import Run
 
 
 def work(run: Run) -> None:
-    """Score everything, write the rows of the table."""
-    evaluation = Evaluation(run)
-    evaluation.ctr()
+    """Ask every system, write the rows of the table."""
+    evaluation = Evaluation.open(run)
+    rows = ctr(evaluation)
     if evaluation.aligned:
-        evaluation.alignment_cost()
+        rows += alignment_cost(evaluation)
     if evaluation.config.candidates:
-        evaluation.ranking()
-    write(run.folder / ROWS, evaluation.rows)
-    run.finish([run.folder / ROWS], dict(row.headline for row in evaluation.rows))
+        rows += ranking(evaluation)
+    write(run.folder / ROWS, rows)
+    run.finish([run.folder / ROWS], dict(row.headline for row in rows))

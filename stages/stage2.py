@@ -35,7 +35,7 @@ from recllm.reclora.layer import RecLoraLinear
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
-from recllm.systems.scores import untuned_states
+from recllm.systems.lm_systems import untuned_states
 from recllm.training.adapter_module import AdapterModule
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from recllm.evaluation.bootstrap import Difference, Resampled
 from recllm.evaluation.stacking import CONTROLS
+from recllm.systems.system import Kind, System
 
-Pairs = dict[str, list[str]]
+Comparisons = dict[System, list[System]]
 """System -> those that it is compared with, on the same rows."""
 
-OF_LMS = ("lm", "lora", "tallrec", "rella", *CONTROLS)
-OF_RANKERS = (
+CTR_BASELINES = ("lm", "lora", "tallrec", "rella", *CONTROLS)
+RANKING_BASELINES = (
     "lm",
     "sft",
     "sft-continued",
@@ -23,53 +24,69 @@ OF_RANKERS = (
 )
 """What every LM system is compared with besides, where it is there."""
 
-
-def ctr_pairs(systems: Collection[str], crms: Collection[str], gate: str | None) -> Pairs:
-    """Pairs of the CTR task.
-
-    CRMs stand against `popularity`, the gate's against DIN, gated LMs against plain LoRA on the same rows,
-    and all other LM systems and the stacking controls against the gate's CRM.
-
-    Args:
-        systems: all systems of the table.
-        crms: those of them that are CRMs.
-        gate: the CRM that gates, or another where that one is a ranker; None: there is no other.
-    """
-    pairs: Pairs = {}
-    for system in systems:
-        if system == "popularity":
-            wanted: list[str] = []
-        elif system in crms:
-            wanted = ["din", "popularity"] if system == gate else ["popularity"]
-        else:
-            wanted = ["lora"] if system.startswith("reclora") else []
-            wanted += [*([gate] if gate else []), *OF_LMS]
-        pairs[system] = _present(system, wanted, systems)
-    return pairs
+LMS = (Kind.LM, Kind.TUNED, Kind.ALIGNED)
 
 
-def ranking_pairs(systems: Collection[str], lms: Collection[str], starts: Mapping[str, str]) -> Pairs:
-    """Pairs of the ranking task.
+def ctr_comparisons(systems: Collection[System], beside: System | None) -> Comparisons:
+    """Comparisons of the CTR task.
 
-    What is aligned stands against what it started from, other tuned LMs against the untuned one, all else
-    against `popularity`.
+    CRMs stand against `popularity`, the one beside the LMs against DIN, LMs with a mixture of LoRAs against
+    plain LoRA, and all other LM systems and the stacking controls against the CRM beside them.
 
     Args:
         systems: all systems of the table.
-        lms: those of them that are LMs.
-        starts: aligned system -> what it started from.
+        beside: the CRM beside which LMs stand; None: there is none.
     """
-    pairs: Pairs = {}
+    comparisons: Comparisons = {}
     for system in systems:
-        wanted = [starts.get(system, "lm"), *OF_RANKERS] if system in lms else ["popularity"]
-        pairs[system] = _present(system, ["popularity", *OF_RANKERS] if system == "lm" else wanted, systems)
-    return pairs
+        wanted: list[str] = []
+        if system.kind is Kind.CRM:
+            wanted = ["din", "popularity"] if system is beside else ["popularity"]
+        elif system.kind is not Kind.COUNTING:
+            if system.mixes_loras:
+                wanted.append("lora")
+            if beside is not None:
+                wanted.append(beside.name)
+            wanted += CTR_BASELINES
+        comparisons[system] = _present(system, wanted, systems)
+    return comparisons
 
 
-def compare(system: str, others: Iterable[str], held: Mapping[str, Resampled]) -> dict[str, Difference]:
+def alignment_comparisons(systems: Collection[System]) -> Comparisons:
+    """What is aligned against what it started from, and nothing else."""
+    return {system: [system.start] if system.start is not None else [] for system in systems}
+
+
+def ranking_comparisons(systems: Collection[System]) -> Comparisons:
+    """Comparisons of the ranking task.
+
+    What is aligned stands against what it started from, tuned LMs against the untuned one, all else against
+    `popularity`.
+
+    Args:
+        systems: all systems of the table.
+    """
+    comparisons: Comparisons = {}
+    for system in systems:
+        wanted: Sequence[str] = ("popularity",)
+        if system.kind in LMS:
+            first = "popularity" if system.kind is Kind.LM else "lm"
+            if system.start is not None:
+                first = system.start.name
+            wanted = (first, *RANKING_BASELINES)
+        comparisons[system] = _present(system, wanted, systems)
+    return comparisons
+
+
+def compare(
+    system: System, others: Iterable[System], resampled: Mapping[System, Resampled]
+) -> dict[System, Difference]:
     """The differences of a system to others, in their order."""
-    return {other: held[system].minus(held[other]) for other in others}
+    return {other: resampled[system].minus(resampled[other]) for other in others}
 
 
-def _present(system: str, wanted: Iterable[str], systems: Collection[str]) -> list[str]:
-    return [other for other in dict.fromkeys(wanted) if other in systems and other != system]
+def _present(system: System, wanted: Iterable[str], systems: Collection[System]) -> list[System]:
+    """Those of the wanted ones that are there, each once."""
+    by_name = {other.name: other for other in systems}
+    found = [by_name[name] for name in dict.fromkeys(wanted) if name in by_name]
+    return [other for other in found if other is not system]

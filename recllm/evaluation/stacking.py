@@ -1,18 +1,96 @@
-"""The stacking controls: logistic regressions on a few systems' logits, or on a CRM's representation."""
+"""The stacking controls: logistic regressions on a few systems' logits, or on a CRM's representation.
+
+They say what is to be had of the same parts without a gate.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from recllm.eventlog.log import EventLog, Rows
+from recllm.systems.crm import Crm
+from recllm.systems.system import Kind, Scores, System, Task
+
 Floats = NDArray[np.float64]
 
-BLENDS = ("blend", "blend-refit")
-"""Those that an LM's logit is part of."""
-CONTROLS = ("refit", *BLENDS)
-"""Systems of an evaluation that are such regressions: what is to be had without a gate."""
+CONTROLS = ("refit", "blend", "blend-refit")
+"""Names of the systems that are such regressions."""
 REFIT_RIDGE = 1.0
 """`ridge` of `refit`, whose features are hundreds."""
+
+
+class Stacked(System):
+    """A logistic regression that is fitted when it is first asked; it answers Yes or No only."""
+
+    kind = Kind.STACKED
+    tasks = (Task.CTR,)
+
+    def stands_at(self, sweep: Mapping[str, str]) -> bool:
+        """See `System`: it is fitted anew in every evaluation."""
+        return True
+
+
+class Refit(Stacked):
+    """The last layer of a CRM, fitted anew on the rows that stage 2 tunes on.
+
+    Args:
+        name: of the system.
+        log: the event log.
+        crm: one that was not trained on these rows.
+        rows: int64 `[n]`, the rows.
+    """
+
+    def __init__(self, name: str, log: EventLog, crm: Crm, rows: Rows) -> None:
+        """See the class."""
+        super().__init__(name)
+        self.log = log
+        self.crm = crm
+        self.rows = rows
+
+    @cached_property
+    def weights(self) -> Floats:
+        """`[d_c + 1]`, the bias last."""
+        labels = self.log.label[self.rows]
+        return logistic_blend(self.crm.representations(self.rows), labels, REFIT_RIDGE)
+
+    def ctr(self, rows: Rows) -> Scores:
+        """See `System`."""
+        return apply_blend(self.crm.representations(rows), self.weights)
+
+
+class Blend(Stacked):
+    """A regression on the logits of some systems.
+
+    Args:
+        name: of the system.
+        log: the event log.
+        parts: the systems.
+        rows: int64 `[n]`, rows that it is fitted on: of the validation split, which trained none of them.
+        lm: name of the language model that has a part in it.
+    """
+
+    def __init__(self, name: str, log: EventLog, parts: Sequence[System], rows: Rows, lm: str | None) -> None:
+        """See the class."""
+        super().__init__(name, lm=lm)
+        self.log = log
+        self.parts = parts
+        self.rows = rows
+
+    @cached_property
+    def weights(self) -> Floats:
+        """`[f + 1]`, the bias last."""
+        return logistic_blend(self._features(self.rows), self.log.label[self.rows])
+
+    def ctr(self, rows: Rows) -> Scores:
+        """See `System`."""
+        return apply_blend(self._features(rows), self.weights)
+
+    def _features(self, rows: Rows) -> Scores:
+        return np.stack([part.ctr(rows) for part in self.parts], 1)
 
 
 def logistic_blend(features: ArrayLike, labels: ArrayLike, ridge: float = 1e-3) -> Floats:
@@ -33,7 +111,8 @@ def logistic_blend(features: ArrayLike, labels: ArrayLike, ridge: float = 1e-3) 
     y = np.asarray(labels, dtype=np.float64)
     if x.ndim != 2 or x.shape[:1] != y.shape or not np.isfinite(x).all():
         raise ValueError(f"features {x.shape} and labels {y.shape}, want finite [n, f] and [n]")
-    mean, scale = x.mean(axis=0), x.std(axis=0)
+    mean = x.mean(axis=0)
+    scale = x.std(axis=0)
     scale[scale == 0] = 1.0
     z = np.column_stack([(x - mean) / scale, np.ones(len(x))])
     penalty = np.append(np.full(x.shape[1], ridge), ridge * 1e-3)
@@ -50,7 +129,9 @@ def logistic_blend(features: ArrayLike, labels: ArrayLike, ridge: float = 1e-3) 
         step = np.linalg.solve((z * (p * (1 - p))[:, None]).T @ z + np.diag(penalty), gradient)
         while (trial := objective(weights - step)) > value and np.abs(step).max() > 1e-12:
             step /= 2
-        weights, previous, value = weights - step, value, trial
+        weights = weights - step
+        previous = value
+        value = trial
         if previous - value <= 1e-12 * max(1.0, abs(value)):
             break
     slopes = weights[:-1] / scale

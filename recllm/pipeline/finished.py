@@ -79,7 +79,7 @@ class Finished:
         """
         if role not in self.file.parents:
             raise StageError(f"{self.name} has no parent {role}; it has {', '.join(self.file.parents)}")
-        return Finished.open(self.root / self.file.parents[role])
+        return Finished.open(paths.stage(self.root, self.file.parents[role]))
 
 
 def check_lineage(parents: Iterable[Finished]) -> None:
@@ -90,7 +90,7 @@ def check_lineage(parents: Iterable[Finished]) -> None:
     """
     for parent in parents:
         for ancestor, wanted in parent.manifest.parents.items():
-            got = Manifest.read(parent.root / ancestor).identity
+            got = Manifest.read(paths.stage(parent.root, ancestor)).identity
             if got != wanted:
                 raise StageError(
                     f"{parent.name} was built from {ancestor} {wanted[:12]}, but {ancestor} is now "

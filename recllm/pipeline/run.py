@@ -71,7 +71,7 @@ class Run:
         execution = [word for word in arguments[1:] if not word.startswith("raw=")]
         file = StageFile.read(folder)
         root = file.root(folder)
-        opened = {name: Finished.open(root / name) for name in file.folders()}
+        opened = {name: Finished.open(paths.stage(root, name)) for name in file.folders()}
         check_lineage(opened.values())
         run = cls(
             folder=folder,

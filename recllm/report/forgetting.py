@@ -19,11 +19,11 @@ def forgetting_tables(rows: Iterable[ResultRow]) -> list[ResultTable]:
     Returns:
         The untuned LM, and every system that was tuned, with the size of its update by module.
     """
-    asked = (row for row in rows if row.task == "ctr" and row.metrics.get("text_loss") is not None)
-    return [_view(group) for group in by_table(asked)]
+    measured = (row for row in rows if row.task == "ctr" and row.metrics.get("text_loss") is not None)
+    return [_table(group) for group in by_table(measured)]
 
 
-def _view(rows: list[ResultRow]) -> ResultTable:
+def _table(rows: list[ResultRow]) -> ResultTable:
     modules = sorted({name for row in rows for name in row.metrics if name.startswith("update/")})
     names = COLUMNS | {name: name.partition("/")[2] for name in modules}
     cells = [[row.label, *(_shown(row, name) for name in names)] for row in rows]
@@ -32,4 +32,6 @@ def _view(rows: list[ResultRow]) -> ResultTable:
 
 def _shown(row: ResultRow, name: str) -> str:
     value = row.metrics.get(name)
-    return "" if value is None else f"{value:+.4f}" if name == "forgotten" else f"{value:.4f}"
+    if value is None:
+        return ""
+    return f"{value:+.4f}" if name == "forgotten" else f"{value:.4f}"

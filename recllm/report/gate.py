@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,16 +13,25 @@ import polars as pl
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from recllm.errors import StageError
 from recllm.evaluation.gates import ENTROPY, Floats, GateRecord, Ints, distances, entropy, explained
 from recllm.evaluation.tables import ResultTable
 from recllm.eventlog.log import EventLog, Rows
-from recllm.paths import GATE, LOGS, MANIFEST
-from recllm.pipeline.stage_file import Role, StageFile
+from recllm.paths import GATE, LOGS
+from recllm.pipeline.finished import Finished
+from recllm.pipeline.stage_file import Role
 from recllm.report.curves import read_series
 from recllm.report.sheet import sheet
 from recllm.text.prompts import fill
 
-EXAMPLES, NEAREST, DIVERGENT, TITLES = 3, 2, 5, 5
+EXAMPLES = 3
+"""Users whose nearest ones are listed."""
+NEAREST = 2
+"""Nearest users of each of them."""
+DIVERGENT = 5
+"""Users that are farthest from the mean."""
+TITLES = 5
+"""Latest titles of a user."""
 VALUES = 30
 """A user field with more values than this (zip codes) groups nobody."""
 DRAWN = 12
@@ -57,20 +66,27 @@ class GateSection:
     divergent: ResultTable
 
 
-def gate_sections(folder: Path) -> list[GateSection]:
-    """One section for each finished stage 2 that kept a gate.
+def gate_sections(stages: Iterable[Finished], missing: list[str]) -> list[GateSection]:
+    """One section for each stage 2 that kept a gate.
 
     Args:
-        folder: `artifacts/<dataset>`.
+        stages: finished ones of any kind.
+        missing: a line is added of each whose event log is not there any more.
     """
-    finished = [path.parent for path in sorted(folder.glob(f"stage2/*/{GATE}"))]
-    finished = [stage for stage in finished if (stage / MANIFEST).exists()]
-    files = [StageFile.read(stage) for stage in finished]
-    logs = {name: EventLog.open(folder / name) for name in {file.parents[Role.LOG] for file in files}}
-    return [
-        _section(folder, stage, logs[file.parents[Role.LOG]])
-        for stage, file in zip(finished, files, strict=True)
-    ]
+    logs: dict[Path, EventLog] = {}
+    sections = []
+    for stage in stages:
+        if stage.file.stage != "stage2" or not (stage.folder / GATE).exists():
+            continue
+        try:
+            folder = stage.parent(Role.LOG).folder
+        except (StageError, FileNotFoundError) as error:
+            missing.append(f"What the gate of {stage.name} does cannot be told: {error}")
+            continue
+        if folder not in logs:
+            logs[folder] = EventLog.open(folder)
+        sections.append(_section(stage, logs[folder]))
+    return sections
 
 
 def user_groups(log: EventLog, users: Ints) -> list[Group]:
@@ -110,8 +126,8 @@ def _natural(value: str) -> tuple[float, str]:
     return (float(head) if head.isdigit() else math.inf), value
 
 
-def _section(root: Path, folder: Path, log: EventLog) -> GateSection:
-    record = GateRecord.read(folder / GATE)
+def _section(stage: Finished, log: EventLog) -> GateSection:
+    record = GateRecord.read(stage.folder / GATE)
     users, alpha, last = record.by_user(log)
     groups = user_groups(log, users)
     summary = _summary(record, log, len(users))
@@ -120,14 +136,14 @@ def _section(root: Path, folder: Path, log: EventLog) -> GateSection:
         share = explained(np.argmax(members, 0), alpha)
         if not math.isnan(share):
             summary.append(f"Of the variance between users, {field} explains {_percent(share)}.")
-    people = _People(folder, log, users, last)
+    people = _People(stage, log, users, last)
     return GateSection(
-        folder.relative_to(root).as_posix(),
+        stage.name,
         summary,
-        _image(folder, groups, alpha),
-        _group_view(groups, alpha),
-        _nearest_view(people, alpha),
-        _divergent_view(people, alpha),
+        _image(stage.folder, groups, alpha),
+        _group_table(groups, alpha),
+        _nearest_table(people, alpha),
+        _divergent_table(people, alpha),
     )
 
 
@@ -154,23 +170,24 @@ def _percent(share: float) -> str:
 class _People:
     """Users in words: profile, and the titles of the latest events before their last row."""
 
-    def __init__(self, folder: Path, log: EventLog, users: Ints, last: Rows) -> None:
-        config = StageFile.read(folder).sections()
+    def __init__(self, stage: Finished, log: EventLog, users: Ints, last: Rows) -> None:
         table = pl.read_parquet(log.folder / "users.parquet")
         titles = pl.read_parquet(log.folder / "items.parquet")["title"].fill_null("untitled")
-        self.profiles = fill(config.wording.profile, table)
+        self.profiles = fill(stage.config.wording.profile, table)
         self.titles = titles.to_list()
-        self.log, self.users, self.last = log, users, last
+        self.log = log
+        self.users = users
+        self.last = last
 
     def __getitem__(self, place: int) -> list[str]:
         """Id, profile and latest titles of the user at a place."""
         user = int(self.users[place])
         events = self.log.recent(self.last[place : place + 1], TITLES)[0]
-        told = [self.titles[item] for item in self.log.item[events[events >= 0]]]
-        return [f"user {user}", " ".join(self.profiles[user].split()), "; ".join(told)]
+        titles = [self.titles[item] for item in self.log.item[events[events >= 0]]]
+        return [f"user {user}", " ".join(self.profiles[user].split()), "; ".join(titles)]
 
 
-def _group_view(groups: list[Group], alpha: Floats) -> ResultTable:
+def _group_table(groups: list[Group], alpha: Floats) -> ResultTable:
     mean, single = alpha.mean(0), entropy(alpha)
     cells = []
     for group in groups:
@@ -186,7 +203,7 @@ def _group_view(groups: list[Group], alpha: Floats) -> ResultTable:
     return ResultTable("Alpha by group of users", heading, cells, set())
 
 
-def _nearest_view(people: _People, alpha: Floats) -> ResultTable:
+def _nearest_table(people: _People, alpha: Floats) -> ResultTable:
     cells = []
     apart = distances(alpha[:EXAMPLES], alpha)
     for place in range(len(apart)):
@@ -199,7 +216,7 @@ def _nearest_view(people: _People, alpha: Floats) -> ResultTable:
     )
 
 
-def _divergent_view(people: _People, alpha: Floats) -> ResultTable:
+def _divergent_table(people: _People, alpha: Floats) -> ResultTable:
     far = distances(alpha, alpha.mean(0, keepdims=True))[:, 0]
     order = np.argsort(-far, kind="stable")[:DIVERGENT]
     cells = [[f"{far[place]:.4f}", *people[int(place)]] for place in order]

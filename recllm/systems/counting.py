@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from recllm.eventlog.ids import TRAIN
-from recllm.eventlog.log import EventLog
+from recllm.eventlog.log import EventLog, Rows
+from recllm.systems.system import Kind, Scores, System, Task
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -33,7 +34,8 @@ def popularity_ctr(log: EventLog, prior: float = 20.0) -> Floats:
     Returns:
         Logits `[n_items]`, to be indexed by dense item id.
     """
-    likes, events = log.item_likes.astype(np.float64), log.item_count.astype(np.float64)
+    likes = log.item_likes.astype(np.float64)
+    events = log.item_count.astype(np.float64)
     behind = slice(log.n_events, None)  # where sampled negatives stand
     sampled = log.item[behind][log.split[behind] == TRAIN]
     events += np.bincount(sampled, minlength=len(events))
@@ -55,7 +57,32 @@ def popularity_rank(log: EventLog) -> Floats:
     return log.item_count.astype(np.float64)
 
 
-class Cooccurrence:
+class Popularity(System):
+    """How popular the item itself is: the rate of its likes for CTR, the number of its events for ranking.
+
+    Args:
+        log: the event log.
+    """
+
+    kind = Kind.COUNTING
+
+    def __init__(self, log: EventLog) -> None:
+        """Count."""
+        super().__init__("popularity")
+        self.log = log
+        self._log_odds = popularity_ctr(log)
+        self._counts = popularity_rank(log)
+
+    def ctr(self, rows: Rows) -> Scores:
+        """See `System`."""
+        return self._log_odds[self.log.item[rows]]
+
+    def rank(self, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """See `System`."""
+        return self._counts[lists]
+
+
+class Cooccurrence(System):
     """Item-to-item scores counted on liked training events, summed over the last liked items of a history.
 
     *Undirected*: cosine of the sets of users who liked i and who liked j (in training).
@@ -65,6 +92,9 @@ class Cooccurrence:
     Nothing of the validation or test period is counted; the history that a row is scored with is the row's
     own past. Candidates that tie (mostly at zero) are ordered by training count.
     """
+
+    kind = Kind.COUNTING
+    tasks = (Task.RANKING,)
 
     def __init__(
         self,
@@ -87,6 +117,7 @@ class Cooccurrence:
             recent: how many of the last liked events of a history are summed over.
             fade: the p-th last of them weighs p^-fade; 0 weighs all alike (worse on ML-1M's valid).
         """
+        super().__init__("cooccurrence-directed" if directed else "cooccurrence")
         self.log = log
         self._weight = np.arange(1.0, recent + 1.0) ** -fade  # last one first
         liked = np.asarray(log.label) == 1
@@ -96,49 +127,55 @@ class Cooccurrence:
         self._liked_rows = np.flatnonzero(liked)
 
         rows = np.flatnonzero(liked & log.train_events())
-        user, item = log.user[rows].astype(np.int64), log.item[rows].astype(np.int64)
+        user = log.user[rows].astype(np.int64)
+        item = log.item[rows].astype(np.int64)
         self._popularity = popularity_rank(log)
         self._popularity /= 1.0 + self._popularity.max(initial=0.0)
         likes = np.maximum(np.bincount(item, minlength=log.n_items), 1).astype(np.float64)
         if directed:
-            self._left, self._right = _successors(user, item, log.n_items, window), None
-            self._row_norm, self._column_norm = likes, likes**discount
+            self._left = _successors(user, item, log.n_items, window)
+            self._right = None
+            self._row_norm = likes
+            self._column_norm = likes**discount
         else:
             ones = np.ones(len(rows), dtype=np.float32)
             liked_by = sparse.csr_matrix((ones, (user, item)), shape=(log.n_users, log.n_items))
             liked_by.data[:] = 1.0  # a second like of the same item by the same user adds nothing
             users = np.maximum(np.asarray(liked_by.sum(axis=0)).ravel(), 1.0).astype(np.float64)
-            self._left, self._right = liked_by.T.tocsr(), liked_by
-            self._row_norm = self._column_norm = np.sqrt(users)
+            self._left = liked_by.T.tocsr()
+            self._right = liked_by
+            self._row_norm = np.sqrt(users)
+            self._column_norm = self._row_norm
 
-    def score(self, rows: Ints, candidates: NDArray[np.integer]) -> Floats:
-        """Scores of each row's candidates.
-
-        Args:
-            rows: `[R]` rows of the log; only what lies above each one is read.
-            candidates: `[R, C]` dense item ids.
-
-        Returns:
-            `[R, C]`, larger is better.
-        """
+    def rank(self, rows: Rows, lists: NDArray[np.integer]) -> Floats:
+        """See `System`; only what lies above each row is read."""
         rows = np.asarray(rows, dtype=np.int64)
-        start, end = self.log.history(rows)
-        place = self._likes_above[end][:, None] - np.arange(1, len(self._weight) + 1)
-        row_of, slot = np.nonzero(real := place >= self._likes_above[start][:, None])
-        unique, which = np.unique(self.log.item[self._liked_rows[place[real]]], return_inverse=True)
-
-        total = np.zeros(candidates.shape)
+        row_of, slot, items = self._last_likes(rows)
+        unique, which = np.unique(items, return_inverse=True)
+        total = np.zeros(lists.shape)
         # Item-to-item rows are made dense a few at a time: the whole matrix of a large catalog would not fit.
         order = np.argsort(which, kind="stable")
         size = max(1, 16_000_000 // self.log.n_items)
         for first in range(0, len(unique), size):
             table = self._rows(unique[first : first + size])
             span = order[slice(*np.searchsorted(which[order], (first, first + size)))]
-            values = table[(which[span] - first)[:, None], candidates[row_of[span]]]
+            values = table[(which[span] - first)[:, None], lists[row_of[span]]]
             weight = self._weight[slot[span]] / self._row_norm[unique[which[span]]]
             np.add.at(total, row_of[span], values * weight[:, None])
-        total /= self._column_norm[candidates]
-        return cast(Floats, total + 1e-9 * self._popularity[candidates])
+        total /= self._column_norm[lists]
+        return cast(Floats, total + 1e-9 * self._popularity[lists])
+
+    def _last_likes(self, rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.int32]]:
+        """The last liked events of each row's history, `[m]` in all.
+
+        Returns:
+            Of each the place of its row among `rows`, how many later ones there are, and its item.
+        """
+        start, end = self.log.history(rows)
+        place = self._likes_above[end][:, None] - np.arange(1, len(self._weight) + 1)
+        real = place >= self._likes_above[start][:, None]
+        row_of, slot = np.nonzero(real)
+        return row_of, slot, self.log.item[self._liked_rows[place[real]]]
 
     def _rows(self, items: NDArray[np.integer]) -> NDArray[np.float32]:
         """Counts `[len(items), n_items]` of these items with every other one, 0 with themselves."""

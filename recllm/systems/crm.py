@@ -1,4 +1,4 @@
-"""A trained CRM as later stages ask it: logits and representations of pairs."""
+"""A trained CRM as later stages ask it, logits and representations of pairs, and as a system of the table."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from recllm.eventlog.statistics import Statistics
 from recllm.pipeline.finished import Finished
 from recllm.retrieval.category import SameCategory
 from recllm.retrieval.stored import Retrieval
+from recllm.systems.system import Kind, Scores, System, Task
 
 
 @functools.lru_cache(maxsize=1)
@@ -30,14 +31,21 @@ def _statistics(log: EventLog) -> Statistics:
     return Statistics(log)
 
 
-def crm_inputs(log: EventLog, shown: Mapping[str, Any], retrieval: Retrieval | None) -> CrmInputs:
-    """Batches for a CRM that reads what `shown` says: `Stage1Config.inputs`, which its manifest repeats."""
-    recent, retrieved = shown["recent"], shown["retrieved"]
-    statistics = _statistics(log) if shown["statistics"] else None
-    if shown["search"] == "semantic":
+def crm_inputs(log: EventLog, inputs: Mapping[str, Any], retrieval: Retrieval | None) -> CrmInputs:
+    """Batches for a CRM.
+
+    Args:
+        log: the event log.
+        inputs: what it reads, `Stage1Config.inputs`.
+        retrieval: nearest events, for a CRM that reads them.
+    """
+    recent = inputs["recent"]
+    retrieved = inputs["retrieved"]
+    statistics = _statistics(log) if inputs["statistics"] else None
+    if inputs["search"] == "semantic":
         assert retrieval is not None  # the plan makes the neighbors a parent
         return CrmInputs(log, recent, retrieved, retrieval.stored, retrieval.searcher, statistics)
-    searcher = SameCategory(log) if shown["search"] else None
+    searcher = SameCategory(log) if inputs["search"] else None
     return CrmInputs(log, recent, retrieved, searcher=searcher, statistics=statistics)
 
 
@@ -85,15 +93,15 @@ class Crm:
         if self.gate_input == "user":
             targets = np.full(len(rows), UNKNOWN, np.int32)
         if targets is None or targets.ndim == 1:
-            found = np.array(self.cache.get(rows, targets)[1])
+            vectors = np.array(self.cache.get(rows, targets)[1])
         else:
             flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[1]
-            found = np.array(flat).reshape(*targets.shape, -1).mean(1)
+            vectors = np.array(flat).reshape(*targets.shape, -1).mean(1)
         if self.gate_input == "shuffled":
             # The next one on a random circle through all rows: no row keeps its own.
             circle = np.random.default_rng(self.seed).permutation(len(rows))
-            found[circle] = found[np.roll(circle, 1)]
-        return torch.from_numpy(found)
+            vectors[circle] = vectors[np.roll(circle, 1)]
+        return torch.from_numpy(vectors)
 
     def each(self, rows: Rows, targets: NDArray[np.int32]) -> torch.Tensor:
         """float32 `[n, C, d_c]` for targets `[n, C]`: every pair's own."""
@@ -102,8 +110,17 @@ class Crm:
 
     def trained_on(self, log: EventLog, rows: Rows) -> int:
         """How many of these training samples the CRM was trained on."""
-        held = self.made_by.config.stage1.hold_out
-        return len(rows) if held == "none" else int((~np.isin(rows, log.rows("train", held))).sum())
+        hold_out = self.made_by.config.stage1.hold_out
+        if hold_out == "none":
+            return len(rows)
+        return int((~np.isin(rows, log.rows("train", hold_out))).sum())
+
+    def is_held_out_version_of(self, other: Crm) -> bool:
+        """Whether it has the other one's settings, but left training samples out that the other has seen."""
+        ours = self.made_by.config.stage1
+        theirs = other.made_by.config.stage1
+        alike = dataclasses.replace(ours, hold_out=theirs.hold_out) == theirs
+        return alike and theirs.hold_out == "none" and ours.hold_out != "none"
 
     def logits(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """float32 `[n]` for pairs, `[n, C]` for targets `[n, C]`."""
@@ -111,3 +128,31 @@ class Crm:
             return np.array(self.cache.get(rows, targets)[0])
         flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[0]
         return np.array(flat).reshape(targets.shape)
+
+
+class CrmSystem(System):
+    """A CRM as a system: it answers what it was trained for, clicks or ranks; a click's logit ranks too.
+
+    Args:
+        name: of the CRM; tables call one that was trained to rank `crm-<name>`.
+        crm: the CRM.
+    """
+
+    kind = Kind.CRM
+
+    def __init__(self, name: str, crm: Crm) -> None:
+        """See the class."""
+        super().__init__(f"crm-{name}" if crm.ranks else name, made_by=crm.made_by)
+        self.crm = crm
+        if crm.ranks:
+            self.tasks = (Task.RANKING,)
+
+    def ctr(self, rows: Rows) -> Scores:
+        """See `System`."""
+        if self.crm.ranks:
+            raise self._unanswered(Task.CTR)
+        return self.crm.logits(rows)
+
+    def rank(self, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """See `System`: the logit of every candidate."""
+        return self.crm.logits(rows, lists)

@@ -1,11 +1,8 @@
 """Keys and values of a sweep."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from recllm.config.sweep import covering, fewest, parse_sweep, short
-from recllm.evaluation.rows import cost, named
 
 
 def test_a_point_is_named_by_the_end_of_its_key_that_is_its_own():
@@ -62,27 +59,3 @@ def test_subsamples_nest_so_the_largest_covers_all():
     assert fewest(latest) == "last900"
     assert covering(latest, "last20000") == "last20000"
     assert fewest(parse_sweep("prompt.history", "5 10")) is None
-
-
-FOLDERS = {
-    "log": "log",
-    "crm:sim": "stage1/sim",
-    "crm:sim-heldout": "stage1/sim+heldout-0.1+num_meta-4",
-    "tuned:reclora": "stage2/reclora+num_meta-4+s1",
-}
-
-
-def test_what_a_point_changes_carries_it():
-    point = {"key": "stage2.adapter.num_meta", "value": "4"}
-    names = ("reclora", "sim-heldout", "blend", "refit", "sim", "popularity")
-    assert [named(name, point, FOLDERS) for name in names] == [
-        "reclora+num_meta-4", "sim-heldout+num_meta-4", "blend+num_meta-4", "refit+num_meta-4", "sim",
-        "popularity",
-    ]  # fmt: skip
-    assert [named(name, None, FOLDERS) for name in names] == list(names)
-
-
-def test_the_cost_is_what_stage_2_measured():
-    # A stage 2 that was finished before tokens were counted says nothing of them.
-    stage2 = SimpleNamespace(metrics={"rows": 300, "trainable": 12, "gate": {"entropy": 1.0}}, seconds=7.5)
-    assert cost(stage2) == {"tuning_rows": 300.0, "tuning_trainable": 12.0, "tuning_seconds": 7.5}

@@ -8,22 +8,22 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from recllm.evaluation.gates import GateRecord
+from recllm.pipeline.stage_file import Role
 from recllm.report import write_report
 from recllm.report.gate import gate_sections, user_groups
+from recllm.report.stages import finished_stages
+from tests.report.artifacts import write_stage
 
 
 @pytest.fixture
 def artifacts(tmp_path, demo_log, demo_config):
     """A finished stage 2 whose gate gives users with an even id the first meta-LoRA, others the second."""
     shutil.copytree(demo_log.folder, tmp_path / "log")
-    folder = tmp_path / "stage2" / "reclora"
-    folder.mkdir(parents=True)
-    content = {"config": {"wording": asdict(demo_config.wording)}}
-    OmegaConf.save(OmegaConf.create(content), folder / "config.yaml")
-    (folder / "manifest.json").write_text("{}")
+    write_stage(tmp_path, "log")
+    config = {"wording": asdict(demo_config.wording)}
+    folder = write_stage(tmp_path, "stage2/reclora", parents={Role.LOG: "log"}, config=config)
     (folder / "logs").mkdir()
     (folder / "logs/metrics.csv").write_text("step,valid/auc,valid/gate_entropy\n0,0.5,1.0\n9,0.6,0.8\n")
     valid = demo_log.rows("valid", "all")
@@ -36,8 +36,12 @@ def artifacts(tmp_path, demo_log, demo_config):
     return tmp_path
 
 
+def sections(artifacts):
+    return gate_sections(finished_stages(artifacts, []).values(), [])
+
+
 def test_users_are_told_by_their_weights(artifacts, demo_log):
-    (section,) = gate_sections(artifacts)
+    (section,) = sections(artifacts)
     assert section.title == "stage2/reclora"
     record = GateRecord.read(artifacts / "stage2/reclora/gate.npz")
     users, alpha, _ = record.by_user(demo_log)
@@ -92,6 +96,14 @@ def test_the_page_has_the_section(artifacts):
 
 def test_an_unfinished_stage_or_none_has_no_section(artifacts):
     (artifacts / "stage2/reclora/manifest.json").unlink()
-    assert gate_sections(artifacts) == []
+    assert sections(artifacts) == []
     shutil.rmtree(artifacts / "stage2")
-    assert gate_sections(artifacts) == []
+    assert sections(artifacts) == []
+
+
+def test_a_gate_whose_log_is_gone_is_said(artifacts):
+    (artifacts / "log/manifest.json").unlink()
+    missing = []
+    assert gate_sections(finished_stages(artifacts, []).values(), missing) == []
+    (line,) = missing
+    assert "the gate of stage2/reclora" in line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from recllm.evaluation.results import SYSTEMS, ResultRow
 from recllm.report import write_report
 from recllm.report.curves import POINTS, _thinned, draw, read_series
 from recllm.report.forgetting import forgetting_tables
+from tests.report.artifacts import write_stage
 
 
 def fill(folder: Path) -> None:
@@ -35,12 +35,13 @@ def fill(folder: Path) -> None:
     results.write(folder / "results.json", results.merge([], rows))
     for name in ("log", "lm/tiny/text", "neighbors/both", "stage1/sim", "stage2/reclora", "stage3/s-dpo"):
         (folder / name / "logs").mkdir(parents=True)
-        manifest = {
-            "stage": name, "seed": 7, "finished": "2026-01-01", "seconds": 12.0, "commit": "def456",
-            "outputs": [{"path": "x", "bytes": 3_000_000, "sha256": ""}], "metrics": {"samples": 970_009, "x":
-            None, "notes": ["ties=rows: <none>"]}, "versions": {"torch": "2.13"}, "hardware": "2 cores",
-        }  # fmt: skip
-        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+        with (folder / name / "x").open("wb") as output:
+            output.truncate(3_000_000)
+        write_stage(
+            folder, name, seed=7, finished="2026-01-01", seconds=12.0, commit="def456",
+            outputs=[{"path": "x", "bytes": 3_000_000, "sha256": ""}], metrics={"samples": 970_009, "x": None,
+            "notes": ["ties=rows: <none>"]}, versions={"torch": "2.13"}, hardware="2 cores",
+        )  # fmt: skip
     (folder / "stage1/sim/logs/metrics.csv").write_text(
         "step,epoch,train/loss,valid/auc\n0,0,0.7,\n10,0,0.6,\n10,0,,0.71\n20,1,0.5,\n20,1,,0.75\n"
     )
@@ -75,9 +76,9 @@ def test_what_tuning_did_by_system(tmp_path: Path) -> None:
     for system, found in figures.items():
         row = ResultRow(system, "stage2", "ctr", "test/all", 10, {"auc": 0.75, **found})
         rows.append(results.of_seed(row, 0))
-    (view,) = forgetting_tables(rows)
-    assert view.heading[-2:] == ["q_proj", "v_proj"]
-    assert view.cells == [
+    (table,) = forgetting_tables(rows)
+    assert table.heading[-2:] == ["q_proj", "v_proj"]
+    assert table.cells == [
         ["lm", "2.3750", "", "", "", ""],
         ["lora", "2.2500", "-0.1250", "0.5000", "0.2500", ""],
         ["reclora-milora", "2.5000", "+0.1250", "0.0312", "", "0.0625"],
@@ -86,7 +87,7 @@ def test_what_tuning_did_by_system(tmp_path: Path) -> None:
     results.write(folder / "results.json", rows)
     write_report(folder, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert all(f">{cell}<" in page for cells in view.cells for cell in cells if cell)
+    assert all(f">{cell}<" in page for cells in table.cells for cell in cells if cell)
 
 
 def test_the_page_is_self_contained(tmp_path: Path) -> None:
@@ -118,6 +119,42 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
         assert wanted in page, wanted
     with pytest.raises(FileNotFoundError, match="nothing-here"):
         write_report(tmp_path / "nothing-here", tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("harm", ["manifest", "config", "layout", "output"])
+def test_a_stage_that_cannot_be_read_is_said_and_the_rest_is_told(tmp_path: Path, harm: str) -> None:
+    fill(tmp_path / "demo")
+    folder = tmp_path / "demo" / "stage2" / "reclora"
+    if harm == "manifest":
+        (folder / "manifest.json").write_text('{"stage": ')
+    if harm == "config":
+        (folder / "config.yaml").unlink()
+    if harm == "layout":
+        (folder / "config.yaml").write_text("stage: stage2\n")
+    if harm == "output":
+        (folder / "x").unlink()
+    (line,) = write_report(tmp_path / "demo", tmp_path / "r.html")
+    assert line.startswith("stage2/reclora cannot be read: ")
+    assert "\n" not in line
+    page = (tmp_path / "r.html").read_text()
+    assert ">stage2/reclora<" not in page
+    assert ">stage3/s-dpo<" in page
+
+
+def test_stages_that_are_only_read_elsewhere_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "shared" / "demo")
+    own = tmp_path / "own" / "demo"
+    write_stage(own, "stage2/lora", seed=3)
+    write_stage(own, "stage1/sim", seed=4)
+    monkeypatch.setenv("RECLLM_PARENTS", str(tmp_path / "shared"))
+    missing = write_report(own, tmp_path / "r.html")
+    assert missing == ["No results: results.json is missing or empty; `make evaluate` writes it."]
+    page = (tmp_path / "r.html").read_text()
+    for wanted in ("stage2/lora", "stage2/reclora", "log"):
+        assert f"<td>{wanted}</td>" in page, wanted
+    assert '<td>stage1/sim</td><td class="n">4</td>' in page  # its own comes first
 
 
 def test_curves_skip_gaps_and_take_the_later_line_of_a_step(tmp_path: Path) -> None:

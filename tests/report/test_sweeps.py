@@ -1,16 +1,14 @@
 """The report's sweeps: points that belong together, in order, with their cost."""
 
 import base64
-import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from recllm.config.sweep import tag
 from recllm.evaluation.results import ResultRow, of_seed, write
-from recllm.pipeline.manifest import Manifest
 from recllm.report.sweeps import sweeps
+from tests.report.artifacts import write_stage
 
 
 def point(
@@ -29,18 +27,17 @@ def point(
     )  # fmt: skip
     path = folder / "evaluate" / choice
     write(path / "rows.json", [of_seed(crm, seed), of_seed(row, seed)])
-    OmegaConf.save(OmegaConf.create({"point": {"key": key, "value": value}}), path / "config.yaml")
-    Manifest("evaluate", "demo", choice, {}, "", [], {}, seed, "", "", 1.0).write(path)
+    write_stage(folder, f"evaluate/{choice}", sweep={"key": key, "value": value}, seed=seed)
 
 
 def test_points_stand_in_order_with_their_cost(tmp_path):
     for value, auc in (("16", 0.78), ("4", 0.75), ("8", 0.76)):
         point(tmp_path, "stage2.adapter.num_meta", value, auc)
-    (sweep,) = sweeps(tmp_path)
+    (sweep,) = sweeps(tmp_path, [])
     assert sweep.title == "stage2.adapter.num_meta (LM tiny, 50 rows test/all)"
-    assert sweep.view.heading[:4] == ["system", "num_meta", "tuning rows", "AUC"]
-    assert [line[1] for line in sweep.view.cells] == ["4", "8", "16"]
-    assert sweep.view.cells[0] == [
+    assert sweep.table.heading[:4] == ["system", "num_meta", "tuning rows", "AUC"]
+    assert [line[1] for line in sweep.table.cells] == ["4", "8", "16"]
+    assert sweep.table.cells[0] == [
         "reclora", "4", "75", ".7500", ".5000", ".7100", "7", "12,345", "678,900", "+.0200 [+.0100, +.0300]",
         "lora",
     ]  # fmt: skip
@@ -54,7 +51,7 @@ def test_seeds_are_averaged_and_variants_kept_apart(tmp_path):
     point(tmp_path, "prompt.history", "10", 0.74, seed=3, cost=9.0)
     point(tmp_path, "prompt.history", "5", 0.60, variant="quick")
     point(tmp_path, "stage2.adapter.r", "2", 0.61)
-    found = {sweep.title.partition(",")[0]: sweep.view.cells for sweep in sweeps(tmp_path)}
+    found = {sweep.title.partition(",")[0]: sweep.table.cells for sweep in sweeps(tmp_path, [])}
     assert set(found) == {
         "prompt.history (LM tiny", "prompt.history (quick", "stage2.adapter.r (LM tiny",
     }  # fmt: skip
@@ -67,31 +64,35 @@ def test_seeds_are_averaged_and_variants_kept_apart(tmp_path):
 def test_systems_evaluated_apart_share_a_plot(tmp_path):
     for system in ("lora", "reclora"):
         point(tmp_path, "subsample", "0.1", 0.7, system=system)
-    (sweep,) = sweeps(tmp_path)
-    assert [line[0] for line in sweep.view.cells] == ["lora", "reclora"]
+    (sweep,) = sweeps(tmp_path, [])
+    assert [line[0] for line in sweep.table.cells] == ["lora", "reclora"]
     assert ">tuning rows<" in base64.b64decode(sweep.image.partition(",")[2]).decode()
 
 
 def test_words_stand_side_by_side(tmp_path):
     for value in ("product", "factor"):
         point(tmp_path, "stage2.adapter.mixture", value, 0.7)
-    (sweep,) = sweeps(tmp_path)
-    assert [line[1] for line in sweep.view.cells] == ["factor", "product"]
+    (sweep,) = sweeps(tmp_path, [])
+    assert [line[1] for line in sweep.table.cells] == ["factor", "product"]
 
 
 def test_unfinished_points_and_other_evaluations_are_none(tmp_path):
-    assert sweeps(tmp_path) == []
+    assert sweeps(tmp_path, []) == []
     point(tmp_path, "prompt.history", "10", 0.7)
     (tmp_path / "evaluate/reclora+history-10/manifest.json").unlink()
-    plain = tmp_path / "evaluate" / "all"
-    plain.mkdir()
-    (plain / "config.yaml").write_text("config: {}\n")
-    (plain / "manifest.json").write_text(json.dumps({"stage": "evaluate"}))
-    assert sweeps(tmp_path) == []
+    write_stage(tmp_path, "evaluate/all")
+    missing = []
+    assert sweeps(tmp_path, missing) == []
+    assert missing == []
+    point(tmp_path, "prompt.history", "5", 0.7)
+    (tmp_path / "evaluate/reclora+history-5/config.yaml").write_text("config: {}\n")
+    assert sweeps(tmp_path, missing) == []
+    (line,) = missing
+    assert line.startswith("evaluate/reclora+history-5 cannot be read: ")
 
 
 @pytest.mark.parametrize("value", ["0.001", "uniform300"])
 def test_a_subsample_stands_at_its_rows(tmp_path, value):
     point(tmp_path, "subsample", value, 0.3)
     point(tmp_path, "subsample", "0.9", 0.8)
-    assert [line[2] for line in sweeps(tmp_path)[0].view.cells] == ["30", "80"]
+    assert [line[2] for line in sweeps(tmp_path, [])[0].table.cells] == ["30", "80"]

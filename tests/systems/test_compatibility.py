@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from recllm.errors import StageError
 from recllm.eventlog.ids import UNKNOWN
-from recllm.eventlog.rowsets import aligned_rows, check_ranking_rows, drawn_lists
-from recllm.systems.compatibility import check_same_prompts, retrieves, subsample
+from recllm.eventlog.rowsets import aligned_rows, check_ranks, drawn_lists
+from recllm.pipeline.stage_file import Role
+from recllm.pipeline.stages import STAGES
+from recllm.systems.compatibility import check_same_prompts, retrieves
 from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 
@@ -70,8 +71,8 @@ def test_mixed_prompts_show_every_row_with_both_histories(tiny_lm, demo_log, dem
 
 
 @pytest.mark.parametrize("rows", ["uniform40", "last40", "0.5"])
-def test_rows_of_stage_3_follow_outside_the_subsample(demo_log, demo_config, rows):
-    tuned = subsample(dataclasses.replace(demo_config, subsample=rows), demo_log)
+def test_rows_of_stage_3_follow_outside_the_subsample(demo_log, rows):
+    tuned = demo_log.rows("train", rows)
     count = int(demo_log.label[demo_log.rows("train", "all")].sum())
     aligned = aligned_rows(demo_log, tuned, count)
     assert len(aligned) == len(set(aligned.tolist())) == count
@@ -85,58 +86,56 @@ def test_rows_of_stage_3_follow_outside_the_subsample(demo_log, demo_config, row
 
 
 @pytest.fixture
-def tuned(tmp_path):
-    """A run whose parents are a system of stage 2 and what stage 3 made of it."""
-    prompt, wording = {"history": 20, "retrieved": False}, {"question": "Any\ngood?"}
-    of = {"stage2/tallrec": ("stage2", {}), "stage3/s-dpo": ("stage3", {"stage2": "stage2/tallrec"})}
-    for folder, (stage, parents) in of.items():
-        (tmp_path / folder).mkdir(parents=True)
-        shown = prompt | ({"retrieved": True} if stage == "stage3" else {})
-        content = {"stage": stage, "parents": parents, "config": {"prompt": shown, "wording": wording}}
-        (tmp_path / folder / "config.yaml").write_text(yaml.safe_dump(content))
-    return SimpleNamespace(
-        root=tmp_path,
-        parents={"stage2": "stage2/tallrec", "aligned:s-dpo": "stage3/s-dpo"},
-        parent=lambda role: tmp_path / ("stage2/tallrec" if role == "stage2" else "stage3/s-dpo"),
-        content={"config": {"prompt": prompt | {"retrieved": True}, "wording": dict(wording)}},
+def tuned(demo_config):
+    """A system of stage 2, and what stage 3 made of it, whose own prompts show nearest events."""
+    prompt = dataclasses.replace(demo_config.prompt, history=20, retrieved=False)
+    config = dataclasses.replace(demo_config, prompt=prompt)
+    start = SimpleNamespace(
+        name="stage2/tallrec", config=config, file=SimpleNamespace(stage="stage2", table=STAGES["stage2"])
     )
+    aligned = SimpleNamespace(
+        name="stage3/s-dpo",
+        config=dataclasses.replace(config, prompt=dataclasses.replace(prompt, retrieved=True)),
+        file=SimpleNamespace(stage="stage3", table=STAGES["stage3"]),
+        parent=lambda role: {Role.START: start}[role],
+    )
+    return start, aligned
 
 
 def test_a_system_is_asked_with_the_prompts_that_it_was_tuned_on(tuned):
-    for role in tuned.parents:
-        check_same_prompts(tuned, role)  # retrieved or not is the system's own choice
-    tuned.content["config"]["prompt"]["history"] = 10
+    start, aligned = tuned
+    for system in tuned:
+        for retrieved in (False, True):  # the system's own choice
+            prompt = dataclasses.replace(start.config.prompt, retrieved=retrieved)
+            check_same_prompts(system, dataclasses.replace(start.config, prompt=prompt))
+    other = dataclasses.replace(start.config.prompt, history=10)
     with pytest.raises(
         StageError, match=r"^stage2/tallrec was tuned with prompt.history=20, and .* with 10;"
     ):
-        check_same_prompts(tuned, "stage2")
-    tuned.content["config"]["prompt"]["history"] = 20
-    tuned.content["config"]["wording"]["question"] = "Good?"
+        check_same_prompts(start, dataclasses.replace(start.config, prompt=other))
+    wording = dataclasses.replace(start.config.wording, question="Any\ngood?")
     with pytest.raises(StageError, match=r"wording\.question") as error:
-        check_same_prompts(tuned, "aligned:s-dpo")
+        check_same_prompts(aligned, dataclasses.replace(start.config, wording=wording))
     assert "\n" not in str(error.value)
 
 
 def test_what_is_aligned_is_asked_as_what_it_started_from(tuned):
-    assert [retrieves(tuned, folder) for folder in tuned.parents.values()] == [False, False]
+    assert [retrieves(system) for system in tuned] == [False, False]
 
 
 def test_lists_are_as_long_as_the_stored_ones(demo_log):
     rows = demo_log.rows("train", "uniform6")
     log = copy.copy(demo_log)
     log.meta = {**demo_log.meta, "candidates": 5}
-    assert (demo_log.candidate_kinds, log.candidate_kinds) == (
-        ("uniform20", "popular20"),
-        ("uniform5", "popular5"),
-    )
+    assert (demo_log.lists, log.lists) == (("uniform20", "popular20"), ("uniform5", "popular5"))
     lists = drawn_lists(log, rows, 0)
     assert lists.shape == (6, 5)
     assert ((lists == log.item[rows][:, None]).sum(1) == 1).all()
 
 
 def test_a_log_whose_validation_rows_are_not_ranked_selects_nothing(demo_log):
-    check_ranking_rows(demo_log)
+    check_ranks(demo_log)
     log = copy.copy(demo_log)
     log.ranking = lambda split, kind: (np.zeros(int(kind == "uniform20"), np.int64), None)
     with pytest.raises(StageError, match=r"wanted prepare\.ranking_valid_rows above 0"):
-        check_ranking_rows(log)
+        check_ranks(log)

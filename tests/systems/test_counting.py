@@ -10,6 +10,7 @@ import pytest
 
 from recllm.eventlog.log import EventLog
 from recllm.systems import counting
+from tests.systems.contract import SystemContract
 
 
 def make_log(events: list[tuple[int, int, int, int]], n_users: int, n_items: int) -> EventLog:
@@ -71,7 +72,7 @@ def test_sampled_negatives_are_events_that_no_like_answers() -> None:
 
 def test_undirected_is_the_cosine_of_the_sets_of_users() -> None:
     log = make_log(EVENTS, 5, 7)
-    scores = counting.Cooccurrence(log, directed=False).score(np.array([9]), np.array([[3, 4, 6, 2]]))
+    scores = counting.Cooccurrence(log, directed=False).rank(np.array([9]), np.array([[3, 4, 6, 2]]))
     # users who like 2: {2, 3, 4}; 3: {2, 3}; 4: {2}; 6: nobody in training
     np.testing.assert_allclose(scores[0], [2 / math.sqrt(3 * 2), 1 / math.sqrt(3), 0, 0], atol=1e-8)
 
@@ -82,10 +83,10 @@ def test_directed_counts_what_follows_within_the_window() -> None:
     two = counting.Cooccurrence(log, directed=True, window=2, discount=0.0)
     candidates = np.array([[3, 4, 5, 2]])
     # after 2 comes 3 twice (the dislike between is no like), 4 once two likes later; 2 was liked 3 times
-    np.testing.assert_allclose(one.score(np.array([9]), candidates)[0], [2 / 3, 0, 0, 0], atol=1e-8)
-    np.testing.assert_allclose(two.score(np.array([9]), candidates)[0], [2 / 3, 1 / 3, 0, 0], atol=1e-8)
+    np.testing.assert_allclose(one.rank(np.array([9]), candidates)[0], [2 / 3, 0, 0, 0], atol=1e-8)
+    np.testing.assert_allclose(two.rank(np.array([9]), candidates)[0], [2 / 3, 1 / 3, 0, 0], atol=1e-8)
     halved = counting.Cooccurrence(log, directed=True, window=1, discount=0.5)
-    np.testing.assert_allclose(halved.score(np.array([9]), candidates)[0, 0], 2 / 3 / math.sqrt(2), atol=1e-8)
+    np.testing.assert_allclose(halved.rank(np.array([9]), candidates)[0, 0], 2 / 3 / math.sqrt(2), atol=1e-8)
 
 
 def test_recent_likes_weigh_more() -> None:
@@ -93,16 +94,16 @@ def test_recent_likes_weigh_more() -> None:
     # row 4: history 2, (5), 3, 4. The last three likes are 4, 3, 2; candidate 4 follows 3 (1 of 2 likes) only
     # at lag 1
     model = counting.Cooccurrence(log, directed=True, window=1, discount=0.0)
-    np.testing.assert_allclose(model.score(np.array([4]), np.array([[4]]))[0], [0.5 * (1 / 2)], atol=1e-8)
+    np.testing.assert_allclose(model.rank(np.array([4]), np.array([[4]]))[0], [0.5 * (1 / 2)], atol=1e-8)
     model = counting.Cooccurrence(log, directed=True, window=1, discount=0.0, fade=0.0)
-    np.testing.assert_allclose(model.score(np.array([4]), np.array([[4]]))[0], [0.5], atol=1e-8)
+    np.testing.assert_allclose(model.rank(np.array([4]), np.array([[4]]))[0], [0.5], atol=1e-8)
     model = counting.Cooccurrence(log, directed=True, window=1, discount=0.0, recent=1)
-    np.testing.assert_allclose(model.score(np.array([4]), np.array([[4]]))[0], [0.0], atol=1e-8)
+    np.testing.assert_allclose(model.rank(np.array([4]), np.array([[4]]))[0], [0.0], atol=1e-8)
 
 
 def test_without_history_popularity_decides() -> None:
     log = make_log(EVENTS, 5, 7)
-    scores = counting.Cooccurrence(log, directed=True).score(np.array([0]), np.array([[6, 2, 3, 4]]))
+    scores = counting.Cooccurrence(log, directed=True).rank(np.array([0]), np.array([[6, 2, 3, 4]]))
     assert np.argsort(-scores[0]).tolist() == [1, 2, 3, 0]
     assert scores.max() < 1e-8
 
@@ -117,7 +118,7 @@ def test_equals_a_loop_and_reads_only_training_and_the_own_past(directed: bool) 
     log = make_log(events, 22, n_items)
     rows = np.flatnonzero(log.split == 2)[:25]
     candidates = rng.integers(2, n_items, (len(rows), 6))
-    got = counting.Cooccurrence(log, directed, window=3, discount=0.3, recent=4, fade=1.0).score(
+    got = counting.Cooccurrence(log, directed, window=3, discount=0.3, recent=4, fade=1.0).rank(
         rows, candidates
     )
 
@@ -148,5 +149,21 @@ def test_equals_a_loop_and_reads_only_training_and_the_own_past(directed: bool) 
     events = [(u, i if s == 0 or n < rows[0] else 2, y if s == 0 or n < rows[0] else 0, s)
               for n, (u, i, y, s) in enumerate(events)]  # fmt: skip
     changed = make_log(events, 22, n_items)
-    again = counting.Cooccurrence(changed, directed, window=3, recent=4).score(rows[:1], candidates[:1])
+    again = counting.Cooccurrence(changed, directed, window=3, recent=4).rank(rows[:1], candidates[:1])
     np.testing.assert_allclose(again, got[:1], atol=1e-7)
+
+
+class TestPopularity(SystemContract):
+    @pytest.fixture
+    def make(self, demo_log):
+        return lambda: counting.Popularity(demo_log)
+
+
+class TestCooccurrence(SystemContract):
+    @pytest.fixture(params=[False, True])
+    def make(self, request, demo_log):
+        return lambda: counting.Cooccurrence(demo_log, directed=request.param)
+
+    def test_the_two_have_names_of_their_own(self, demo_log):
+        names = [counting.Cooccurrence(demo_log, directed).name for directed in (False, True)]
+        assert names == ["cooccurrence", "cooccurrence-directed"]
