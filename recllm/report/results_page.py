@@ -122,10 +122,10 @@ class Block:
         return "".join(f"| {' | '.join(cells)} |\n" for cells in written)
 
 
-def metric(name: str, **where: str) -> Column:
-    """A column of one metric, a mean over seeds; `where`: `heading` and fields of `Column`."""
-    heading = where.pop("heading", HEADINGS.get(name, name))
-    return Column(heading, lambda row: number(row.metrics.get(name)), **where)  # type: ignore[arg-type]
+def metric(name: str, heading: str = "", system: str = "{}", candidates: str | None = None) -> Column:
+    """A column of one metric, a mean over seeds."""
+    heading = heading or HEADINGS[name]
+    return Column(heading, lambda row: number(row.metrics.get(name)), system=system, candidates=candidates)
 
 
 def three_places(name: str, heading: str) -> Column:
