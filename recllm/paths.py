@@ -14,10 +14,8 @@ LOGS = "logs"
 EXPORT = "export"
 ADAPTER = "adapter"
 RANKING_ADAPTER = "adapter-ranking"
-FEATURES = "features"
-SCORES = "scores"
-SVD = "svd"
 GATE = "gate.npz"
+SINGULAR_VECTORS = "singular-vectors"
 RESULTS = "results.json"
 REPORT = "report.html"
 DESCRIPTION = "describe.html"
@@ -26,6 +24,12 @@ DESCRIPTION = "describe.html"
 def artifacts() -> Path:
     """The root of everything that is written: `artifacts/`, or where RECLLM_ARTIFACTS points."""
     return Path(os.environ.get("RECLLM_ARTIFACTS") or "artifacts")
+
+
+def cache(root: Path) -> Path:
+    """What can be computed again: `artifacts/<dataset>/cache`, or `<dataset>` where RECLLM_CACHE points."""
+    elsewhere = os.environ.get("RECLLM_CACHE")
+    return Path(elsewhere) / root.name if elsewhere else root / "cache"
 
 
 def repository() -> Path:

@@ -11,14 +11,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from recllm import paths
 from recllm.config.request import parse
 from recllm.errors import ConfigError
 from recllm.eventlog.log import EventLog
+from recllm.files import load_array
 from recllm.paths import NEIGHBORS
-from recllm.pipeline.finished import load_sections
 from recllm.pipeline.graph import Plan
 from recllm.report.describe import Asked, Example, Table, write_description
 from recllm.report.prompt_examples import Reader
@@ -26,18 +24,18 @@ from recllm.report.prompt_examples import Reader
 
 def describe(plan: Plan) -> None:
     """Write `describe.html` of a plan's data set, and print its tables."""
-    states = {node.stage: (node, state, manifest) for node, state, manifest in plan.states()}
+    states = {node.stage.name: (node, state, manifest) for node, state, manifest in plan.states()}
     node, _, made = states["log"]
     if made is None:
         raise FileNotFoundError(f"no event log in {plan.root / node.folder}; run `make describe`")
     log = EventLog.open(plan.root / node.folder)
     split = node.config["prepare"]["split"]
-    config = load_sections(states["lm-text"][0].content)
+    config = plan.configured
     missing, stored = [], None
     if config.prompt.retrieved:
         node, state, _ = states["neighbors"]
         if state == "done":
-            stored = np.load(plan.root / node.folder / NEIGHBORS, mmap_mode="r")
+            stored = load_array(plan.root / node.folder / NEIGHBORS)
         else:
             missing.append("Prompts show the most recent events: neighbors are not there yet; `make stage1`.")
     asked: list[Asked] = []

@@ -6,7 +6,6 @@ and item cards. No label of a sample is read but the ratings of training events.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,11 @@ from recllm.config.stages import FitConfig
 from recllm.console import is_first_process, say
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
+from recllm.files import load_weights
 from recllm.lm.config import EncoderTrainingConfig, LmConfig
 from recllm.lm.encoder import build_encoder, load_encoder, mask, with_mask
-from recllm.pipeline.run import Run, main
-from recllm.systems import compatibility
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.systems.texts import build_pieces, tiny_tokenizer, tower_prompts
 from recllm.text import documents
 from recllm.text.collate import Ragged, pad_right
@@ -159,14 +159,14 @@ def pretrain(run: Run, model: Any, texts: Texts, lengths: NDArray[np.int64]) -> 
     )
     module = MaskedModule(model, settings, steps)
     fit(run, module, loaders, settings, interval, ["valid/score"])
-    module.load_state_dict(torch.load(best(run, "valid/score"), weights_only=True)["state_dict"])
+    module.load_state_dict(load_weights(best(run, "valid/score"))["state_dict"])
     tokens = round(steps * settings.batch_size * float(lengths[read].mean()))
     return {"tokens": tokens, "texts": len(lengths), **best_scores(run, "valid/score")}
 
 
 def work(run: Run) -> None:
     """Train the tiny encoder, or check one that is loaded by path or hub id."""
-    config, log = run.config.encoder, compatibility.event_log(run)
+    config, log = run.config.encoder, EventLog.open(run.parents[Role.LOG].folder)
     facts = {"path": config.path, "revision": config.revision, "context": config.context}
     if config.path is not None:
         named, tokenizer, context = load_encoder(config)
@@ -189,7 +189,7 @@ def work(run: Run) -> None:
     if not is_first_process():
         return
     logging.disable_progress_bar()
-    export = compatibility.export_folder(run)
+    export = run.export
     bert.base_model.save_pretrained(export)
     tokenizer.save_pretrained(export)
     ratings = int(log.train_events().sum())
@@ -198,7 +198,3 @@ def work(run: Run) -> None:
 
 def _size(model: Any) -> dict[str, int]:
     return {"weights": sum(value.numel() for value in model.parameters())}
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))

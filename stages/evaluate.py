@@ -6,11 +6,9 @@ computes only what is missing. Validation rows serve the stacking control; nothi
 
 from __future__ import annotations
 
-import sys
-
 from recllm.evaluation.context import ROWS, Evaluation
 from recllm.evaluation.results import write
-from recllm.pipeline.run import Run, main
+from recllm.pipeline.run import Run
 
 
 def work(run: Run) -> None:
@@ -23,7 +21,3 @@ def work(run: Run) -> None:
         evaluation.ranking()
     write(run.folder / ROWS, evaluation.rows)
     run.finish([run.folder / ROWS], dict(row.headline for row in evaluation.rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))

@@ -9,7 +9,6 @@ Events that are held out stand in no text, and others are asked in their place.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +25,12 @@ from recllm.config.stages import FitConfig
 from recllm.console import is_first_process, say
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
-from recllm.lm.load import context_length
+from recllm.files import load_weights
+from recllm.lm.load import context_length, load_lm
 from recllm.lm.tiny import build_model
-from recllm.pipeline.run import Run, main
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.retrieval.stored import Retrieval
-from recllm.systems import compatibility
 from recllm.systems.lm import causal_lm
 from recllm.systems.texts import build_pieces, tiny_tokenizer
 from recllm.text import documents
@@ -103,7 +103,7 @@ class Told:
         Raises:
             StageError: all samples are held out.
         """
-        events, asked = log.train_events().copy(), compatibility.subsample(run.config, log)
+        events, asked = log.train_events().copy(), log.rows("train", run.config.subsample)
         if (held := run.config.lm.training.hold_out) != "none":
             rows = log.rows("train", held)
             events[log.anchors(rows)] = False
@@ -226,7 +226,7 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
     )
     module = PretrainModule(model, settings, steps, float(weights[:, 1:].mean()))
     fit(run, module, loaders, settings, interval, ["valid/score"])
-    module.load_state_dict(torch.load(best(run, "valid/score"), weights_only=True)["state_dict"])
+    module.load_state_dict(load_weights(best(run, "valid/score"))["state_dict"])
     tokens_seen = steps * settings.batch_size * training.block
     return {"tokens": tokens_seen, "blocks": len(ids), **best_scores(run, "valid/score")}
 
@@ -234,20 +234,20 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
 def work(run: Run) -> None:
     """Train a phase of `tiny`, or check an LM that is loaded by path or hub id."""
     config = run.config.lm
-    log = compatibility.event_log(run)
+    log = EventLog.open(run.parents[Role.LOG].folder)
     if config.model.path is not None:
-        model, tokenizer = causal_lm(run)
+        model, tokenizer = load_lm(config.model)
         build_pieces(run.config, log, tokenizer)
         facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
         run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return
-    export = compatibility.export_folder(run)
+    export = run.export
     told = Told.of(run, log)
     counts = {"answers_as_text": len(told.asked), "ratings_as_text": int((log.rating[told.events] > 0).sum())}
-    if "lm" in run.parents:
-        model, tokenizer = causal_lm(run)
+    if Role.LM in run.parents:
+        model, tokenizer = causal_lm(config.model, run.parents[Role.LM])
         prompts = Prompts(log, build_pieces(run.config, log, tokenizer), config.tiny.context)
-        text = second_phase(run, log, prompts, told, Retrieval.open(run.parent("neighbors"), log))
+        text = second_phase(run, log, prompts, told, Retrieval.open(run.parents[Role.NEIGHBORS].folder, log))
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
         tokenizer = tiny_tokenizer(run.config, log, config.tiny)
@@ -272,7 +272,3 @@ def work(run: Run) -> None:
 
 def _size(model: Any) -> dict[str, int]:
     return {"weights": sum(value.numel() for value in model.parameters())}
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-
 from recllm.console import say
 from recllm.eventlog.build import build_log
 from recllm.eventlog.ids import SPLITS
 from recllm.paths import METRICS
-from recllm.pipeline.run import Run, main
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 
 
 def work(run: Run) -> None:
     """Build the event log; see `recllm.eventlog.build.build_log`."""
-    metrics = build_log(run.parent("tables"), run.folder, run.config.prepare)
+    metrics = build_log(run.parents[Role.TABLES].folder, run.folder, run.config.prepare)
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
     shown = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)
     say(f"{metrics['samples']:,} samples of {metrics['events']:,} events: {shown}")
@@ -23,7 +22,3 @@ def work(run: Run) -> None:
     for note in metrics["notes"]:
         say(f"{note}")
     run.finish([path for path in arrays if path.name != METRICS], metrics)
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))

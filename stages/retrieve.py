@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from recllm.eventlog.candidates import hard_lists
 from recllm.eventlog.ids import UNUSED
 from recllm.eventlog.log import EventLog
 from recllm.paths import FOLDS, NEIGHBORS, VECTORS
-from recllm.pipeline.run import Run, main
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.retrieval.neighbors import Neighbors, write_neighbors
 from recllm.retrieval.vectors import (
     Vectors,
@@ -25,7 +25,6 @@ from recllm.retrieval.vectors import (
     lm_vectors,
     user_folds,
 )
-from recllm.systems import compatibility
 from recllm.systems.lm import causal_lm
 from recllm.systems.texts import build_pieces
 from recllm.training.precision import device_of
@@ -36,7 +35,7 @@ BLOCK = 1 << 16  # rows of the log that a thread searches at once, and that are 
 def text_vectors(run: Run, log: EventLog) -> Vectors:
     """Vectors of the items' texts [n_items, p], from the LM."""
     config = run.config.retrieval
-    model, tokenizer = causal_lm(run)
+    model, tokenizer = causal_lm(run.config.lm.model, run.parents[Role.LM])
     model = model.to(device_of(run.config.trainer))
     pieces = build_pieces(run.config, log, tokenizer)
     tokens = pieces.assemble(np.stack([pieces.item, pieces.card], 1))
@@ -77,7 +76,7 @@ def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArr
 def work(run: Run) -> None:
     """Write the item vectors, `neighbors.npy` [N, k] and hard candidates; goes on where it was killed."""
     config = run.config.retrieval
-    log = compatibility.event_log(run)
+    log = EventLog.open(run.parents[Role.LOG].folder)
     mark = run.folder / ".vectors"  # which run's vectors lie there, complete
     if not (mark.exists() and mark.read_text() == run.fingerprint):
         write_vectors(run, log)
@@ -100,7 +99,3 @@ def work(run: Run) -> None:
         outputs += write_hard_candidates(run, log, vectors, fold)
     mark.unlink()
     run.finish(outputs, {"rows": int(asked.sum()), "k": config.k, "dimensions": vectors.shape[2]})
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))

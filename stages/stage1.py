@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,9 +23,10 @@ from recllm.errors import StageError
 from recllm.eventlog.candidates import Seen, negatives
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rowsets import check_ranks
-from recllm.pipeline.run import Run, main
+from recllm.files import load_weights
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.retrieval.stored import Retrieval
-from recllm.systems import compatibility
 from recllm.systems.crm import crm_inputs
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
@@ -172,8 +172,10 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
 
 def data(run: Run) -> CrmInputs:
     """What batches are made of."""
-    log, config = compatibility.event_log(run), run.config.stage1
-    retrieval = Retrieval.open(run.parent("neighbors"), log) if config.crm.search == "semantic" else None
+    log, config = EventLog.open(run.parents[Role.LOG].folder), run.config.stage1
+    retrieval = (
+        Retrieval.open(run.parents[Role.NEIGHBORS].folder, log) if config.crm.search == "semantic" else None
+    )
     return crm_inputs(log, config.inputs, retrieval)
 
 
@@ -208,11 +210,11 @@ def work(run: Run) -> None:
     model, trainer, figures = train(run, data(run))
     if not trainer.is_global_zero:
         return
-    state = torch.load(best(run, config.monitor), weights_only=True)["state_dict"]
+    state = load_weights(best(run, config.monitor))["state_dict"]
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     facts = {"inputs": config.inputs, "config": dataclasses.asdict(config)}
-    export(model, compatibility.export_folder(run), facts)
-    run.finish([compatibility.export_folder(run)], {**figures, **best_scores(run, config.monitor)})
+    export(model, run.export, facts)
+    run.finish([run.export], {**figures, **best_scores(run, config.monitor)})
 
 
 def tune(run: Run) -> None:
@@ -227,7 +229,3 @@ def tune(run: Run) -> None:
                 shown, inputs = one.config.stage1.inputs, data(one)
             train(one, inputs, [pruning])
     search.report()
-
-
-if __name__ == "__main__":
-    sys.exit(main(lambda run: tune(run) if run.stage == "tune" else work(run), sys.argv[1:]))

@@ -7,8 +7,6 @@ learned, for stage 3 on their HR@1 (`adapter-ranking/`).
 
 from __future__ import annotations
 
-import shutil
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +27,12 @@ from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, by_length
 from recllm.metrics import auc
-from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SVD
-from recllm.pipeline.run import Run, main
+from recllm.paths import ADAPTER, GATE, RANKING_ADAPTER, SINGULAR_VECTORS
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.reclora import ModelCard
 from recllm.reclora.layer import RecLoraLinear
 from recllm.retrieval.stored import Retrieval
-from recllm.systems import compatibility
 from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.systems.scores import untuned_states
@@ -149,7 +147,7 @@ def shares(run: Run) -> tuple[int, int]:
 
 def open_data(run: Run, lm: Lm, crm: Crm | None, told: int) -> Data:
     """Rows of the subsample and of the validation split, with all representations that they need."""
-    rows = compatibility.subsample(run.config, lm.log)
+    rows = lm.log.rows("train", run.config.subsample)
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
     titles = lm.titles(liked, drawn_lists(lm.log, liked, run.config.seed), crm) if told else None
@@ -190,11 +188,11 @@ def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:
     Raises:
         StageError: how many it has seen.
     """
-    rows = compatibility.subsample(run.config, log)
+    rows = log.rows("train", run.config.subsample)
     if run.config.stage2.representation == "out_of_fold" and (seen := gate.trained_on(log, rows)):
         raise StageError(
             f"the gate's CRM was trained on {seen:,} of {len(rows):,} tuning rows "
-            f"(stage1.hold_out={gate.manifest.metrics['hold_out']}); wanted none of them: "
+            f"(stage1.hold_out={gate.made_by.config.stage1.hold_out}); wanted none of them: "
             f"leave stage1.hold_out away, or add ARGS=stage1.hold_out={run.config.subsample}"
         )
 
@@ -202,10 +200,10 @@ def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:
 def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
     config, (rows_a_step, told) = run.config.stage2, shares(run)
-    log = compatibility.event_log(run)
-    retrieval = Retrieval.open(run.parent("neighbors"), log)
-    lm = Lm.open(run, log, retrieval, config.adapter.soft_prompt)
-    gate = Crm.open(run, log, retrieval)
+    log = EventLog.open(run.parents[Role.LOG].folder)
+    retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
+    lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, config.adapter.soft_prompt)
+    gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
     check_out_of_fold(run, log, gate)
     crm = gate.read_as(config.adapter.reads, run.config.seed)
     data = open_data(run, lm, crm, told)
@@ -216,7 +214,7 @@ def work(run: Run) -> None:
         data.train.representation,
         run.config.seed,
         steps,
-        run.parent("lm") / SVD,
+        run.cache.folder / SINGULAR_VECTORS,
     )
     head = model.get_output_embeddings()
     if config.gate_first and config.adapter.gated and not isinstance(head, RecLoraLinear):
@@ -251,8 +249,6 @@ def work(run: Run) -> None:
             title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
         )
         save_adapter(model, folder, card)
-    if data.valid_titles is None:  # one of an earlier run that learned titles is none of this one's
-        shutil.rmtree(run.folder / RANKING_ADAPTER, ignore_errors=True)
     metrics: dict[str, Any] = {
         "steps": steps,
         "rows": len(rows),
@@ -283,7 +279,3 @@ def alpha_of(model: Any, representation: Tensor) -> NDArray[np.float32]:
     """Mixing weights `[n, G, N_m]` of representations `[n, d_c]`: one gate for all modules, or one each."""
     alpha: Tensor = model.base_model.alpha(representation)
     return (alpha if alpha.dim() == 3 else alpha[:, None]).float().cpu().numpy()
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))

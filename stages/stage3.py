@@ -9,8 +9,6 @@ no update as a candidate: where nothing is better, stage 2's adapter comes out, 
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,18 +21,17 @@ from recllm.config.stages import Stage3Config
 from recllm.console import say
 from recllm.errors import StageError
 from recllm.eventlog import draws
-from recllm.eventlog.log import Rows
+from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rejected import draw, usable
 from recllm.eventlog.rowsets import aligned_rows, check_ranks, drawn_lists
-from recllm.files import digest
 from recllm.lm.adapters import base_name, load_adapter, needs, save_adapter, selected
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, by_length
 from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
-from recllm.paths import ADAPTER, FEATURES, RANKING_ADAPTER
-from recllm.pipeline.finished import read_config
-from recllm.pipeline.run import Run, main
+from recllm.paths import ADAPTER, RANKING_ADAPTER
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.reclora import ModelCard
 from recllm.retrieval.stored import Retrieval
 from recllm.systems import compatibility
@@ -132,30 +129,28 @@ class AlignModule(AdapterModule):
 def reference(run: Run, model: Any, task: Asked) -> Compared:
     """Log-probabilities of all candidates under the frozen reference, computed once, and what is compared.
 
-    They lie with the stage-2 adapter that they are of, so that every K, loss and draw of negatives shares
-    them. The file's name holds what they depend on: adapter, gate, LM, data, every token of every text, rows,
-    candidates, the prompts' form, and the precision, which is that of training.
+    Every K, loss and draw of negatives shares them. What they are cached by holds all that they depend on:
+    adapter, gate, LM, data, every token of every text, rows, candidates, the prompts' form, and the
+    precision, which is that of training.
     """
-    made_of = [run.manifest(role).identity for role in ("stage2", "lm", "stage1", "log")]
+    made_of = [run.parents[role].identity for role in (Role.START, Role.LM, Role.CRM, Role.LOG)]
     pieces = task.prompts.pieces
     tokens = [pieces.table.tokens.tolist(), pieces.table.offsets.tolist(), task.prompts.max_length]
     config = run.config.stage3
-    form = [run.content["config"]["prompt"], config.task, config.gate, task.listed, config.fit.precision]
-    name = digest([made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()])[:32]
-    path = run.parent("stage2") / FEATURES / f"reference-{name}.npy"
-    if not path.exists():
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.npy")
+    form = [run.file.config["prompt"], config.task, config.gate, task.listed, config.fit.precision]
+
+    def compute() -> NDArray[Any]:
         model.eval().to(device_of(run.config.trainer))
         with as_in_training(model, config.fit.precision):
-            np.save(temporary, candidate_scores(model, task, BATCH[config.task]))
-        temporary.replace(path)
-    logps = torch.from_numpy(np.load(path))
+            return candidate_scores(model, task, BATCH[config.task])
+
+    identity = [made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()]
+    logps = torch.from_numpy(np.array(run.cache.array("reference", identity, compute)))
     if not (finite := logps.isfinite().all(1)).all():
         rows = ", ".join(map(str, task.rows[~finite.numpy()][:10]))
         raise StageError(
             f"the reference's log-probabilities of rows {rows} of the log are not finite; "
-            f"train {run.parents['stage2']} anew with a lower learning rate"
+            f"train {run.parents[Role.START].name} anew with a lower learning rate"
         )
     allowed = usable(task.texts, task.chosen)
     np.put_along_axis(allowed, task.chosen[:, None], True, 1)
@@ -217,7 +212,7 @@ def asked(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[Asked, Asked]:
     """What is compared on training rows that teach something, and on validation rows."""
     config = run.config.stage3
     lists = drawn_lists(lm.log, rows, run.config.seed, config.lists)
-    count, retrieved = VALID_ROWS[config.task], compatibility.retrieves(run, run.parents["stage2"])
+    count, retrieved = VALID_ROWS[config.task], compatibility.retrieves(run.parents[Role.START])
     if config.task == "titles":
         each = config.gate == "item"
         return answerable(lm.titles(rows, lists, crm, each)), lm.valid_titles(count, crm, each)
@@ -228,15 +223,15 @@ def asked(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[Asked, Asked]:
 def work(run: Run) -> None:
     """Train, and keep what is best on validation: an update, or none."""
     config = run.config.stage3
-    compatibility.check_same_prompts(run, "stage2")
-    log = compatibility.event_log(run)
+    compatibility.check_same_prompts(run.parents[Role.START], run.config)
+    log = EventLog.open(run.parents[Role.LOG].folder)
     check_ranks(log)
-    retrieval = Retrieval.open(run.parent("neighbors"), log)
-    start = selected(run.parent("stage2"), RANKING_ADAPTER if config.task == "titles" else ADAPTER)
+    retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
+    start = selected(run.parents[Role.START].folder, RANKING_ADAPTER if config.task == "titles" else ADAPTER)
     reads, virtual = needs(start)
     if config.gate == "item" and reads in (None, "user"):
         raise StageError(
-            f"stage3.gate=item from {run.parents['stage2']}, which reads nothing of an item; wanted "
+            f"stage3.gate=item from {run.parents[Role.START].name}, which reads nothing of an item; wanted "
             "stage3.gate=list, or a start whose gate reads the target (stage3.start=reclora)"
         )
     if virtual and config.gate == "item":
@@ -244,11 +239,11 @@ def work(run: Run) -> None:
             f"stage3.gate=item with a soft prompt of {virtual} tokens, which a title cannot have of its own; "
             "wanted stage3.gate=list, or a start without one (stage2.adapter.soft_prompt=0)"
         )
-    lm = Lm.open(run, log, retrieval, virtual)
+    lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, virtual)
     model = load_adapter(lm.model, start, trainable=True)
-    gate = Crm.open(run, log, retrieval)
+    gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
     crm = gate.read_as(reads, run.config.seed)
-    tuned = log.rows("train", read_config(run.parent("stage2"))["config"]["subsample"])
+    tuned = log.rows("train", run.parents[Role.START].config.subsample)
     task, valid = asked(run, lm, crm, aligned_rows(log, tuned, config.rows))
     rows = task.rows
     fresh = int((~np.isin(rows, tuned)).sum())
@@ -276,7 +271,7 @@ def work(run: Run) -> None:
         base=base_name(run.config.lm.model),
         data=f"{run.config.dataset.name}: {len(rows):,} liked training samples, {config.task} compared",
         metrics=scores,
-        license=read_config(run.parent("stage2"))["config"]["stage2"]["license"],
+        license=run.parents[Role.START].config.stage2.license,
         title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
     )
     save_adapter(model, run.folder / ADAPTER, card)
@@ -285,7 +280,3 @@ def work(run: Run) -> None:
     if crm is not None:
         figures["rows_crm_was_trained_on"] = crm.trained_on(log, rows)
     run.finish([run.folder / ADAPTER], {**figures, "k": config.negatives, **scores})
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))

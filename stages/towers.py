@@ -6,7 +6,6 @@ selection by validation AUC and the rows of the table are the same. All weights 
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import lightning
@@ -19,11 +18,12 @@ from transformers.utils import logging
 
 from recllm.config.stages import FitConfig
 from recllm.console import say
-from recllm.eventlog.log import Rows
+from recllm.eventlog.log import EventLog, Rows
+from recllm.files import load_weights
 from recllm.lm.tasks import Batch, TowerPairs, by_length
 from recllm.lm.towers import TwoTowers
-from recllm.pipeline.run import Run, main
-from recllm.systems import compatibility
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.systems.texts import encoder, tower_prompts
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
@@ -74,8 +74,8 @@ def loaders(train: TowerPairs, valid: TowerPairs, settings: FitConfig, seed: int
 
 def work(run: Run) -> None:
     """Train, keep the towers with the best validation AUC."""
-    settings, log = run.config.stage2.fit, compatibility.event_log(run)
-    named, tokenizer, context = encoder(run)
+    settings, log = run.config.stage2.fit, EventLog.open(run.parents[Role.LOG].folder)
+    named, tokenizer, context = encoder(run.parents[Role.ENCODER])
     prompts = tower_prompts(run.config, log, tokenizer, context)
     torch.manual_seed(run.config.seed)
     model = TwoTowers(named.requires_grad_(True), run.config.towers)
@@ -84,7 +84,7 @@ def work(run: Run) -> None:
         return TowerPairs(prompts, rows, log.recent(rows, run.config.prompt.history), tokenizer.pad_token_id)
 
     train, valid = (
-        pairs(compatibility.subsample(run.config, log)),
+        pairs(log.rows("train", run.config.subsample)),
         pairs(log.rows("valid", settings.valid_rows)),
     )
     steps, interval = plan_steps(len(train), settings.batch_size, settings.epochs, settings.validations)
@@ -95,10 +95,10 @@ def work(run: Run) -> None:
     trainer = fit(run, module, batches, settings, interval, ["valid/auc"])
     if not trainer.is_global_zero:
         return
-    module.load_state_dict(torch.load(best(run, "valid/auc"), weights_only=True)["state_dict"])
+    module.load_state_dict(load_weights(best(run, "valid/auc"))["state_dict"])
     logging.disable_progress_bar()
-    model.save(compatibility.export_folder(run), tokenizer, context)
-    facts = run.manifest("encoder").metrics
+    model.save(run.export, tokenizer, context)
+    facts = run.parents[Role.ENCODER].manifest.metrics
     metrics = {
         "steps": steps,
         "rows": len(train),
@@ -110,8 +110,4 @@ def work(run: Run) -> None:
         "answers_as_text": 0,
         **best_scores(run, "valid/auc"),
     }
-    run.finish([compatibility.export_folder(run)], metrics)
-
-
-if __name__ == "__main__":
-    sys.exit(main(work, sys.argv[1:]))
+    run.finish([run.export], metrics)

@@ -4,7 +4,6 @@ What is planted, and why, is in README.md beside this file. Every number is a fu
 by `recllm.eventlog.draws`, so the tables do not depend on batches, order or a generator's version.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -369,7 +368,3 @@ def work(task: run.Run) -> None:
     """Write the tables as a stage of the pipeline."""
     counts = make(task.folder, task.raw)
     task.finish(task.folder.glob("*.parquet"), dict(counts))
-
-
-if __name__ == "__main__":
-    sys.exit(run.main(work, sys.argv[1:]))

@@ -4,7 +4,6 @@ What is kept, dropped and counted, and why, is in README.md beside this file.
 """
 
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -298,7 +297,3 @@ def work(task: run.Run) -> None:
     say(f"{counts['events']:,} events of {counts[feedback]:,} {feedback}; left out: {left_out}")
     say(f"{counts['users']:,} users, {counts['books']:,} books, {counts['untitled']:,} untitled")
     task.finish(task.folder.glob("*.parquet"), dict(counts))
-
-
-if __name__ == "__main__":
-    sys.exit(run.main(work, sys.argv[1:]))

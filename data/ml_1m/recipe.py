@@ -1,6 +1,5 @@
 """MovieLens-1M: `::`-separated Latin-1 files to canonical tables."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,7 +149,3 @@ def work(task: run.Run) -> None:
     """Write the tables as a stage of the pipeline."""
     counts = make(task.folder, task.raw)
     task.finish(task.folder.glob("*.parquet"), dict(counts))
-
-
-if __name__ == "__main__":
-    sys.exit(run.main(work, sys.argv[1:]))

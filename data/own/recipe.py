@@ -1,6 +1,5 @@
 """A data set of one's own: files, as `source` in conf/dataset/<name>.yaml describes them, to tables."""
 
-import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -306,7 +305,3 @@ def work(task: run.Run) -> None:
         read = f", {counts[f'read_{table}']:,} rows read" if f"read_{table}" in counts else ""
         say(f"{counts[table]:,} {table}{read}; left out: {reasons or 'none'}")
     task.finish(task.folder.glob("*.parquet"), dict(counts))
-
-
-if __name__ == "__main__":
-    sys.exit(run.main(work, sys.argv[1:]))

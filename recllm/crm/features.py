@@ -1,17 +1,15 @@
-"""What the LM stages take from a frozen CRM: logits and representations, computed once and kept on disk."""
+"""What later stages take from a frozen CRM: logits and representations, computed once and cached."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from recllm.cache import Cache, Hasher
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -23,6 +21,84 @@ class Inputs(Protocol):
         self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None
     ) -> dict[str, Tensor]:
         """Batch of the rows' histories with the given target items (their own ones by default)."""
+
+
+def representations(
+    model: nn.Module,
+    inputs: Inputs,
+    rows: NDArray[np.int64],
+    targets: NDArray[np.int32] | None = None,
+    batch_size: int = 4096,
+) -> Arrays:
+    """Runs a CRM over (row, target) pairs in eval mode, without gradients.
+
+    Args:
+        model: the CRM; its training mode is put back afterwards.
+        inputs: builds the batches.
+        rows: rows of the event log, int64 [n].
+        targets: dense item ids, int32 [n], aligned with `rows`; None for the rows' own items.
+        batch_size: pairs a forward pass.
+
+    Returns:
+        Logits float32 [n] and representations float32 [n, d_c].
+
+    Raises:
+        ValueError: `rows` is not a vector, or `targets` is not as long as `rows`.
+    """
+    rows, targets = _checked(rows, targets)
+    logits = np.empty(len(rows), np.float32)
+    vectors = np.empty((len(rows), _width(model)), np.float32)
+    _fill(model, inputs, rows, targets, batch_size, (logits, vectors))
+    return logits, vectors
+
+
+class FeatureCache:
+    """Keeps `representations` of each set of (row, target) pairs that was asked for.
+
+    What a set is found by covers the model's weights, `identity`, rows and targets, so that a retrained CRM
+    never answers with the old one's features.
+
+    Args:
+        cache: where they are kept.
+        model: the CRM.
+        inputs: builds the batches.
+        identity: what else the features depend on, e.g. the identity of the stage that trained the CRM.
+        batch_size: pairs a forward pass.
+    """
+
+    def __init__(
+        self, cache: Cache, model: nn.Module, inputs: Inputs, identity: str = "", batch_size: int = 4096
+    ) -> None:
+        """Hashes the weights; computes nothing yet."""
+        self.cache = cache
+        self.model = model
+        self.inputs = inputs
+        self.batch_size = batch_size
+        self._made_of = Hasher().add(identity)
+        for name, value in sorted(model.state_dict().items()):
+            self._made_of.add(name, value.detach().cpu().numpy())
+
+    def get(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None) -> Arrays:
+        """Features of (row, target) pairs, memory-mapped read-only; arguments as in `representations`.
+
+        Returns:
+            Logits float32 [n] and representations float32 [n, d_c].
+        """
+        rows, targets = _checked(rows, targets)
+        made_of = self._made_of.copy().add("rows", rows)
+        if targets is not None:
+            made_of.add("targets", targets)
+        shapes = {
+            "logits": ((len(rows),), np.float32),
+            "representations": ((len(rows), _width(self.model)), np.float32),
+        }
+
+        def fill(arrays: dict[str, NDArray[np.float32]]) -> None:
+            out = arrays["logits"], arrays["representations"]
+            _fill(self.model, self.inputs, rows, targets, self.batch_size, out)
+
+        features = self.cache.arrays("crm", made_of.hexdigest(), shapes, fill)
+        return features["logits"], features["representations"]
 
 
 def _width(model: nn.Module) -> int:
@@ -37,6 +113,7 @@ def _fill(
     batch_size: int,
     out: Arrays,
 ) -> None:
+    """Write logits and representations of all pairs, batch by batch."""
     logits, vectors = out
     device = next(model.parameters()).device
     training = model.training
@@ -67,108 +144,3 @@ def _checked(rows: object, targets: object) -> tuple[NDArray[np.int64], NDArray[
             "repeat the rows once a target"
         )
     return checked, items
-
-
-def representations(
-    model: nn.Module,
-    inputs: Inputs,
-    rows: NDArray[np.int64],
-    targets: NDArray[np.int32] | None = None,
-    batch_size: int = 4096,
-) -> Arrays:
-    """Runs a CRM over (row, target) pairs in eval mode, without gradients.
-
-    Args:
-        model: the CRM; its training mode is put back afterwards.
-        inputs: builds the batches.
-        rows: rows of the event log, int64 [n].
-        targets: dense item ids, int32 [n], aligned with `rows`; None for the rows' own items.
-        batch_size: pairs a forward pass.
-
-    Returns:
-        Logits float32 [n] and representations float32 [n, d_c].
-
-    Raises:
-        ValueError: `rows` is not a vector, or `targets` is not as long as `rows`.
-    """
-    rows, targets = _checked(rows, targets)
-    out = np.empty(len(rows), np.float32), np.empty((len(rows), _width(model)), np.float32)
-    _fill(model, inputs, rows, targets, batch_size, out)
-    return out
-
-
-class FeatureCache:
-    """Keeps `representations` of each asked (rows, targets) set in a folder, computed once.
-
-    A set is a sub-folder `<hash>/{logits,representations}.npy`; the hash covers the model's weights,
-    `identity`, rows and targets, so that a retrained CRM never answers with the old one's features. The
-    sub-folder is written under another name and renamed when complete: a killed or a second writer leaves no
-    half set.
-
-    Args:
-        folder: made when the first set is written.
-        model: the CRM.
-        inputs: builds the batches.
-        identity: what else the features depend on (e.g. the neighbors' config hash), hashed in.
-        batch_size: pairs a forward pass.
-    """
-
-    def __init__(
-        self, folder: str | Path, model: nn.Module, inputs: Inputs, identity: str = "", batch_size: int = 4096
-    ) -> None:
-        """Hashes the weights; computes nothing yet."""
-        self.folder = Path(folder)
-        self.model = model
-        self.inputs = inputs
-        self.batch_size = batch_size
-        self._base = hashlib.sha256(identity.encode())
-        for name, value in sorted(model.state_dict().items()):
-            self._base.update(f"|{name}|{tuple(value.shape)}|".encode())
-            self._base.update(np.ascontiguousarray(value.detach().cpu().numpy()).data)
-
-    def _path(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None) -> Path:
-        digest = self._base.copy()
-        digest.update(f"|rows {len(rows)}|".encode())
-        digest.update(rows.data)
-        if targets is not None:
-            digest.update(b"|targets|")
-            digest.update(targets.data)
-        return self.folder / digest.hexdigest()[:32]
-
-    def get(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None) -> Arrays:
-        """Features of (row, target) pairs, memory-mapped read-only; arguments as in `representations`.
-
-        Returns:
-            Logits float32 [n] and representations float32 [n, d_c].
-        """
-        rows, targets = _checked(rows, targets)
-        path = self._path(rows, targets)
-        if not path.is_dir():
-            self._write(path, rows, targets)
-        return (
-            np.load(path / "logits.npy", mmap_mode="r"),
-            np.load(path / "representations.npy", mmap_mode="r"),
-        )
-
-    def _write(self, path: Path, rows: NDArray[np.int64], targets: NDArray[np.int32] | None) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # A folder, so that one rename publishes both files. mkdtemp makes it private; readers may be others.
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
-        scratch.chmod(0o755)
-        try:
-            # Filled batch by batch in the file itself: tens of millions of pairs need not fit in memory.
-            shapes = {"logits": (len(rows),), "representations": (len(rows), _width(self.model))}
-            logits, vectors = (
-                np.lib.format.open_memmap(scratch / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
-                for name, shape in shapes.items()
-            )
-            _fill(self.model, self.inputs, rows, targets, self.batch_size, (logits, vectors))
-            logits.flush()
-            vectors.flush()
-            try:
-                scratch.rename(path)
-            except OSError:
-                if not path.is_dir():  # otherwise another process was first, with the same numbers
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)

@@ -18,15 +18,14 @@ from recllm.evaluation.results import ResultRow, of_seed
 from recllm.evaluation.rows import cost, named
 from recllm.evaluation.slices import Slices
 from recllm.evaluation.stacking import BLENDS, CONTROLS, REFIT_RIDGE, apply_blend, logistic_blend
-from recllm.eventlog.log import Rows
+from recllm.eventlog.log import EventLog, Rows
 from recllm.files import now
 from recllm.lm.predict import Scores
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.pipeline.finished import read_config
 from recllm.pipeline.manifest import commit, hardware
 from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Group, Role
 from recllm.retrieval.stored import Retrieval
-from recllm.systems import compatibility
 from recllm.systems.counting import Cooccurrence, popularity_ctr, popularity_rank
 from recllm.systems.crm import Crm
 from recllm.systems.scores import LmSystems, TowerSystems
@@ -45,29 +44,41 @@ class Evaluation:
     def __init__(self, run: Run) -> None:
         """Open parents and row sets."""
         self.run, self.config = run, run.config.evaluate
-        self.log = compatibility.event_log(run)
-        retrieval = Retrieval.open(run.parent("neighbors"), self.log) if "neighbors" in run.parents else None
-        crms = [role for role in run.parents if role.startswith("crm:")]
-        self.crms = {role[4:]: Crm.open(run, self.log, retrieval, role) for role in crms}
+        self.log = EventLog.open(run.parents[Role.LOG].folder)
+        retrieval = (
+            Retrieval.open(run.parents[Role.NEIGHBORS].folder, self.log)
+            if Role.NEIGHBORS in run.parents
+            else None
+        )
+        crms = run.systems[Group.CRMS]
+        self.crms = {name: Crm.open(crm, self.log, retrieval, run.cache) for name, crm in crms.items()}
         self.lms = (
-            LmSystems(run, self.log, retrieval, self.crms) if retrieval and "lm" in run.parents else None
+            LmSystems(run, self.log, retrieval, self.crms) if retrieval and Role.LM in run.parents else None
         )
         """Systems of stages 2 and 3; None where CRMs are compared alone (`SYSTEM=none`)."""
         self.towers = TowerSystems(run, self.log)
-        roles = {folder: role for role, folder in run.parents.items() if ":" in role}
+        self.made_by = {
+            f"{g}:{name}": stage for g, group in run.systems.items() for name, stage in group.items()
+        }
+        self.folders = {role: stage.name for role, stage in self.made_by.items()}
         likes = [name for name, crm in self.crms.items() if not crm.ranks]
-        self.gate = roles[run.parents["stage1"]].partition(":")[2]
+        self.gate = next(name for name, crm in crms.items() if crm.name == run.parents[Role.CRM].name)
         self.likes = self.gate if self.gate in likes else likes[-1] if likes else None
         """The CRM beside which LMs stand in the CTR task: the gate's, if that is no ranker."""
-        self.start = roles[run.parents["stage2"]].partition(":")[2] if self.lms else ""
-        aligned = [role for role in run.parents if role.startswith("aligned:")]
-        tasks = {role[8:]: read_config(run.parent(role))["config"]["stage3"]["task"] for role in aligned}
+        self.start = ""
+        if self.lms:
+            tuned = run.systems[Group.TUNED]
+            self.start = next(
+                name for name, stage in tuned.items() if stage.name == run.parents[Role.START].name
+            )
+        aligned = run.systems.get(Group.ALIGNED, {})
+        tasks = {name: stage.config.stage3.task for name, stage in aligned.items()}
         self.aligned = {name: "sft" if task == "titles" else "sft-pointwise" for name, task in tasks.items()}
         """Systems of stage 3, and which of `STARTS` each started from."""
-        self.two_towers = [role for role in run.parents if role.startswith("towers:")]
+        self.two_towers = [role for role in self.made_by if role.startswith("towers:")]
         self.everything = self.log.rows("test", "all")
         self.asked = self.log.rows("test", self.config.ctr_rows)
-        self.point = run.content.get("point")
+        self.point = run.file.sweep or None
         self.rows: list[ResultRow] = []
 
     def lm_logits(self, role: str, rows: Rows, adapter: str = ADAPTER) -> Scores:
@@ -76,7 +87,8 @@ class Evaluation:
         return self.lms.logits(role, adapter, rows)
 
     def _ranking(self, kind: str) -> tuple[Rows, NDArray[np.int32]]:
-        rows, candidates = compatibility.ranking(self.run, self.log, "test", kind)
+        lying = self.run.parents[Role.NEIGHBORS].folder if kind.startswith("hard") else None
+        rows, candidates = self.log.ranking("test", kind, lying)
         return rows[: self.config.ranking_rows], candidates[: self.config.ranking_rows]
 
     def ctr(self) -> None:
@@ -91,7 +103,7 @@ class Evaluation:
             scored |= {n: opened.logits(rows) for n, opened in self.crms.items() if not opened.ranks}
             if self.lms and name == asked:
                 scored |= {} if self.point else {"lm": self.lm_logits("lm", rows)}
-                tuned = [role for role in self.run.parents if role.startswith("tuned:")]
+                tuned = [role for role in self.made_by if role.startswith("tuned:")]
                 changed["lm"] = self.lms.change("lm", ADAPTER)
                 for role in tuned:  # one system after the other: each is opened once
                     scored[role[6:]] = self.lm_logits(role, rows)
@@ -126,7 +138,7 @@ class Evaluation:
         if self.likes:
             beside["blend"] = [self.crms[self.likes].logits(asked) for asked in (valid, rows)]
         if held := self.crms.get(f"{self.gate}-heldout"):
-            tuned = log.rows("train", read_config(self.run.parent("stage2"))["config"]["subsample"])
+            tuned = log.rows("train", self.run.parents[Role.START].config.subsample)
             last = logistic_blend(held.representations(tuned), log.label[tuned], REFIT_RIDGE)
             beside["blend-refit"] = [
                 apply_blend(held.representations(asked), last) for asked in (valid, rows)
@@ -160,7 +172,7 @@ class Evaluation:
     def ranking(self) -> None:
         """Rows of the ranking task, for each kind of candidates."""
         asked = {"lm": ("lm", ADAPTER)} if self.lms else {}
-        for role in self.run.parents:
+        for role in self.made_by:
             family, _, name = role.partition(":")
             if family in ("tuned", "aligned"):
                 system = "sft" if role == f"tuned:{self.start}" else name
@@ -243,37 +255,37 @@ class Evaluation:
         crm_auc: float | None,
         kind: str | None = None,
     ) -> None:
-        role = next((r for r in self.run.parents if r.partition(":")[2] == system), None)
+        role = next((r for r in self.made_by if r.partition(":")[2] == system), None)
         if system in STARTS:
             role = f"tuned:{self.start}"
         aligned = role is not None and role.startswith("aligned:")
         counted = system in ("popularity", "cooccurrence", "cooccurrence-directed", *CONTROLS)
         is_lm = system == "lm" or (role is not None and not role.startswith("crm:"))
         towers = role in self.two_towers
-        stage = self.run.manifest(role).stage if role else "none" if counted else "lm" if is_lm else "stage1"
+        stage = self.made_by[role].file.stage if role else "none" if counted else "lm" if is_lm else "stage1"
         lm = self.run.config.lm.model.name if system in BLENDS else None
         if role and (towers or role.startswith("tuned:")):
-            figures |= cost(self.run.manifest(role))
+            figures |= cost(self.made_by[role].manifest)
         if is_lm:
-            made = self.run.manifest(role if role and towers else "lm").metrics
+            made = (self.made_by[role] if role and towers else self.run.parents[Role.LM]).manifest.metrics
             figures |= {key: float(made.get(key, 0)) for key in SEEN_BY_LM}
             lm = made["encoder"] if towers else self.run.config.lm.model.name
-        against = {named(o, self.point, self.run.parents): asdict(d) for o, d in differences.items()}
+        against = {named(o, self.point, self.folders): asdict(d) for o, d in differences.items()}
         paired_with = next(iter(against), None)
         shown = re.sub(r"-k\d+$", "", system) if aligned else system  # K has a column of its own
         row = ResultRow(
-            system=named(shown, self.point, self.run.parents),
+            system=named(shown, self.point, self.folders),
             stage="stage2" if towers else stage,
             task=task,
             row_set=row_set,
             rows=count,
             metrics=figures,
             candidates=kind,
-            k=self.run.manifest(role).metrics["k"]
+            k=self.made_by[role].config.stage3.negatives
             if role and aligned and system != "sft-continued"
             else None,
             lm=lm,
-            variant=self.run.content.get("variant"),
+            variant=self.run.file.variant,
             paired_with=paired_with,
             **(against.pop(paired_with) if paired_with else {}),
             against=against,

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from recllm.files import replace_text
+from recllm.files import write_text
 
 Metrics = dict[str, float | None]
 
@@ -196,7 +196,7 @@ def write(path: Path, rows: Iterable[ResultRow], decimals: int | None = None) ->
         decimals: digits behind the point that are kept; None: all.
     """
     lines = (json.dumps(_written(asdict(row), decimals), ensure_ascii=False) for row in rows)
-    replace_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def in_order(rows: Iterable[ResultRow]) -> list[ResultRow]:

@@ -1,49 +1,98 @@
-"""The configuration that a stage's folder holds."""
+"""A finished stage, opened for reading: the one way in for children, for serving, and for a notebook."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from omegaconf import OmegaConf
 
 from recllm import paths
-from recllm.config.merge import empty, freeze, override, parse_overrides
-from recllm.config.schema import EXECUTION, Config
-from recllm.errors import ConfigError, StageError
-from recllm.files import digest
+from recllm.config.schema import Config
+from recllm.errors import StageError
+from recllm.pipeline.manifest import Manifest
+from recllm.pipeline.stage_file import Role, StageFile
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The stage's `config.yaml` as the plan wrote it.
+@dataclass(frozen=True)
+class Finished:
+    """A stage that is done. Opening one takes no lock, writes nothing and deletes nothing.
+
+    Attributes:
+        folder: where it lies, `artifacts/<dataset>/<stage>/<choice>`.
+        file: what its `config.yaml` says.
+        manifest: what it read, made and measured.
+    """
+
+    folder: Path
+    file: StageFile
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Finished:
+        """Open the stage in a folder, e.g. `artifacts/demo/stage2/reclora`.
+
+        Raises:
+            StageError: its `config.yaml` is missing or of another layout, it is not finished, or an output is
+                gone.
+        """
+        folder = Path(folder)
+        file = StageFile.read(folder)
+        manifest = Manifest.read(folder)
+        if (gone := manifest.missing_output(folder)) is not None:
+            raise StageError(
+                f"{folder / gone} is gone or has changed its size since the stage was finished; "
+                f"remove {folder / paths.MANIFEST} and run make again"
+            )
+        return cls(folder, file, manifest)
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration that made it; sections that did not reach it are None."""
+        return self.file.sections()
+
+    @property
+    def root(self) -> Path:
+        """`artifacts/<dataset>`."""
+        return self.file.root(self.folder)
+
+    @property
+    def name(self) -> str:
+        """The folder within `artifacts/<dataset>`, e.g. `stage2/reclora+din`."""
+        return self.file.folder
+
+    @property
+    def identity(self) -> str:
+        """What a child remembers of it: its configuration and its outputs' content, no times."""
+        return self.manifest.identity
+
+    @property
+    def export(self) -> Path:
+        """The folder of what others load."""
+        return self.folder / paths.EXPORT
+
+    def parent(self, role: Role) -> Finished:
+        """A stage that it was made from.
+
+        Raises:
+            StageError: it has no such parent, or that is not finished any more.
+        """
+        if role not in self.file.parents:
+            raise StageError(f"{self.name} has no parent {role}; it has {', '.join(self.file.parents)}")
+        return Finished.open(self.root / self.file.parents[role])
+
+
+def check_lineage(parents: Iterable[Finished]) -> None:
+    """Refuse parents that were not built from one another.
 
     Raises:
-        StageError: where there is none.
+        StageError: one was built from another version of an ancestor than the one that is there now.
     """
-    path = folder / paths.CONFIG
-    if not path.exists():
-        raise StageError(f"{path} is missing; stages are run by make, e.g. `make stage1`, which writes it")
-    content = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
-
-
-def config_digest(content: dict[str, Any]) -> str:
-    """Digest of what reaches a stage: its sections and which parents it reads; no execution key."""
-    return digest([content["stage"], content["dataset"], content["parents"], content["config"]])
-
-
-def load_sections(content: dict[str, Any], execution: Iterable[str] = ()) -> Config:
-    """The frozen configuration; sections that do not reach the stage are None: none is read by mistake."""
-    merged = OmegaConf.merge(empty(), content["config"])
-    for key, value in parse_overrides(execution).items():
-        if not key.startswith(f"{EXECUTION}."):
-            raise ConfigError(f"{key} is no execution key; give it to make as ARGS={key}={value}")
-        merged = override(merged, key, value)
-    config = freeze(merged)
-    unread: dict[str, Any] = {
-        f.name: None for f in dataclasses.fields(Config) if f.name not in (*content["config"], EXECUTION)
-    }
-    return dataclasses.replace(config, **unread)
+    for parent in parents:
+        for ancestor, wanted in parent.manifest.parents.items():
+            got = Manifest.read(parent.root / ancestor).identity
+            if got != wanted:
+                raise StageError(
+                    f"{parent.name} was built from {ancestor} {wanted[:12]}, but {ancestor} is now "
+                    f"{got[:12]}; remove {parent.folder / paths.MANIFEST} and run make again"
+                )

@@ -13,42 +13,53 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import operator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from recllm import paths
-from recllm.config.merge import load_yaml, merge, parse_overrides
+from recllm.config.merge import keys, load_yaml, merge, parse_overrides
 from recllm.config.request import ALIGNED, GATE, GOALS, START, Request, choice
 from recllm.config.schema import Config, check_own
 from recllm.config.sweep import SweepValue, covering, fewest
 from recllm.crm.config import CrmConfig
-from recllm.errors import ConfigError
+from recllm.errors import ConfigError, StageError
 from recllm.files import digest
-from recllm.pipeline.finished import config_digest, read_config
 from recllm.pipeline.manifest import Manifest
-from recllm.pipeline.node import Node, suffix
-from recllm.pipeline.stages import ENDS_WITH_TABLE, GOAL_OF, READS, UNREAD
+from recllm.pipeline.node import NamePart, Node, of_arguments, suffix
+from recllm.pipeline.stage_file import LAYOUT, Group, Role, older
+from recllm.pipeline.stages import ENDS_WITH_TABLE, STAGES, Stage
 from recllm.tables.config import SourceConfig
 
 VECTORS = "both"
+"""Default of `retrieval.vectors`."""
+NAMED_OTHERWISE = ("retrieval.vectors", "stage3.start")
+"""Keys that a folder's name says in words of its own, however they were given."""
 
 
 class Plan:
     """All nodes that a request needs, parents before children."""
 
     def __init__(self, request: Request) -> None:
-        """Resolve and validate everything; nothing is written yet."""
+        """Resolve and validate everything; nothing is written yet.
+
+        Raises:
+            ConfigError: a key, value or name that cannot be used.
+            StageError: the data set's artifacts are of another layout.
+        """
         self.request = request
         self.root = paths.artifacts() / request.dataset
         self.nodes: dict[str, Node] = {}
         self.goals: dict[str, list[Node]] = {goal: [] for goal in GOALS}
         self.conf = paths.repository() / "conf"
         self.read = functools.cache(load_yaml)  # most files say something of many folders
-        self.experiment = (
-            self.read(self.conf / "experiment" / f"{request.experiment}.yaml") if request.experiment else {}
-        )
+        self.experiment: dict[str, Any] = {}
+        if request.experiment:
+            self.experiment = self.read(self.conf / "experiment" / f"{request.experiment}.yaml")
+        self._check_layout()
         self._build()
+
+    # ---- the configuration of a folder
 
     def layers(self, *files: str) -> list[tuple[str, dict[str, Any]]]:
         """What is merged over the schema, weakest first: (source, content) of each YAML file.
@@ -79,103 +90,168 @@ class Plan:
         whole = str(Path(lm).resolve()) if Path(lm).exists() else lm
         return f"{Path(lm).name}-{digest(whole)[:4]}"
 
+    @functools.cached_property
+    def configured(self) -> Config:
+        """The configuration without any system's file."""
+        return merge(self.layers(), self.request.overrides)
+
+    # ---- one folder
+
     def _node(
         self,
-        stage: str,
+        stage: Stage,
         name: str,
-        command: str,
-        parents: dict[str, Node],
+        parents: dict[Role, Node],
+        *,
         files: tuple[str, ...] = (),
         seed: int = 0,
-        tags: tuple[str, ...] = (),
-        settings: dict[str, Any] | None = None,
-        point: SweepValue | None = None,
+        parts: Iterable[NamePart] = (),
+        settings: Mapping[str, Any] | None = None,
+        sweep: SweepValue | None = None,
+        systems: dict[Group, dict[str, Node]] | None = None,
+        module: str = "",
+        within: str = "",
     ) -> Node:
         """Resolve one folder; the same folder asked for twice is the same node.
 
-        A sweep's point is set, and named, where the stage reads its key; children inherit the name.
+        Args:
+            stage: what makes it.
+            name: the folder, without what is not the default.
+            parents: role -> node.
+            files: of `conf`, merged over those that all stages share.
+            seed: of `SEED=`.
+            parts: what of this choice is not the default; folders of whatever is made from it say it too.
+            settings: dotted keys that the plan itself sets; the folder's name says them already.
+            sweep: a value of a sweep, which is set, and named, where the stage reads its key.
+            systems: further parents of an evaluation.
+            module: what runs the stage, where the table of stages does not say.
+            within: folder below the one that says what is not the default.
         """
-        request, reads = self.request, READS[stage]
-        inherited = {tag for parent in parents.values() for tag in parent.tags}
-        own = {f"experiment:{request.experiment}"} if set(self.experiment) & set(reads) else set()
-        own |= {f"seed:{seed}"} if "seed" in reads and seed else set()
-        set_here = point.settings(reads) if point else {}
-        own |= {f"point:{point.tag}"} if point and set_here else set()
-        all_tags = frozenset(inherited | own | set(tags))
-        folder = name + suffix(all_tags, skip=tags if stage in ("lm-text", "lm-prompts", "neighbors") else ())
-        if stage in ("lm-text", "lm-prompts"):
-            folder += "/" + stage.removeprefix("lm-")
+        settings = dict(settings or {})
+        if sweep and stage.reached_by(sweep.key):
+            settings[sweep.key] = sweep.value
+        given = {key: value for key, value in self.request.overrides.items() if stage.reached_by(key)}
+        sections, changed = self._sections(stage, files, given, {**settings, "seed": seed})
+        above = [*parents.values(), *(node for group in (systems or {}).values() for node in group.values())]
+        inherited = {part for parent in above for part in parent.name_parts}
+        measures = {key: value for key, value in changed.items() if key.startswith("evaluate.")}
+        others = {key: value for key, value in changed.items() if key not in measures}
+        own = set(parts) | of_arguments(others) | of_arguments(measures, "measure")
+        if any(stage.reached_by(key) for key in keys(self.experiment)):
+            own.add(NamePart("experiment", self.request.experiment))
+        if stage.seeded and seed:
+            own.add(NamePart("seed", str(seed)))
+        if sweep and sweep.key in settings:
+            own.add(NamePart("sweep", sweep.tag))
+        all_parts = frozenset(inherited | own)
+        # What the name itself says is said once: `lm/smollm2-135m`, but `neighbors/both+smollm2-135m`.
+        said = set(parts) if stage.folder in ("lm", "neighbors") else set()
+        folder = name + suffix(all_parts - said) + (f"/{within}" if within else "")
         if folder in self.nodes:
             return self.nodes[folder]
-        unread = UNREAD.get(stage, ())
-        given = {
-            key: value
-            for key, value in request.overrides.items()
-            if not any(f"{key}.".startswith(f"{name}.") for name in unread)
-        }
-        overrides = {key: value for key, value in given.items() if key.split(".")[0] in reads}
-        overrides = {**self._held(stage, folder), **overrides}
-        config = merge(self.layers(*files), {**overrides, **(settings or {}), **set_here, "seed": seed})
-        resolved = dataclasses.asdict(config)
-        sections = {section: resolved[section] for section in reads}
-        for key in unread:
-            *above, name = key.split(".")
-            del functools.reduce(operator.getitem, above, sections)[name]
-        if config.source == SourceConfig():  # says nothing: a recipe that needs none knows no such section
-            sections.pop("source", None)
-        at = point if point and f"point:{point.tag}" in all_tags else None
-        node = Node(stage, request.dataset, folder, command, parents, sections, overrides, all_tags, at)
+        swept = sweep and NamePart("sweep", sweep.tag) in all_parts
+        node = Node(
+            stage=stage,
+            dataset=self.request.dataset,
+            folder=folder,
+            module=module or stage.module,
+            parents=parents,
+            config=sections,
+            name_parts=all_parts,
+            sweep=sweep if swept else None,
+            systems=systems or {},
+        )
         self.nodes[folder] = node
         return node
 
-    def _held(self, stage: str, folder: str) -> dict[str, Any]:
-        """Overrides that a finished stage was made with; they hold unless the stage itself is a goal."""
-        done = (self.root / folder / paths.MANIFEST).exists()
-        goals = {*self.request.goals}
-        goals |= {"evaluate"} if goals & set(ENDS_WITH_TABLE) else set()
-        if GOAL_OF.get(stage, stage) in goals or not done or not (self.root / folder / paths.CONFIG).exists():
-            return {}
-        return dict(read_config(self.root / folder)["overrides"])
+    def _sections(
+        self, stage: Stage, files: tuple[str, ...], given: dict[str, Any], settings: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What reaches a stage, and which given keys have another value there than without being given.
+
+        Returns:
+            The sections as plain values, without keys that do not reach the stage; and dotted key -> value.
+        """
+        layers = self.layers(*files)
+        resolved = dataclasses.asdict(merge(layers, {**given, **settings}))
+        changed = {}
+        if given:
+            plain = dataclasses.asdict(merge(layers, settings))
+            named = [key for key in given if key not in settings and key not in NAMED_OTHERWISE]
+            changed = {key: _at(resolved, key) for key in named if _at(resolved, key) != _at(plain, key)}
+        sections = {section: resolved[section] for section in stage.sections}
+        for key in stage.unread:
+            above, _, last = key.rpartition(".")
+            del _at(sections, above)[last]
+        if "source" in sections and self.configured.source == SourceConfig():
+            del sections["source"]  # it says nothing: a recipe that needs none knows no such section
+        return sections, changed
+
+    # ---- all folders
 
     def _build(self) -> None:
         request = self.request
-        tables = self._node("tables", "tables", f"data.{self._recipe()}.recipe", {})
-        log = self._node("log", "log", "stages.prepare", {"tables": tables})
-        lm_tag = (f"lm:{self.lm_name}",) if self.lm_name != "tiny" else ()
-        text = self._node("lm-text", f"lm/{self.lm_name}", "stages.lm", {"log": log}, tags=lm_tag)
-        vectors = self._configured().retrieval.vectors
-        tag = (f"vectors:{vectors}-vectors",) if vectors != VECTORS else ()
-        parents = {"log": log, "lm": text}
-        neighbors = self._node("neighbors", f"neighbors/{vectors}", "stages.retrieve", parents, tags=tag)
-        trained = text.config["lm"]["model"]["path"] is None
-        lm = self._trained(log, text, neighbors, lm_tag) if trained else text
+        recipe = f"data.{self._recipe()}.recipe"
+        tables = self._node(STAGES["tables"], "tables", {}, module=recipe)
+        log = self._node(STAGES["log"], "log", {Role.TABLES: tables})
+        text = self._text(log)
+        neighbors = self._neighbors(log, text)
+        trained = text.stage.name == "lm-text"
+        lm = self._trained(log, text, neighbors) if trained else text
         self.goals["prepare"].append(log)
         self.goals["describe"].append(log)
         for seed in request.seeds:
-            for point in request.points or (None,):
-                self._systems(seed, log, neighbors, lm, point)
+            for sweep in request.points or (None,):
+                self._systems(seed, log, neighbors, lm, sweep)
 
-    def _trained(self, log: Node, text: Node, neighbors: Node, tags: tuple[str, ...]) -> Node:
+    @property
+    def _lm_parts(self) -> tuple[NamePart, ...]:
+        return (NamePart("lm", self.lm_name),) if self.lm_name != "tiny" else ()
+
+    def _text(self, log: Node) -> Node:
+        """The LM that item vectors are made with: the tiny one after its first phase, any other as it is."""
+        named = self.configured.lm.model.path is not None
+        stage = STAGES["lm-named" if named else "lm-text"]
+        return self._node(stage, f"lm/{self.lm_name}", {Role.LOG: log}, parts=self._lm_parts, within="text")
+
+    def _neighbors(self, log: Node, text: Node) -> Node:
+        vectors = self.configured.retrieval.vectors
+        parts = (NamePart("vectors", f"{vectors}-vectors"),) if vectors != VECTORS else ()
+        parents = {Role.LOG: log, Role.LM: text}
+        return self._node(STAGES["neighbors"], f"neighbors/{vectors}", parents, parts=parts)
+
+    def _trained(self, log: Node, text: Node, neighbors: Node) -> Node:
         """The LM after its second phase.
 
-        In a sweep over subsamples all points share an LM of their own: it has read the answers of the
+        In a sweep over subsamples all values share an LM of their own: it has read the answers of the
         smallest subsample only, each once a pass, else the others' would teach the small ones. An LM that
-        holds out every point's rows has read none of them, and serves as it is.
+        holds out every value's rows has read none of them, and serves as it is.
         """
-        name, settings = f"lm/{self.lm_name}", {}
-        few, held = fewest(self.request.points), text.config["lm"]["training"]["hold_out"]
-        if few and covering(self.request.points, held) != held:
+        name = f"lm/{self.lm_name}"
+        settings: dict[str, Any] = {}
+        few = fewest(self.request.points)
+        held_out = text.config["lm"]["training"]["hold_out"]
+        if few and covering(self.request.points, held_out) != held_out:
             name += f"+answers-{few}"
-            settings = {**text.overrides, "subsample": few, "lm.training.question_share": 0.0}
-            text = self._node("lm-text", name, "stages.lm", {"log": log}, tags=tags, settings=settings)
-        parents = {"log": log, "lm": text, "neighbors": neighbors}
-        return self._node("lm-prompts", name, "stages.lm", parents, tags=tags, settings=settings)
+            settings = {"subsample": few, "lm.training.question_share": 0.0}
+            text = self._node(
+                STAGES["lm-text"],
+                name,
+                {Role.LOG: log},
+                parts=self._lm_parts,
+                settings=settings,
+                within="text",
+            )
+        parents = {Role.LOG: log, Role.LM: text, Role.NEIGHBORS: neighbors}
+        return self._node(
+            STAGES["lm-prompts"], name, parents, parts=self._lm_parts, settings=settings, within="prompts"
+        )
 
     def _recipe(self) -> str:
         """Name of the folder in `data/` whose recipe writes the tables."""
-        name, config = self.request.dataset, self._configured()
-        if config.source.given:
-            check_own(config)
+        name = self.request.dataset
+        if self.configured.source.given:
+            check_own(self.configured)
             return paths.OWN
         recipe = paths.recipe_folder(name)
         if recipe == paths.OWN or not (paths.repository() / "data" / recipe / "recipe.py").exists():
@@ -185,102 +261,157 @@ class Plan:
             )
         return recipe
 
-    def _systems(self, seed: int, log: Node, neighbors: Node, lm: Node, point: SweepValue | None) -> None:
-        """CRMs, systems and evaluation of a seed; at a point of a sweep stage 2 and what gates it only."""
+    def _systems(self, seed: int, log: Node, neighbors: Node, lm: Node, sweep: SweepValue | None) -> None:
+        """CRMs, systems and evaluation of a seed; at a value of a sweep stage 2 and what gates it only."""
         request = self.request
-        data = {"log": log, "neighbors": neighbors}
-        ranks = request.systems and self._configured().evaluate.candidates
-        named = (*request.crms, "ranker") if ranks else request.crms
-        if point:
-            named = (request.gate,)
-        crms = {crm: self._crm(crm, seed, log, neighbors, point) for crm in dict.fromkeys(named)}
+        crms = {crm: self._crm(crm, seed, log, neighbors, sweep) for crm in self._crms(sweep)}
         gate = crms[request.gate]
         self.goals["stage1"] += [node for crm, node in crms.items() if crm in request.crms]
         if "tune" in request.goals:
             self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         if not request.systems:
-            self._alone(crms, gate, seed, neighbors)
+            self._evaluate_crms(crms, gate, seed, neighbors)
             return
-        gate_tag = (f"crm:{request.gate}",) if request.gate != GATE else ()
+        shared = {Role.LOG: log, Role.NEIGHBORS: neighbors, Role.LM: lm}
+        shown = dict(crms)
         tuned: dict[str, Node] = {}
         towers: dict[str, Node] = {}
-        shown = dict(crms)
-        for system in self._tuned_systems(point is not None):
-            file = f"stage2/{system}.yaml"
+        for system in self._tuned_systems(sweep is not None):
             if self._has_towers(system):
-                encoder = self._node("encoder", "encoder", "stages.encoder", {"log": log})
-                parents = {"log": log, "encoder": encoder}
-                name = f"stage2/{system}"
-                towers[system] = self._node(
-                    "towers", name, "stages.towers", parents, (file,), seed, point=point
-                )
+                towers[system] = self._tower_system(system, seed, log, sweep)
                 continue
-            parents = {**data, "lm": lm, "stage1": gate}
-            name, command = f"stage2/{system}", "stages.stage2"
-            node = self._node("stage2", name, command, parents, (file,), seed, gate_tag, point=point)
-            if node.config["stage2"]["representation"] == "out_of_fold":
-                rows = node.config["subsample"]
-                if fewest(request.points):  # they nest: one CRM that leaves out the largest serves all points
-                    rows = covering(request.points, self._configured().subsample)
-                own = self._held_out(gate, rows, seed, point)
-                shown |= {f"{request.gate}-heldout": own} if own is not gate else {}
-                node = dataclasses.replace(node, parents={**parents, "stage1": own})
-                self.nodes[node.folder] = node
-            tuned[system] = node
-        aligned = {}
-        for system in [] if point else self._of("stage3"):
-            file = f"stage3/{system}.yaml"
-            start = self._start(file)
-            parents = {**data, "lm": lm, "stage1": tuned[start].parents["stage1"], "stage2": tuned[start]}
-            tags = (*gate_tag, f"start:{start}") if start != START else gate_tag
-            name, command = f"stage3/{system}", "stages.stage3"
-            aligned[system] = self._node("stage3", name, command, parents, (file,), seed, tags)
-        roles = {f"crm:{name}": node for name, node in shown.items()}
-        roles |= {f"tuned:{name}": node for name, node in tuned.items()}
-        roles |= {f"towers:{name}": node for name, node in towers.items()}
-        roles |= {f"aligned:{name}": node for name, node in aligned.items()}
-        start = next(iter(tuned)) if point else self._start()
-        parents = {**data, "lm": lm, "stage1": gate, "stage2": tuned[start], **roles}
-        asked = ",".join(dict.fromkeys(request.crms + request.systems)) if self._is_special() else "all"
-        name = f"evaluate/{','.join((*tuned, *towers)) if point else asked}"
-        settings: dict[str, Any] = {"evaluate.candidates": []} if point else {}
-        evaluate = self._node(
-            "evaluate", name, "stages.evaluate", parents, (), seed, gate_tag, settings, point
-        )
+            tuned[system] = self._tuned_system(system, seed, shared, gate, shown, sweep)
+        aligned: dict[str, Node] = {}
+        if not sweep:
+            aligned = {
+                system: self._aligned_system(system, seed, shared, tuned) for system in self._of("stage3")
+            }
         self.goals["stage2"] += [*tuned.values(), *towers.values()]
         self.goals["stage3"] += aligned.values()
-        self.goals["evaluate"].append(evaluate)
+        systems = {Group.CRMS: shown, Group.TUNED: tuned, Group.TOWERS: towers, Group.ALIGNED: aligned}
+        self._evaluate(seed, {**shared, Role.CRM: gate}, systems, sweep)
 
-    def _alone(self, crms: dict[str, Node], gate: Node, seed: int, neighbors: Node) -> None:
+    def _crms(self, sweep: SweepValue | None) -> list[str]:
+        """CRMs to train: the asked-for ones, and a ranker where LMs rank beside it."""
+        if sweep:
+            return [self.request.gate]
+        ranks = self.request.systems and self.configured.evaluate.candidates
+        return list(dict.fromkeys((*self.request.crms, "ranker") if ranks else self.request.crms))
+
+    @property
+    def _gate_parts(self) -> tuple[NamePart, ...]:
+        return (NamePart("crm", self.request.gate),) if self.request.gate != GATE else ()
+
+    def _tower_system(self, system: str, seed: int, log: Node, sweep: SweepValue | None) -> Node:
+        encoder = self._node(STAGES["encoder"], "encoder", {Role.LOG: log})
+        parents = {Role.LOG: log, Role.ENCODER: encoder}
+        files = (f"stage2/{system}.yaml",)
+        return self._node(STAGES["towers"], f"stage2/{system}", parents, files=files, seed=seed, sweep=sweep)
+
+    def _tuned_system(
+        self,
+        system: str,
+        seed: int,
+        shared: dict[Role, Node],
+        gate: Node,
+        shown: dict[str, Node],
+        sweep: SweepValue | None,
+    ) -> Node:
+        """A system of stage 2; the CRM that gates it joins those `shown`, where it leaves the tuning rows out."""
+        node = self._node(
+            STAGES["stage2"],
+            f"stage2/{system}",
+            {**shared, Role.CRM: gate},
+            files=(f"stage2/{system}.yaml",),
+            seed=seed,
+            parts=self._gate_parts,
+            sweep=sweep,
+        )
+        if node.config["stage2"]["representation"] != "out_of_fold":
+            return node
+        rows = node.config["subsample"]
+        if fewest(self.request.points):  # they nest: one CRM that leaves out the largest serves all values
+            rows = covering(self.request.points, self.configured.subsample)
+        own = self._held_out(gate, rows, seed, sweep)
+        if own is not gate:
+            shown[f"{self.request.gate}-heldout"] = own
+        node = dataclasses.replace(node, parents={**node.parents, Role.CRM: own})
+        self.nodes[node.folder] = node
+        return node
+
+    def _aligned_system(
+        self, system: str, seed: int, shared: dict[Role, Node], tuned: dict[str, Node]
+    ) -> Node:
+        file = f"stage3/{system}.yaml"
+        start = self._start(file)
+        parts = self._gate_parts
+        if start != START:
+            parts += (NamePart("start", start),)
+        crm = tuned[start].parents[Role.CRM]
+        parents = {**shared, Role.CRM: crm, Role.START: tuned[start]}
+        return self._node(
+            STAGES["stage3"], f"stage3/{system}", parents, files=(file,), seed=seed, parts=parts
+        )
+
+    def _evaluate(
+        self,
+        seed: int,
+        parents: dict[Role, Node],
+        systems: dict[Group, dict[str, Node]],
+        sweep: SweepValue | None,
+    ) -> None:
+        """The evaluation of all systems; at a value of a sweep nothing is ranked."""
+        request, tuned = self.request, systems[Group.TUNED]
+        start = next(iter(tuned)) if sweep else self._start()
+        asked = "all"
+        if sweep:
+            asked = ",".join((*tuned, *systems[Group.TOWERS]))
+        elif self._is_special():
+            asked = ",".join(dict.fromkeys(request.crms + request.systems))
+        settings: dict[str, Any] = {"evaluate.candidates": []} if sweep else {}
+        node = self._node(
+            STAGES["evaluate"],
+            f"evaluate/{asked}",
+            {**parents, Role.START: tuned[start]},
+            seed=seed,
+            parts=self._gate_parts,
+            settings=settings,
+            sweep=sweep,
+            systems=systems,
+        )
+        self.goals["evaluate"].append(node)
+
+    def _evaluate_crms(self, crms: dict[str, Node], gate: Node, seed: int, neighbors: Node) -> None:
         """An evaluation of CRMs without any LM: what they read is a parent besides, and hard candidates."""
-        read = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
-        if any(kind.startswith("hard") for kind in self._configured().evaluate.candidates):
-            read["neighbors"] = neighbors
-        parents = {**read, "stage1": gate, **{f"crm:{name}": node for name, node in crms.items()}}
-        name = f"evaluate/{','.join(crms)}"
-        self.goals["evaluate"].append(self._node("evaluate", name, "stages.evaluate", parents, (), seed))
+        parents = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
+        if any(kind.startswith("hard") for kind in self.configured.evaluate.candidates):
+            parents[Role.NEIGHBORS] = neighbors
+        parents[Role.CRM] = gate
+        name, systems = f"evaluate/{','.join(crms)}", {Group.CRMS: crms}
+        node = self._node(STAGES["evaluate"], name, parents, seed=seed, systems=systems)
+        self.goals["evaluate"].append(node)
 
-    def _crm(self, crm: str, seed: int, log: Node, neighbors: Node, point: SweepValue | None) -> Node:
+    def _crm(self, crm: str, seed: int, log: Node, neighbors: Node, sweep: SweepValue | None) -> Node:
         """A CRM reads the neighbors, and so depends on the LM, only where its configuration says so."""
-        name, command, files = f"stage1/{crm}", "stages.stage1", (f"stage1/{crm}.yaml",)
-        node = self._node("stage1", name, command, {"log": log}, files, seed, point=point)
+        name, files = f"stage1/{crm}", (f"stage1/{crm}.yaml",)
+        node = self._node(STAGES["stage1"], name, {Role.LOG: log}, files=files, seed=seed, sweep=sweep)
         if CrmConfig(**node.config["stage1"]["crm"]).search != "semantic":
             return node
         del self.nodes[node.folder]  # with the neighbors as parent its name says the LM too
-        parents = {"log": log, "neighbors": neighbors}
-        return self._node("stage1", name, command, parents, files, seed, point=point)
+        parents = {Role.LOG: log, Role.NEIGHBORS: neighbors}
+        return self._node(STAGES["stage1"], name, parents, files=files, seed=seed, sweep=sweep)
 
     def _tuned(self, crm: str, node: Node, seed: int) -> Node:
         """The study of a CRM's settings: what the CRM depends on, and the space."""
-        file = f"stage1/{crm}.yaml"
-        tuned = self._node("tune", f"tune/{crm}", node.command, node.parents, (file,), seed)
+        files = (f"stage1/{crm}.yaml",)
+        tuned = self._node(STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed)
         for searched in tuned.config["tune"]["space"]:
             parse_overrides([f"{searched['key']}=0"], "tune.space")
             if not searched["key"].startswith("stage1."):
                 raise ConfigError(f"{searched['key']} (tune.space) is no key of stage1")
         return tuned
 
-    def _held_out(self, gate: Node, rows: str, seed: int, point: SweepValue | None) -> Node:
+    def _held_out(self, gate: Node, rows: str, seed: int, sweep: SweepValue | None) -> Node:
         """The gate's CRM with the same settings, trained without the samples that stage 2 tunes on.
 
         Its folder names the rows, so that two subsamples never share one. Where `stage1.hold_out` is given,
@@ -289,15 +420,17 @@ class Plan:
         if gate.config["stage1"]["hold_out"] != "none":
             return gate
         crm = self.request.gate
-        name, files = f"stage1/{crm}+heldout-{rows}", (f"stage1/{crm}.yaml",)
-        settings = {**gate.overrides, "stage1.hold_out": rows}
         return self._node(
-            "stage1", name, gate.command, gate.parents, files, seed, settings=settings, point=point
+            STAGES["stage1"],
+            f"stage1/{crm}+heldout-{rows}",
+            gate.parents,
+            files=(f"stage1/{crm}.yaml",),
+            seed=seed,
+            settings={"stage1.hold_out": rows},
+            sweep=sweep,
         )
 
-    def _configured(self) -> Config:
-        """The configuration without any system's file."""
-        return merge(self.layers(), self.request.overrides)
+    # ---- what was asked for
 
     def _has_towers(self, system: str) -> bool:
         """Whether a system of stage 2 is two towers, not an LM with an adapter."""
@@ -329,12 +462,21 @@ class Plan:
     def _is_special(self) -> bool:
         return (self.request.crms, self.request.systems) != (("din", GATE), ("lora", "reclora", *ALIGNED))
 
+    # ---- what is there
+
+    def _check_layout(self) -> None:
+        """Refuse artifacts of another layout before anything is written among them."""
+        for path in sorted(self.root.glob("*/config.yaml")):
+            first = path.read_text().partition("\n")[0]
+            if first != f"layout: {LAYOUT}":
+                raise StageError(older(self.root))
+
     def needed(self) -> list[Node]:
         """The goals' nodes and all their ancestors, parents first."""
         found: dict[str, Node] = {}
 
         def visit(node: Node) -> None:
-            for parent in node.parents.values():
+            for parent in node.above:
                 visit(parent)
             found.setdefault(node.folder, node)
 
@@ -348,7 +490,7 @@ class Plan:
         return self.root / node.folder / paths.MANIFEST
 
     def states(self) -> list[tuple[Node, str, Manifest | None]]:
-        """Each needed node with `done`, `stale` or `missing`, and its manifest if there is one."""
+        """Each needed node, `done`, `stale`, `interrupted` or `missing`, and its manifest if there is one."""
         found: dict[str, tuple[Node, str, Manifest | None]] = {}
         for node in self.needed():
             if not self.manifest(node).exists():
@@ -356,10 +498,19 @@ class Plan:
                 found[node.folder] = (node, "interrupted" if started else "missing", None)
                 continue
             manifest = Manifest.read(self.root / node.folder)
-            parents = {parent.folder: found[parent.folder] for parent in node.parents.values()}
-            fresh = manifest.config_sha256 == config_digest(node.content) and all(
-                state == "done" and parent is not None and manifest.parents.get(folder) == parent.identity
-                for folder, (_, state, parent) in parents.items()
+            above = [found[parent.folder] for parent in node.above]
+            fresh = manifest.config_sha256 == node.file.sha256 and all(
+                state == "done"
+                and parent is not None
+                and manifest.parents.get(over.folder) == parent.identity
+                for over, state, parent in above
             )
             found[node.folder] = (node, "done" if fresh else "stale", manifest)
         return list(found.values())
+
+
+def _at(nested: Any, dotted: str) -> Any:
+    """The value of a dotted key in nested mappings."""
+    for key in dotted.split(".") if dotted else ():
+        nested = nested[key]
+    return nested

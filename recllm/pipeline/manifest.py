@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -96,13 +96,13 @@ class Manifest:
         write_json(folder / MANIFEST, asdict(self))
 
     @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Read `manifest.json` of a finished stage.
+    def read(cls, folder: Path, name: str = MANIFEST) -> Manifest:
+        """Read `manifest.json` of a finished stage, or a manifest of another name.
 
         Raises:
             FileNotFoundError: where the stage is not finished.
         """
-        path = folder / MANIFEST
+        path = folder / name
         if not path.exists():
             raise FileNotFoundError(
                 f"{path} is missing, so that stage is not finished; run its make target first"
@@ -131,28 +131,3 @@ def describe_outputs(folder: Path, paths: Iterable[Path]) -> list[dict[str, Any]
             {"path": str(file.relative_to(folder)), "bytes": file.stat().st_size, "sha256": sha256},
         )
     return described
-
-
-def check_parents(root: Path, parents: Mapping[str, Manifest]) -> None:
-    """Refuse parents that were not built from one another.
-
-    Args:
-        root: `artifacts/<dataset>`.
-        parents: folder of each parent -> its manifest.
-
-    Raises:
-        ValueError: where a parent's outputs are gone, or it was built from another version of an ancestor.
-    """
-    for folder, manifest in parents.items():
-        if (gone := manifest.missing_output(root / folder)) is not None:
-            raise ValueError(
-                f"{folder}/{gone} is gone or has changed its size since {folder} was finished; "
-                f"remove {root / folder / MANIFEST} and run make again"
-            )
-        for ancestor, wanted in manifest.parents.items():
-            got = Manifest.read(root / ancestor).identity
-            if got != wanted:
-                raise ValueError(
-                    f"{folder} was built from {ancestor} {wanted[:12]}, but {ancestor} is now {got[:12]}; "
-                    f"remove {root / folder / MANIFEST} and run make again"
-                )

@@ -2,64 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from recllm.config.sweep import SweepValue
+from recllm.config.sweep import SweepValue, short
+from recllm.files import digest
+from recllm.pipeline.stage_file import Group, Role, StageFile
+from recllm.pipeline.stages import Stage
 
-KINDS = ("crm", "start", "lm", "vectors", "experiment", "point", "seed")
-"""Kinds of tags, in the order in which a folder's name says them."""
+KINDS = ("crm", "start", "lm", "vectors", "experiment", "args", "measure", "sweep", "seed")
+"""Kinds of name parts, in the order in which a folder's name says them."""
+
+TELLING_RESULTS_APART = ("crm", "start", "vectors", "experiment", "args")
+"""Those of them that a row of results needs besides its system, LM, row set and seed."""
+
+SPELLED = 3
+"""Keys of `ARGS` that a folder's name spells out; of more it holds a digest."""
+
+
+@dataclass(frozen=True)
+class NamePart:
+    """Something that is not the default, as a folder's name says it; children inherit it.
+
+    Attributes:
+        kind: one of `KINDS`.
+        text: e.g. `din`, `num_meta-4`, or of a seed its number.
+    """
+
+    kind: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Node:
-    """One folder of `artifacts/<dataset>` and how it is made."""
+    """One folder of `artifacts/<dataset>` and how it is made.
 
-    stage: str
+    Attributes:
+        stage: the stage that makes it.
+        dataset: name of the data set.
+        folder: within `artifacts/<dataset>`.
+        module: what runs the stage.
+        parents: role -> node.
+        config: the sections that reach it, as plain values.
+        name_parts: what is not the default, its ancestors' included.
+        sweep: the value of a sweep that it stands at; None: none.
+        systems: of an evaluation, its further parents by group and system.
+    """
+
+    stage: Stage
     dataset: str
     folder: str
-    command: str
-    parents: dict[str, Node]
+    module: str
+    parents: dict[Role, Node]
     config: dict[str, Any]
-    overrides: dict[str, Any]
-    tags: frozenset[str]
-    point: SweepValue | None = None
+    name_parts: frozenset[NamePart]
+    sweep: SweepValue | None = None
+    systems: dict[Group, dict[str, Node]] = field(default_factory=dict)
 
     @property
-    def content(self) -> dict[str, Any]:
-        """What `config.yaml` holds; `point` of a sweep's folders only, `variant` of evaluations only."""
-        return {
-            "stage": self.stage,
-            "dataset": self.dataset,
-            "choice": self.folder.partition("/")[2] or self.folder,
-            "parents": {role: parent.folder for role, parent in self.parents.items()},
-            "overrides": self.overrides,
-            "config": self.config,
-        } | self._told()
+    def above(self) -> list[Node]:
+        """All parents, each once."""
+        grouped = [node for group in self.systems.values() for node in group.values()]
+        return list({node.folder: node for node in (*self.parents.values(), *grouped)}.values())
 
-    def _told(self) -> dict[str, Any]:
-        """What results are told apart by, where it is not the default."""
-        told: dict[str, Any] = {}
-        if self.point:
-            told["point"] = {"key": self.point.key, "value": self.point.text}
-        variant = suffix(self.tags, kinds=("crm", "start", "vectors", "experiment"))
-        if self.stage == "evaluate" and variant:
-            told["variant"] = variant.removeprefix("+")
-        return told
+    @property
+    def file(self) -> StageFile:
+        """What the folder's `config.yaml` is to say."""
+        variant = suffix(self.name_parts, TELLING_RESULTS_APART).removeprefix("+")
+        return StageFile(
+            stage=self.stage.name,
+            dataset=self.dataset,
+            folder=self.folder,
+            module=self.module,
+            parents={str(role): parent.folder for role, parent in self.parents.items()},
+            config=self.config,
+            systems={
+                str(group): {name: node.folder for name, node in systems.items()}
+                for group, systems in self.systems.items()
+            },
+            sweep={"key": self.sweep.key, "value": self.sweep.text} if self.sweep else {},
+            variant=variant if self.stage.name == "evaluate" and variant else None,
+        )
 
 
-def suffix(tags: frozenset[str], skip: Sequence[str] = (), kinds: Sequence[str] = KINDS) -> str:
+def suffix(parts: Iterable[NamePart], kinds: Iterable[str] = KINDS) -> str:
     """`+din+quick+num_meta-4+s2`: what of these kinds is not the default.
 
-    Args:
-        tags: `kind:value`.
-        skip: tags that are left out.
-        kinds: kinds of tags that are said.
+    Up to three keys of `ARGS` are spelled out; more are a digest, so that a name fits a line.
     """
-    values = sorted(
-        (KINDS.index(kind), value)
-        for kind, _, value in (tag.partition(":") for tag in tags - set(skip))
-        if kind in kinds
-    )
-    return "".join(f"+s{value}" if KINDS[kind] == "seed" else f"+{value}" for kind, value in values)
+    chosen = [part for part in parts if part.kind in set(kinds)]
+    spelled = sorted((KINDS.index(part.kind), part.text) for part in chosen if part.kind != "args")
+    keys = sorted(part.text for part in chosen if part.kind == "args")
+    if len(keys) > SPELLED:
+        keys = [f"args-{digest(keys)[:8]}"]
+    spelled += [(KINDS.index("args"), text) for text in keys]
+    words = [f"s{text}" if KINDS[place] == "seed" else text for place, text in sorted(spelled)]
+    return "".join(f"+{word}" for word in words)
+
+
+def of_arguments(values: Mapping[str, Any], kind: str = "args") -> set[NamePart]:
+    """Name parts of keys that were given another value than they would have had: `lr-0.001`.
+
+    Args:
+        values: dotted key -> its value.
+        kind: of the parts.
+    """
+    return {NamePart(kind, f"{short(key)}-{_spelled(value)}") for key, value in values.items()}
+
+
+def _spelled(value: Any) -> str:
+    """A value within a folder's name: itself where it can stand there, else a digest of it."""
+    if isinstance(value, float):
+        text = f"{value:g}"
+    elif isinstance(value, bool) or value is None:
+        text = {True: "true", False: "false", None: "null"}[value]
+    elif isinstance(value, list) and all(isinstance(part, str | int) for part in value):
+        text = ",".join(map(str, value))
+    else:
+        text = str(value)
+    return text if re.fullmatch(r"[\w.,-]{1,24}", text) else digest(value)[:8]

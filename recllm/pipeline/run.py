@@ -6,19 +6,24 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from recllm import paths
+from recllm.cache import Cache
 from recllm.config.schema import Config
 from recllm.console import is_first_process, say, speak_as
 from recllm.errors import Busy, ConfigError, StageError
 from recllm.files import digest, now, write_json
-from recllm.pipeline.finished import config_digest, load_sections, read_config
-from recllm.pipeline.manifest import Manifest, check_parents, describe_outputs
-from recllm.pipeline.stages import OWN_SEED, SHARED
+from recllm.pipeline.finished import Finished, check_lineage
+from recllm.pipeline.manifest import Manifest, describe_outputs
+from recllm.pipeline.stage_file import Group, Role, StageFile
+
+BEFORE = ".manifest-before.json"
+"""The manifest of an earlier run whose outputs still lie in the folder of one that is at work."""
+CLOCK = ".seconds"
 
 
 @dataclass
@@ -26,24 +31,20 @@ class Run:
     """A stage at work.
 
     Attributes:
-        stage: name of the stage.
         folder: where it writes, `artifacts/<dataset>/<stage>/<choice>`.
-        root: `artifacts/<dataset>`.
+        file: what its `config.yaml` says.
         config: the sections that reach this stage.
-        parents: role -> folder of each parent, relative to `root`.
-        manifests: folder -> manifest of each parent.
-        done: whether a finished run of the same configuration and parents is already there.
+        parents: the finished stages that it is made from, by role.
+        systems: of an evaluation, further ones by group and system.
         raw: folder or archive given by `RAW=`, for recipes; None to download.
+        done: whether a finished run of the same configuration and parents is already there.
     """
 
-    stage: str
     folder: Path
-    root: Path
+    file: StageFile
     config: Config
-    parents: dict[str, str]
-    manifests: dict[str, Manifest]
-    config_sha256: str
-    content: dict[str, Any]
+    parents: dict[Role, Finished]
+    systems: dict[Group, dict[str, Finished]]
     raw: Path | None
     started: str = field(default_factory=now)
     done: bool = False
@@ -54,6 +55,8 @@ class Run:
     @classmethod
     def start(cls, arguments: Sequence[str]) -> Run:
         """Read the configuration, verify the parents, and take the folder for this process.
+
+        It is for who makes the stage. Who only reads a finished one opens it with `Finished.open`.
 
         Args:
             arguments: the stage's folder, then execution keys (`trainer.devices=2`), `raw=PATH` among them.
@@ -66,52 +69,69 @@ class Run:
         folder = Path(arguments[0])
         raw = [Path(word.removeprefix("raw=")) for word in arguments[1:] if word.startswith("raw=")]
         execution = [word for word in arguments[1:] if not word.startswith("raw=")]
-        content = read_config(folder)
-        root = paths.artifacts() / content["dataset"]
-        parents: dict[str, str] = content["parents"]
-        manifests = {parent: Manifest.read(root / parent) for parent in parents.values()}
-        check_parents(root, manifests)
+        file = StageFile.read(folder)
+        root = file.root(folder)
+        opened = {name: Finished.open(root / name) for name in file.folders()}
+        check_lineage(opened.values())
         run = cls(
-            stage=content["stage"],
             folder=folder,
-            root=root,
-            config=load_sections(content, execution),
-            parents=parents,
-            manifests=manifests,
-            config_sha256=config_digest(content),
-            content=content,
+            file=file,
+            config=file.sections(execution),
+            parents={Role(role): opened[name] for role, name in file.parents.items()},
+            systems={
+                Group(group): {system: opened[name] for system, name in systems.items()}
+                for group, systems in file.systems.items()
+            },
             raw=raw[0] if raw else None,
         )
         run.done = run._is_done()
-        if is_first_process() and not run.done and run.stage not in SHARED:
+        if is_first_process() and not run.done and not file.table.shared:
             run._take()
         speak_as(run.name)
         say("nothing has changed" if run.done else "starts")
         return run
 
     @property
+    def stage(self) -> str:
+        """Name of the stage."""
+        return self.file.stage
+
+    @property
+    def root(self) -> Path:
+        """`artifacts/<dataset>`."""
+        return self.file.root(self.folder)
+
+    @property
     def name(self) -> str:
         """The folder within `artifacts/<dataset>`, e.g. `stage2/reclora+din`."""
-        return str(self.folder.relative_to(self.root))
+        return self.file.folder
 
     @property
     def dataset(self) -> str:
         """Name of the data set."""
-        return str(self.content["dataset"])
+        return self.file.dataset
 
-    def parent(self, role: str) -> Path:
-        """Folder of the parent with this role."""
-        return self.root / self.parents[role]
+    @property
+    def cache(self) -> Cache:
+        """Where arrays are kept that can be computed again."""
+        return Cache(paths.cache(self.root))
 
-    def manifest(self, role: str) -> Manifest:
-        """Manifest of the parent with this role."""
-        return self.manifests[self.parents[role]]
+    @property
+    def export(self) -> Path:
+        """Where it puts what others load."""
+        return self.folder / paths.EXPORT
+
+    @property
+    def everyone(self) -> list[Finished]:
+        """All parents, each once."""
+        grouped = [parent for group in self.systems.values() for parent in group.values()]
+        return list({parent.name: parent for parent in (*self.parents.values(), *grouped)}.values())
 
     def _is_done(self) -> bool:
         if not (self.folder / paths.MANIFEST).exists():
             return False
         manifest = Manifest.read(self.folder)
-        same = manifest.config_sha256 == self.config_sha256 and manifest.parents == self.identities
+        same = manifest.config_sha256 == self.file.sha256 and manifest.parents == self.identities
         if not same or manifest.missing_output(self.folder) is not None:
             return False
         if is_first_process():
@@ -126,7 +146,8 @@ class Run:
         except OSError as error:
             raise Busy(f"another process is at work in {self.folder}; wait for it, or stop it") from error
         # From here on a manifest would speak of files that are about to change.
-        (self.folder / paths.MANIFEST).unlink(missing_ok=True)
+        if (self.folder / paths.MANIFEST).exists():
+            (self.folder / paths.MANIFEST).replace(self.folder / BEFORE)
         self._seconds_before = self._clock_before()
 
     def close(self) -> None:
@@ -136,13 +157,13 @@ class Run:
 
     def _clock_before(self) -> float:
         """Wall time of earlier attempts that this one resumes, in seconds."""
-        clock = self.folder / ".seconds"
+        clock = self.folder / CLOCK
         same = clock.exists() and clock.read_text().partition(" ")[0] == self.fingerprint
         return float(clock.read_text().partition(" ")[2]) if same else 0.0
 
     def tick(self) -> None:
         """Keep the wall time so far, so that a resumed run can tell the whole."""
-        (self.folder / ".seconds").write_text(f"{self.fingerprint} {self.seconds:.1f}")
+        (self.folder / CLOCK).write_text(f"{self.fingerprint} {self.seconds:.1f}")
 
     @property
     def seconds(self) -> float:
@@ -152,17 +173,17 @@ class Run:
     @property
     def identities(self) -> dict[str, str]:
         """Folder of each parent -> its identity now."""
-        return {folder: parent.identity for folder, parent in self.manifests.items()}
+        return {parent.name: parent.identity for parent in self.everyone}
 
     @property
     def fingerprint(self) -> str:
         """What a checkpoint must match to be resumed: configuration and parents."""
-        return digest([self.config_sha256, self.identities])[:16]
+        return digest([self.file.sha256, self.identities])[:16]
 
     @property
     def _seed(self) -> int:
         """The seed that made the outputs: of stages that all seeds share that of their own section."""
-        section = self.content["config"].get(OWN_SEED.get(self.stage, ""), self.content["config"])
+        section = self.file.config.get(self.file.table.seed_section, self.file.config)
         return int(section.get("seed", 0))
 
     def finish(self, outputs: Iterable[Path], metrics: dict[str, Any]) -> None:
@@ -173,10 +194,10 @@ class Run:
         files = [*outputs, self.folder / paths.METRICS]
         manifest = Manifest(
             stage=self.stage,
-            dataset=self.content["dataset"],
-            choice=self.content["choice"],
+            dataset=self.file.dataset,
+            choice=self.file.choice,
             parents=self.identities,
-            config_sha256=self.config_sha256,
+            config_sha256=self.file.sha256,
             outputs=describe_outputs(self.folder, files),
             metrics=metrics,
             seed=self._seed,
@@ -184,12 +205,27 @@ class Run:
             finished=now(),
             seconds=round(self.seconds, 1),
         )
-        (self.folder / ".seconds").unlink(missing_ok=True)
+        (self.folder / CLOCK).unlink(missing_ok=True)
+        self._remove_what_is_no_output_now(manifest)
         manifest.write(self.folder)
         say(f"done in {manifest.seconds:.0f} s")
 
+    def _remove_what_is_no_output_now(self, manifest: Manifest) -> None:
+        """Remove outputs of the folder's earlier run that this one did not make: nobody shall read them."""
+        before = self.folder / BEFORE
+        if not before.exists():
+            return
+        listed = {output["path"] for output in manifest.outputs}
+        for output in Manifest.read(self.folder, BEFORE).outputs:
+            if output["path"] not in listed:
+                path = self.folder / output["path"]
+                path.unlink(missing_ok=True)
+                while (path := path.parent) != self.folder and path.is_dir() and not any(path.iterdir()):
+                    path.rmdir()
+        before.unlink()
 
-def main(work: Any, arguments: Sequence[str]) -> int:
+
+def main(work: Callable[[Run], None], arguments: Sequence[str]) -> int:
     """Run a stage's `work(run)` and turn its expected errors into one line and a non-zero status."""
     try:
         run = Run.start(arguments)

@@ -1,58 +1,166 @@
-"""What is known of each stage: its make target, what it reads, and who shares it."""
+"""The one table of stages: what makes each, what of the configuration reaches it, and who shares it."""
 
 from __future__ import annotations
 
-GOAL_OF = {"tables": "prepare", "log": "prepare", "towers": "stage2"}
+from dataclasses import dataclass
 
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
+"""Goals at whose end every system is evaluated and the table is printed."""
 
-READS = {
-    "tables": ("dataset", "source"),
-    "log": ("dataset", "prepare"),
-    "lm-text": ("dataset", "wording", "prompt", "lm", "subsample"),
-    "neighbors": ("dataset", "wording", "lm", "retrieval"),
-    "lm-prompts": ("dataset", "wording", "prompt", "lm", "subsample"),
-    "stage1": ("stage1", "seed"),
-    "tune": ("stage1", "tune", "seed"),
-    "stage2": ("dataset", "wording", "prompt", "lm", "subsample", "stage2", "seed"),
-    "encoder": ("dataset", "wording", "prompt", "encoder"),
-    "towers": ("dataset", "wording", "prompt", "subsample", "stage2", "towers", "seed"),
-    "stage3": ("dataset", "wording", "prompt", "lm", "stage3", "seed"),
-    "evaluate": ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
-    "report": (),
-}
 
-SECOND_PHASE = tuple(
+@dataclass(frozen=True)
+class Stage:
+    """What is known of a stage, whatever the data set and the systems.
+
+    Attributes:
+        name: of the stage, as manifests say it.
+        goal: the make target that asks for it.
+        folder: first part of the folders that it makes.
+        module: its `work(run)` makes it; of `tables` it is the data set's recipe, which the plan finds.
+        sections: sections of the configuration that reach it.
+        unread: keys of these sections that do not, with all below them: no value of theirs makes it stale.
+        seed_section: the section whose own seed it takes, so that all seeds share it; empty: `SEED=`, if any.
+        shared: whether several processes may be at work in one of its folders; they see to it themselves.
+        trains_lm: whether only its like runs beside it: an LM in training uses all cores well, small models
+            do not.
+        reported: whether the report tells of its manifests and curves.
+    """
+
+    name: str
+    goal: str
+    folder: str
+    module: str
+    sections: tuple[str, ...]
+    unread: tuple[str, ...] = ()
+    seed_section: str = ""
+    shared: bool = False
+    trains_lm: bool = False
+    reported: bool = False
+
+    @property
+    def seeded(self) -> bool:
+        """Whether `SEED=` reaches it."""
+        return "seed" in self.sections
+
+    def reached_by(self, key: str) -> bool:
+        """Whether a value of this dotted key of the configuration can change what the stage makes."""
+        if key.partition(".")[0] not in self.sections:
+            return False
+        return not any(f"{key}.".startswith(f"{unread}.") for unread in self.unread)
+
+
+_MADE_INTO_LM = ("lm.seed", "lm.tiny", "lm.training")
+"""What made the tiny LM: whoever loads it knows it by its weights."""
+_SECOND_PHASE = tuple(
     f"lm.training.{key}"
     for key in ("prompt_tokens", "prompt_lr", "shown_weight", "timeline_share", "timeline_events")
 )
-
-LANGUAGE_MODEL = tuple(
+_OF_ADAPTERS = tuple(
     f"stage2.{key}"
-    for key in ("representation", "mixed_prompts", "license", "title_share", "title_weight", "adapter")
+    for key in (
+        "adapter",
+        "gate_first",
+        "license",
+        "mixed_prompts",
+        "representation",
+        "title_share",
+        "title_weight",
+    )
 )
 
-UNREAD = {"lm-text": SECOND_PHASE, "neighbors": SECOND_PHASE, "towers": LANGUAGE_MODEL}
-"""Keys, with all below them, that do not reach a stage, though others of their section do."""
+_ALL = (
+    Stage("tables", "prepare", "tables", "", ("dataset", "source"), unread=("dataset.description",)),
+    Stage(
+        "log",
+        "prepare",
+        "log",
+        "stages.prepare",
+        ("dataset", "prepare"),
+        unread=("dataset.description",),
+        seed_section="prepare",
+        reported=True,
+    ),
+    Stage(
+        "lm-text",
+        "stage2",
+        "lm",
+        "stages.lm",
+        ("dataset", "wording", "prompt", "lm", "subsample"),
+        unread=_SECOND_PHASE,
+        seed_section="lm",
+        trains_lm=True,
+        reported=True,
+    ),
+    # An LM by hub id or path: it is read and checked, and nothing is trained.
+    Stage(
+        "lm-named", "stage2", "lm", "stages.lm", ("dataset", "wording", "lm"), _MADE_INTO_LM, reported=True
+    ),
+    Stage(
+        "neighbors",
+        "stage1",
+        "neighbors",
+        "stages.retrieve",
+        ("dataset", "wording", "lm", "retrieval"),
+        unread=_MADE_INTO_LM,
+        seed_section="retrieval",
+        reported=True,
+    ),
+    Stage(
+        "lm-prompts",
+        "stage2",
+        "lm",
+        "stages.lm",
+        ("dataset", "wording", "prompt", "lm", "subsample"),
+        seed_section="lm",
+        trains_lm=True,
+        reported=True,
+    ),
+    Stage("stage1", "stage1", "stage1", "stages.stage1", ("stage1", "seed"), reported=True),
+    Stage("tune", "tune", "tune", "stages.stage1", ("stage1", "tune", "seed"), shared=True),
+    Stage(
+        "stage2",
+        "stage2",
+        "stage2",
+        "stages.stage2",
+        ("dataset", "wording", "prompt", "lm", "subsample", "stage2", "seed"),
+        unread=_MADE_INTO_LM,
+        reported=True,
+    ),
+    Stage(
+        "encoder",
+        "stage2",
+        "encoder",
+        "stages.encoder",
+        ("dataset", "wording", "prompt", "encoder"),
+        seed_section="encoder",
+        trains_lm=True,
+    ),
+    Stage(
+        "towers",
+        "stage2",
+        "stage2",
+        "stages.towers",
+        ("dataset", "wording", "prompt", "subsample", "stage2", "towers", "seed"),
+        unread=_OF_ADAPTERS,
+    ),
+    Stage(
+        "stage3",
+        "stage3",
+        "stage3",
+        "stages.stage3",
+        ("dataset", "wording", "prompt", "lm", "stage3", "seed"),
+        unread=_MADE_INTO_LM,
+        reported=True,
+    ),
+    Stage(
+        "evaluate",
+        "evaluate",
+        "evaluate",
+        "stages.evaluate",
+        ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
+        unread=("lm.seed", "lm.tiny"),
+    ),
+)
 
-STAGES = {
-    "log": "prepare",
-    "lm": "stage2",
-    "neighbors": "stage2",
-    "stage1": "stage1",
-    "stage2": "stage2",
-    "stage3": "stage3",
-}
-"""Folder of a data set's artifacts -> the make target that fills it."""
-
-SHARED = ("tune",)
-"""Stages that several processes may be at work in; they see to it themselves."""
-
-OWN_SEED = {
-    "log": "prepare",
-    "lm-text": "lm",
-    "lm-prompts": "lm",
-    "neighbors": "retrieval",
-    "encoder": "encoder",
-}
-"""Stages that all seeds share -> the section that has a seed of their own."""
+STAGES = {stage.name: stage for stage in _ALL}
+"""Name -> stage."""

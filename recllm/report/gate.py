@@ -17,7 +17,7 @@ from recllm.evaluation.gates import ENTROPY, Floats, GateRecord, Ints, distances
 from recllm.evaluation.tables import ResultTable
 from recllm.eventlog.log import EventLog, Rows
 from recllm.paths import GATE, LOGS, MANIFEST
-from recllm.pipeline.finished import load_sections, read_config
+from recllm.pipeline.stage_file import Role, StageFile
 from recllm.report.curves import read_series
 from recllm.report.sheet import sheet
 from recllm.text.prompts import fill
@@ -63,9 +63,14 @@ def gate_sections(folder: Path) -> list[GateSection]:
     Args:
         folder: `artifacts/<dataset>`.
     """
-    found = sorted(folder.glob(f"stage2/*/{GATE}"))
-    log = EventLog.open(folder / "log") if found else None
-    return [_section(folder, path.parent, log) for path in found if log and (path.parent / MANIFEST).exists()]
+    finished = [path.parent for path in sorted(folder.glob(f"stage2/*/{GATE}"))]
+    finished = [stage for stage in finished if (stage / MANIFEST).exists()]
+    files = [StageFile.read(stage) for stage in finished]
+    logs = {name: EventLog.open(folder / name) for name in {file.parents[Role.LOG] for file in files}}
+    return [
+        _section(folder, stage, logs[file.parents[Role.LOG]])
+        for stage, file in zip(finished, files, strict=True)
+    ]
 
 
 def user_groups(log: EventLog, users: Ints) -> list[Group]:
@@ -150,7 +155,7 @@ class _People:
     """Users in words: profile, and the titles of the latest events before their last row."""
 
     def __init__(self, folder: Path, log: EventLog, users: Ints, last: Rows) -> None:
-        config = load_sections(read_config(folder))
+        config = StageFile.read(folder).sections()
         table = pl.read_parquet(log.folder / "users.parquet")
         titles = pl.read_parquet(log.folder / "items.parquet")["title"].fill_null("untitled")
         self.profiles = fill(config.wording.profile, table)

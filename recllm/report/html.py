@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from recllm.files import replace_text
+from recllm.files import write_text
 
 
 def write_page(out: Path, template: str, **values: Any) -> None:
@@ -16,4 +16,4 @@ def write_page(out: Path, template: str, **values: Any) -> None:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
     page = environment.get_template(template).render(**values)
-    replace_text(out, page)
+    write_text(out, page)

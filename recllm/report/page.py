@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,22 @@ def write_report(folder: Path, out: Path) -> list[str]:
     return missing
 
 
+def _reported() -> dict[str, str]:
+    """First part of the folders that the report tells of -> the make target that fills them."""
+    return {stage.folder: stage.goal for stage in STAGES.values() if stage.reported}
+
+
+def _below(folder: Path, top: str, name: str) -> Iterator[Path]:
+    """Files or folders of this name in a stage's folders, those that say something besides among them."""
+    for place in (folder / top, *folder.glob(f"{top}+*")):
+        yield from place.rglob(name)
+
+
 def _manifests(folder: Path, missing: list[str]) -> dict[str, dict[str, Any]]:
     """Manifests by folder in pipeline order; stages without one, and unfinished runs, go to `missing`."""
     found: dict[str, dict[str, Any]] = {}
-    for top, target in STAGES.items():
-        paths = sorted((folder / top).rglob(MANIFEST))
+    for top, target in _reported().items():
+        paths = sorted(_below(folder, top, MANIFEST))
         for path in paths:
             try:
                 found[path.parent.relative_to(folder).as_posix()] = json.loads(path.read_text())
@@ -74,7 +86,7 @@ def _manifests(folder: Path, missing: list[str]) -> dict[str, dict[str, Any]]:
                 missing.append(f"{path.relative_to(folder)} is not readable JSON.")
         if not paths:
             missing.append(f"Nothing finished in {top}/: no {MANIFEST}; `make {target}` writes it.")
-        begun = {p.parent for name in (CHECKPOINTS, LOGS) for p in (folder / top).rglob(name) if p.is_dir()}
+        begun = {p.parent for name in (CHECKPOINTS, LOGS) for p in _below(folder, top, name) if p.is_dir()}
         for run in sorted(begun - {path.parent for path in paths}):
             missing.append(f"{run.relative_to(folder).as_posix()} was begun and is not finished.")
     return found
@@ -124,7 +136,7 @@ def _dict(manifest: dict[str, Any], key: str) -> list[tuple[str, Any]]:
 def _curves(folder: Path, missing: list[str]) -> list[tuple[str, str]]:
     """Images by run; the name is the folder that holds `logs/`."""
     images = []
-    for path in sorted(path for top in STAGES for path in (folder / top).rglob("metrics.csv")):
+    for path in sorted(path for top in _reported() for path in _below(folder, top, "metrics.csv")):
         name = path.parent.relative_to(folder).as_posix().replace(f"/{LOGS}", "")
         series = read_series(path)
         if series:

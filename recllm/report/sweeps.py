@@ -14,7 +14,7 @@ from recllm.config.sweep import ROWS, short, tag
 from recllm.evaluation.results import ResultRow, merge, read
 from recllm.evaluation.tables import ResultTable, interval, number
 from recllm.paths import MANIFEST
-from recllm.pipeline.finished import read_config
+from recllm.pipeline.stage_file import StageFile
 from recllm.report.sheet import GRAY, sheet
 
 FILE = "rows.json"
@@ -48,8 +48,8 @@ def sweeps(folder: Path) -> list[Sweep]:
     """
     found: dict[tuple[str, str, str, int, str], Lines] = {}
     for path in sorted(folder.glob(f"evaluate/*/{MANIFEST}")):
-        point = read_config(path.parent).get("point")
-        if point is None:
+        point = StageFile.read(path.parent).sweep
+        if not point:
             continue
         at = tag(point["key"], point["value"])
         for row in read(path.parent / FILE):

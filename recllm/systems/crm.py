@@ -12,16 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recllm import paths
+from recllm.cache import Cache
 from recllm.crm import Model, load
 from recllm.crm.features import FeatureCache
 from recllm.crm.inputs import CrmInputs
 from recllm.eventlog.ids import UNKNOWN
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.statistics import Statistics
-from recllm.pipeline.finished import read_config
-from recllm.pipeline.manifest import Manifest
-from recllm.pipeline.run import Run
+from recllm.pipeline.finished import Finished
 from recllm.retrieval.category import SameCategory
 from recllm.retrieval.stored import Retrieval
 
@@ -49,21 +47,28 @@ class Crm:
 
     model: Model
     cache: FeatureCache
-    manifest: Manifest
+    made_by: Finished
     gate_input: str = "target"
     seed: int = 0
-    ranks: bool = False
-    """Whether it was trained to tell liked items from drawn ones: its logit is then no click's."""
 
     @classmethod
-    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None, role: str = "stage1") -> Crm:
-        """Load the export of the parent with this role; the cache lies in the CRM's own folder."""
-        folder, manifest = run.parent(role), run.manifest(role)
-        model = load(folder / paths.EXPORT)
-        inputs = crm_inputs(log, manifest.metrics["inputs"], retrieval)
-        cache = FeatureCache(folder / paths.FEATURES, model, inputs, manifest.identity)
-        ranks = read_config(folder)["config"]["stage1"]["objective"] == "rank"
-        return cls(model, cache, manifest, ranks=ranks)
+    def open(cls, stage: Finished, log: EventLog, retrieval: Retrieval | None, cache: Cache) -> Crm:
+        """Load what a finished stage 1 exported.
+
+        Args:
+            stage: the CRM's stage.
+            log: the event log that it was trained on.
+            retrieval: nearest events, for a CRM that reads them.
+            cache: where logits and representations are kept.
+        """
+        model = load(stage.export)
+        inputs = crm_inputs(log, stage.config.stage1.inputs, retrieval)
+        return cls(model, FeatureCache(cache, model, inputs, stage.identity), stage)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether it was trained to tell liked items from drawn ones: its logit is then no click's."""
+        return self.made_by.config.stage1.objective == "rank"
 
     def read_as(self, gate_input: str | None, seed: int) -> Crm | None:
         """The CRM as a gate reads it (`AdapterConfig.gate_input`), or None where nothing is read.
@@ -97,7 +102,7 @@ class Crm:
 
     def trained_on(self, log: EventLog, rows: Rows) -> int:
         """How many of these training samples the CRM was trained on."""
-        held = self.manifest.metrics["hold_out"]
+        held = self.made_by.config.stage1.hold_out
         return len(rows) if held == "none" else int((~np.isin(rows, log.rows("train", held))).sum())
 
     def logits(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.float32]:

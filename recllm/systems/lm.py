@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from recllm import paths
 from recllm.config.schema import Config
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
+from recllm.lm.config import LmConfig
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
 from recllm.lm.probe import layout_of, windows
 from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
-from recllm.pipeline.run import Run
+from recllm.pipeline.finished import Finished
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import Crm
 from recllm.systems.texts import build_pieces
@@ -37,26 +37,36 @@ class Lm:
     layout: str = SHARED
 
     @classmethod
-    def open(cls, run: Run, log: EventLog, retrieval: Retrieval | None, reserved: int = 0) -> Lm:
-        """Load the LM of the parent `lm`, or by hub id or path; prompts leave `reserved` tokens free."""
-        model, tokenizer = causal_lm(run)
-        pieces = build_pieces(run.config, log, tokenizer)
-        context = context_length(run.config.lm.model, model.config)
+    def open(
+        cls, config: Config, stage: Finished, log: EventLog, retrieval: Retrieval | None, reserved: int = 0
+    ) -> Lm:
+        """Load a finished LM.
+
+        Args:
+            config: of the stage that asks: its prompts, wording, LM and trainer.
+            stage: the LM's stage.
+            log: the event log.
+            retrieval: nearest events, for prompts that show them.
+            reserved: tokens of the context that prompts leave free.
+        """
+        model, tokenizer = causal_lm(config.lm.model, stage)
+        pieces = build_pieces(config, log, tokenizer)
+        context = context_length(config.lm.model, model.config)
         layout = layout_of(model, context)
         if layout == SEPARATE:
             window = min(windows(model.config), default=context)
             mend = f"; lm.model.context={window} would mend it" if window < context else ""
             say(
-                f"{run.config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "
+                f"{config.lm.model.name} cannot share a prompt of {context:,} tokens among titles: "
                 f"each title is a sequence of its own, several times slower{mend}"
             )
-        if run.config.trainer.attention == "flex":
+        if config.trainer.attention == "flex":
             if not torch.cuda.is_available():
                 raise ValueError("trainer.attention=flex needs a GPU; wanted sdpa here")
             if layout == SHARED:
                 model.set_attn_implementation("flex_attention")  # after the example, which runs on any device
         prompts = Prompts(log, pieces, context - reserved)
-        return cls(model, tokenizer, prompts, log, run.config, retrieval, layout)
+        return cls(model, tokenizer, prompts, log, config, retrieval, layout)
 
     def shown(self, rows: Rows, retrieved: bool) -> Rows:
         """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""
@@ -126,7 +136,6 @@ class Lm:
         return rows, np.concatenate([lists[:count] for _, lists in parts])
 
 
-def causal_lm(run: Run) -> tuple[Any, Any]:
-    """The frozen LM and its tokenizer: the one that the parent `lm` trained, or by hub id or path."""
-    config = run.config.lm.model
-    return load_lm(config, run.parent("lm") / paths.EXPORT if config.path is None else None)
+def causal_lm(config: LmConfig, stage: Finished) -> tuple[Any, Any]:
+    """A frozen LM and its tokenizer: the one that a finished stage trained, or by hub id or path."""
+    return load_lm(config, stage.export if config.path is None else None)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.cache import ScoreCache
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.adapters import load_adapter, needs, selected
@@ -18,9 +16,9 @@ from recllm.lm.generate import valid_ratio
 from recllm.lm.predict import Scores, answer_scores, answer_states, candidate_scores, title_choices
 from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
 from recllm.lm.towers import TwoTowers, tower_scores
-from recllm.paths import EXPORT, SCORES
-from recllm.pipeline.finished import read_config
+from recllm.pipeline.finished import Finished
 from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Group, Role
 from recllm.retrieval.stored import Retrieval
 from recllm.systems import compatibility
 from recllm.systems.crm import Crm
@@ -42,27 +40,22 @@ def told(task: Asked) -> Asked:
 def untuned_states(run: Run, task: YesNoPrompts, model: Any) -> Scores:
     """What the LM head reads behind the prompts of a task, before anything is tuned, `[n, width]`.
 
-    Kept with the LM: all gated systems share it, but for those with a soft prompt, whose drawn tokens stand
-    in the prompt.
+    All gated systems share it, but for those with a soft prompt, whose drawn tokens stand in the prompt.
 
     Args:
         run: a stage with the LM as a parent.
         task: the prompts.
-        model: the LM, or one whose adapter changes nothing yet; it is used where nothing is kept.
+        model: the LM, or one whose adapter changes nothing yet; it is used where nothing is cached.
     """
-    made_of = [run.manifest(parent).identity for parent in ("log", "neighbors", "lm")]
-    config, virtual = run.content["config"], run.config.stage2.adapter.soft_prompt
+    made_of = [run.parents[role].identity for role in (Role.LOG, Role.NEIGHBORS, Role.LM)]
+    config, virtual = run.file.config, run.config.stage2.adapter.soft_prompt
     drawn = [virtual, run.config.seed] if virtual else []
     what = [config["prompt"], config["stage2"]["mixed_prompts"], task.rows.tolist(), drawn]
-    kept = ScoreCache(run.parent("lm") / SCORES)
-    return kept.get("answer-states", [made_of, what], lambda: answer_states(model, task))
+    return run.cache.array("answer-states", [made_of, what], lambda: answer_states(model, task))
 
 
 class LmSystems:
-    """The untuned LM (role `lm`) and every adapter (roles `tuned:*`, `aligned:*`) of an evaluation.
-
-    Scores of the untuned LM lie in the LM's own folder, where every seed finds them; others with the run.
-    """
+    """The untuned LM (role `lm`) and every adapter (roles `tuned:*`, `aligned:*`) of an evaluation."""
 
     def __init__(self, run: Run, log: EventLog, retrieval: Retrieval, crms: dict[str, Crm]) -> None:
         """Systems among a run's parents; `crms` are those that gate them, by name."""
@@ -120,10 +113,10 @@ class LmSystems:
         """
         run, rows = self.run, ""
         if role != "lm":
-            reads, virtual = needs(run.parent(role) / adapter)
+            reads, virtual = needs(self._stage(role).folder / adapter)
             if virtual:
                 return {}  # no LoRA is the same for every row
-            rows = read_config(run.parent(role))["config"]["stage2"]["fit"]["valid_rows"] if reads else ""
+            rows = self._stage(role).config.stage2.fit.valid_rows if reads else ""
         history, block = run.config.prompt.history, run.config.lm.training.block
 
         def compute() -> NDArray[Any]:
@@ -149,11 +142,16 @@ class LmSystems:
     def _keep(
         self, name: str, role: str, adapter: str, what: object, compute: Callable[[], NDArray[Any]]
     ) -> NDArray[Any]:
-        roles = ("lm", "neighbors", "log", *({role} - {"lm"}))
-        made_of = [self.run.manifest(parent).identity for parent in roles]
-        form = self.run.content["config"]["prompt"]
-        kept = ScoreCache((self.run.parent("lm") if role == "lm" else self.run.folder) / SCORES)
-        return kept.get(name, [role, made_of, adapter, form, what], compute)
+        made_of = [self.run.parents[parent].identity for parent in (Role.LM, Role.NEIGHBORS, Role.LOG)]
+        if role != "lm":
+            made_of.append(self._stage(role).identity)
+        form = self.run.file.config["prompt"]
+        return self.run.cache.array(name, [role, made_of, adapter, form, what], compute)
+
+    def _stage(self, role: str) -> Finished:
+        """What made a system: `tuned:lora` of the evaluation's parents."""
+        group, _, name = role.partition(":")
+        return self.run.systems[Group(group)][name]
 
     def _open(self, role: str, adapter: str) -> Opened:
         """The LM with the system's adapter, its gate's CRM, and whether its Yes/No prompts are retrieved.
@@ -168,28 +166,26 @@ class LmSystems:
     def _load(self, role: str, adapter: str) -> Opened:
         device = device_of(self.run.config.trainer)
         if role == "lm":
-            lm = Lm.open(self.run, self.log, self.retrieval)
+            lm = Lm.open(self.run.config, self.run.parents[Role.LM], self.log, self.retrieval)
             return lm, lm.model.to(device), None, self.run.config.prompt.retrieved
-        folder = self.run.parent(role)
-        compatibility.check_same_prompts(self.run, role)
-        saved = selected(folder, adapter)
+        stage = self._stage(role)
+        compatibility.check_same_prompts(stage, self.run.config)
+        saved = selected(stage.folder, adapter)
         reads, virtual = needs(saved)
-        lm = Lm.open(self.run, self.log, self.retrieval, virtual)
+        lm = Lm.open(self.run.config, self.run.parents[Role.LM], self.log, self.retrieval, virtual)
         model = load_adapter(lm.model, saved).eval().to(device)
-        retrieved = compatibility.retrieves(self.run, self.run.parents[role])
-        crm = self.crms[self._gate_of(folder)].read_as(reads, self.run.config.seed)
+        retrieved = compatibility.retrieves(stage)
+        crm = self.crms[self._gate_of(stage)].read_as(reads, self.run.config.seed)
         return lm, model, crm, retrieved
 
     def _each(self, role: str) -> bool:
         """Whether a system's titles were aligned each with its own item's gate."""
-        if not role.startswith("aligned:"):
-            return False
-        return bool(read_config(self.run.parent(role))["config"]["stage3"]["gate"] == "item")
+        return role.startswith("aligned:") and self._stage(role).config.stage3.gate == "item"
 
-    def _gate_of(self, folder: Path) -> str:
+    def _gate_of(self, stage: Finished) -> str:
         """The CRM that a system was tuned with: `sim`, or `sim-heldout` of `representation=out_of_fold`."""
-        read = read_config(folder)["parents"]["stage1"]
-        return next(name for name in self.crms if self.run.parents[f"crm:{name}"] == read)
+        crm = stage.file.parents[Role.CRM]
+        return next(name for name in self.crms if self.run.systems[Group.CRMS][name].name == crm)
 
 
 class TowerSystems:
@@ -204,14 +200,16 @@ class TowerSystems:
 
         def compute() -> Scores:
             config = self.run.config
-            compatibility.check_same_prompts(self.run, role)
-            model, tokenizer, context = TwoTowers.load(self.run.parent(role) / EXPORT)
+            stage = self.run.systems[Group.TOWERS][role.partition(":")[2]]
+            compatibility.check_same_prompts(stage, config)
+            model, tokenizer, context = TwoTowers.load(stage.export)
             prompts = tower_prompts(config, self.log, tokenizer, context)
             history = self.log.recent(rows, config.prompt.history)
             model = model.to(device_of(config.trainer))
             return tower_scores(model, prompts, tokenizer.pad_token_id, rows, history, lists)
 
-        made_of = [self.run.manifest(parent).identity for parent in ("log", role)]
+        towers = self.run.systems[Group.TOWERS][role.partition(":")[2]]
+        made_of = [self.run.parents[Role.LOG].identity, towers.identity]
         what = [rows.tolist(), None if lists is None else lists.tolist()]
-        identity = [role, made_of, self.run.content["config"]["prompt"], what]
-        return ScoreCache(self.run.folder / SCORES).get(f"pairs-{role}", identity, compute)
+        identity = [role, made_of, self.run.file.config["prompt"], what]
+        return self.run.cache.array(f"pairs-{role}", identity, compute)

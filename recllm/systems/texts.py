@@ -7,22 +7,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recllm import paths
 from recllm.config.schema import Config
 from recllm.eventlog.log import EventLog
-from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
+from recllm.lm.config import LmConfig, TinyConfig
 from recllm.lm.encoder import load_encoder
 from recllm.lm.tiny import train_tokenizer
-from recllm.pipeline.run import Run
+from recllm.pipeline.finished import Finished
 from recllm.text.pieces import sentence
 from recllm.text.prompts import Pieces, Prompts, fill
 
 
-def encoder(run: Run) -> tuple[Any, Any, int]:
-    """The encoder of the parent `encoder`, its tokenizer and context: trained there, or named there."""
-    facts = run.manifest("encoder").metrics
-    config = EncoderConfig(**{key: facts[key] for key in ("path", "revision", "context")})
-    return load_encoder(config, run.parent("encoder") / paths.EXPORT if config.path is None else None)
+def encoder(stage: Finished) -> tuple[Any, Any, int]:
+    """The encoder of a finished stage, its tokenizer and context: trained there, or named there."""
+    config = stage.config.encoder
+    return load_encoder(config, stage.export if config.path is None else None)
 
 
 def tower_prompts(config: Config, log: EventLog, tokenizer: Any, context: int) -> Prompts:

@@ -11,6 +11,7 @@ from torchmetrics import MeanMetric
 
 from recllm.console import say
 from recllm.errors import StageError
+from recllm.files import load_weights
 from recllm.lm.logprobs import candidate_logps
 from recllm.metrics import ranking_values
 from recllm.pipeline.run import Run
@@ -59,7 +60,7 @@ class AdapterModule(lightning.LightningModule):
 
     def load_best(self, run: Run, monitor: str) -> None:
         """Take the adapter weights of the checkpoint with the best score of a monitor."""
-        state = torch.load(best(run, monitor), weights_only=True)["state_dict"]
+        state = load_weights(best(run, monitor))["state_dict"]
         self.on_load_checkpoint({"state_dict": state})
         self.load_state_dict(state, strict=False)
 

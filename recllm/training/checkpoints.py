@@ -7,10 +7,9 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
-
 from recllm import paths
 from recllm.console import is_first_process, say
+from recllm.files import load_weights
 from recllm.pipeline.run import Run
 
 
@@ -50,6 +49,6 @@ def resumable(run: Run, folder: Path) -> Path | None:
         mark.write_text(json.dumps(mine))
     if not (same and last.exists()):
         return None
-    step = torch.load(last, weights_only=True, mmap=True)["global_step"]
+    step = load_weights(last, mapped=True)["global_step"]
     say(f"resumes at step {step}")
     return last

@@ -17,14 +17,13 @@ from typing import Any
 import lightning
 import optuna
 from lightning.pytorch.callbacks import Callback
-from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from recllm import paths
 from recllm.config.stages import Range
 from recllm.console import say
 from recllm.errors import Busy
-from recllm.files import digest, now
+from recllm.files import digest, now, write_text
 from recllm.pipeline.manifest import commit
 from recllm.pipeline.run import Run
 from recllm.training.callbacks import NotFinite
@@ -80,7 +79,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         tune = run.config.tune
-        fixed = copy.deepcopy(run.content["config"])
+        fixed = copy.deepcopy(run.file.config)
         space = fixed.pop("tune")["space"]
         now_set = {range_.key: _pop(fixed, range_.key) for range_ in tune.space}
         name = digest([fixed, space, run.identities])[:8]
@@ -132,14 +131,15 @@ class Search:
             n_startup_trials=self.run.config.tune.random, seed=self.run.config.seed * 10_007 + trial.number
         )
         drawn = {range_.key: _draw(trial, range_) for range_ in self.run.config.tune.space}
-        content = copy.deepcopy(self.run.content)
-        del content["config"]["tune"]
+        config = copy.deepcopy(self.run.file.config)
+        del config["tune"]
         for key, value in drawn.items():
-            _set(content["config"], key, value)
+            _set(config, key, value)
         folder = self._folder(trial.number)
         folder.mkdir(exist_ok=True)
-        content |= {"stage": "stage1", "choice": folder.name}
-        (folder / paths.CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(content)))
+        name = f"{self.run.name}/{folder.name}"
+        file = dataclasses.replace(self.run.file, stage="stage1", folder=name, config=config)
+        write_text(folder / paths.CONFIG, file.text())
         try:
             run = Run.start([str(folder)])
         except Busy:

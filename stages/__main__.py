@@ -1,0 +1,23 @@
+"""Runs one stage: reads what its folder says, verifies its parents, and calls the stage's `work(run)`.
+
+    python -m stages artifacts/demo/stage1/din [trainer.devices=2 ...] [raw=FOLDER]
+
+Make does it in the right order, e.g. `make stage1`. The stage's module, with all that it needs, is imported
+only where there is something to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from recllm.pipeline.run import Run, main
+
+
+def work(run: Run) -> None:
+    """Do the stage's own work."""
+    importlib.import_module(run.file.module).work(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(work, sys.argv[1:]))
