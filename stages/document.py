@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from recllm.files import replace_text
+from recllm.files import write_text
 from recllm.paths import repository
 from recllm.report.results_page import fill
 
@@ -248,14 +248,14 @@ def drawn(box: Box) -> str:
 def write_results(root: Path) -> Path:
     """Fill the tables of docs/results.md anew; returns its path."""
     page = root / "docs" / "results.md"
-    replace_text(page, fill(page.read_text(), root / "results"))
+    write_text(page, fill(page.read_text(), root / "results"))
     return page
 
 
 def write_architecture(root: Path) -> Path:
     """Draw docs/architecture.svg anew; returns its path."""
     path = root / "docs" / "architecture.svg"
-    replace_text(path, picture(root))
+    write_text(path, picture(root))
     return path
 
 
