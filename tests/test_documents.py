@@ -175,8 +175,9 @@ def test_environment_variables_are_read(name):
 @pytest.mark.parametrize("name", PRESENT)
 def test_modules_that_are_run_or_imported_exist(name):
     for module in re.findall(r"python -m ([\w.]+)", text_of(name)):
-        path = REPOSITORY / (module.replace(".", "/") + ".py")
-        assert path.exists() or module.split(".")[0] not in ROOMS, f"{name}: python -m {module}"
+        path = REPOSITORY / module.replace(".", "/")
+        there = path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+        assert there or module.split(".")[0] not in ROOMS, f"{name}: python -m {module}"
     for word in spans(name):
         if re.fullmatch(r"recllm(\.\w+)+", word):
             resolve(word)
