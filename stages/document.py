@@ -41,6 +41,7 @@ PLACES = {
     "systems": (1, 2, SCORING),
     "evaluation": (1, 2, SCORING),
     "report": (1, 2, SCORING),
+    "serving": (3, 3, SCORING),
     "data": (0, 0, RUN),
     "stages": (1, 2, RUN),
     "bench": (3, 3, RUN),

@@ -84,7 +84,7 @@ def make_stage(tmp_path, monkeypatch):
     def make(name, config=None, parents=None, **others):
         folder = tmp_path / "demo" / name
         folder.mkdir(parents=True, exist_ok=True)
-        stage = name.partition("/")[0]
+        stage = others.pop("stage", name.partition("/")[0])
         config = {"seed": 0} if config is None else config
         file = StageFile(stage, "demo", name, f"stages.{stage}", parents or {}, config, **others)
         (folder / "config.yaml").write_text(file.text())

@@ -8,6 +8,9 @@ from typing import Literal
 from recllm.errors import check, check_choices
 from recllm.eventlog.names import check_hold_out
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Type of an LM's weights; `auto`: as stored."""
+
 Precision = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed"]
 """Lightning's: the type of weights and of arithmetic; `mixed` keeps the weights in float32."""
 
@@ -22,7 +25,7 @@ class LmConfig:
     """Hub id or folder; None: the LM that `stages/lm.py` trains."""
     revision: str | None = None
     """Commit or tag on the hub; None: the newest."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "float32"
     """Type of the weights; auto: as stored."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """Of the frozen weights; 4bit and 8bit need a GPU and bitsandbytes."""

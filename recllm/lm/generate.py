@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -101,7 +101,7 @@ def _generate_titles(model: Any, tokenizer: Any, task: NextTitleLists, indices: 
     device = next(model.parameters()).device
     candidates = task.candidates[indices] if task.lists_candidates else None
     prompts = task.prompts.ranking(task.rows[indices], task.history[indices], candidates)
-    batch = move_data_to_device(pad_left(prompts), device)
+    batch = send_to_device(pad_left(prompts), device)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     representation = task.prompt_representation(indices)
     if representation is not None:

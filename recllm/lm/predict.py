@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
+from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -96,7 +96,7 @@ def _score_task(
     order = np.argsort(task.lengths(), kind="stable")
     parts = []
     for start in range(0, len(order), size):
-        batch = move_data_to_device(task(order[start : start + size]), device)
+        batch = send_to_device(task(order[start : start + size]), device)
         parts.append(score(batch).float().cpu().numpy())
     by_length = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     scores = np.empty_like(by_length)

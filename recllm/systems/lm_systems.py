@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
-from recllm.lm.adapters import load_adapter, adapter_inputs, adapter_folder
+from recllm.lm.adapters import adapter_folder, adapter_inputs, load_adapter
 from recllm.lm.forgetting import BLOCKS, fix_gate_at_mean, held_out_text, text_loss, update_size
 from recllm.lm.generate import valid_ratio
 from recllm.lm.predict import answer_scores, answer_states, candidate_scores, title_choices

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
 
 from recllm.config.schema import TrainerConfig
 from recllm.console import say
+
+if TYPE_CHECKING:
+    import lightning
 
 
 def device_of(trainer: TrainerConfig) -> torch.device:

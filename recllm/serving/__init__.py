@@ -1,0 +1,1 @@
+"""What users call from their own programs: finished stages, loaded for use."""
