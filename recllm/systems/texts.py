@@ -29,7 +29,7 @@ def tower_prompts(config: Config, log: EventLog, tokenizer: Any, context: int) -
 
 
 def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str]]:
-    """Title and card of every dense item id, profile of every dense user id; empty for the reserved ids."""
+    """Title and description of every dense item id, profile of every user id; empty for reserved ids."""
     items = pl.read_parquet(log.folder / "items.parquet")
     users = pl.read_parquet(log.folder / "users.parquet")
     titles = [title or "" for title in items["title"].to_list()]
@@ -38,20 +38,21 @@ def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str
 
 def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
     """The tokenizer of the tiny LM or encoder: made of the data set's texts, weighed by training events."""
-    titles, cards, profiles = texts(config, log)
+    titles, descriptions, profiles = texts(config, log)
     names = config.wording.names(titles)
     seen = np.bincount(log.user[np.flatnonzero(log.train_events())], minlength=log.n_users)
-    pieces = [*names, *cards, *profiles]
-    counts = [*log.item_count.tolist(), *([1] * len(cards)), *seen.tolist()]
+    pieces = [*names, *descriptions, *profiles]
+    counts = [*log.item_count.tolist(), *([1] * len(descriptions)), *seen.tolist()]
     if config.prompt.statistics:  # every prompt holds them: they become tokens of their own
-        known = {text for _, parts in sentence(config.wording.known) for text in parts}
-        pieces, counts = [*pieces, *sorted(known)], [*counts, *([log.n_events] * len(known))]
+        statistics = {text for _, parts in sentence(config.wording.known) for text in parts}
+        pieces += sorted(statistics)
+        counts += [log.n_events] * len(statistics)
     return train_tokenizer(tiny, config.wording, log.meta["rating_levels"], pieces, counts)
 
 
 def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig | None = None) -> Pieces:
     """Tokenize every text of the data set once; `model` says what stands around prompts (None: the LM's)."""
-    titles, cards, profiles = texts(config, log)
+    titles, descriptions, profiles = texts(config, log)
     model = model or config.lm.model
     levels = log.meta["rating_levels"]
     return Pieces.build(
@@ -62,6 +63,6 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig 
         profiles,
         prefix=model.prefix,
         suffix=model.suffix,
-        cards=cards,
+        cards=descriptions,
         statistics=config.prompt is not None and config.prompt.statistics,  # retrieval asks nothing
     )
