@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from recllm.console import say
 from recllm.errors import StageError
-from recllm.files import digest, load_array, publish, write_array
+from recllm.files import digest, is_at_work, is_temporary, load_array, publish, write_array
 
 GIGABYTES = 20.0
 """How large a cache may get, unless RECLLM_CACHE_GB says otherwise."""
@@ -56,6 +56,7 @@ class Cache:
         stored = self._read(path)
         if stored is not None:
             return stored
+        self._check_writable()
         values = compute()
         self._make_room(values.nbytes)
         write_array(path, values)
@@ -80,6 +81,7 @@ class Cache:
         stored = {part: self._read(path) for part, path in paths.items()}
         if all(values is not None for values in stored.values()):
             return {part: values for part, values in stored.items() if values is not None}
+        self._check_writable()
         self._make_room(sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values()))
         return self._fill(paths, shapes, fill)
 
@@ -107,7 +109,7 @@ class Cache:
         """The array of a file, which counts as used now; None where there is none."""
         try:
             values = load_array(path)
-        except (FileNotFoundError, ValueError, EOFError):
+        except (OSError, ValueError, EOFError):
             return None  # not there, or no whole array: it is made anew
         with suppress(OSError):  # a cache that may be read only is used as it is
             os.utime(path)
@@ -117,8 +119,8 @@ class Cache:
         stored = self._read(path)
         return values if stored is None else stored
 
-    def _make_room(self, wanted: int) -> None:
-        """Remove the files used longest ago until `wanted` bytes more keep the cache within its bound."""
+    def _check_writable(self) -> None:
+        """Refuse a folder that cannot be written to, before anything is computed in vain."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             writable = os.access(self.folder, os.W_OK)
@@ -129,13 +131,19 @@ class Cache:
                 f"the cache {self.folder} cannot be written to; wanted a folder of yours: "
                 "RECLLM_CACHE=<folder>"
             )
+
+    def _make_room(self, wanted: int) -> None:
+        """Remove the files used longest ago until `wanted` bytes more keep the cache within its bound.
+
+        What is being written is not there yet: it neither counts nor goes, unless its writer is gone.
+        """
         files = []
         for path in self.folder.rglob("*"):
             try:
                 status = path.stat()
             except FileNotFoundError:
                 continue  # another process removed it
-            if path.is_file():
+            if path.is_file() and not (is_temporary(path) and is_at_work(path)):
                 files.append((status.st_mtime, status.st_size, path))
         size = sum(size for _, size, _ in files) + wanted
         for _, freed, path in sorted(files):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -33,12 +35,31 @@ def publish(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = f"{os.getpid()}-{threading.get_ident()}"
-    temporary = path.with_name(f".{path.stem}.{writer}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{writer}.tmp{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a file is what `publish` gave a block to write to."""
+    return re.search(r"\.\d+-\d+\.tmp(\.\w+)?$", path.name) is not None
+
+
+def is_at_work(temporary: Path) -> bool:
+    """Whether the process that writes a temporary file may still be there: it runs, or was at it this day.
+
+    A folder may be shared with other machines, whose processes are not known here.
+    """
+    writer = re.search(r"\.(\d+)-\d+\.tmp", temporary.name)
+    if writer is None or Path(f"/proc/{writer[1]}").exists() or not Path("/proc").exists():
+        return True
+    try:
+        return time.time() - temporary.stat().st_mtime < 24 * 60 * 60
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: Path, text: str) -> None:

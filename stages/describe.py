@@ -18,7 +18,7 @@ from recllm.eventlog.log import EventLog
 from recllm.files import load_array
 from recllm.paths import NEIGHBORS
 from recllm.pipeline.graph import Plan
-from recllm.report.describe import Asked, Example, Table, write_description
+from recllm.report.describe import Example, PromptLengths, Table, write_description
 from recllm.report.prompt_examples import Reader
 
 
@@ -38,11 +38,11 @@ def describe(plan: Plan) -> None:
             stored = load_array(plan.root / node.folder / NEIGHBORS)
         else:
             missing.append("Prompts show the most recent events: neighbors are not there yet; `make stage1`.")
-    asked: list[Asked] = []
+    lengths: list[PromptLengths] = []
     examples: list[Example] = []
     try:
         reader = Reader(config, log, stored)
-        asked = reader.asked()
+        lengths = reader.lengths()
         examples = reader.examples()
     except ValueError as error:  # no tokenizer, or prompts that do not fit it: the rest can be told
         missing.append(f"Prompts: {error}")
@@ -50,7 +50,7 @@ def describe(plan: Plan) -> None:
     read = states["tables"][2]
     raw = read.metrics if read else None
     tables = write_description(
-        log, made.metrics, out, plan.request.dataset, split, asked, examples, missing, raw
+        log, made.metrics, out, plan.request.dataset, split, lengths, examples, missing, raw
     )
     show(tables, [*made.metrics["notes"], *missing])
     print(out)

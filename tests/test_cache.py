@@ -217,7 +217,6 @@ for turn in range(40):
 """
 
 
-@pytest.mark.xfail(reason="eviction counts files at work among those that may go", strict=True)
 def test_a_file_that_is_being_written_is_not_removed_for_another(tmp_path):
     """However long ago it was begun."""
     cache = Cache(tmp_path, gigabytes=2 * 4200 / 1e9)
@@ -234,14 +233,7 @@ def test_a_file_that_is_being_written_is_not_removed_for_another(tmp_path):
 
 @pytest.mark.parametrize(
     "gigabytes",
-    [
-        pytest.param(1.0, id="room for all"),
-        pytest.param(
-            15e-5,
-            id="room for half",
-            marks=pytest.mark.xfail(reason="one removes what the other is writing", strict=False),
-        ),
-    ],
+    [pytest.param(1.0, id="room for all"), pytest.param(15e-5, id="room for half")],
 )
 def test_two_processes_share_a_folder(tmp_path, gigabytes):
     start = time.time() + 3

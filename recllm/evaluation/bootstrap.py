@@ -52,13 +52,14 @@ class Resampled:
         """
         if self.draws.shape != other.draws.shape:
             raise ValueError(f"{len(self.draws)} and {len(other.draws)} draws, want equally many")
-        delta, resampled = self.value - other.value, self.draws - other.draws
-        kept = resampled[~np.isnan(resampled)]
-        if not len(kept):
+        delta = self.value - other.value
+        resampled = self.draws - other.draws
+        usable = resampled[~np.isnan(resampled)]
+        if not len(usable):
             return Difference(delta, (float("nan"), float("nan")), float("nan"))
-        low, high = np.quantile(kept, (0.025, 0.975))
-        tail = 1 + min(int((kept <= 0).sum()), int((kept >= 0).sum()))
-        return Difference(delta, (float(low), float(high)), min(1.0, 2 * tail / (len(kept) + 1)))
+        low, high = np.quantile(usable, (0.025, 0.975))
+        tail = 1 + min(int((usable <= 0).sum()), int((usable >= 0).sum()))
+        return Difference(delta, (float(low), float(high)), min(1.0, 2 * tail / (len(usable) + 1)))
 
 
 def of_mean(values: ArrayLike, users: ArrayLike, draws: int = 1000, seed: int = 0) -> Resampled:
@@ -75,7 +76,8 @@ def of_mean(values: ArrayLike, users: ArrayLike, draws: int = 1000, seed: int = 
     """
     value = np.asarray(values, dtype=np.float64)
     cluster, n = _clusters(users, value)
-    total, rows = np.bincount(cluster, weights=value, minlength=n), np.bincount(cluster, minlength=n)
+    total = np.bincount(cluster, weights=value, minlength=n)
+    rows = np.bincount(cluster, minlength=n)
     drawn = [(weight @ total) / (weight @ rows) for weight in _resamples(n, draws, seed)]
     return Resampled(float(value.mean()), np.array(drawn))
 

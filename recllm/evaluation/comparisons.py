@@ -88,5 +88,5 @@ def compare(
 def _present(system: System, wanted: Iterable[str], systems: Collection[System]) -> list[System]:
     """Those of the wanted ones that are there, each once."""
     by_name = {other.name: other for other in systems}
-    found = [by_name[name] for name in dict.fromkeys(wanted) if name in by_name]
-    return [other for other in found if other is not system]
+    present = [by_name[name] for name in dict.fromkeys(wanted) if name in by_name]
+    return [other for other in present if other is not system]

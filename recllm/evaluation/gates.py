@@ -39,10 +39,10 @@ def asked_rows(log: EventLog, each: int = EACH, most: int = ROWS) -> Rows:
     order = np.argsort(turn, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(turn))])
     rank = np.arange(len(rows)) - starts[turn[order]]
-    kept = order[rank < each]
-    end = np.cumsum(np.bincount(turn[kept]))
+    first_ones = order[rank < each]
+    end = np.cumsum(np.bincount(turn[first_ones]))
     users = max(1, int((end <= most).sum()))
-    return np.asarray(rows[kept[: end[users - 1]]])
+    return np.asarray(rows[first_ones[: end[users - 1]]])
 
 
 def entropy(alpha: Floats) -> Floats:

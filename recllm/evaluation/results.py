@@ -233,7 +233,8 @@ def _difference(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """`delta`, `interval95` and `p_value` over seeds."""
     intervals = [entry["interval95"] for entry in entries if entry.get("interval95") is not None]
     p_values = [entry["p_value"] for entry in entries if entry.get("p_value") is not None]
-    low, high = _mean([pair[0] for pair in intervals]), _mean([pair[1] for pair in intervals])
+    low = _mean([pair[0] for pair in intervals])
+    high = _mean([pair[1] for pair in intervals])
     return {
         "delta": _mean([entry.get("delta") for entry in entries]),
         "interval95": [low, high] if low is not None and high is not None else None,
@@ -242,8 +243,8 @@ def _difference(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else None
+    measured = [value for value in values if value is not None and not math.isnan(value)]
+    return math.fsum(measured) / len(measured) if measured else None
 
 
 def _order(row: ResultRow) -> tuple[Any, ...]:

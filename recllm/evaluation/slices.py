@@ -1,8 +1,9 @@
-"""Bands of rows: how much training has seen of a row's user and item."""
+"""Slices of rows: how much training has seen of a row's user and item."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +24,16 @@ SLICES = {
     "items_mid": "item: some",
     "items_high": "item: many",
 }
-"""Band -> how tables name it. Events are training events."""
+"""Slice -> how tables name it. Events are training events."""
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Bands of a row set.
+    """Slices of a row set.
 
     Attributes:
-        masks: band -> bool `[n]`.
-        upto: the largest count of training events in the bands that have an upper edge.
+        masks: slice -> bool `[n]`.
+        upto: the largest count of training events in the slices that have an upper edge.
     """
 
     masks: dict[str, Bools]
@@ -50,31 +51,36 @@ class Slices:
             rows: int64 `[n]`.
         """
         active = np.bincount(log.user[log.train_events()], minlength=log.n_users)
+        counts_of: dict[str, NDArray[Any]] = {
+            "users": active[log.user[rows]],
+            "items": log.item_count[log.item[rows]],
+        }
         masks: dict[str, Bools] = {}
         upto: dict[str, int] = {}
-        for name, counts in (("users", active[log.user[rows]]), ("items", log.item_count[log.item[rows]])):
+        for kind, counts in counts_of.items():
             seen = counts > 0
-            masks[f"{name}_unseen"], masks[f"{name}_seen"] = ~seen, seen
             low, mid = np.quantile(counts[seen], (1 / 3, 2 / 3), method="lower") if seen.any() else (0, 0)
-            masks[f"{name}_low"] = seen & (counts <= low)
-            masks[f"{name}_mid"] = (counts > low) & (counts <= mid)
-            masks[f"{name}_high"] = counts > mid
-            upto |= {f"{name}_low": int(low), f"{name}_mid": int(mid)}
-        return cls({band: masks[band] for band in SLICES}, upto)
+            masks[f"{kind}_unseen"] = ~seen
+            masks[f"{kind}_seen"] = seen
+            masks[f"{kind}_low"] = seen & (counts <= low)
+            masks[f"{kind}_mid"] = (counts > low) & (counts <= mid)
+            masks[f"{kind}_high"] = counts > mid
+            upto |= {f"{kind}_low": int(low), f"{kind}_mid": int(mid)}
+        return cls({name: masks[name] for name in SLICES}, upto)
 
     def metrics(self, logits: NDArray[np.floating], labels: NDArray[np.integer]) -> dict[str, float]:
-        """`auc/<band>`, `logloss/<band>`, `rows/<band>`, and `upto/<band>`: the band's largest count.
+        """`auc/<slice>`, `logloss/<slice>`, `rows/<slice>`, and `upto/<slice>`: the slice's largest count.
 
         Args:
             logits: `[n]` log-odds of a like.
             labels: `[n]` in {0, 1}.
 
         Returns:
-            Metric name to value; NaN where a band holds no row, or (AUC) a single label.
+            Metric name to value; NaN where a slice holds no row, or (AUC) a single label.
         """
-        figures = {f"upto/{band}": float(count) for band, count in self.upto.items()}
-        for band, mask in self.masks.items():
-            figures[f"rows/{band}"] = float(mask.sum())
-            figures[f"auc/{band}"] = auc(logits[mask], labels[mask])
-            figures[f"logloss/{band}"] = log_loss(logits[mask], labels[mask])
+        figures = {f"upto/{name}": float(count) for name, count in self.upto.items()}
+        for name, mask in self.masks.items():
+            figures[f"rows/{name}"] = float(mask.sum())
+            figures[f"auc/{name}"] = auc(logits[mask], labels[mask])
+            figures[f"logloss/{name}"] = log_loss(logits[mask], labels[mask])
         return figures

@@ -53,58 +53,61 @@ def result_tables(rows: Iterable[ResultRow], task: str, narrow: bool = False) ->
         Tables in order of variant, row set and candidates.
     """
     names = [name for name in COLUMNS[task] if not narrow or name in NARROW]
-    return [_view(group, names) for group in by_table(row for row in rows if row.task == task)]
+    return [_result_table(group, names) for group in by_table(row for row in rows if row.task == task)]
 
 
 def slice_tables(rows: Iterable[ResultRow]) -> list[ResultTable]:
     """AUC by how much training has seen of the rows' users and items, one table for each variant and row set.
 
     Args:
-        rows: any rows; those of the CTR task that hold metrics of bands are shown.
+        rows: any rows; those of the CTR task that hold metrics of slices are shown.
 
     Returns:
-        Tables in order of variant and row set; a heading names the band, its rows and their largest count.
+        Tables in order of variant and row set; a heading names the slice, its rows and their largest count.
     """
-    banded = (row for row in rows if any(name.startswith("auc/") for name in row.metrics))
-    return [_band_view(group) for group in by_table(banded)]
+    sliced = (row for row in rows if any(name.startswith("auc/") for name in row.metrics))
+    return [_slice_table(group) for group in by_table(sliced)]
 
 
 def difference_tables(rows: Iterable[ResultRow]) -> list[ResultTable]:
     """Differences to further systems, one table for each table of results; a column a system."""
-    found = []
+    tables = []
     for group in by_table(row for row in rows if row.against):
         others = sorted({other for row in group for other in row.against}, key=by_system)
-        cells = [
-            [row.label]
-            + [
-                interval(row.against[other]["delta"], row.against[other]["interval95"])
-                if other in row.against
-                else ""
-                for other in others
-            ]
-            for row in group
-        ]
-        found.append(ResultTable(_title(group[0]), ["system", *others], cells, set()))
-    return found
+        cells = [[row.label, *(_against(row, other) for other in others)] for row in group]
+        tables.append(ResultTable(_title(group[0]), ["system", *others], cells, set()))
+    return tables
 
 
-def _band_view(rows: list[ResultRow]) -> ResultTable:
-    shown = [band for band in SLICES if any(row.metrics.get(f"auc/{band}") is not None for row in rows)]
-    heading = ["system", "rows"]
-    for band in shown:
-        count, upto = (rows[0].metrics.get(f"{name}/{band}") for name in ("rows", "upto"))
-        edge = "" if upto is None else f" (<= {upto:,.0f})"
-        heading.append(f"{SLICES[band]}{edge}, {count or 0:,.0f} rows")
-    cells = [
-        [row.label, f"{row.rows:,}", *(number(row.metrics.get(f"auc/{band}")) for band in shown)]
-        for row in rows
-    ]
+def _against(row: ResultRow, other: str) -> str:
+    """The difference to another system with its interval; empty where the two are not compared."""
+    if other not in row.against:
+        return ""
+    return interval(row.against[other]["delta"], row.against[other]["interval95"])
+
+
+def _slice_table(rows: list[ResultRow]) -> ResultTable:
+    names = [name for name in SLICES if any(row.metrics.get(f"auc/{name}") is not None for row in rows)]
+    heading = ["system", "rows", *(_slice_heading(rows[0], name) for name in names)]
+    cells = []
+    for row in rows:
+        figures = [number(row.metrics.get(f"auc/{name}")) for name in names]
+        cells.append([row.label, f"{row.rows:,}", *figures])
     best = set()
-    for place, band in enumerate(shown):
-        values = [row.metrics.get(f"auc/{band}") for row in rows]
-        top = max(value for value in values if value is not None)
-        best |= {(line, 2 + place) for line, value in enumerate(values) if value == top and len(rows) > 1}
-    return ResultTable(f"AUC by band, rows {rows[0].row_label}", heading, cells, best)
+    if len(rows) > 1:
+        for place, name in enumerate(names):
+            values = [row.metrics.get(f"auc/{name}") for row in rows]
+            top = max(value for value in values if value is not None)
+            best |= {(line, 2 + place) for line, value in enumerate(values) if value == top}
+    return ResultTable(f"AUC by slice, rows {rows[0].row_label}", heading, cells, best)
+
+
+def _slice_heading(row: ResultRow, name: str) -> str:
+    """A slice with its largest count of training events, if it has one, and its rows."""
+    count = row.metrics.get(f"rows/{name}") or 0
+    upto = row.metrics.get(f"upto/{name}")
+    edge = "" if upto is None else f" (<= {upto:,.0f})"
+    return f"{SLICES[name]}{edge}, {count:,.0f} rows"
 
 
 def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
@@ -122,23 +125,24 @@ def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> No
         tables = result_tables(rows, task, narrow=True)
         if not tables:
             console.print(f"No {task} results.")
-        for view in tables:
-            # Only the system may wrap: its label has spaces, everything else would lose digits.
-            table = Table(title=view.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-            table.padding = (0, 1, 0, 0)
-            for number, heading in enumerate(view.heading):
-                right = 0 < number < len(view.heading) - 2
-                table.add_column(
-                    heading, justify="right" if right else "left", no_wrap=number > 0, overflow="fold"
-                )
-            for line, cells in enumerate(view.cells):
-                table.add_row(
-                    *(_marked(text, (line, n) in view.best, console) for n, text in enumerate(cells))
-                )
-            console.print(table)
+        for result_table in tables:
+            console.print(_printed(result_table, console))
     console.print(
         "Differences: headline metric (AUC, HR@1), 95 % interval by users (bootstrap), not by seeds."
     )
+
+
+def _printed(table: ResultTable, console: Console) -> Table:
+    """A table as rich prints it. Only the system may wrap: its label has spaces, others would lose digits."""
+    printed = Table(title=table.title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    printed.padding = (0, 1, 0, 0)
+    for place, heading in enumerate(table.heading):
+        right = 0 < place < len(table.heading) - 2
+        printed.add_column(heading, justify="right" if right else "left", no_wrap=place > 0, overflow="fold")
+    for line, cells in enumerate(table.cells):
+        marked = [_marked(text, (line, place) in table.best, console) for place, text in enumerate(cells)]
+        printed.add_row(*marked)
+    return printed
 
 
 def _marked(text: str, best: bool, console: Console) -> Text:
@@ -147,25 +151,28 @@ def _marked(text: str, best: bool, console: Console) -> Text:
     return Text(text, style="bold") if console.is_terminal else Text(f"{text}*")
 
 
-def _view(rows: list[ResultRow], names: list[str]) -> ResultTable:
+def _result_table(rows: list[ResultRow], wanted: list[str]) -> ResultTable:
     task = rows[0].task
-    shown = [name for name in names if any(row.metrics.get(name) is not None for row in rows)]
-    crm = any(row.crm_auc_same_rows is not None for row in rows)
-    heading = ["system", "rows"] + [COLUMNS[task][name] for name in shown]
-    heading += ["CRM AUC"] * crm + ["difference", "against"]
+    names = [name for name in wanted if any(row.metrics.get(name) is not None for row in rows)]
+    beside_crm = any(row.crm_auc_same_rows is not None for row in rows)
+    heading = ["system", "rows", *(COLUMNS[task][name] for name in names)]
+    if beside_crm:
+        heading.append("CRM AUC")
+    heading += ["difference", "against"]
     cells = []
     for row in rows:
-        line = [row.label, f"{row.rows:,}"] + [number(row.metrics.get(name)) for name in shown]
-        line += [number(row.crm_auc_same_rows)] * crm
+        line = [row.label, f"{row.rows:,}", *(number(row.metrics.get(name)) for name in names)]
+        if beside_crm:
+            line.append(number(row.crm_auc_same_rows))
         line += [interval(row.delta, row.interval95), row.paired_with or ""]
         cells.append(line)
     best = set()
-    for offset, name in enumerate(shown):
+    for place, name in enumerate(names):
         values = [row.metrics.get(name) for row in rows]
-        known = [value for value in values if value is not None and not math.isnan(value)]
-        if len(known) > 1:
-            top = min(known) if name in ("logloss", "ece") else max(known)
-            best |= {(line, 2 + offset) for line, value in enumerate(values) if value == top}
+        measured = [value for value in values if value is not None and not math.isnan(value)]
+        if len(measured) > 1:
+            top = min(measured) if name in ("logloss", "ece") else max(measured)
+            best |= {(line, 2 + place) for line, value in enumerate(values) if value == top}
     return ResultTable(_title(rows[0]), heading, cells, best)
 
 

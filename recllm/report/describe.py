@@ -59,7 +59,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptLengths:
     """Prompts of a question, as long as they would be without a limit.
 
     Attributes:
@@ -93,7 +93,7 @@ def write_description(
     out: Path,
     dataset: str,
     split: str,
-    asked: Sequence[Asked] = (),
+    lengths: Sequence[PromptLengths] = (),
     examples: Sequence[Example] = (),
     missing: Sequence[str] = (),
     raw: Mapping[str, float] | None = None,
@@ -106,7 +106,7 @@ def write_description(
         out: the file to write; replaced atomically.
         dataset: its name.
         split: the configured `prepare.split`.
-        asked: prompts that were counted in tokens.
+        lengths: of prompts, counted in tokens.
         examples: prompts to show.
         missing: what the page cannot say yet, and the command that mends it, one line each.
         raw: what the data set's recipe counted when it read the raw files; None: not known.
@@ -120,7 +120,7 @@ def write_description(
         ("Events", event_table(log, metrics)),
         (f"Samples by split ({split})", split_table(log, parts)),
         ("Items", popularity_table(log)),
-        ("Prompts", prompt_table(asked)),
+        ("Prompts", prompt_table(lengths)),
     ]
     write_page(
         out,
@@ -137,16 +137,22 @@ def write_description(
 
 def raw_table(counts: Mapping[str, float]) -> Table:
     """What was read of the raw files and what was left out of it, by reason."""
-    lines = []
-    for name, count in counts.items():
-        kind, _, rest = name.partition("_")
+    return [], [[_counted(name).replace("_", " "), _count(count)] for name, count in counts.items()]
+
+
+def _counted(name: str) -> str:
+    """What a recipe's count is of, in words: `events dropped: no_time` of `dropped_events_no_time`."""
+    kind, _, rest = name.partition("_")
+    if kind == "dropped":
         table, _, reason = rest.partition("_")
-        text = (
-            f"{table} dropped: {reason}" if kind == "dropped" else f"{rest} read" if kind == "read" else name
-        )
-        shown = f"{count:,}" if not isinstance(count, bool) else "yes" if count else "no"
-        lines.append([text.replace("_", " "), shown])
-    return [], lines
+        return f"{table} dropped: {reason}"
+    return f"{rest} read" if kind == "read" else name
+
+
+def _count(count: float) -> str:
+    if isinstance(count, bool):
+        return "yes" if count else "no"
+    return f"{count:,}"
 
 
 def event_table(log: EventLog, metrics: dict[str, Any]) -> Table:
@@ -172,7 +178,7 @@ def event_table(log: EventLog, metrics: dict[str, Any]) -> Table:
         lines.append(["time (UTC)", f"{_day(first)} to {_day(end - 1)}, {days:,.0f} days"])
     else:
         lines.append(["time", "none; events of a user stand in the order of the file"])
-    said = {
+    reasons = {
         "dropped_no_time": "rows dropped, as they have no time",
         "dropped_duplicates": "rows dropped, as user, time and item are there twice",
         "not_sample_short_history": "events that are no samples: too few earlier ones",
@@ -180,7 +186,7 @@ def event_table(log: EventLog, metrics: dict[str, Any]) -> Table:
         "not_sample_no_label": "events that are no samples: no label",
         "sampled_negatives": "samples that are no events: drawn items",
     }
-    lines += [[text, f"{metrics[name]:,}"] for name, text in said.items() if metrics.get(name)]
+    lines += [[text, f"{metrics[name]:,}"] for name, text in reasons.items() if metrics.get(name)]
     return [], lines
 
 
@@ -232,7 +238,7 @@ def popularity_table(log: EventLog) -> Table:
     return [], lines
 
 
-def prompt_table(asked: Sequence[Asked]) -> Table:
+def prompt_table(lengths: Sequence[PromptLengths]) -> Table:
     """Tokens of prompts, and how many do not fit."""
     heading = [
         "question",
@@ -245,44 +251,45 @@ def prompt_table(asked: Sequence[Asked]) -> Table:
         "too long",
     ]
     lines = []
-    for part in asked:
+    for part in lengths:
         _, tenth, median, ninth, high = _quantiles(part.tokens)
         over = part.tokens > part.limit
         never = np.count_nonzero(part.bare > part.limit)
-        said = f"{np.count_nonzero(over):,} ({over.mean():.1%})"
-        said += f", {never:,} even without history" if never else ""
+        too_long = f"{np.count_nonzero(over):,} ({over.mean():.1%})"
+        if never:
+            too_long += f", {never:,} even without history"
         lines.append(
             [part.question, part.split, f"{len(part.tokens):,}", median, f"{tenth} to {ninth}", high,
-             f"{part.limit:,}", said]
+             f"{part.limit:,}", too_long]
         )  # fmt: skip
     return heading if lines else [], lines
 
 
-def ask_answers(prompts: Prompts, split: str, rows: Rows, shown: Rows, limit: int) -> Asked:
+def answer_lengths(prompts: Prompts, split: str, rows: Rows, history: Rows, limit: int) -> PromptLengths:
     """Count the tokens of Yes/No prompts.
 
     Args:
         prompts: with `NO_LIMIT`.
         split: whose rows these are.
         rows: rows of the log `[n]`.
-        shown: the history that each prompt shows `[n, k]`.
+        history: the events that each prompt shows `[n, k]`.
         limit: tokens that the LM takes.
     """
     lengths = prompts.pieces.lengths
-    whole, bare = (lengths[prompts.ctr_matrix(rows, history)[0]].sum(1) for history in (shown, shown[:, :0]))
-    return Asked("yes or no", split, whole, bare, limit)
+    whole = lengths[prompts.ctr_matrix(rows, history)[0]].sum(1)
+    bare = lengths[prompts.ctr_matrix(rows, history[:, :0])[0]].sum(1)
+    return PromptLengths("yes or no", split, whole, bare, limit)
 
 
-def ask_titles(
-    prompts: Prompts, split: str, rows: Rows, shown: Rows, limit: int, listed: NDArray[np.int32] | None
-) -> Asked:
+def title_lengths(
+    prompts: Prompts, split: str, rows: Rows, history: Rows, limit: int, listed: NDArray[np.int32] | None
+) -> PromptLengths:
     """Count the tokens of next-title prompts with the longest title; `listed`: items in the prompt."""
-    lengths, title = prompts.pieces.lengths, prompts.pieces.longest_completion
-    whole, bare = (
-        lengths[prompts.ranking_matrix(rows, history, listed, reserve=0)[0]].sum(1) + title
-        for history in (shown, shown[:, :0])
-    )
-    return Asked("next title", split, whole, bare, limit)
+    lengths = prompts.pieces.lengths
+    title = prompts.pieces.longest_completion
+    whole = lengths[prompts.ranking_matrix(rows, history, listed, reserve=0)[0]].sum(1) + title
+    bare = lengths[prompts.ranking_matrix(rows, history[:, :0], listed, reserve=0)[0]].sum(1) + title
+    return PromptLengths("next title", split, whole, bare, limit)
 
 
 def _by_popularity(log: EventLog) -> Ints:

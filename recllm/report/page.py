@@ -110,14 +110,15 @@ def _curves(folder: Path, missing: list[str]) -> list[tuple[str, str]]:
     """Images by run; the name is the folder that holds `logs/`."""
     logs: dict[str, Path] = {}
     for top in reported():
-        logs |= files(folder, top, "metrics.csv")
+        for place, path in files(folder, top, "metrics.csv").items():
+            logs[place.replace(f"/{LOGS}", "")] = path
     images = []
-    for place, path in sorted(logs.items()):
+    for name, path in sorted(logs.items()):
         series = read_series(path)
         if series:
-            images.append((place.replace(f"/{LOGS}", ""), draw(series)))
+            images.append((name, draw(series)))
         else:
-            missing.append(f"{place}/{path.name} holds no curve.")
+            missing.append(f"{name}/{LOGS}/{path.name} holds no curve.")
     return images
 
 

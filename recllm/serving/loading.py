@@ -19,7 +19,7 @@ def load_crm(folder: str | Path) -> Model:
     """The CRM that a finished stage 1 exported, on the CPU, in eval mode.
 
     Args:
-        folder: the stage's, e.g. `artifacts/demo/stage1/sim`, or an `export/` folder that was copied elsewhere.
+        folder: the stage's, e.g. `artifacts/demo/stage1/sim`, or an `export/` folder copied from there.
 
     Returns:
         `model(batch) -> (logit [batch], representation [batch, d_c])`; `recllm.crm.inputs.CrmInputs` makes
@@ -39,8 +39,8 @@ def load_lm(source: str | Path, *, dtype: Dtype = "auto") -> tuple[PreTrainedMod
     """A causal LM with frozen weights, in eval mode, and its tokenizer.
 
     Args:
-        source: a finished stage, e.g. `artifacts/demo/lm/tiny/prompts`; or a folder in the hub's form; or a hub
-            id, e.g. `Qwen/Qwen3-0.6B-Base`.
+        source: a finished stage, e.g. `artifacts/demo/lm/tiny/prompts`; or a folder in the hub's form; or a
+            hub id, e.g. `Qwen/Qwen3-0.6B-Base`.
         dtype: of the weights: `auto` (as stored), `float32`, `bfloat16` or `float16`. A finished stage's own
             is used where it says one.
 

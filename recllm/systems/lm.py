@@ -68,7 +68,7 @@ class Lm:
         prompts = Prompts(log, pieces, context - reserved)
         return cls(model, tokenizer, prompts, log, config, retrieval, layout)
 
-    def shown(self, rows: Rows, retrieved: bool) -> Rows:
+    def history(self, rows: Rows, retrieved: bool) -> Rows:
         """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""
         k = self.config.prompt.history
         if retrieved:
@@ -81,11 +81,11 @@ class Lm:
 
         With `mixed`, all rows follow once more with the other kind of history.
         """
-        shown = self.shown(rows, retrieved)
+        history = self.history(rows, retrieved)
         if mixed:
-            shown = np.concatenate([shown, self.shown(rows, not retrieved)])
+            history = np.concatenate([history, self.history(rows, not retrieved)])
             rows = np.concatenate([rows, rows])
-        return YesNoPrompts(self.prompts, rows, shown, crm.representations(rows) if crm else None)
+        return YesNoPrompts(self.prompts, rows, history, crm.representations(rows) if crm else None)
 
     def titles(
         self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, each: bool = False
@@ -97,7 +97,7 @@ class Lm:
         recent = self.log.recent(rows, self.config.prompt.history)
         representation = None
         if crm:
-            representation = (crm.each if each else crm.representations)(rows, candidates)
+            representation = crm.each(rows, candidates) if each else crm.representations(rows, candidates)
         return NextTitleLists(
             self.prompts,
             self.log,
@@ -113,14 +113,14 @@ class Lm:
         self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, retrieved: bool
     ) -> YesNoCandidates:
         """The Yes/No task on every candidate of liked rows; a gate reads each candidate's representation."""
-        k, shape = self.config.prompt.history, candidates.shape
+        k = self.config.prompt.history
         if retrieved:
             assert self.retrieval is not None
-            shown = self.retrieval.searcher.search(rows, candidates, k, "time")
+            history = self.retrieval.searcher.search(rows, candidates, k, "time")
         else:
-            shown = np.broadcast_to(self.log.recent(rows, k)[:, None], (*shape, k))
+            history = np.broadcast_to(self.log.recent(rows, k)[:, None], (*candidates.shape, k))
         representation = crm.each(rows, candidates) if crm else None
-        return YesNoCandidates(self.prompts, self.log, rows, shown, candidates, representation)
+        return YesNoCandidates(self.prompts, self.log, rows, history, candidates, representation)
 
     def valid_titles(self, count: int, crm: Crm | None, each: bool = False) -> NextTitleLists:
         """The next-title task on stored validation rows, each once with every kind of candidate list."""

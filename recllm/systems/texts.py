@@ -13,7 +13,6 @@ from recllm.lm.config import LmConfig, TinyConfig
 from recllm.lm.encoder import load_encoder
 from recllm.lm.tiny import train_tokenizer
 from recllm.pipeline.finished import Finished
-from recllm.text.pieces import sentence_parts
 from recllm.text.prompts import Pieces, Prompts, fill
 
 
@@ -29,7 +28,7 @@ def tower_prompts(config: Config, log: EventLog, tokenizer: Any, context: int) -
 
 
 def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str]]:
-    """Titles and descriptions of all dense items, profiles of all dense users; empty for the reserved ids."""
+    """Title and description of every dense item id, profile of every user id; empty for reserved ids."""
     items = pl.read_parquet(log.folder / "items.parquet")
     users = pl.read_parquet(log.folder / "users.parquet")
     titles = [title or "" for title in items["title"].to_list()]
@@ -44,8 +43,9 @@ def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
     pieces = [*names, *descriptions, *profiles]
     counts = [*log.item_count.tolist(), *([1] * len(descriptions)), *seen.tolist()]
     if config.prompt.statistics:  # every prompt holds them: they become tokens of their own
-        known = {text for _, parts in sentence_parts(config.wording.known) for text in parts}
-        pieces, counts = [*pieces, *sorted(known)], [*counts, *([log.n_events] * len(known))]
+        statistics = {text for _, parts in sentence_parts(config.wording.known) for text in parts}
+        pieces += sorted(statistics)
+        counts += [log.n_events] * len(statistics)
     return train_tokenizer(tiny, config.wording, log.meta["rating_levels"], pieces, counts)
 
 

@@ -86,9 +86,9 @@ def test_further_differences_over_seeds_are_those_that_every_seed_has() -> None:
     assert merged.against["blend"]["delta"] == pytest.approx(0.02)
     assert merged.against["blend"]["interval95"] == pytest.approx([0.01, 0.03])
     assert merged.against["blend"]["p_value"] == 0.04
-    (view,) = tables.difference_tables([merged, row("sim", 0.79, paired_with="din", delta=0.001)])
-    assert view.heading == ["system", "blend"]
-    assert view.cells == [["reclora, 2 seeds", "+.0200 [+.0100, +.0300]"]]
+    (table,) = tables.difference_tables([merged, row("sim", 0.79, paired_with="din", delta=0.001)])
+    assert table.heading == ["system", "blend"]
+    assert table.cells == [["reclora, 2 seeds", "+.0200 [+.0100, +.0300]"]]
 
 
 def test_file_round_trip_and_nan(tmp_path: Path) -> None:
@@ -172,10 +172,10 @@ def test_bands_are_shown_with_their_rows_and_edges() -> None:
     figures |= {"upto/users_low": 1053.0, "logloss/users_low": 0.5}
     better = {**figures, "auc/users_low": 0.72}
     rows = [row("din", 0.7, metrics=figures), row("sim", 0.8, metrics=better), row("lm", 0.6)]
-    (view,) = tables.slice_tables(rows)
-    assert view.heading == ["system", "rows", "user: few events (<= 1,053), 400 rows"]
-    assert view.cells == [["din", "1,000", ".7100"], ["sim", "1,000", ".7200"]]
-    assert view.best == {(1, 2)}
+    (table,) = tables.slice_tables(rows)
+    assert table.heading == ["system", "rows", "user: few events (<= 1,053), 400 rows"]
+    assert table.cells == [["din", "1,000", ".7100"], ["sim", "1,000", ".7200"]]
+    assert table.best == {(1, 2)}
 
 
 def test_the_crm_beside_is_averaged_over_seeds_too():

@@ -1,4 +1,4 @@
-"""Bands of rows by what training has seen of their user and item."""
+"""Slices of rows by what training has seen of their user and item."""
 
 import math
 
@@ -25,36 +25,36 @@ def test_bands_by_hand():
     rows = np.array(
         [5, 6, 7, 8]
     )  # users 2, 3, 4, 4 with 3, 2, 0, 0 training events; items 4, 2, 3, 2: 0, 3, 2, 3
-    bands = Slices.of(Log(), rows)
-    assert list(bands.masks) == list(SLICES)
-    found = {band: rows[mask].tolist() for band, mask in bands.masks.items()}
+    slices = Slices.of(Log(), rows)
+    assert list(slices.masks) == list(SLICES)
+    found = {name: rows[mask].tolist() for name, mask in slices.masks.items()}
     assert found == {
         "users_unseen": [7, 8], "users_seen": [5, 6], "users_low": [6], "users_mid": [], "users_high": [5],
         "items_unseen": [5], "items_low": [7], "items_mid": [6, 8], "items_high": [],
     }  # fmt: skip
-    assert bands.upto == {"users_low": 2, "users_mid": 2, "items_low": 2, "items_mid": 3}
+    assert slices.upto == {"users_low": 2, "users_mid": 2, "items_low": 2, "items_mid": 3}
 
 
 def test_seen_rows_are_cut_into_disjoint_thirds(demo_log):
     rows = demo_log.rows("test", "all")
-    bands = Slices.of(demo_log, rows)
+    slices = Slices.of(demo_log, rows)
     for name in ("users", "items"):
-        parts = [bands.masks[f"{name}_{band}"] for band in ("unseen", "low", "mid", "high")]
+        parts = [slices.masks[f"{name}_{part}"] for part in ("unseen", "low", "mid", "high")]
         assert (np.sum(parts, axis=0) == 1).all()
     events = np.bincount(demo_log.item[demo_log.train_events()], minlength=demo_log.n_items)
     counts = events[demo_log.item[rows]]
-    low, high = bands.masks["items_low"], bands.masks["items_high"]
-    assert counts[low].max() == bands.upto["items_low"] < counts[high].min()
+    low, high = slices.masks["items_low"], slices.masks["items_high"]
+    assert counts[low].max() == slices.upto["items_low"] < counts[high].min()
     assert 0.2 < low.sum() / (counts > 0).sum() < 0.5
-    assert (counts[bands.masks["items_unseen"]] == 0).all()
+    assert (counts[slices.masks["items_unseen"]] == 0).all()
 
 
 def test_metrics_are_those_of_the_rows_in_the_band(demo_log):
     rows = demo_log.rows("test", "all")
-    bands, labels = Slices.of(demo_log, rows), demo_log.label[rows]
+    slices, labels = Slices.of(demo_log, rows), demo_log.label[rows]
     logits = np.random.default_rng(0).normal(size=len(rows))
-    figures = bands.metrics(logits, labels)
-    mask = bands.masks["users_mid"]
+    figures = slices.metrics(logits, labels)
+    mask = slices.masks["users_mid"]
     assert figures["auc/users_mid"] == metrics.auc(logits[mask], labels[mask])
     assert figures["logloss/users_mid"] == metrics.log_loss(logits[mask], labels[mask])
     assert figures["rows/users_mid"] == mask.sum() > 0

@@ -13,7 +13,7 @@ from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.ids import SPLITS
 from recllm.eventlog.log import EventLog
 from recllm.report import describe
-from recllm.report.describe import NO_LIMIT, Asked, Example, Part
+from recllm.report.describe import NO_LIMIT, Example, Part, PromptLengths
 from recllm.tables import canonical
 from recllm.text.prompts import Prompts
 
@@ -125,7 +125,7 @@ def test_popularity_by_hand(two_users):
 
 def test_prompts_by_hand():
     tokens = np.array([50, 10, 40, 20, 30])
-    asked = Asked("yes or no", "test", tokens, np.array([31, 5, 5, 5, 5]), 30)
+    asked = PromptLengths("yes or no", "test", tokens, np.array([31, 5, 5, 5, 5]), 30)
     cells = describe.prompt_table([asked])[1][0]
     assert cells == [
         "yes or no",
@@ -148,13 +148,13 @@ def test_too_long_prompts_are_those_that_lose_events(demo_log, tiny_lm, question
     if question == "answers":
         got, bare = free.ctr(rows, shown).lengths, free.ctr(rows, none).lengths
         limit = int(np.median(got))
-        asked = describe.ask_answers(free, "test", rows, shown, limit)
+        asked = describe.answer_lengths(free, "test", rows, shown, limit)
         cut = Prompts(demo_log, tiny_lm.pieces, limit).ctr(rows, shown).cut
     else:
         title = max(len(free.completions([item])[0]) for item in range(2, demo_log.n_items))
         got, bare = (free.ranking(rows, history).lengths + title for history in (shown, none))
         limit = int(np.median(got))
-        asked = describe.ask_titles(free, "test", rows, shown, limit, None)
+        asked = describe.title_lengths(free, "test", rows, shown, limit, None)
         cut = Prompts(demo_log, tiny_lm.pieces, limit).ranking(rows, shown).cut
     np.testing.assert_array_equal(asked.tokens, got)
     np.testing.assert_array_equal(asked.bare, bare)
@@ -184,7 +184,7 @@ def test_plots_show_what_was_counted(two_users):
 
 def test_the_page_holds_everything_and_is_written_alike(two_users, tmp_path):
     log, metrics = two_users
-    asked = [Asked("yes or no", "test", np.array([12_345]), np.array([5]), 30)]
+    asked = [PromptLengths("yes or no", "test", np.array([12_345]), np.array([5]), 30)]
     examples = [Example("Yes or no, liked", "<s>Will the user like\n", " Yes", 1_234)]
     pages = []
     for name in ("a", "b"):
