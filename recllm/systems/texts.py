@@ -13,6 +13,7 @@ from recllm.lm.config import LmConfig, TinyConfig
 from recllm.lm.encoder import load_encoder
 from recllm.lm.tiny import train_tokenizer
 from recllm.pipeline.finished import Finished
+from recllm.text.pieces import sentence_parts
 from recllm.text.prompts import Pieces, Prompts, fill
 
 

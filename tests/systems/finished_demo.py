@@ -21,7 +21,7 @@ from recllm.config.stages import FitConfig
 from recllm.crm import build, export
 from recllm.eventlog.log import EventLog
 from recllm.lm.adapters import add_adapter, load_adapter, save_adapter
-from recllm.lm.encoder import build_encoder, with_mask
+from recllm.lm.encoder import add_mask_token, build_encoder
 from recllm.lm.towers import TwoTowers
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.graph import Plan
@@ -195,7 +195,7 @@ class FinishedDemo:
 
     def _towers(self, file: StageFile, folder: Path) -> dict[str, Any]:
         config = file.sections()
-        tokenizer = with_mask(self._tokenizer(), 128)
+        tokenizer = add_mask_token(self._tokenizer(), 128)
         sizes = dataclasses.replace(
             self.config.lm.tiny, hidden=16, layers=1, heads=2, intermediate=32, context=128
         )
