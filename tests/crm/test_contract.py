@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from recllm.crm.config import NAMES
+from recllm.crm.config import CrmName
 from tests.crm.contract import VARIANTS
 
 
 def test_every_crm_has_a_variant():
-    assert {variant.partition("-")[0] for variant in VARIANTS} == set(NAMES)
+    assert {variant.partition("-")[0] for variant in VARIANTS} == set(get_args(CrmName))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,7 +14,7 @@ from types import ModuleType
 import polars as pl
 import pytest
 
-from recllm.config.merge import load_yaml
+from recllm.config.merge import load_yaml, merge
 from recllm.tables import canonical
 
 REPOSITORY = Path(__file__).parents[2]
@@ -158,13 +158,14 @@ class RecipeContract:
             pytest.skip("is configured by whoever brings the files")
         self.make(tmp_path / "set" / "tables", raw_files)
         _, items, users = read_tables(tmp_path / "set" / "tables")
-        config = load_yaml(REPOSITORY / "conf" / "dataset" / f"{self.configured}.yaml")
-        assert config["dataset"]["name"] == self.configured
-        assert set(config["prepare"]["item_fields"]) <= set(items.columns)
-        assert config["prepare"]["category"] in config["prepare"]["item_fields"]
-        assert set(config["prepare"]["user_fields"]) <= set(users.columns)
-        assert columns_in(config["dataset"]["description"]) <= set(items.columns)
-        assert columns_in(config["wording"]["profile"]) <= set(users.columns)
+        path = REPOSITORY / "conf" / "dataset" / f"{self.configured}.yaml"
+        config = merge([(str(path), load_yaml(path))], {})
+        assert config.dataset.name == self.configured
+        assert set(config.prepare.item_fields) <= set(items.columns)
+        assert config.prepare.category in config.prepare.item_fields
+        assert set(config.prepare.user_fields) <= set(users.columns)
+        assert columns_in(config.dataset.description) <= set(items.columns)
+        assert columns_in(config.wording.profile) <= set(users.columns)
 
     def test_it_can_be_run_as_a_stage(self):
         assert callable(self.recipe.work)

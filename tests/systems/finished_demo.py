@@ -28,7 +28,7 @@ from recllm.pipeline.graph import Plan
 from recllm.pipeline.manifest import Manifest, describe_outputs
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Group, Role, StageFile
-from recllm.reclora import ModelCard
+from recllm.reclora import AdapterCard
 from recllm.retrieval.neighbors import Neighbors
 from stages.stage1 import fields
 
@@ -173,7 +173,7 @@ class FinishedDemo:
     def _tuned(self, file: StageFile, folder: Path) -> dict[str, Any]:
         config = file.sections().stage2.adapter
         crm = StageFile.read(self.root / file.parents[Role.CRM]).sections().stage1.crm
-        representation = torch.randn(50, crm.mlp[-1]) if config.reads else None
+        representation = torch.randn(50, crm.mlp[-1]) if config.representation_kind else None
         for seed, name in enumerate((paths.ADAPTER, paths.RANKING_ADAPTER)):
             model = add_adapter(self.lm.model, config, representation, seed)
             self._save(model, folder / name)
@@ -190,7 +190,7 @@ class FinishedDemo:
             for value in model.parameters():
                 if value.requires_grad:
                     value += 0.05 * torch.randn_like(value)
-        save_adapter(model, folder, ModelCard(base="tiny", data="", metrics={}, license="", title=""))
+        save_adapter(model, folder, AdapterCard(base="tiny", data="", metrics={}, license="", title=""))
         model.unload().requires_grad_(False)
 
     def _towers(self, file: StageFile, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 
 from recllm.errors import StageError
 from recllm.eventlog.ids import UNKNOWN
-from recllm.eventlog.rowsets import aligned_rows, check_ranks, drawn_lists
+from recllm.eventlog.rowsets import aligned_rows, check_ranking_rows, drawn_lists
 from recllm.pipeline.stage_file import Role
 from recllm.pipeline.stages import STAGES
 from recllm.systems.compatibility import check_same_prompts, retrieves
@@ -127,15 +127,18 @@ def test_lists_are_as_long_as_the_stored_ones(demo_log):
     rows = demo_log.rows("train", "uniform6")
     log = copy.copy(demo_log)
     log.meta = {**demo_log.meta, "candidates": 5}
-    assert (demo_log.lists, log.lists) == (("uniform20", "popular20"), ("uniform5", "popular5"))
+    assert (demo_log.candidate_kinds, log.candidate_kinds) == (
+        ("uniform20", "popular20"),
+        ("uniform5", "popular5"),
+    )
     lists = drawn_lists(log, rows, 0)
     assert lists.shape == (6, 5)
     assert ((lists == log.item[rows][:, None]).sum(1) == 1).all()
 
 
 def test_a_log_whose_validation_rows_are_not_ranked_selects_nothing(demo_log):
-    check_ranks(demo_log)
+    check_ranking_rows(demo_log)
     log = copy.copy(demo_log)
     log.ranking = lambda split, kind: (np.zeros(int(kind == "uniform20"), np.int64), None)
     with pytest.raises(StageError, match=r"wanted prepare\.ranking_valid_rows above 0"):
-        check_ranks(log)
+        check_ranking_rows(log)

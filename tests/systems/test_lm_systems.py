@@ -47,7 +47,7 @@ def loaded(monkeypatch):
 
     def load(self, stage, adapter):
         asked.append((stage.name, adapter))
-        task = SimpleNamespace(cut=lambda: 3, prompts=SimpleNamespace(max_length=64))
+        task = SimpleNamespace(count_cut=lambda: 3, prompts=SimpleNamespace(max_length=64))
         lm = SimpleNamespace(answers=lambda *_: task, titles=lambda *_: task)
         return Opened(lm, "model", None, True)
 
@@ -91,9 +91,9 @@ def test_a_system_is_loaded_once_for_all_that_is_asked_of_it(tmp_path, loaded):
 
 def test_what_tuning_changed_is_kept_by_name(tmp_path, loaded, monkeypatch):
     virtual_tokens = {"adapter": 0, "soft": 4}
-    monkeypatch.setattr(lm_systems, "needs", lambda path: ("target", virtual_tokens[path.name]))
-    monkeypatch.setattr(lm_systems, "selected", lambda folder, name: folder / name)
-    task = SimpleNamespace(cut=lambda: 0)
+    monkeypatch.setattr(lm_systems, "adapter_inputs", lambda path: ("target", virtual_tokens[path.name]))
+    monkeypatch.setattr(lm_systems, "adapter_folder", lambda folder, name: folder / name)
+    task = SimpleNamespace(count_cut=lambda: 0)
     lm = SimpleNamespace(prompts=SimpleNamespace(pieces="pieces"), answers=lambda *_: task)
     crm = SimpleNamespace(representations=lambda rows: rows)
     load = OpenLm._load
@@ -104,8 +104,8 @@ def test_what_tuning_changed_is_kept_by_name(tmp_path, loaded, monkeypatch):
 
     monkeypatch.setattr(OpenLm, "_load", gated)
     monkeypatch.setattr(OpenLm, "_load_untuned", lambda self: gated(self, stage("lm"), ""))
-    monkeypatch.setattr(lm_systems, "held_out", lambda *given: given)
-    monkeypatch.setattr(lm_systems, "at_mean_gate", lambda model, rows: f"{model} at {rows}")
+    monkeypatch.setattr(lm_systems, "held_out_text", lambda *given: given)
+    monkeypatch.setattr(lm_systems, "fix_gate_at_mean", lambda model, rows: f"{model} at {rows}")
     monkeypatch.setattr(lm_systems, "text_loss", lambda model, log, *_: {"lm": 2.0}.get(model, 2.25))
     monkeypatch.setattr(lm_systems, "update_size", lambda model: {"update": 0.5, f"update/{model}": 0.125})
     log = SimpleNamespace(rows=lambda split, rows: f"{split} {rows}")
