@@ -145,8 +145,8 @@ class Plan:
             own.add(NamePart("sweep", sweep.tag))
         all_parts = frozenset(inherited | own)
         # What the name itself says is said once: `lm/smollm2-135m`, but `neighbors/both+smollm2-135m`.
-        said = set(parts) if stage.folder in ("lm", "neighbors") else set()
-        folder = name + suffix(all_parts - said) + (f"/{within}" if within else "")
+        in_name = set(parts) if stage.folder in ("lm", "neighbors") else set()
+        folder = name + suffix(all_parts - in_name) + (f"/{within}" if within else "")
         if folder in self.nodes:
             return self.nodes[folder]
         swept = sweep and NamePart("sweep", sweep.tag) in all_parts
@@ -277,14 +277,14 @@ class Plan:
             self._evaluate_crms(crms, gate, seed, neighbors)
             return
         shared = {Role.LOG: log, Role.NEIGHBORS: neighbors, Role.LM: lm}
-        shown = dict(crms)
+        evaluated_crms = dict(crms)
         tuned: dict[str, Node] = {}
         towers: dict[str, Node] = {}
         for system in self._tuned_systems(sweep is not None):
             if self._has_towers(system):
                 towers[system] = self._tower_system(system, seed, log, sweep)
                 continue
-            tuned[system] = self._tuned_system(system, seed, shared, gate, shown, sweep)
+            tuned[system] = self._tuned_system(system, seed, shared, gate, evaluated_crms, sweep)
         aligned: dict[str, Node] = {}
         if not sweep:
             aligned = {
@@ -292,7 +292,12 @@ class Plan:
             }
         self.goals["stage2"] += [*tuned.values(), *towers.values()]
         self.goals["stage3"] += aligned.values()
-        systems = {Group.CRMS: shown, Group.TUNED: tuned, Group.TOWERS: towers, Group.ALIGNED: aligned}
+        systems = {
+            Group.CRMS: evaluated_crms,
+            Group.TUNED: tuned,
+            Group.TOWERS: towers,
+            Group.ALIGNED: aligned,
+        }
         self._evaluate(seed, {**shared, Role.CRM: gate}, systems, sweep)
 
     def _crms(self, sweep: SweepValue | None) -> list[str]:
@@ -318,10 +323,10 @@ class Plan:
         seed: int,
         shared: dict[Role, Node],
         gate: Node,
-        shown: dict[str, Node],
+        evaluated_crms: dict[str, Node],
         sweep: SweepValue | None,
     ) -> Node:
-        """A system of stage 2; the CRM that gates it joins the `shown` if it leaves tuning rows out."""
+        """A system of stage 2; the CRM that gates it joins the evaluated ones if it leaves rows out."""
         node = self._node(
             STAGES["stage2"],
             f"stage2/{system}",
@@ -338,7 +343,7 @@ class Plan:
             rows = covering(self.request.points, self.configured.subsample)
         own = self._held_out(gate, rows, seed, sweep)
         if own is not gate:
-            shown[f"{self.request.gate}-heldout"] = own
+            evaluated_crms[f"{self.request.gate}-heldout"] = own
         node = dataclasses.replace(node, parents={**node.parents, Role.CRM: own})
         self.nodes[node.folder] = node
         return node
@@ -367,15 +372,15 @@ class Plan:
         """The evaluation of all systems; at a value of a sweep nothing is ranked."""
         request, tuned = self.request, systems[Group.TUNED]
         start = next(iter(tuned)) if sweep else self._start()
-        asked = "all"
+        systems_named = "all"
         if sweep:
-            asked = ",".join((*tuned, *systems[Group.TOWERS]))
+            systems_named = ",".join((*tuned, *systems[Group.TOWERS]))
         elif self._is_special():
-            asked = ",".join(dict.fromkeys(request.crms + request.systems))
+            systems_named = ",".join(dict.fromkeys(request.crms + request.systems))
         settings: dict[str, Any] = {"evaluate.candidates": []} if sweep else {}
         node = self._node(
             STAGES["evaluate"],
-            f"evaluate/{asked}",
+            f"evaluate/{systems_named}",
             {**parents, Role.START: tuned[start]},
             seed=seed,
             parts=self._gate_parts,
@@ -456,12 +461,12 @@ class Plan:
 
     def _tuned_systems(self, alone: bool) -> list[str]:
         """Systems of stage 2: the asked-for ones and, but `alone`, those that stage 3 starts from."""
-        asked = self._of("stage2")
+        systems = self._of("stage2")
         if not alone:
-            asked += [self._start(f"stage3/{name}.yaml") for name in self._of("stage3")] + [self._start()]
-        elif all(map(self._has_towers, asked)):
-            raise ConfigError(f"SYSTEM={' '.join(asked)} has no LM to sweep; wanted one that has")
-        return list(dict.fromkeys(asked))
+            systems += [self._start(f"stage3/{name}.yaml") for name in self._of("stage3")] + [self._start()]
+        elif all(map(self._has_towers, systems)):
+            raise ConfigError(f"SYSTEM={' '.join(systems)} has no LM to sweep; wanted one that has")
+        return list(dict.fromkeys(systems))
 
     def _is_special(self) -> bool:
         return (self.request.crms, self.request.systems) != (("din", GATE), ("lora", "reclora", *ALIGNED))
@@ -477,17 +482,17 @@ class Plan:
 
     def needed(self) -> list[Node]:
         """The goals' nodes and all their ancestors, parents first."""
-        found: dict[str, Node] = {}
+        nodes: dict[str, Node] = {}
 
         def visit(node: Node) -> None:
             for parent in node.above:
                 visit(parent)
-            found.setdefault(node.folder, node)
+            nodes.setdefault(node.folder, node)
 
         for goal in self.request.goals:
             for node in (*self.goals[goal], *(self.goals["evaluate"] if goal in ENDS_WITH_TABLE else ())):
                 visit(node)
-        return list(found.values())
+        return list(nodes.values())
 
     def manifest(self, node: Node) -> Path:
         """Path of a node's manifest: the target that Make sees."""
@@ -495,19 +500,19 @@ class Plan:
 
     def states(self) -> list[tuple[Node, str, Manifest | None]]:
         """Each needed node, `done`, `stale`, `interrupted` or `missing`, and its manifest if there is one."""
-        found: dict[str, tuple[Node, str, Manifest | None]] = {}
+        states: dict[str, tuple[Node, str, Manifest | None]] = {}
         for node in self.needed():
             if not self.manifest(node).exists():
                 started = (self.root / node.folder / paths.CHECKPOINTS / paths.LAST).exists()
-                found[node.folder] = (node, "interrupted" if started else "missing", None)
+                states[node.folder] = (node, "interrupted" if started else "missing", None)
                 continue
             manifest = Manifest.read(self.root / node.folder)
-            above = [found[parent.folder] for parent in node.above]
+            above = [states[parent.folder] for parent in node.above]
             fresh = manifest.config_sha256 == node.file.sha256 and all(
                 state == "done"
                 and parent is not None
                 and manifest.parents.get(over.folder) == parent.identity
                 for over, state, parent in above
             )
-            found[node.folder] = (node, "done" if fresh else "stale", manifest)
-        return list(found.values())
+            states[node.folder] = (node, "done" if fresh else "stale", manifest)
+        return list(states.values())

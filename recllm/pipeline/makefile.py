@@ -24,8 +24,8 @@ def write(plan: Plan) -> Path:
     """Write changed `config.yaml` files and the rules; returns the rules' path."""
     for node in plan.needed():
         _write_changed(plan.root / node.folder / paths.CONFIG, node.file.text())
-    shown = "".join(f"{node.folder}\n" for node in plan.goals["evaluate"])
-    _write_changed(plan.root / SHOWN, shown)
+    evaluations = "".join(f"{node.folder}\n" for node in plan.goals["evaluate"])
+    _write_changed(plan.root / SHOWN, evaluations)
     text = rules(plan)
     path = plan.root / "plans" / f"{digest(text)[:8]}.mk"  # two commands side by side follow each its own
     write_text(path, text)
