@@ -41,10 +41,9 @@ def prepare(dataset: str, raw: Path, artifacts: Path) -> dict[str, Any]:
     shutil.rmtree(artifacts, ignore_errors=True)
     here, root = {"RECLLM_ARTIFACTS": str(artifacts)}, artifacts / dataset
     cost([*PYTHON, "stages.plan", "write", "prepare", f"DATASET={dataset}", f"RAW={raw}"], **here)
-    recipe = f"data.{dataset.replace('-', '_')}.recipe"
     steps = {
-        "tables": cost([*PYTHON, recipe, str(root / "tables"), f"raw={raw}"], **here),
-        "log": cost([*PYTHON, "stages.prepare", str(root / "log")], **here),
+        "tables": cost([*PYTHON, "stages", str(root / "tables"), f"raw={raw}"], **here),
+        "log": cost([*PYTHON, "stages", str(root / "log")], **here),
     }
     keys = [key for key in steps["log"] if key != "peak_gb"]
     whole = {key: round(sum(step[key] for step in steps.values()), 1) for key in keys}
