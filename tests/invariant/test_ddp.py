@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.plain_folders import plain_folders
+
 pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).parents[2]
@@ -47,7 +49,8 @@ def single(tmp_path_factory):
     options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
     planned = subprocess.run(plan, **options)
     assert planned.returncode == 0, planned.stderr
-    target = artifacts / "demo" / "stage3" / "s-dpo" / "manifest.json"
+    folders = plain_folders(["stage3", *words[:2]], SIZES.split())
+    target = artifacts / "demo" / folders["stage3/s-dpo"] / "manifest.json"
     make = ["make", "-f", planned.stdout.strip(), f"PYTHON={sys.executable}", str(target)]
     done = subprocess.run(make, **options, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -69,7 +72,7 @@ def curve(folder):
     ("folder", "strategy"),
     [
         ("lm/tiny/text", "ddp"),
-        ("stage1/sim+heldout-uniform480", "ddp"),
+        ("stage1/sim+heldout-0.1", "ddp"),
         ("stage2/reclora", "ddp"),
         ("stage3/s-dpo", "ddp"),
         ("stage2/reclora", "sharded"),
@@ -79,18 +82,19 @@ def curve(folder):
 def test_two_processes_train_as_one(single, tmp_path, folder, strategy):
     artifacts = tmp_path / "artifacts"
     shutil.copytree(single, artifacts)
+    plain = folder
+    folder = plain_folders(["stage3", "SYSTEM=reclora s-dpo", "CRM=sim"], SIZES.split())[plain]
     stage, before = artifacts / "demo" / folder, single / "demo" / folder
     for path in stage.iterdir():
         if path.name != "config.yaml":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    module = f"stages.{folder.partition('/')[0]}"
     keys = [
         "trainer.accelerator=cpu",
         "trainer.devices=2",
         f"trainer.strategy={strategy}",
         "trainer.threads=1",
     ]
-    line = [sys.executable, "-m", module, str(stage), *keys]
+    line = [sys.executable, "-m", "stages", str(stage), *keys]
     done = subprocess.run(
         line, cwd=REPOSITORY, env=environment(artifacts), text=True, capture_output=True, timeout=600
     )
