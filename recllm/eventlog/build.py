@@ -1,7 +1,7 @@
 """From canonical tables to the event log: dense ids, counts, row orders, candidates.
 
-The event log is sorted by (user, timestamp, external item id). A sample is a row of it, and its history is
-the rows above it of the same user.
+The event log is sorted by (user, timestamp, external item id, rating, label). A sample is a row of it, and
+its history is the rows above it of the same user.
 """
 
 import json
@@ -23,6 +23,15 @@ from recllm.eventlog.splits import split_samples, training_events
 from recllm.tables import canonical
 
 Array = npt.NDArray[Any]
+
+MERGED = (
+    "dropped_duplicates",
+    "dropped_duplicates_labeled",
+    "dropped_duplicates_saying_less",
+    "differing_at_one_moment",
+)
+"""Counts of events that share user, item and second with another: those that do not stay, the ones with a
+label and the ones without rating and label among them; those that do, as they say something else."""
 
 _CHUNK = 1 << 18  # liked samples whose negatives are drawn at once; bounds memory
 
@@ -133,6 +142,18 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
         sentences.append(
             f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
             f"({config.sampled_by}); nobody is known to dislike them"
+        )
+    if merged := metrics["dropped_duplicates"]:
+        less = metrics["dropped_duplicates_saying_less"]
+        sentences.append(
+            f"{merged:,} rows were merged into another of their user, item and second: {merged - less:,} are "
+            f"like it ({metrics['dropped_duplicates_labeled']:,} with a label), {less:,} have neither rating "
+            "nor label"
+        )
+    if differing := metrics["differing_at_one_moment"]:
+        sentences.append(
+            f"{differing:,} rows differ from another of their user, item and second in rating or label only; "
+            "all of them are events"
         )
     return sentences
 
@@ -304,16 +325,53 @@ def _dense(
         .collect(engine="streaming")
     )
     dropped = {"dropped_no_time": total - frame.height}
-    # Dense ids ascend with external ids. Of events that are there twice one stays; rating and label as last
-    # keys make the order, and so which one stays, independent of the order that the join hands rows on in.
+    # Dense ids ascend with external ids. Rating and label as last keys make the order, and all that follows
+    # from it, independent of the order of the files, and of the one that the join hands rows on in.
     frame = frame.sort("user", *place)
-    dropped["dropped_duplicates"] = 0
+    dropped |= dict.fromkeys(MERGED, 0)
     if timed:
-        same = pl.col("user", "timestamp", "item") == pl.col("user", "timestamp", "item").shift()
-        distinct = frame.filter(~pl.all_horizontal(same).fill_null(False))
-        dropped["dropped_duplicates"] = frame.height - distinct.height
-        frame = distinct
+        frame, merged = _merge(frame)
+        dropped |= merged
     return frame, users, items, dropped
+
+
+def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Merges events of one user, item and second that say the same, and those that say nothing into others.
+
+    Rows that are alike in rating and label are one event. A row that has neither, such as a view, is no event
+    of its own where another row of its user, item and second has one, such as a purchase. All others stay.
+
+    Args:
+        frame: events, sorted by user, timestamp, item, rating (NaN: none) and label.
+
+    Returns:
+        The events that stay, in the same order, and the counts `MERGED`.
+    """
+    same_moment = np.zeros(frame.height, dtype=bool)
+    same_moment[1:] = True
+    for column in ("user", "timestamp", "item"):
+        values = frame[column].to_numpy()
+        same_moment[1:] &= values[1:] == values[:-1]
+    if not same_moment.any():
+        return frame, dict.fromkeys(MERGED, 0)
+    rating = frame["rating"].to_numpy()
+    label = frame["label"].fill_null(-1).to_numpy()
+    is_unrated = np.isnan(rating)
+    alike = same_moment.copy()
+    alike[1:] &= (rating[1:] == rating[:-1]) | (is_unrated[1:] & is_unrated[:-1])
+    alike[1:] &= label[1:] == label[:-1]
+    says_nothing = is_unrated & (label < 0)
+    moment = np.cumsum(~same_moment) - 1
+    says_something = np.bincount(moment, ~says_nothing) > 0
+    gives_way = says_nothing & says_something[moment]
+    stays = ~alike & ~gives_way
+    counts = {
+        "dropped_duplicates": np.count_nonzero(~stays),
+        "dropped_duplicates_labeled": np.count_nonzero(alike & (label >= 0)),
+        "dropped_duplicates_saying_less": np.count_nonzero(gives_way),
+        "differing_at_one_moment": np.count_nonzero(stays) - len(np.unique(moment[stays])),
+    }
+    return frame.filter(pl.Series(stays)), {name: int(counts[name]) for name in MERGED}
 
 
 def _with_events(table: pl.DataFrame, name: str, events: pl.LazyFrame) -> pl.DataFrame:

@@ -3,6 +3,8 @@ import json
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
@@ -122,6 +124,64 @@ def test_labels_duplicates_and_missing_times(tmp_path):
     log = EventLog.open(tmp_path / "log")
     assert log.label.tolist() == [0, 0, 1] + [0] * 17 + [-1, 0]  # 3.5 is not above 3.5
     assert log.rating.tolist() == [1, 1, 2] + [1] * 17 + [0, 1]
+
+
+def test_at_one_moment_a_label_is_not_merged_away(tmp_path):
+    """Views, purchases and skips of days: of the two rows of a view and a purchase the purchase stays."""
+    log = [("P", None, 1), ("P", 1, 1), ("Q", None, 2), ("R", None, 3), ("R", 1, 3), ("S", None, 4)]
+    log += [("S", 0, 5), ("Q", 1, 6), ("Q", 1, 6), ("T", 0, 7), ("T", 1, 7)]
+    rows = [(user, item, None, label, day) for user in "abc" for item, label, day in log]
+    config = PrepareConfig(
+        min_history=0, split="random", shares=[0.5, 0.25], candidates=2, ranking_valid_rows=0,
+        ranking_test_rows=0,
+    )  # fmt: skip
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    assert log.label.tolist() == [1, -1, 1, -1, 0, 1, 0, 1] * 3  # P, Q, R, S, S, Q, and T twice
+    assert metrics["samples"] == 18
+    assert metrics["dropped_duplicates"] == 9
+    assert metrics["dropped_duplicates_labeled"] == 3  # the second purchase of Q
+    assert metrics["dropped_duplicates_saying_less"] == 6  # the views of P and R
+    assert metrics["differing_at_one_moment"] == 3
+    assert metrics["notes"][-2:] == [
+        "9 rows were merged into another of their user, item and second: 3 are like it (3 with a label), "
+        "6 have neither rating nor label",
+        "3 rows differ from another of their user, item and second in rating or label only; all of them are "
+        "events",
+    ]
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from("ab"), st.sampled_from("xyz"), st.sampled_from([None, 2.0, 5.0]),
+        st.sampled_from([None, 0, 1]), st.integers(1, 3),
+    ),
+    max_size=25,
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=EVENTS, order=st.randoms(use_true_random=False))
+def test_what_is_said_at_a_moment_is_kept_whatever_the_order_of_the_file(tmp_path_factory, rows, order):
+    rows = [*rows, *(("c", f"w{second}", None, second % 2, second) for second in range(10, 30))]
+    rows += [("d", "x", 2.0, 1, 12)]
+    config = PrepareConfig(min_history=0, candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
+    arrays = []
+    for number in range(2):
+        folder = tmp_path_factory.mktemp(f"log{number}")
+        metrics = build_log(write(folder, rows), folder / "log", config)
+        arrays.append({path.name: np.load(path) for path in (folder / "log").glob("*.npy")})
+        order.shuffle(rows)
+    assert arrays[0].keys() == arrays[1].keys()
+    for name, values in arrays[0].items():
+        assert np.array_equal(values, arrays[1][name]), name
+    saying = {row for row in rows if row[2] is not None or row[3] is not None}
+    others = {(user, item, at) for user, item, _, _, at in rows} - {
+        (user, item, at) for user, item, _, _, at in saying
+    }
+    assert metrics["events"] == len(saying) + len(others)
+    assert metrics["dropped_duplicates"] == len(rows) - metrics["events"]
+    assert metrics["not_sample_no_label"] == len(others) + sum(row[3] is None for row in saying)
 
 
 def test_permutations_hold_the_split_and_ranking_rows_are_their_liked_prefix(tmp_path):
