@@ -64,6 +64,48 @@ def test_what_a_plain_shop_becomes(tmp_path):
     }  # fmt: skip
 
 
+def test_a_users_file_that_has_none_of_the_users_stops_it(tmp_path):
+    """Ids that went through pandas are 1.0 in the log, and 1 in the file."""
+    events = "who,sku,stars,at\n1.0,A,5,100\n1.0,B,2,200\n2.0,A,3,300\n"
+    changes = {"users__path": "users.csv", "users__user": "id"}
+    with pytest.raises(ValueError, match=r"^users\.csv, column 'id': none of the 2 users") as error:
+        make(tmp_path, changes, events=events, users="id,age\n2,20\n1,30\n")
+    assert str(error.value) == (
+        "users.csv, column 'id': none of the 2 users of the events is there, wanted the same ids; in the "
+        "events '1.0', in the file '2'; it looks like whole numbers written as 1.0: '1.0' here, '1' there; "
+        "write them alike, or leave the file out with source.users.path: ''"
+    )
+    assert make(tmp_path, {}, events=events)[3].rows() == [("1.0",), ("2.0",)]
+
+
+def test_users_that_are_not_in_their_file_are_told(tmp_path, capsys):
+    changes = {"users__path": "users.csv", "users__user": "id"}
+    make(tmp_path, changes, users="id,age\n02,20\n1,30\n")
+    assert capsys.readouterr().out == (
+        "users.csv, column 'id': 1 of 2 users, with 33.3% of the events, are not there and have no "
+        "attributes; in the events '2', in the file '02'; it looks like leading zeros: '2' here, '02' there\n"
+    )
+    make(tmp_path, changes, users="id,age\n2,20\n1,30\n3,40\n")
+    assert capsys.readouterr().out == ""
+
+
+def test_events_most_of_which_have_no_item_are_told(tmp_path, capsys):
+    items = "sku,name\n1,Apple\n2,Bread\n"
+    events = "who,sku,stars,at\n1,1.0,5,1\n1,2.0,2,2\n2,1.0,3,3\n1,1,5,4\n2,2,1,5\n"
+    hint = "it looks like whole numbers written as 1.0: '1.0' here, '1' there"
+    with pytest.raises(ValueError, match=f"line 2, column 'sku': found '1.0', wanted an item of.*{hint}"):
+        make(tmp_path, items=items, events=events)
+    counts = make(tmp_path, {"faulty": "drop"}, items=items, events=events)[0]
+    assert counts["dropped_events_unknown_item"] == 3
+    told = (
+        "events.csv, column 'sku': 3 of 5 events (60.0%) are of no item of items.csv: in the events '1.0', "
+    )
+    assert capsys.readouterr().out == f"{told}there '1'; {hint}\n"
+    only = "\n".join(events.splitlines()[:4]) + "\n"
+    with pytest.raises(ValueError, match=rf"no usable row of 3.*3 of 3 events \(100.0%\).*{hint}$"):
+        make(tmp_path, {"faulty": "drop"}, items=items, events=only)
+
+
 def test_without_users_a_user_is_its_id(tmp_path):
     assert make(tmp_path)[3].rows() == [("1",), ("2",)]
 
