@@ -358,7 +358,8 @@ def _label(label: LabelSource) -> pl.Expr:
     if label.rule == "clicks":
         return pl.lit(1, pl.Int8)
     if label.rule == "rating":
-        return (pl.col("rating") > label.threshold).cast(pl.Int8)
+        # The number of the file, not the level that it is rounded to.
+        return pl.when(pl.col("@rated")).then(pl.col("@rating") > label.threshold).cast(pl.Int8)
     text = pl.col("@label")
     return pl.when(text.is_in(label.liked)).then(1).when(text.is_in(label.disliked)).then(0).cast(pl.Int8)
 

@@ -5,6 +5,7 @@ its history is the rows above it of the same user.
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from recllm.eventlog.log import EventLog
 from recllm.eventlog.names import CandidateKind
 from recllm.eventlog.splits import split_samples, training_events
 from recllm.tables import canonical
+from recllm.tables.parse import EARLIEST_CLOCK
 
 Array = npt.NDArray[Any]
 
@@ -58,7 +60,9 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         `cold_user_share_*`, `cold_item_share_*`: samples whose user or item has no training sample,
         `unknown_user_share_*`, `unknown_item_share_*`: those whose id reads 1, as it has no training event;
         `shared_second_share`: rows of the same user and second as the row above, `tied_sample_share`: samples
-        among them; `notes`: what the choices mean for whoever reads the figures, in words.
+        among them; `first_second_*`, `last_second_*`: the span of each split, `events_before_1973` and
+        `events_of_the_future`: times that no log can have; `notes`: what the choices mean for whoever reads
+        the figures, in words.
 
     Raises:
         ValueError: the tables or the config are wrong, one line each.
@@ -142,6 +146,13 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
         sentences.append(
             f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
             f"({config.sampled_by}); nobody is known to dislike them"
+        )
+    early = metrics.get("events_before_1973", 0)
+    late = metrics.get("events_of_the_future", 0)
+    if early or late:
+        sentences.append(
+            f"{early:,} events are of before 1973 and {late:,} of the future, as in no log; see whether "
+            "times are in another unit, or stand for a missing one"
         )
     if merged := metrics["dropped_duplicates"]:
         less = metrics["dropped_duplicates_saying_less"]
@@ -477,6 +488,13 @@ def _metrics(
         rows_above = np.arange(log.n_events) - histories.offsets[log.user[events]]
         lost = (rows_above >= config.min_history) & ~histories.long_enough
         metrics["not_sample_same_second"] = int(lost.sum())
+    if log.timed:
+        for name, rows in order.items():
+            seconds = log.timestamp[rows]
+            metrics |= {f"first_second_{name}": int(seconds.min()), f"last_second_{name}": int(seconds.max())}
+        seconds = log.timestamp[events]
+        metrics["events_before_1973"] = int((seconds < EARLIEST_CLOCK).sum())
+        metrics["events_of_the_future"] = int((seconds > time.time()).sum())
     metrics |= {f"positive_rate_{name}": float(log.label[rows].mean()) for name, rows in order.items()}
     metrics |= _cold_shares(
         "user", log.user, np.bincount(log.user[log.training], minlength=log.n_users), order

@@ -52,7 +52,7 @@ class EventsSource(FileSource):
     rating_scale: list[float] = field(default_factory=list)
     """The lowest and the highest rating, e.g. [1, 5]; needed where there are ratings."""
     rating_step: float = 0.0
-    """Ratings are rounded to multiples of it, e.g. 0.5 (0: they stay); at most 100 levels can be."""
+    """Histories show ratings in steps of it, as 0.5 (0: as they are), at most 100; labels go by the file."""
     not_rated: float | None = None
     """The rating that stands for "not rated", e.g. 0; null: an empty field alone does."""
     decimal_comma: bool = False

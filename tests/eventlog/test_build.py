@@ -184,6 +184,27 @@ def test_what_is_said_at_a_moment_is_kept_whatever_the_order_of_the_file(tmp_pat
     assert metrics["not_sample_no_label"] == len(others) + sum(row[3] is None for row in saying)
 
 
+def test_the_span_of_each_split_and_times_that_no_log_can_have(tmp_path):
+    day = 86_400
+    start = 1_600_000_000
+    future = 4_000_000_000  # in 2096
+    seconds = [0, *(start + number * day for number in range(18)), future]
+    rows = [(user, f"x{n}", None, n % 2, at) for user in "ab" for n, at in enumerate(seconds)]
+    config = PrepareConfig(min_history=0, candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    # 40 samples by time, two at each: 32 train, 4 validate, 4 test
+    assert (metrics["first_second_train"], metrics["last_second_train"]) == (0, start + 14 * day)
+    assert (metrics["first_second_valid"], metrics["last_second_valid"]) == (
+        start + 15 * day,
+        start + 16 * day,
+    )
+    assert (metrics["first_second_test"], metrics["last_second_test"]) == (start + 17 * day, future)
+    assert (metrics["events_before_1973"], metrics["events_of_the_future"]) == (2, 2)
+    assert metrics["notes"][-1].startswith("2 events are of before 1973 and 2 of the future")
+    usual = [row for row in rows if row[4] not in (0, future)]
+    assert not build_log(write(tmp_path, usual), tmp_path / "log", config)["notes"]
+
+
 def test_permutations_hold_the_split_and_ranking_rows_are_their_liked_prefix(tmp_path):
     rng = np.random.default_rng(0)
     rows = [

@@ -4,6 +4,8 @@ import re
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recllm.tables.config import SourceConfig
 from tests.recipes.contract import RecipeContract
@@ -155,6 +157,40 @@ def test_forms_of_logs(tmp_path, events, changes, rows):
 )  # fmt: skip
 def test_forms_of_items(tmp_path, items, changes, rows):
     assert sorted(make(tmp_path, changes, items=items)[2].rows()) == rows
+
+
+@pytest.mark.parametrize(
+    ("threshold", "step", "labels"),
+    [(2, 0.1, [1, 0, 0, None]), (0.7, 0.1, [1, 0, 0, None]), (0.66, 0.5, [1, 1, 0, None])],
+)
+def test_labels_go_by_the_number_in_the_file(tmp_path, threshold, step, labels):
+    """Rounded, 2.02 is 2, 0.66 is 0.7, and 7 * 0.1 is above 0.7."""
+    events = "who,sku,stars,at\n1,A,2.02,1\n1,B,0.7,2\n2,A,0.66,3\n2,B,-1,4\n"
+    changes = {"events__rating_step": step, "events__rating_scale": [0, 3], "events__not_rated": -1}
+    got = make(tmp_path, changes | {"label__threshold": threshold}, events=events)[1]
+    assert got["label"].to_list() == labels
+    rounded = [round(number / step) * step for number in (2.02, 0.7, 0.66)]
+    assert got["rating"].to_list() == [*map(pytest.approx, rounded), None]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 500), min_size=2, max_size=20),
+    threshold=st.integers(0, 500),
+    step=st.sampled_from([0.1, 0.25, 0.5, 1]),
+    comma=st.booleans(),
+)
+def test_rounding_moves_no_label(tmp_path_factory, numbers, threshold, step, comma):
+    numbers = [0, 501, *numbers]
+    texts = [f"{number / 100}".replace(".", "," if comma else ".") for number in numbers]
+    lines = [f'{place % 2};A;"{text}";{place}' for place, text in enumerate(texts)]
+    changes = {
+        "events__rating_step": step, "events__rating_scale": [0, 6], "events__separator": ";",
+        "events__decimal_comma": comma, "label__threshold": threshold / 100,
+    }  # fmt: skip
+    events = "who;sku;stars;at\n" + "\n".join(lines) + "\n"
+    got = make(tmp_path_factory.mktemp("shop"), changes, events=events)[1]
+    assert got["label"].to_list() == [int(number > threshold) for number in numbers]
 
 
 def test_columns_that_are_left_out_are_named(tmp_path, capsys):
