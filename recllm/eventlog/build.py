@@ -103,16 +103,16 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     }
     log = EventLog(out_folder, arrays, meta)
     if config.sampled_negatives:
-        arrays, order = _with_sampled_negatives(log, arrays, order, config)
+        arrays, order = _with_sampled_negatives(log, arrays, order, config, users["external"])
         log = EventLog(out_folder, arrays, meta)
     _check_labels(log.label[order["train"]])
 
     _write(out_folder, arrays, users, items)
-    ranking = _row_orders(log, config, order)
+    ranking = _row_orders(log, config, order, users["external"])
     # Last, as a folder without it is no log.
     (out_folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    metrics = _metrics(log, order, histories, dropped, config)
-    return metrics | ranking | {"notes": notes(config, metrics)}
+    metrics = _metrics(log, order, histories, dropped, config) | ranking
+    return metrics | {"notes": notes(config, metrics)}
 
 
 def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
@@ -146,6 +146,18 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
         sentences.append(
             f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
             f"({config.sampled_by}); nobody is known to dislike them"
+        )
+    if seen := metrics.get("liked_without_negatives", 0):
+        sentences.append(
+            f"{seen:,} liked samples have no drawn items beside them: fewer than {config.sampled_negatives} "
+            "are new to their users"
+        )
+    seen_much = {name: metrics.get(f"not_ranking_{name}_seen_much", 0) for name in ("valid", "test")}
+    if any(seen_much.values()):
+        counts = ", ".join(f"{count:,} {name}" for name, count in seen_much.items())
+        sentences.append(
+            f"liked samples that are no ranking rows, as fewer than {config.candidates - 1} items are new to "
+            f"their users: {counts}"
         )
     early = metrics.get("events_before_1973", 0)
     late = metrics.get("events_of_the_future", 0)
@@ -271,15 +283,34 @@ def _check_labels(label: Array) -> None:
 
 
 def _with_sampled_negatives(
-    log: EventLog, arrays: dict[str, Array], order: dict[str, Array], config: PrepareConfig
+    log: EventLog,
+    arrays: dict[str, Array],
+    order: dict[str, Array],
+    config: PrepareConfig,
+    external: pl.Series,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The arrays with sampled negatives behind the events, and the orders with them behind their positives.
 
     A negative is a function of (seed, row of its positive, which one of it), and lies in no user's range of
-    rows, so that it is in no history. `anchor` says at which event each one stands.
+    rows, so that it is in no history. `anchor` says at which event each one stands. A positive whose user has
+    met so much that too few items are left has none.
+
+    Raises:
+        ValueError: all of them are such.
     """
     count = config.sampled_negatives
-    liked = np.flatnonzero((log.split != UNUSED) & (log.label == 1))
+    every_liked = np.flatnonzero((log.split != UNUSED) & (log.label == 1))
+    liked = every_liked[candidates.have_new_items(log, every_liked, count)]
+    if len(every_liked) and not len(liked):
+        most, user = _most_new_items(log, every_liked, external)
+        mend = f"ARGS='prepare.sampled_negatives={most}' or fewer" if most else "give samples with label 0"
+        raise ValueError(
+            f"prepare.sampled_negatives={count}, but none of the {len(every_liked):,} liked samples has as "
+            f"many items of the training catalog that are new to its user; the most, {most}, has user "
+            f"{user!r}; {mend}"
+        )
+    has_negatives = np.zeros(log.n_events, dtype=bool)
+    has_negatives[liked] = True
     seed = draws.derive(config.seed, "sampled")
     seen = candidates.Seen(log)
     items = np.empty((len(liked), count), np.int32)
@@ -300,7 +331,7 @@ def _with_sampled_negatives(
 
     def with_negatives(rows: Array) -> Array:
         """The rows, and behind each liked one those of its negatives."""
-        times = np.where(log.label[rows] == 1, 1 + count, 1)
+        times = np.where(has_negatives[rows], 1 + count, 1)
         place = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         repeated = np.repeat(rows, times)
         first_negative = log.n_events + np.searchsorted(liked, repeated) * count
@@ -437,24 +468,65 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
     return pl.concat([empty, table], how="diagonal")
 
 
-def _row_orders(log: EventLog, config: PrepareConfig, order: dict[str, Array]) -> dict[str, int]:
-    """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold."""
+def _row_orders(
+    log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series
+) -> dict[str, int]:
+    """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold.
+
+    Raises:
+        ValueError: no row can be ranked, as the users have met nearly everything.
+    """
     metrics: dict[str, int] = {}
     most = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
+    liked = {}
     for name, rows in order.items():
         _save(log.folder, f"order_{name}", rows)
         permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
         _save(log.folder, f"permutation_{name}", permuted)
-        if name == "train":
-            continue
-        ranking = permuted[log.label[permuted] == 1][: most[name]]
+        if name != "train":
+            liked[name] = permuted[log.label[permuted] == 1]
+    rankable = {
+        name: rows[candidates.have_new_items(log, rows, config.candidates - 1)]
+        for name, rows in liked.items()
+    }
+    seen_all = [name for name, rows in liked.items() if most[name] and len(rows) > len(rankable[name]) == 0]
+    if seen_all:
+        raise ValueError(_nothing_to_rank(log, config, {name: liked[name] for name in seen_all}, external))
+    for name, rows in rankable.items():
+        ranking = rows[: most[name]]
         _save(log.folder, f"ranking_{name}", ranking)
         metrics[f"ranking_{name}_rows"] = len(ranking)
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
+        if most[name]:
+            metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
             _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
     return metrics
+
+
+def _nothing_to_rank(
+    log: EventLog, config: PrepareConfig, liked: dict[str, Array], external: pl.Series
+) -> str:
+    """What is wrong where no liked sample of these splits can be ranked, and what mends it in all of them."""
+    found = {name: _most_new_items(log, rows, external) for name, rows in liked.items()}
+    name = min(found, key=lambda name: found[name][0])
+    most, user = found[name]
+    mend = f"prepare.candidates={most + 1}"
+    if not most:
+        mend = " ".join(f"prepare.ranking_{name}_rows=0" for name in found)
+    return (
+        f"prepare.candidates={config.candidates}, but none of the {len(liked[name]):,} liked {name} samples "
+        f"has {config.candidates - 1} items of the training catalog that are new to its user; the most, "
+        f"{most}, has user {user!r}; ARGS='{mend}'"
+    )
+
+
+def _most_new_items(log: EventLog, rows: Array, external: pl.Series) -> tuple[int, object]:
+    """The most items that are new to the user of one of the rows, and that user's own id."""
+    new_items = candidates.count_new_items(log, rows)
+    best = int(new_items.argmax())
+    return int(new_items[best]), external[int(log.user[rows[best]]) - FIRST_ID]
 
 
 def _write(folder: Path, arrays: dict[str, Array], users: pl.DataFrame, items: pl.DataFrame) -> None:
@@ -482,6 +554,10 @@ def _metrics(
     metrics |= {"users": log.n_users - FIRST_ID, "items": log.n_items - FIRST_ID, "events": log.n_events}
     metrics |= dropped
     metrics["sampled_negatives"] = len(log.user) - log.n_events
+    if config.sampled_negatives:
+        with_negatives = (len(log.user) - log.n_events) // config.sampled_negatives
+        liked = (log.label[events] == 1) & (log.split[events] != UNUSED)
+        metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
     if config.ties == "strict":

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import polars as pl
@@ -6,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recllm.errors import StageError
 from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.log import EventLog
+from recllm.eventlog.rowsets import aligned_rows, with_new_items
 from recllm.tables import canonical
 
 SCHEMA = {"user": pl.String, "item": pl.String, "rating": pl.Float32, "label": pl.Int8, "timestamp": pl.Int64}
@@ -351,6 +354,95 @@ def test_sampled_negatives_stand_at_their_positive(tmp_path, split, ties):
         assert rows.tolist() == expected
         if name != "train":
             assert (log.label[log.ranking(name, "uniform5")[0]] == 1).all()
+
+
+def everybody_sees_everything(items, users):
+    """Users of the longest names see most; half of what they see is liked."""
+    return [
+        (f"u{user:02d}", f"i{(item * 7 + user) % items:02d}", None, item // 2 % 2, 100 * item + user)
+        for user in range(users)
+        for item in range(items - (users - 1 - user))
+    ]
+
+
+def test_users_who_have_seen_too_much_are_not_ranked(tmp_path):
+    folder = write(tmp_path, everybody_sees_everything(40, 12))
+    config = PrepareConfig(min_history=2, candidates=20, split="random")
+    metrics = build_log(folder, tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    for name in ("valid", "test"):
+        rows, lists = log.ranking(name, "uniform20")
+        all_rows = log.rows(name, "1.0")
+        liked = all_rows[log.label[all_rows] == 1]
+        # Everything is in the training catalog, and nobody meets anything twice.
+        place = liked - log.offsets[log.user[liked]]
+        assert rows.tolist() == liked[40 - place - 1 >= 19].tolist()
+        assert metrics[f"not_ranking_{name}_seen_much"] == len(liked) - len(rows) > 0
+        assert lists.shape == (len(rows), 20)
+    assert any("no ranking rows, as fewer than 19 items are new" in note for note in metrics["notes"])
+
+
+def test_training_rows_whose_users_have_seen_too_much_are_left_out(tmp_path, capsys):
+    config = PrepareConfig(min_history=2, candidates=20, split="random")
+    build_log(write(tmp_path, everybody_sees_everything(40, 12)), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    rows = log.rows("train", "1.0")
+    liked = rows[log.label[rows] == 1]
+    kept = liked[40 - (liked - log.offsets[log.user[liked]]) - 1 >= 19]
+    assert aligned_rows(log, np.array([], int), 1000).tolist() == kept.tolist()
+    assert capsys.readouterr().out == (
+        f"{len(liked) - len(kept)} of {len(liked)} liked training rows are left out, as fewer than 19 items "
+        "are new to their users (prepare.candidates)\n"
+    )
+    with pytest.raises(
+        StageError, match=r"has 40 items .* the most, 37, has user 'u..'; lower stage1.negatives"
+    ):
+        with_new_items(log, liked, 40, "stage1.negatives")
+
+
+def test_where_nobody_can_be_ranked_the_remedy_helps(tmp_path):
+    folder = write(tmp_path, everybody_sees_everything(40, 12))
+    wanted = (
+        r"none of the .. liked (valid|test) samples has 37 .* has user 'u..'; ARGS='prepare.candidates=(\d+)'"
+    )
+    with pytest.raises(ValueError, match=wanted) as error:
+        build_log(folder, tmp_path / "log", PrepareConfig(min_history=2, candidates=38))
+    assert "\n" not in str(error.value)
+    candidates = int(re.search(wanted, str(error.value))[2])
+    metrics = build_log(folder, tmp_path / "log", PrepareConfig(min_history=2, candidates=candidates))
+    assert metrics["ranking_valid_rows"]
+    assert metrics["ranking_test_rows"]
+    twice = [(f"v{user}", f"i{n}", None, n % 2, n) for user in range(3) for n in [*range(9), *range(9, 30)]]
+    twice = [(user, f"i{n % 9}", rating, label, n) for n, (user, _, rating, label, _) in enumerate(twice)]
+    folder = write(tmp_path / "twice", twice)
+    off = "ARGS='prepare.ranking_valid_rows=0 prepare.ranking_test_rows=0'"
+    with pytest.raises(ValueError, match=f"the most, 0, has user 'v.'; {off}"):
+        build_log(
+            folder, tmp_path / "log", PrepareConfig(split="last", min_history=9, candidates=2, last_n=4)
+        )
+
+
+def test_a_liked_sample_whose_user_knows_everything_has_no_negatives(tmp_path):
+    rows = [(user, item, None, 1, at) for user, item, _, _, at in everybody_sees_everything(12, 4)]
+    folder = write(tmp_path, rows)
+    config = PrepareConfig(
+        min_history=2, split="random", candidates=2, ranking_valid_rows=0, ranking_test_rows=0,
+        sampled_negatives=3,
+    )  # fmt: skip
+    metrics = build_log(folder, tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    events = np.flatnonzero(log.split[: log.n_events] >= 0)
+    without = events[12 - (events - log.offsets[log.user[events]]) - 1 < 3]
+    assert metrics["liked_without_negatives"] == len(without) > 0
+    anchors = log.anchors(np.arange(log.n_events, len(log.user)))
+    assert sorted(anchors.tolist()) == np.repeat(np.setdiff1d(events, without), 3).tolist()
+    everything = np.sort(np.concatenate([log.rows(name, "all") for name in ("train", "valid", "test")]))
+    assert everything.tolist() == [*events, *range(log.n_events, len(log.user))]
+    config = PrepareConfig(**{**vars(config), "sampled_negatives": 11})
+    with pytest.raises(
+        ValueError, match=r"the most, 9, has user 'u0.'; ARGS='prepare.sampled_negatives=9' or"
+    ):
+        build_log(folder, tmp_path / "log", config)
 
 
 def test_sampled_negatives_do_not_depend_on_the_chunk(tmp_path, monkeypatch):
