@@ -42,6 +42,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
         raise ValueError("source.events.path is empty, wanted the file of the events; see docs/own-data.md")
     if raw is not None and not raw.is_dir():
         raise ValueError(f"RAW={raw} is no folder, wanted the one that the paths under source start at")
+    parse.check_format(config.events.time_unit)
     base = raw or Path()
     drop = config.faulty == "drop"
     with canonical.staging(out) as scratch:
@@ -301,7 +302,7 @@ def _causes(config: SourceConfig, items: pl.Series) -> list[Fault]:
     if label.rule == "column":
         text = pl.col("@label")
         texts = [*label.liked, *label.disliked, *label.history]
-        wanted = f"one of {', '.join(texts)} (source.label: liked, disliked, history), or nothing"
+        wanted = f"one of {', '.join(map(str, texts))} (source.label: liked, disliked, history), or nothing"
         causes.append(Fault("label_unknown", "label", text.is_not_null() & ~text.is_in(texts), wanted))
     if source.timestamp:
         unit = source.time_unit

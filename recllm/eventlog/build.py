@@ -7,7 +7,7 @@ its history is the rows above it of the same user.
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     if config.sampled_negatives:
         arrays, order = _with_sampled_negatives(log, arrays, order, config, users["external"])
         log = EventLog(out_folder, arrays, meta)
-    _check_labels(log.label[order["train"]])
+    _check_labels(log.label[order["train"]], config)
 
     _write(out_folder, arrays, users, items)
     ranking = _row_orders(log, config, order, users["external"])
@@ -259,26 +259,55 @@ def _split(
     """
     user = columns["user"]
     times = columns["timestamp"] if timed else None
-    split, order = split_samples(config, user, histories.long_enough & (columns["label"] >= 0), times)
+    labeled = columns["label"] >= 0
+    split, order = split_samples(config, user, histories.long_enough & labeled, times)
     if not all(len(rows) for rows in order.values()):
         parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
         raise ValueError(
             f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
             f"{config.min_history} earlier events ({parts}), wanted some of each; "
-            "lower it: ARGS='prepare.min_history=<fewer>'"
+            f"{_split_remedy(config, user, labeled, times)}"
         )
     return split, order, training_events(config, user, split, order, times)
 
 
-def _check_labels(label: Array) -> None:
+def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Array | None) -> str:
+    """The first of some changes that leaves no split empty, in words; each is tried."""
+    fewer: dict[str, Any] = {"min_history": 0} if config.min_history else {}
+    changes: list[tuple[dict[str, Any], str]] = [(fewer, "lower it: ARGS='prepare.min_history=<fewer>'")]
+    if config.split == "last":
+        changes.append(({**fewer, "last_n": 1}, "ARGS='{history}prepare.last_n=1'"))
+    shares = {"shares": [0.5, 0.25]}
+    if config.split == "last":
+        changes.append(
+            ({**fewer, **shares, "split": "random"}, "ARGS='{history}prepare.split=random {shares}'")
+        )
+    else:
+        changes.append(({**fewer, **shares}, "ARGS='{history}{shares}'"))
+    if config.split == "user":
+        changes.append(
+            ({**fewer, **shares, "split": "random"}, "ARGS='{history}prepare.split=random {shares}'")
+        )
+    for change, words in changes:
+        if not change:
+            continue
+        _, order = split_samples(replace(config, **change), user, labeled, times)
+        if all(len(rows) for rows in order.values()):
+            history = "prepare.min_history=0 " if fewer else ""
+            return words.format(history=history, shares="prepare.shares=[0.5,0.25]")
+    return "give more events with a label: no key helps"
+
+
+def _check_labels(label: Array, config: PrepareConfig) -> None:
     """Refuse training samples that are all alike: there is nothing to learn, and no AUC."""
     if label.min() != label.max():
         return
-    mend = (
-        "draw negatives, ARGS='prepare.sampled_negatives=1', or lift prepare.label_threshold"
-        if label[0] == 1
-        else "lower prepare.label_threshold, or mend the labels"
-    )
+    threshold = "prepare.label_threshold"
+    if config.label_threshold is None:
+        threshold = "what counts as liked (source.label, or the dataset's recipe.py)"
+    mend = f"change {threshold}, or mend the labels"
+    if label[0] == 1 and not config.sampled_negatives:
+        mend = f"draw negatives, ARGS='prepare.sampled_negatives=1', or change {threshold}"
     raise ValueError(f"all {len(label)} training samples have label {label[0]}, wanted both 0 and 1; {mend}")
 
 

@@ -255,6 +255,32 @@ def test_errors_of_the_log_are_one_line(tmp_path):
         build_log(folder, tmp_path / "log", CONFIG)
 
 
+@pytest.mark.parametrize(
+    ("count", "config", "change"),
+    [
+        (9, {"min_history": 0}, {"shares": [0.5, 0.25]}),
+        (30, {"min_history": 50}, {"min_history": 0}),
+        (9, {"min_history": 50}, {"min_history": 0, "shares": [0.5, 0.25]}),
+        (18, {"min_history": 0, "split": "last", "last_n": 5}, {"last_n": 1}),
+        (9, {"min_history": 0, "split": "user"}, {"split": "random", "shares": [0.5, 0.25]}),
+        (2, {"min_history": 0}, None),
+    ],
+)
+def test_the_remedy_for_an_empty_split_helps(tmp_path, count, config, change):
+    rows = [("ab"[n % 2], f"x{n}", None, n // 2 % 2, n) for n in range(count)]
+    folder = write(tmp_path, rows)
+    rest = {"candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+    with pytest.raises(ValueError, match="wanted some of each; ") as error:
+        build_log(folder, tmp_path / "log", PrepareConfig(**config, **rest))
+    remedy = str(error.value).partition("some of each; ")[2]
+    if change is None:
+        assert remedy == "give more events with a label: no key helps"
+        return
+    for key, value in change.items():
+        assert f"prepare.{key}={'<fewer>' if 'fewer' in remedy else str(value).replace(' ', '')}" in remedy
+    assert build_log(folder, tmp_path / "log", PrepareConfig(**{**config, **change, **rest}))["test"]
+
+
 def clicks():
     """Clicks of users a and b in the order of the file, which is not that of the ids; b met y1 twice."""
     rows = [("b", "y3"), ("a", "x9"), ("b", "y1"), ("b", "y2"), ("a", "x1"), ("a", "x5"), ("b", "y1")]

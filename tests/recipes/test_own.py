@@ -159,6 +159,27 @@ def test_forms_of_items(tmp_path, items, changes, rows):
     assert sorted(make(tmp_path, changes, items=items)[2].rows()) == rows
 
 
+def test_nulls_and_escapes(tmp_path):
+    items = 'sku,name,kind\nA,"The \\"Good\\" Life",\\N\nB,\\N,NULL\n'
+    changes = {"items__escape": "\\", "items__nulls": ["NULL", r"\N"], "items__untitled": "Item {item}"}
+    assert make(tmp_path, changes, items=items)[2].rows() == [
+        ("A", 'The "Good" Life', None),
+        ("B", "Item B", None),
+    ]
+
+
+def test_hours_without_minutes(tmp_path):
+    events = "who,sku,stars,at\n1,A,5,2024-03-01 05\n2,B,2,2024-03-01 17\n"
+    got = make(tmp_path, {"events__time_unit": "%Y-%m-%d %H"}, events=events)[1]
+    assert got["timestamp"].to_list() == [1_709_269_200, 1_709_312_400]
+    events = "who,sku,stars,at\n1,A,5,01.03.24 5 AM\n2,B,2,01.03.24 5 PM\n"
+    got = make(tmp_path, {"events__time_unit": "%d.%m.%y %-I %p"}, events=events)[1]
+    assert got["timestamp"].to_list() == [1_709_269_200, 1_709_312_400]
+    with pytest.raises(ValueError, match=r"^source.events.time_unit='%Y-%m-%d :%M' is no strptime") as error:
+        make(tmp_path, {"events__time_unit": "%Y-%m-%d :%M"})
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("threshold", "step", "labels"),
     [(2, 0.1, [1, 0, 0, None]), (0.7, 0.1, [1, 0, 0, None]), (0.66, 0.5, [1, 1, 0, None])],
