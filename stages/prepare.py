@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 from recllm.console import say
 from recllm.eventlog.build import build_log
 from recllm.eventlog.ids import SPLITS
@@ -16,9 +19,16 @@ def work(run: Run) -> None:
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
     shown = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)
     say(f"{metrics['samples']:,} samples of {metrics['events']:,} events: {shown}")
+    if "first_second_train" in metrics:
+        spans = (f"{name} {_day(metrics, 'first', name)} to {_day(metrics, 'last', name)}" for name in SPLITS)
+        say(f"days (UTC) of the samples: {', '.join(spans)}")
     for name in ("valid", "test"):
         cold = (f"{kind}s {metrics[f'cold_{kind}_share_{name}']:.1%}" for kind in ("user", "item"))
         say(f"{name} samples that are cold in training: {', '.join(cold)}")
     for note in metrics["notes"]:
         say(f"{note}")
     run.finish([path for path in arrays if path.name != METRICS], metrics)
+
+
+def _day(metrics: dict[str, Any], end: str, split: str) -> str:
+    return f"{datetime.fromtimestamp(metrics[f'{end}_second_{split}'], UTC):%Y-%m-%d}"

@@ -22,7 +22,7 @@ from recllm.crm.inputs import CrmInputs
 from recllm.errors import StageError
 from recllm.eventlog.candidates import Seen, negatives
 from recllm.eventlog.log import EventLog, Rows
-from recllm.eventlog.rowsets import check_ranking_rows
+from recllm.eventlog.rowsets import check_ranking_rows, with_new_items
 from recllm.files import load_weights
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -192,7 +192,8 @@ def train(
         steps, interval = plan_steps(len(rows), size, config.fit.epochs, config.fit.validations)
         loaders = ctr_loaders(run, inputs, rows, steps)
     else:
-        rows = rows[log.label[rows] == 1]
+        of_a_kind = config.negatives - config.negatives // 2  # they are drawn in two halves
+        rows = with_new_items(log, rows[log.label[rows] == 1], of_a_kind, "stage1.negatives")
         size = max(1, config.fit.batch_size // (1 + config.negatives))
         steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
         loaders = rank_loaders(run, inputs, rows, steps)

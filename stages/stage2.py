@@ -21,7 +21,7 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.evaluation.gates import ENTROPY, GateRecord, asked_rows, entropy
 from recllm.eventlog.log import EventLog
-from recllm.eventlog.rowsets import drawn_lists, has_ranking_rows
+from recllm.eventlog.rowsets import drawn_lists, has_ranking_rows, with_new_items
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
@@ -150,7 +150,10 @@ def open_data(run: Run, lm: Lm, crm: Crm | None, told: int) -> Data:
     rows = lm.log.rows("train", run.config.subsample)
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
-    titles = lm.titles(liked, drawn_lists(lm.log, liked, run.config.seed), crm) if told else None
+    titles = None
+    if told:
+        liked = with_new_items(lm.log, liked, lm.log.meta["candidates"] - 1, "prepare.candidates")
+        titles = lm.titles(liked, drawn_lists(lm.log, liked, run.config.seed), crm)
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,

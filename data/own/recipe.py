@@ -8,7 +8,7 @@ import polars as pl
 
 from recllm.console import say
 from recllm.pipeline import run
-from recllm.tables import canonical, faults, parse
+from recllm.tables import canonical, faults, joins, parse
 from recllm.tables.config import (
     ISO,
     TIME_UNITS,
@@ -42,6 +42,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
         raise ValueError("source.events.path is empty, wanted the file of the events; see docs/own-data.md")
     if raw is not None and not raw.is_dir():
         raise ValueError(f"RAW={raw} is no folder, wanted the one that the paths under source start at")
+    parse.check_format(config.events.time_unit)
     base = raw or Path()
     drop = config.faulty == "drop"
     with canonical.staging(out) as scratch:
@@ -49,7 +50,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
         items.write_parquet(scratch / "items.parquet")
         counts |= _events(config, base, scratch, items["item"], drop)
         events = pl.scan_parquet(scratch / "events.parquet")
-        met = events.select(pl.col("user").unique()).collect(engine="streaming").sort("user")
+        met = events.group_by("user").agg(events=pl.len()).collect(engine="streaming").sort("user")
         users, user_counts = _users(config.users, base, scratch, met, drop)
         users.write_parquet(scratch / "users.parquet")
         label = pl.col("label")
@@ -84,17 +85,50 @@ def _items(source: ItemsSource, base: Path, scratch: Path, drop: bool) -> tuple[
 def _users(
     source: UsersSource, base: Path, scratch: Path, met: pl.DataFrame, drop: bool
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The users of the file and, without attributes, the others that have events."""
+    """The users of the file and, without attributes, the others that have events.
+
+    Args:
+        source: the file, if there is one.
+        base: where its path starts.
+        scratch: a folder for copies.
+        met: the users that have events, ascending, and how many.
+        drop: whether faulty rows are left out.
+
+    Raises:
+        ValueError: the file is at fault, or has none of the users that have events.
+    """
     if not source.path:
-        return met, {}
+        return met.select("user"), {}
     files = open_files(
         "users", source, base, {"user": ("source.users.user", source.user)}, scratch, rest=True
     )
     users, counts = _once("users", _attributes("users", files, {}), files, [], drop)
     strangers = met.join(users, on="user", how="anti", maintain_order="left")
-    return pl.concat([users, strangers], how="diagonal"), counts | {
-        "users_without_attributes": strangers.height
-    }
+    if strangers.height:
+        _tell_strangers(strangers, met, users["user"], f"{source.path}, column {source.user!r}")
+    users = pl.concat([users, strangers.select("user")], how="diagonal")
+    return users, counts | {"users_without_attributes": strangers.height}
+
+
+def _tell_strangers(strangers: pl.DataFrame, met: pl.DataFrame, users: pl.Series, place: str) -> None:
+    """Says how many users of the events are not in the users file, which has `users`.
+
+    Raises:
+        ValueError: all of them.
+    """
+    others = users.filter(~users.is_in(met["user"].implode()))
+    example = f"{strangers['user'][0]!r}, in the file {(others if len(others) else users)[0]!r}"
+    hint = joins.unlike(strangers["user"], users)
+    if strangers.height == met.height:
+        raise ValueError(
+            f"{place}: none of the {met.height:,} users of the events is there, wanted the same ids; in the "
+            f"events {example}{hint}; write them alike, or leave the file out with source.users.path: ''"
+        )
+    share = int(strangers["events"].sum()) / int(met["events"].sum())
+    say(
+        f"{place}: {strangers.height:,} of {met.height:,} users, with {share:.1%} of the events, are not "
+        f"there and have no attributes; in the events {example}{hint}"
+    )
 
 
 def _attributes(table: str, files: list[File], lists: dict[str, str]) -> pl.LazyFrame:
@@ -162,7 +196,7 @@ def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, d
     if label.rule == "column":
         roles["label"] = ("source.label.column", label.column)
     files = open_files("events", source, base, roles, scratch, rest=False)
-    causes = _causes(config)
+    causes = _causes(config, items)
     catalog = pl.LazyFrame({"item": items, "@in_catalog": pl.repeat(True, len(items), eager=True)})
     frame = pl.concat([_typed(file, source) for file in files])
     frame = frame.join(catalog, on="item", how="left", maintain_order="left")
@@ -173,7 +207,10 @@ def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, d
     good = frame.filter(pl.col(FAULT) == 0).with_columns(label=_label(label))
     queries = [canonical.sink(good, scratch), faults.summarize(frame)]
     _, summary = pl.collect_all(queries, engine="streaming")
-    counts = faults.settle("events", files, causes, summary, drop)
+    misses = _unknown_items(config, files, causes, summary, items)
+    counts = faults.settle("events", files, causes, summary, drop, explanation=misses)
+    if misses:
+        say(misses)
     latest = pl.scan_parquet(scratch / "events.parquet").select(pl.col("timestamp").max()).collect().item()
     if TIME_UNITS.get(source.time_unit, 1) > 1 and latest is not None and latest < parse.EARLIEST_CLOCK:
         raise ValueError(
@@ -219,8 +256,26 @@ def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
     )
 
 
-def _causes(config: SourceConfig) -> list[Fault]:
-    """Why an event cannot be used, in the order in which it is asked."""
+def _unknown_items(
+    config: SourceConfig, files: list[File], causes: list[Fault], summary: pl.DataFrame, items: pl.Series
+) -> str:
+    """In words that most events are of no item of the items file, which has `items`; else nothing."""
+    code = 1 + next(number for number, fault in enumerate(causes) if fault.reason == "unknown_item")
+    rows = dict(summary.select(FAULT, "rows").iter_rows())
+    total = sum(file.rows for file in files) - rows.get(faults.EMPTY, 0)
+    if 2 * rows.get(code, 0) <= total:
+        return ""
+    first = summary.filter(pl.col(FAULT) == code)["first"][0]
+    value = str(faults.file_of(files, first).value(first, "item"))
+    return (
+        f"{config.events.path}, column {config.events.item!r}: {rows[code]:,} of {total:,} events "
+        f"({rows[code] / total:.1%}) are of no item of {config.items.path}: in the events {value!r}, there "
+        f"{items[0]!r}{joins.unlike(pl.Series([value]), items)}"
+    )
+
+
+def _causes(config: SourceConfig, items: pl.Series) -> list[Fault]:
+    """Why an event cannot be used, in the order in which it is asked; `items` are those of the catalog."""
     source = config.events
     label = config.label
     rated = pl.col("@rated")
@@ -229,7 +284,12 @@ def _causes(config: SourceConfig) -> list[Fault]:
     causes = [
         Fault("no_user", "user", pl.col("user").is_null(), "an id"),
         Fault("no_item", "item", pl.col("item").is_null(), "an id"),
-        Fault("unknown_item", "item", pl.col("@in_catalog").is_null(), f"an item of {config.items.path}"),
+        Fault(
+            "unknown_item",
+            "item",
+            pl.col("@in_catalog").is_null(),
+            lambda value: f"an item of {config.items.path}{joins.unlike(pl.Series([value]), items)}",
+        ),
     ]
     if source.rating:
         low, high = source.rating_scale
@@ -242,7 +302,7 @@ def _causes(config: SourceConfig) -> list[Fault]:
     if label.rule == "column":
         text = pl.col("@label")
         texts = [*label.liked, *label.disliked, *label.history]
-        wanted = f"one of {', '.join(texts)} (source.label: liked, disliked, history), or nothing"
+        wanted = f"one of {', '.join(map(str, texts))} (source.label: liked, disliked, history), or nothing"
         causes.append(Fault("label_unknown", "label", text.is_not_null() & ~text.is_in(texts), wanted))
     if source.timestamp:
         unit = source.time_unit
@@ -299,7 +359,8 @@ def _label(label: LabelSource) -> pl.Expr:
     if label.rule == "clicks":
         return pl.lit(1, pl.Int8)
     if label.rule == "rating":
-        return (pl.col("rating") > label.threshold).cast(pl.Int8)
+        # The number of the file, not the level that it is rounded to.
+        return pl.when(pl.col("@rated")).then(pl.col("@rating") > label.threshold).cast(pl.Int8)
     text = pl.col("@label")
     return pl.when(text.is_in(label.liked)).then(1).when(text.is_in(label.disliked)).then(0).cast(pl.Int8)
 

@@ -1,12 +1,13 @@
 """From canonical tables to the event log: dense ids, counts, row orders, candidates.
 
-The event log is sorted by (user, timestamp, external item id). A sample is a row of it, and its history is
-the rows above it of the same user.
+The event log is sorted by (user, timestamp, external item id, rating, label). A sample is a row of it, and
+its history is the rows above it of the same user.
 """
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,18 @@ from recllm.eventlog.log import EventLog
 from recllm.eventlog.names import CandidateKind
 from recllm.eventlog.splits import split_samples, training_events
 from recllm.tables import canonical
+from recllm.tables.parse import EARLIEST_CLOCK
 
 Array = npt.NDArray[Any]
+
+MERGED = (
+    "dropped_duplicates",
+    "dropped_duplicates_labeled",
+    "dropped_duplicates_saying_less",
+    "differing_at_one_moment",
+)
+"""Counts of events that share user, item and second with another: those that do not stay, the ones with a
+label and the ones without rating and label among them; those that do, as they say something else."""
 
 _CHUNK = 1 << 18  # liked samples whose negatives are drawn at once; bounds memory
 
@@ -49,7 +60,9 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         `cold_user_share_*`, `cold_item_share_*`: samples whose user or item has no training sample,
         `unknown_user_share_*`, `unknown_item_share_*`: those whose id reads 1, as it has no training event;
         `shared_second_share`: rows of the same user and second as the row above, `tied_sample_share`: samples
-        among them; `notes`: what the choices mean for whoever reads the figures, in words.
+        among them; `first_second_*`, `last_second_*`: the span of each split, `events_before_1973` and
+        `events_of_the_future`: times that no log can have; `notes`: what the choices mean for whoever reads
+        the figures, in words.
 
     Raises:
         ValueError: the tables or the config are wrong, one line each.
@@ -90,16 +103,16 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     }
     log = EventLog(out_folder, arrays, meta)
     if config.sampled_negatives:
-        arrays, order = _with_sampled_negatives(log, arrays, order, config)
+        arrays, order = _with_sampled_negatives(log, arrays, order, config, users["external"])
         log = EventLog(out_folder, arrays, meta)
-    _check_labels(log.label[order["train"]])
+    _check_labels(log.label[order["train"]], config)
 
     _write(out_folder, arrays, users, items)
-    ranking = _row_orders(log, config, order)
+    ranking = _row_orders(log, config, order, users["external"])
     # Last, as a folder without it is no log.
     (out_folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    metrics = _metrics(log, order, histories, dropped, config)
-    return metrics | ranking | {"notes": notes(config, metrics)}
+    metrics = _metrics(log, order, histories, dropped, config) | ranking
+    return metrics | {"notes": notes(config, metrics)}
 
 
 def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
@@ -133,6 +146,37 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
         sentences.append(
             f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
             f"({config.sampled_by}); nobody is known to dislike them"
+        )
+    if seen := metrics.get("liked_without_negatives", 0):
+        sentences.append(
+            f"{seen:,} liked samples have no drawn items beside them: fewer than {config.sampled_negatives} "
+            "are new to their users"
+        )
+    seen_much = {name: metrics.get(f"not_ranking_{name}_seen_much", 0) for name in ("valid", "test")}
+    if any(seen_much.values()):
+        counts = ", ".join(f"{count:,} {name}" for name, count in seen_much.items())
+        sentences.append(
+            f"liked samples that are no ranking rows, as fewer than {config.candidates - 1} items are new to "
+            f"their users: {counts}"
+        )
+    early = metrics.get("events_before_1973", 0)
+    late = metrics.get("events_of_the_future", 0)
+    if early or late:
+        sentences.append(
+            f"{early:,} events are of before 1973 and {late:,} of the future, as in no log; see whether "
+            "times are in another unit, or stand for a missing one"
+        )
+    if merged := metrics["dropped_duplicates"]:
+        less = metrics["dropped_duplicates_saying_less"]
+        sentences.append(
+            f"{merged:,} rows were merged into another of their user, item and second: {merged - less:,} are "
+            f"like it ({metrics['dropped_duplicates_labeled']:,} with a label), {less:,} have neither rating "
+            "nor label"
+        )
+    if differing := metrics["differing_at_one_moment"]:
+        sentences.append(
+            f"{differing:,} rows differ from another of their user, item and second in rating or label only; "
+            "all of them are events"
         )
     return sentences
 
@@ -215,39 +259,87 @@ def _split(
     """
     user = columns["user"]
     times = columns["timestamp"] if timed else None
-    split, order = split_samples(config, user, histories.long_enough & (columns["label"] >= 0), times)
+    labeled = columns["label"] >= 0
+    split, order = split_samples(config, user, histories.long_enough & labeled, times)
     if not all(len(rows) for rows in order.values()):
         parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
         raise ValueError(
             f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
             f"{config.min_history} earlier events ({parts}), wanted some of each; "
-            "lower it: ARGS='prepare.min_history=<fewer>'"
+            f"{_split_remedy(config, user, labeled, times)}"
         )
     return split, order, training_events(config, user, split, order, times)
 
 
-def _check_labels(label: Array) -> None:
+def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Array | None) -> str:
+    """The first of some changes that leaves no split empty, in words; each is tried."""
+    fewer: dict[str, Any] = {"min_history": 0} if config.min_history else {}
+    changes: list[tuple[dict[str, Any], str]] = [(fewer, "lower it: ARGS='prepare.min_history=<fewer>'")]
+    if config.split == "last":
+        changes.append(({**fewer, "last_n": 1}, "ARGS='{history}prepare.last_n=1'"))
+    shares = {"shares": [0.5, 0.25]}
+    if config.split == "last":
+        changes.append(
+            ({**fewer, **shares, "split": "random"}, "ARGS='{history}prepare.split=random {shares}'")
+        )
+    else:
+        changes.append(({**fewer, **shares}, "ARGS='{history}{shares}'"))
+    if config.split == "user":
+        changes.append(
+            ({**fewer, **shares, "split": "random"}, "ARGS='{history}prepare.split=random {shares}'")
+        )
+    for change, words in changes:
+        if not change:
+            continue
+        _, order = split_samples(replace(config, **change), user, labeled, times)
+        if all(len(rows) for rows in order.values()):
+            history = "prepare.min_history=0 " if fewer else ""
+            return words.format(history=history, shares="prepare.shares=[0.5,0.25]")
+    return "give more events with a label: no key helps"
+
+
+def _check_labels(label: Array, config: PrepareConfig) -> None:
     """Refuse training samples that are all alike: there is nothing to learn, and no AUC."""
     if label.min() != label.max():
         return
-    mend = (
-        "draw negatives, ARGS='prepare.sampled_negatives=1', or lift prepare.label_threshold"
-        if label[0] == 1
-        else "lower prepare.label_threshold, or mend the labels"
-    )
+    threshold = "prepare.label_threshold"
+    if config.label_threshold is None:
+        threshold = "what counts as liked (source.label, or the dataset's recipe.py)"
+    mend = f"change {threshold}, or mend the labels"
+    if label[0] == 1 and not config.sampled_negatives:
+        mend = f"draw negatives, ARGS='prepare.sampled_negatives=1', or change {threshold}"
     raise ValueError(f"all {len(label)} training samples have label {label[0]}, wanted both 0 and 1; {mend}")
 
 
 def _with_sampled_negatives(
-    log: EventLog, arrays: dict[str, Array], order: dict[str, Array], config: PrepareConfig
+    log: EventLog,
+    arrays: dict[str, Array],
+    order: dict[str, Array],
+    config: PrepareConfig,
+    external: pl.Series,
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The arrays with sampled negatives behind the events, and the orders with them behind their positives.
 
     A negative is a function of (seed, row of its positive, which one of it), and lies in no user's range of
-    rows, so that it is in no history. `anchor` says at which event each one stands.
+    rows, so that it is in no history. `anchor` says at which event each one stands. A positive whose user has
+    met so much that too few items are left has none.
+
+    Raises:
+        ValueError: all of them are such.
     """
     count = config.sampled_negatives
-    liked = np.flatnonzero((log.split != UNUSED) & (log.label == 1))
+    every_liked = np.flatnonzero((log.split != UNUSED) & (log.label == 1))
+    liked = every_liked[candidates.have_new_items(log, every_liked, count)]
+    if len(every_liked) and not len(liked):
+        most, user = _most_new_items(log, every_liked, external)
+        mend = f"ARGS='prepare.sampled_negatives={most}' or fewer" if most else "give samples with label 0"
+        raise ValueError(
+            f"prepare.sampled_negatives={count}, but none of the {len(every_liked):,} liked samples has as "
+            f"many items of the training catalog that are new to its user; the most, {most}, has user "
+            f"{user!r}; {mend}"
+        )
+    has_negatives = np.zeros(log.n_events, dtype=bool)
+    has_negatives[liked] = True
     seed = draws.derive(config.seed, "sampled")
     seen = candidates.Seen(log)
     items = np.empty((len(liked), count), np.int32)
@@ -268,7 +360,7 @@ def _with_sampled_negatives(
 
     def with_negatives(rows: Array) -> Array:
         """The rows, and behind each liked one those of its negatives."""
-        times = np.where(log.label[rows] == 1, 1 + count, 1)
+        times = np.where(has_negatives[rows], 1 + count, 1)
         place = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         repeated = np.repeat(rows, times)
         first_negative = log.n_events + np.searchsorted(liked, repeated) * count
@@ -304,16 +396,53 @@ def _dense(
         .collect(engine="streaming")
     )
     dropped = {"dropped_no_time": total - frame.height}
-    # Dense ids ascend with external ids. Of events that are there twice one stays; rating and label as last
-    # keys make the order, and so which one stays, independent of the order that the join hands rows on in.
+    # Dense ids ascend with external ids. Rating and label as last keys make the order, and all that follows
+    # from it, independent of the order of the files, and of the one that the join hands rows on in.
     frame = frame.sort("user", *place)
-    dropped["dropped_duplicates"] = 0
+    dropped |= dict.fromkeys(MERGED, 0)
     if timed:
-        same = pl.col("user", "timestamp", "item") == pl.col("user", "timestamp", "item").shift()
-        distinct = frame.filter(~pl.all_horizontal(same).fill_null(False))
-        dropped["dropped_duplicates"] = frame.height - distinct.height
-        frame = distinct
+        frame, merged = _merge(frame)
+        dropped |= merged
     return frame, users, items, dropped
+
+
+def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Merges events of one user, item and second that say the same, and those that say nothing into others.
+
+    Rows that are alike in rating and label are one event. A row that has neither, such as a view, is no event
+    of its own where another row of its user, item and second has one, such as a purchase. All others stay.
+
+    Args:
+        frame: events, sorted by user, timestamp, item, rating (NaN: none) and label.
+
+    Returns:
+        The events that stay, in the same order, and the counts `MERGED`.
+    """
+    same_moment = np.zeros(frame.height, dtype=bool)
+    same_moment[1:] = True
+    for column in ("user", "timestamp", "item"):
+        values = frame[column].to_numpy()
+        same_moment[1:] &= values[1:] == values[:-1]
+    if not same_moment.any():
+        return frame, dict.fromkeys(MERGED, 0)
+    rating = frame["rating"].to_numpy()
+    label = frame["label"].fill_null(-1).to_numpy()
+    is_unrated = np.isnan(rating)
+    alike = same_moment.copy()
+    alike[1:] &= (rating[1:] == rating[:-1]) | (is_unrated[1:] & is_unrated[:-1])
+    alike[1:] &= label[1:] == label[:-1]
+    says_nothing = is_unrated & (label < 0)
+    moment = np.cumsum(~same_moment) - 1
+    says_something = np.bincount(moment, ~says_nothing) > 0
+    gives_way = says_nothing & says_something[moment]
+    stays = ~alike & ~gives_way
+    counts = {
+        "dropped_duplicates": np.count_nonzero(~stays),
+        "dropped_duplicates_labeled": np.count_nonzero(alike & (label >= 0)),
+        "dropped_duplicates_saying_less": np.count_nonzero(gives_way),
+        "differing_at_one_moment": np.count_nonzero(stays) - len(np.unique(moment[stays])),
+    }
+    return frame.filter(pl.Series(stays)), {name: int(counts[name]) for name in MERGED}
 
 
 def _with_events(table: pl.DataFrame, name: str, events: pl.LazyFrame) -> pl.DataFrame:
@@ -368,24 +497,65 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
     return pl.concat([empty, table], how="diagonal")
 
 
-def _row_orders(log: EventLog, config: PrepareConfig, order: dict[str, Array]) -> dict[str, int]:
-    """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold."""
+def _row_orders(
+    log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series
+) -> dict[str, int]:
+    """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold.
+
+    Raises:
+        ValueError: no row can be ranked, as the users have met nearly everything.
+    """
     metrics: dict[str, int] = {}
     most = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
+    liked = {}
     for name, rows in order.items():
         _save(log.folder, f"order_{name}", rows)
         permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
         _save(log.folder, f"permutation_{name}", permuted)
-        if name == "train":
-            continue
-        ranking = permuted[log.label[permuted] == 1][: most[name]]
+        if name != "train":
+            liked[name] = permuted[log.label[permuted] == 1]
+    rankable = {
+        name: rows[candidates.have_new_items(log, rows, config.candidates - 1)]
+        for name, rows in liked.items()
+    }
+    seen_all = [name for name, rows in liked.items() if most[name] and len(rows) > len(rankable[name]) == 0]
+    if seen_all:
+        raise ValueError(_nothing_to_rank(log, config, {name: liked[name] for name in seen_all}, external))
+    for name, rows in rankable.items():
+        ranking = rows[: most[name]]
         _save(log.folder, f"ranking_{name}", ranking)
         metrics[f"ranking_{name}_rows"] = len(ranking)
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
+        if most[name]:
+            metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
             _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
     return metrics
+
+
+def _nothing_to_rank(
+    log: EventLog, config: PrepareConfig, liked: dict[str, Array], external: pl.Series
+) -> str:
+    """What is wrong where no liked sample of these splits can be ranked, and what mends it in all of them."""
+    found = {name: _most_new_items(log, rows, external) for name, rows in liked.items()}
+    name = min(found, key=lambda name: found[name][0])
+    most, user = found[name]
+    mend = f"prepare.candidates={most + 1}"
+    if not most:
+        mend = " ".join(f"prepare.ranking_{name}_rows=0" for name in found)
+    return (
+        f"prepare.candidates={config.candidates}, but none of the {len(liked[name]):,} liked {name} samples "
+        f"has {config.candidates - 1} items of the training catalog that are new to its user; the most, "
+        f"{most}, has user {user!r}; ARGS='{mend}'"
+    )
+
+
+def _most_new_items(log: EventLog, rows: Array, external: pl.Series) -> tuple[int, object]:
+    """The most items that are new to the user of one of the rows, and that user's own id."""
+    new_items = candidates.count_new_items(log, rows)
+    best = int(new_items.argmax())
+    return int(new_items[best]), external[int(log.user[rows[best]]) - FIRST_ID]
 
 
 def _write(folder: Path, arrays: dict[str, Array], users: pl.DataFrame, items: pl.DataFrame) -> None:
@@ -413,12 +583,23 @@ def _metrics(
     metrics |= {"users": log.n_users - FIRST_ID, "items": log.n_items - FIRST_ID, "events": log.n_events}
     metrics |= dropped
     metrics["sampled_negatives"] = len(log.user) - log.n_events
+    if config.sampled_negatives:
+        with_negatives = (len(log.user) - log.n_events) // config.sampled_negatives
+        liked = (log.label[events] == 1) & (log.split[events] != UNUSED)
+        metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
     if config.ties == "strict":
         rows_above = np.arange(log.n_events) - histories.offsets[log.user[events]]
         lost = (rows_above >= config.min_history) & ~histories.long_enough
         metrics["not_sample_same_second"] = int(lost.sum())
+    if log.timed:
+        for name, rows in order.items():
+            seconds = log.timestamp[rows]
+            metrics |= {f"first_second_{name}": int(seconds.min()), f"last_second_{name}": int(seconds.max())}
+        seconds = log.timestamp[events]
+        metrics["events_before_1973"] = int((seconds < EARLIEST_CLOCK).sum())
+        metrics["events_of_the_future"] = int((seconds > time.time()).sum())
     metrics |= {f"positive_rate_{name}": float(log.label[rows].mean()) for name, rows in order.items()}
     metrics |= _cold_shares(
         "user", log.user, np.bincount(log.user[log.training], minlength=log.n_users), order

@@ -69,6 +69,42 @@ class Seen:
         return (self._keys[place] == keys) & (self._first_row[place] < rows)
 
 
+def count_new_items(log: Histories, rows: Rows) -> Rows:
+    """How many items with a training event each row's user had not met before it, the row's own left out.
+
+    Args:
+        log: the event log.
+        rows: rows of the log `[R]`.
+
+    Returns:
+        int64 `[R]`: as many negatives as a row can have.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    users = log.user[rows]
+    stands = log.anchors(rows)
+    is_trained = log.item_count > 0
+    events = _rows_of(log.offsets, np.unique(users))
+    keys = log.user[events].astype(np.int64) * len(log.item_count) + log.item[events]
+    is_first = np.zeros(len(events), dtype=bool)
+    is_first[np.unique(keys, return_index=True)[1]] = True
+    running = np.concatenate([[0], np.cumsum(is_first & is_trained[log.item[events]])])
+    first, end = np.searchsorted(events, (log.offsets[users], stands))
+    own = log.item[rows]
+    met_own = Seen(log, users).above(users[:, None], own[:, None], stands[:, None])[:, 0]
+    return int(is_trained.sum()) - (running[end] - running[first]) - (is_trained[own] & ~met_own)
+
+
+def have_new_items(log: Histories, rows: Rows, wanted: int) -> npt.NDArray[np.bool_]:
+    """Where `count_new_items` is `wanted` or more, bool `[R]`; looks at long histories only."""
+    rows = np.asarray(rows, dtype=np.int64)
+    length = log.anchors(rows) - log.offsets[log.user[rows]]
+    enough = int((log.item_count > 0).sum()) - length - 1 >= wanted
+    unclear = np.flatnonzero(~enough)
+    if len(unclear):
+        enough[unclear] = count_new_items(log, rows[unclear]) >= wanted
+    return enough
+
+
 def negatives(
     log: Histories,
     rows: Rows,

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows
 
+_MOST = int(np.iinfo(np.int64).max)
+"""The largest key."""
+
 Range = tuple[NDArray[np.int64], NDArray[np.int64]]
 """First event of each query, and the one past its last."""
 
@@ -17,6 +20,8 @@ class Groups:
     """Events sorted by group, then by place.
 
     An event is the int64 key `group * span + place`; the keys are sorted once, and a query is two bounds.
+    There may be many more groups than events, such as all pairs of a user and a category: nothing is held for
+    each. Where keys would be too large for 64 bits, the groups that have events are numbered anew.
 
     Args:
         group: of each event, from 0, `[N]`.
@@ -33,17 +38,27 @@ class Groups:
         values: NDArray[Any],
     ) -> None:
         """Sorts the events: seconds for 25 million; 8 bytes an event stay, and the values."""
-        keys = np.asarray(group, np.int64) * span + place
+        group = np.asarray(group, np.int64)
+        self._span = span
+        self._present: NDArray[np.int64] | None = None
+        self._behind = int(group.max()) + 1  # a group behind all others
+        if (self._behind + 1) * span > _MOST:
+            self._present, group = np.unique(group, return_inverse=True)
+            self._behind = len(self._present)
+        keys = group * span + place
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
-        self._span = span
         self.values = values[order]
-        self._starts = np.searchsorted(self._keys, np.arange(int(group.max()) + 2) * span)
 
     def before(self, group: NDArray[np.integer], place: NDArray[np.int64]) -> Range:
         """Each group's events before each place, 0 <= place <= span; none where no event has the group."""
-        group = np.minimum(np.asarray(group, np.int64), len(self._starts) - 1)
-        return self._starts[group], np.searchsorted(self._keys, group * self._span + place)
+        group = np.asarray(group, np.int64)
+        if self._present is not None:
+            number = np.searchsorted(self._present, group)
+            is_there = self._present[np.minimum(number, len(self._present) - 1)] == group
+            group = np.where(is_there, number, self._behind)
+        first = np.minimum(group, self._behind) * self._span
+        return np.searchsorted(self._keys, first), np.searchsorted(self._keys, first + place)
 
 
 class CategoryHistories(Groups):

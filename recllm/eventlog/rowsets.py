@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from recllm.console import say
 from recllm.errors import StageError
-from recllm.eventlog.candidates import KINDS, candidate_lists
+from recllm.eventlog.candidates import KINDS, candidate_lists, count_new_items, have_new_items
 from recllm.eventlog.log import EventLog, Rows
 
 
@@ -36,7 +38,39 @@ def aligned_rows(log: EventLog, tuned: Rows, count: int) -> Rows:
     permutation = log.rows("train", "1.0")
     used = np.isin(permutation, tuned)
     rest = np.concatenate([permutation[~used], permutation[used]])
-    return rest[log.label[rest] == 1][:count]
+    liked = rest[log.label[rest] == 1]
+    return with_new_items(log, liked, log.meta["candidates"] - 1, "prepare.candidates")[:count]
+
+
+def with_new_items(log: EventLog, rows: Rows, wanted: int, key: str) -> Rows:
+    """The rows that can have as many negatives as wanted; says how many have users who have met too much.
+
+    Args:
+        log: the event log.
+        rows: liked training rows `[R]`.
+        wanted: negatives of a row.
+        key: where they are configured, e.g. `prepare.candidates`.
+
+    Raises:
+        StageError: none is left.
+    """
+    enough = have_new_items(log, rows, wanted)
+    if enough.all():
+        return rows
+    if not enough.any():
+        new_items = count_new_items(log, rows)
+        best = int(new_items.argmax())
+        user = int(log.user[rows[best]])
+        external = pl.read_parquet(log.folder / "users.parquet", columns=["external"])["external"]
+        raise StageError(
+            f"none of the {len(rows):,} liked training rows has {wanted} items that are new to its user; the "
+            f"most, {new_items[best]}, has user {external[user]!r}; lower {key}"
+        )
+    say(
+        f"{(~enough).sum():,} of {len(rows):,} liked training rows are left out, as fewer than {wanted} "
+        f"items are new to their users ({key})"
+    )
+    return rows[enough]
 
 
 def drawn_lists(log: EventLog, rows: Rows, seed: int, kind: str = "mixed") -> NDArray[np.int32]:

@@ -7,6 +7,8 @@ recipe that knows its files asks here which part of them to take.
 from __future__ import annotations
 
 import codecs
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,12 +33,14 @@ class FileSource:
     """The character between columns of text; empty: a tab for .tsv, else a comma."""
     quote: str = '"'
     """The character around text that holds separators or line breaks; empty: quotes are letters like any."""
+    escape: str = ""
+    """The character before a quote that is a letter, as '\\'; empty: such quotes are doubled."""
     encoding: str = "utf-8"
     """Encoding of text, as Python names it: utf-8, latin-1, cp1252, utf-16 ..."""
     columns: list[str] = field(default_factory=list)
     """Names of the columns where a text file has no line of names; empty: its first line names them."""
-    nulls: list[str] = field(default_factory=list)
-    r"""Texts that mean "nothing", beside the empty one: NA, NULL, \N ..."""
+    nulls: list[str | None] = field(default_factory=list)
+    r"""Texts that mean "nothing", beside the empty one, in single quotes: ['NA', 'NULL', '\N']."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class EventsSource(FileSource):
     rating_scale: list[float] = field(default_factory=list)
     """The lowest and the highest rating, e.g. [1, 5]; needed where there are ratings."""
     rating_step: float = 0.0
-    """Ratings are rounded to multiples of it, e.g. 0.5 (0: they stay); at most 100 levels can be."""
+    """Histories show ratings in steps of it, as 0.5 (0: as they are), at most 100; labels go by the file."""
     not_rated: float | None = None
     """The rating that stands for "not rated", e.g. 0; null: an empty field alone does."""
     decimal_comma: bool = False
@@ -97,11 +101,11 @@ class LabelSource:
     """Rule `rating`: the highest rating that is not liked; an event without a rating is history only."""
     column: str = ""
     """Rule `column`: the column of the events that says it; an empty field is history only."""
-    liked: list[str] = field(default_factory=lambda: ["1", "true", "True"])
+    liked: list[str | None] = field(default_factory=lambda: ["1", "true", "True"])
     """Rule `column`: texts that mean liked."""
-    disliked: list[str] = field(default_factory=lambda: ["0", "false", "False"])
+    disliked: list[str | None] = field(default_factory=lambda: ["0", "false", "False"])
     """Rule `column`: texts that mean not liked."""
-    history: list[str] = field(default_factory=list)
+    history: list[str | None] = field(default_factory=list)
     """Rule `column`: texts of events that are history but no samples."""
 
 
@@ -132,10 +136,15 @@ class SourceConfig:
         events, label = self.events, self.label
         _check(bool(self.items.path), "items.path", "", "the file or folder of the items")
         for name, file in (("events", events), ("items", self.items), ("users", self.users)):
-            for key, value, most in (("separator", file.separator, 1), ("quote", file.quote, 1)):
+            signs = {"separator": file.separator, "quote": file.quote, "escape": file.escape}
+            for key, value in signs.items():
                 _check(
-                    len(value.encode()) <= most, f"{name}.{key}", value, "one ASCII character, or none at all"
+                    len(value.encode()) <= 1, f"{name}.{key}", value, "one ASCII character, or none at all"
                 )
+            others = (file.separator, file.quote)
+            is_usable = not file.escape or (bool(file.quote) and file.escape not in others)
+            _check(is_usable, f"{name}.escape", file.escape, f"another sign than {others}, and a quote")
+            _check_texts(f"{name}.nulls", file.nulls)
             _check(_is_encoding(file.encoding), f"{name}.encoding", file.encoding, "e.g. utf-8 or latin-1")
         for key, column in (("events.user", events.user), ("events.item", events.item)):
             _check(bool(column), key, column, "the name of a column")
@@ -155,11 +164,24 @@ class SourceConfig:
         if label.rule == "rating":
             _check(bool(events.rating), "events.rating", "", "a column, or label.rule: column or clicks")
             _check(label.threshold is not None, "label.threshold", None, "liked = rating > threshold")
+        for name, texts in (("liked", label.liked), ("disliked", label.disliked), ("history", label.history)):
+            _check_texts(f"label.{name}", texts)
         if label.rule == "column":
             _check(bool(label.column), "label.column", "", "the column that says what was liked")
             texts = [*label.liked, *label.disliked, *label.history]
             _check(len(texts) == len(set(texts)), "label", texts, "each text in one list only")
             _check(bool(label.liked and label.disliked), "label", texts, "some text in liked and in disliked")
+
+
+def _check_texts(key: str, texts: Sequence[str | None]) -> None:
+    """Refuse what YAML makes of texts that mean something else without quotes, or within double ones."""
+    wanted = "a text in single quotes, e.g. 'NULL' or '\\N'"
+    for text in texts:
+        _check(
+            text is not None, key, text, f"{wanted}, as NULL, null and ~ without quotes are YAML's nothing"
+        )
+        is_letters = not any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in text or "")
+        _check(is_letters, key, text, f'{wanted}, as "\\N" and the like are single signs to YAML')
 
 
 def _is_encoding(name: str) -> bool:

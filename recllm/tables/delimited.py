@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ class Dialect:
         encoding: as Python names it.
         columns: names of the columns where no first line names them.
         section: of the configuration, for messages; empty: none says how the file is written.
+        escape: before a quote that is a letter, and before itself; empty: such quotes are doubled.
     """
 
     separator: str = ","
@@ -46,6 +48,7 @@ class Dialect:
     encoding: str = "utf-8"
     columns: tuple[str, ...] = ()
     section: str = "source"
+    escape: str = ""
 
     def hint(self, text: str) -> str:
         """What the configuration can do about it, for a message; nothing where there is none."""
@@ -72,7 +75,7 @@ class Delimited:
         """The line, from 1, on which the record `row` begins, from 0; line breaks within quotes count."""
         row += not self.dialect.columns
         for fields, lines in _records(
-            _Text(self.path, replace(self.dialect, encoding="utf-8"), ""), self.dialect
+            _Text(self.path, replace(self.dialect, encoding="utf-8", escape=""), ""), self.dialect
         ):
             if row < len(fields):
                 return int(lines[row])
@@ -94,7 +97,6 @@ def inspect(path: Path, dialect: Dialect, copy: Path, display_name: str) -> Deli
     """
     text = _Text(path, dialect, display_name)
     columns = list(dialect.columns) or _names(text, dialect)
-    as_letters = dialect.hint(f", or set {{section}}.quote: '' if {dialect.quote} is a letter like any")
     rows = 0
     try:
         for fields, lines in _records(text, dialect):
@@ -106,13 +108,13 @@ def inspect(path: Path, dialect: Dialect, copy: Path, display_name: str) -> Deli
                 as_in = dialect.hint(" as in {section}.columns") if dialect.columns else " as in line 1"
                 raise ValueError(
                     f"{display_name} line {line} {is_}, wanted {len(columns)} fields{as_in}; "
-                    f"mend the line{as_letters if dialect.quote else ''}"
+                    f"mend the line{_remedy(path, dialect, columns)}"
                 )
             rows += len(fields)
     except _Stray as stray:
         raise ValueError(
             f"{display_name} {stray}, wanted quotes around whole fields, and those within doubled; "
-            f"mend the line{as_letters}"
+            f"mend the line{_remedy(path, dialect, columns)}"
         ) from None
     if not text.is_unchanged:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +122,34 @@ def inspect(path: Path, dialect: Dialect, copy: Path, display_name: str) -> Deli
             sink.writelines(text)
         path = copy
     return Delimited(path, columns, rows - (not dialect.columns), dialect)
+
+
+def _remedy(path: Path, dialect: Dialect, columns: list[str]) -> str:
+    """What of the configuration gets the whole file through, for the end of a message; else nothing."""
+    if not dialect.section or not dialect.quote:
+        return ""
+    sign = dialect.quote
+    changes = [
+        (
+            replace(dialect, escape="\\"),
+            ", or set {section}.escape: '\\', which stands before quotes that are letters",
+        ),
+        (
+            replace(dialect, quote="", escape=""),
+            f", or set {{section}}.quote: '' if {sign} is a letter like any",
+        ),
+    ]
+    for other, words in changes:
+        text = _Text(path, other, "")
+        try:
+            fits = (list(other.columns) or _names(text, other)) == columns and all(
+                np.isin(fields, (len(columns), BLANK)).all() for fields, _ in _records(text, other)
+            )
+        except ValueError:
+            fits = False
+        if fits and other != dialect:
+            return dialect.hint(words)
+    return ""
 
 
 class _Text:
@@ -135,12 +165,38 @@ class _Text:
         self.display_name = display_name
         self.dialect = dialect
         self.is_unchanged = path.suffix != ".gz"
+        escape, quote = re.escape(dialect.escape.encode()), re.escape(dialect.quote.encode())
+        separator = re.escape(dialect.separator.encode())
+        self.escaped = re.compile(escape + b"([" + escape + quote + b"])") if escape else None
+        self.alone = re.compile(
+            b"[\\n" + separator + b"](?:" + escape + quote + b")+[\\r\\n" + separator + b"]"
+        )
+
+    def _unescape(self, block: bytes, line: int) -> bytes:
+        """The block with quotes doubled that had the escape sign before them.
+
+        Raises:
+            ValueError: such quotes are all that a field seems to hold, which doubled would read as nothing.
+        """
+        assert self.escaped is not None
+        if found := self.alone.search(block):
+            at = line + block[: found.start() + 1].count(b"\n")
+            raise ValueError(
+                f"{self.display_name} line {at} has a field of escaped quotes only, wanted quotes around it; "
+                "mend the line"
+            )
+        double = 2 * self.dialect.quote.encode()
+        escape = self.dialect.escape.encode()
+        unescaped = self.escaped.sub(lambda found: escape if found[1] == escape else double, block)
+        self.is_unchanged &= unescaped == block
+        return unescaped
 
     def __iter__(self) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder(self.encoding)()
         is_utf8 = codecs.lookup(self.encoding).name == "utf-8"
         line = 1
         pending = b""  # a carriage return whose line feed may come next
+        held = b""  # an escape sign whose letter comes next
         with gzip.open(self.path) if self.path.suffix == ".gz" else self.path.open("rb") as stream:
             while True:
                 try:
@@ -156,6 +212,11 @@ class _Text:
                     raise self._undecodable(error, line) from error
                 if not is_plain and not is_utf8:
                     self.is_unchanged &= block == raw
+                if self.escaped is not None:
+                    block = held + block
+                    run = len(block) - len(block.rstrip(self.dialect.escape.encode()))
+                    held = block[len(block) - run % 2 :] if raw else b""
+                    block = self._unescape(block[: len(block) - len(held)], line)
                 if b"\0" in block:
                     at = line + block[: block.index(b"\0")].count(b"\n")
                     raise ValueError(

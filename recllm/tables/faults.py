@@ -56,6 +56,7 @@ def settle(
     summary: pl.DataFrame,
     drop: bool,
     mend: str = _MEND,
+    explanation: str = "",
 ) -> dict[str, int]:
     """Turns a summary into counts, or into an error.
 
@@ -66,6 +67,7 @@ def settle(
         summary: what `summarize` gives, collected.
         drop: whether faulty rows are left out.
         mend: what can be done about a faulty row, for the message.
+        explanation: why no row may be left, for the message.
 
     Returns:
         `read_<table>` without empty lines, and `dropped_<table>_<reason>` for each reason that occurs.
@@ -95,7 +97,10 @@ def settle(
     dropped = {reason: rows[code] for code, reason in reasons.items()}
     if not rows.get(0):
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "all are empty"
-        raise ValueError(f"{files[0].display_name} has no usable row of {total} ({why}), wanted the {table}")
+        reason = f"; {explanation}" if explanation else ""
+        raise ValueError(
+            f"{files[0].display_name} has no usable row of {total} ({why}), wanted the {table}{reason}"
+        )
     return counts | {f"dropped_{table}_{reason}": count for reason, count in dropped.items()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import polars as pl
 
 from recllm.tables.config import ISO, TIME_UNITS
@@ -62,11 +64,40 @@ def seconds(column: str, dtype: pl.DataType, unit: str) -> pl.Expr:
     value = value.cast(pl.String).str.strip_chars()
     if unit != ISO:
         zone = "UTC" if any(sign in unit for sign in _ZONES) else None
+        if _has_hour_alone(unit):  # polars wants a minute beside it
+            return _epoch(value + " 00", f"{unit} %M", zone)
         return _epoch(value, unit, zone)
     plain = value.str.strip_suffix("UTC").str.strip_suffix("Z").str.strip_chars_end()
     plain = plain.str.replace("T", " ", literal=True)
     naive = [_epoch(plain, form, None) for form in _ISO_FORMATS]
     return pl.coalesce(*naive, _epoch(plain, _ISO_WITH_ZONE, "UTC"))
+
+
+def check_format(unit: str) -> None:
+    """Refuse a strptime format that polars cannot read.
+
+    Args:
+        unit: see `EventsSource.time_unit`.
+
+    Raises:
+        ValueError: it is such a format.
+    """
+    if unit in TIME_UNITS or unit == ISO:
+        return
+    try:
+        pl.DataFrame({"at": [""]}).select(seconds("at", pl.String(), unit))
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"source.events.time_unit={unit!r} is no strptime format that can be read ({reason}); wanted "
+            "e.g. '%d.%m.%Y %H:%M'"
+        ) from error
+
+
+def _has_hour_alone(form: str) -> bool:
+    """Whether a strptime format has an hour and no minute."""
+    signs = set(re.findall("%[-_0]?(.)", form))
+    return bool(signs & set("HIkl")) and not signs & set("MTRXcrs+")
 
 
 def _epoch(value: pl.Expr, form: str, zone: str | None) -> pl.Expr:

@@ -84,9 +84,11 @@ def open_files(
         else:
             separator = source.separator or ("\t" if _kind(path) == ".tsv" else ",")
             section = f"source.{table}"
-            dialect = Dialect(separator, source.quote, source.encoding, tuple(source.columns), section)
+            dialect = Dialect(
+                separator, source.quote, source.encoding, tuple(source.columns), section, source.escape
+            )
             delimited = inspect(path, dialect, scratch / f"{table}-{number}.csv", display_name)
-            frame, columns, rows = _scan_text(delimited, source.nulls)
+            frame, columns, rows = _scan_text(delimited, [text for text in source.nulls if text is not None])
         read_as = frame.collect_schema().names()
         chosen = [
             pl.col(read_as[find(name, columns, roles[role][0], display_name)]).alias(f"@{role}")

@@ -1,12 +1,17 @@
 import json
+import re
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from recllm.errors import StageError
 from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.log import EventLog
+from recllm.eventlog.rowsets import aligned_rows, with_new_items
 from recllm.tables import canonical
 
 SCHEMA = {"user": pl.String, "item": pl.String, "rating": pl.Float32, "label": pl.Int8, "timestamp": pl.Int64}
@@ -124,6 +129,85 @@ def test_labels_duplicates_and_missing_times(tmp_path):
     assert log.rating.tolist() == [1, 1, 2] + [1] * 17 + [0, 1]
 
 
+def test_at_one_moment_a_label_is_not_merged_away(tmp_path):
+    """Views, purchases and skips of days: of the two rows of a view and a purchase the purchase stays."""
+    log = [("P", None, 1), ("P", 1, 1), ("Q", None, 2), ("R", None, 3), ("R", 1, 3), ("S", None, 4)]
+    log += [("S", 0, 5), ("Q", 1, 6), ("Q", 1, 6), ("T", 0, 7), ("T", 1, 7)]
+    rows = [(user, item, None, label, day) for user in "abc" for item, label, day in log]
+    config = PrepareConfig(
+        min_history=0, split="random", shares=[0.5, 0.25], candidates=2, ranking_valid_rows=0,
+        ranking_test_rows=0,
+    )  # fmt: skip
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    assert log.label.tolist() == [1, -1, 1, -1, 0, 1, 0, 1] * 3  # P, Q, R, S, S, Q, and T twice
+    assert metrics["samples"] == 18
+    assert metrics["dropped_duplicates"] == 9
+    assert metrics["dropped_duplicates_labeled"] == 3  # the second purchase of Q
+    assert metrics["dropped_duplicates_saying_less"] == 6  # the views of P and R
+    assert metrics["differing_at_one_moment"] == 3
+    assert metrics["notes"][-2:] == [
+        "9 rows were merged into another of their user, item and second: 3 are like it (3 with a label), "
+        "6 have neither rating nor label",
+        "3 rows differ from another of their user, item and second in rating or label only; all of them are "
+        "events",
+    ]
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from("ab"), st.sampled_from("xyz"), st.sampled_from([None, 2.0, 5.0]),
+        st.sampled_from([None, 0, 1]), st.integers(1, 3),
+    ),
+    max_size=25,
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=EVENTS, order=st.randoms(use_true_random=False))
+def test_what_is_said_at_a_moment_is_kept_whatever_the_order_of_the_file(tmp_path_factory, rows, order):
+    rows = [*rows, *(("c", f"w{second}", None, second % 2, second) for second in range(10, 30))]
+    rows += [("d", "x", 2.0, 1, 12)]
+    config = PrepareConfig(min_history=0, candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
+    arrays = []
+    for number in range(2):
+        folder = tmp_path_factory.mktemp(f"log{number}")
+        metrics = build_log(write(folder, rows), folder / "log", config)
+        arrays.append({path.name: np.load(path) for path in (folder / "log").glob("*.npy")})
+        order.shuffle(rows)
+    assert arrays[0].keys() == arrays[1].keys()
+    for name, values in arrays[0].items():
+        assert np.array_equal(values, arrays[1][name]), name
+    saying = {row for row in rows if row[2] is not None or row[3] is not None}
+    others = {(user, item, at) for user, item, _, _, at in rows} - {
+        (user, item, at) for user, item, _, _, at in saying
+    }
+    assert metrics["events"] == len(saying) + len(others)
+    assert metrics["dropped_duplicates"] == len(rows) - metrics["events"]
+    assert metrics["not_sample_no_label"] == len(others) + sum(row[3] is None for row in saying)
+
+
+def test_the_span_of_each_split_and_times_that_no_log_can_have(tmp_path):
+    day = 86_400
+    start = 1_600_000_000
+    future = 4_000_000_000  # in 2096
+    seconds = [0, *(start + number * day for number in range(18)), future]
+    rows = [(user, f"x{n}", None, n % 2, at) for user in "ab" for n, at in enumerate(seconds)]
+    config = PrepareConfig(min_history=0, candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
+    metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
+    # 40 samples by time, two at each: 32 train, 4 validate, 4 test
+    assert (metrics["first_second_train"], metrics["last_second_train"]) == (0, start + 14 * day)
+    assert (metrics["first_second_valid"], metrics["last_second_valid"]) == (
+        start + 15 * day,
+        start + 16 * day,
+    )
+    assert (metrics["first_second_test"], metrics["last_second_test"]) == (start + 17 * day, future)
+    assert (metrics["events_before_1973"], metrics["events_of_the_future"]) == (2, 2)
+    assert metrics["notes"][-1].startswith("2 events are of before 1973 and 2 of the future")
+    usual = [row for row in rows if row[4] not in (0, future)]
+    assert not build_log(write(tmp_path, usual), tmp_path / "log", config)["notes"]
+
+
 def test_permutations_hold_the_split_and_ranking_rows_are_their_liked_prefix(tmp_path):
     rng = np.random.default_rng(0)
     rows = [
@@ -169,6 +253,32 @@ def test_errors_of_the_log_are_one_line(tmp_path):
     pl.DataFrame({"user": ["a"]}).write_parquet(folder / "users.parquet")
     with pytest.raises(ValueError, match=r"1 users of events.parquet \(first: b\) are not in users.parquet"):
         build_log(folder, tmp_path / "log", CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("count", "config", "change"),
+    [
+        (9, {"min_history": 0}, {"shares": [0.5, 0.25]}),
+        (30, {"min_history": 50}, {"min_history": 0}),
+        (9, {"min_history": 50}, {"min_history": 0, "shares": [0.5, 0.25]}),
+        (18, {"min_history": 0, "split": "last", "last_n": 5}, {"last_n": 1}),
+        (9, {"min_history": 0, "split": "user"}, {"split": "random", "shares": [0.5, 0.25]}),
+        (2, {"min_history": 0}, None),
+    ],
+)
+def test_the_remedy_for_an_empty_split_helps(tmp_path, count, config, change):
+    rows = [("ab"[n % 2], f"x{n}", None, n // 2 % 2, n) for n in range(count)]
+    folder = write(tmp_path, rows)
+    rest = {"candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+    with pytest.raises(ValueError, match="wanted some of each; ") as error:
+        build_log(folder, tmp_path / "log", PrepareConfig(**config, **rest))
+    remedy = str(error.value).partition("some of each; ")[2]
+    if change is None:
+        assert remedy == "give more events with a label: no key helps"
+        return
+    for key, value in change.items():
+        assert f"prepare.{key}={'<fewer>' if 'fewer' in remedy else str(value).replace(' ', '')}" in remedy
+    assert build_log(folder, tmp_path / "log", PrepareConfig(**{**config, **change, **rest}))["test"]
 
 
 def clicks():
@@ -270,6 +380,95 @@ def test_sampled_negatives_stand_at_their_positive(tmp_path, split, ties):
         assert rows.tolist() == expected
         if name != "train":
             assert (log.label[log.ranking(name, "uniform5")[0]] == 1).all()
+
+
+def everybody_sees_everything(items, users):
+    """Users of the longest names see most; half of what they see is liked."""
+    return [
+        (f"u{user:02d}", f"i{(item * 7 + user) % items:02d}", None, item // 2 % 2, 100 * item + user)
+        for user in range(users)
+        for item in range(items - (users - 1 - user))
+    ]
+
+
+def test_users_who_have_seen_too_much_are_not_ranked(tmp_path):
+    folder = write(tmp_path, everybody_sees_everything(40, 12))
+    config = PrepareConfig(min_history=2, candidates=20, split="random")
+    metrics = build_log(folder, tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    for name in ("valid", "test"):
+        rows, lists = log.ranking(name, "uniform20")
+        all_rows = log.rows(name, "1.0")
+        liked = all_rows[log.label[all_rows] == 1]
+        # Everything is in the training catalog, and nobody meets anything twice.
+        place = liked - log.offsets[log.user[liked]]
+        assert rows.tolist() == liked[40 - place - 1 >= 19].tolist()
+        assert metrics[f"not_ranking_{name}_seen_much"] == len(liked) - len(rows) > 0
+        assert lists.shape == (len(rows), 20)
+    assert any("no ranking rows, as fewer than 19 items are new" in note for note in metrics["notes"])
+
+
+def test_training_rows_whose_users_have_seen_too_much_are_left_out(tmp_path, capsys):
+    config = PrepareConfig(min_history=2, candidates=20, split="random")
+    build_log(write(tmp_path, everybody_sees_everything(40, 12)), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    rows = log.rows("train", "1.0")
+    liked = rows[log.label[rows] == 1]
+    kept = liked[40 - (liked - log.offsets[log.user[liked]]) - 1 >= 19]
+    assert aligned_rows(log, np.array([], int), 1000).tolist() == kept.tolist()
+    assert capsys.readouterr().out == (
+        f"{len(liked) - len(kept)} of {len(liked)} liked training rows are left out, as fewer than 19 items "
+        "are new to their users (prepare.candidates)\n"
+    )
+    with pytest.raises(
+        StageError, match=r"has 40 items .* the most, 37, has user 'u..'; lower stage1.negatives"
+    ):
+        with_new_items(log, liked, 40, "stage1.negatives")
+
+
+def test_where_nobody_can_be_ranked_the_remedy_helps(tmp_path):
+    folder = write(tmp_path, everybody_sees_everything(40, 12))
+    wanted = (
+        r"none of the .. liked (valid|test) samples has 37 .* has user 'u..'; ARGS='prepare.candidates=(\d+)'"
+    )
+    with pytest.raises(ValueError, match=wanted) as error:
+        build_log(folder, tmp_path / "log", PrepareConfig(min_history=2, candidates=38))
+    assert "\n" not in str(error.value)
+    candidates = int(re.search(wanted, str(error.value))[2])
+    metrics = build_log(folder, tmp_path / "log", PrepareConfig(min_history=2, candidates=candidates))
+    assert metrics["ranking_valid_rows"]
+    assert metrics["ranking_test_rows"]
+    twice = [(f"v{user}", f"i{n}", None, n % 2, n) for user in range(3) for n in [*range(9), *range(9, 30)]]
+    twice = [(user, f"i{n % 9}", rating, label, n) for n, (user, _, rating, label, _) in enumerate(twice)]
+    folder = write(tmp_path / "twice", twice)
+    off = "ARGS='prepare.ranking_valid_rows=0 prepare.ranking_test_rows=0'"
+    with pytest.raises(ValueError, match=f"the most, 0, has user 'v.'; {off}"):
+        build_log(
+            folder, tmp_path / "log", PrepareConfig(split="last", min_history=9, candidates=2, last_n=4)
+        )
+
+
+def test_a_liked_sample_whose_user_knows_everything_has_no_negatives(tmp_path):
+    rows = [(user, item, None, 1, at) for user, item, _, _, at in everybody_sees_everything(12, 4)]
+    folder = write(tmp_path, rows)
+    config = PrepareConfig(
+        min_history=2, split="random", candidates=2, ranking_valid_rows=0, ranking_test_rows=0,
+        sampled_negatives=3,
+    )  # fmt: skip
+    metrics = build_log(folder, tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    events = np.flatnonzero(log.split[: log.n_events] >= 0)
+    without = events[12 - (events - log.offsets[log.user[events]]) - 1 < 3]
+    assert metrics["liked_without_negatives"] == len(without) > 0
+    anchors = log.anchors(np.arange(log.n_events, len(log.user)))
+    assert sorted(anchors.tolist()) == np.repeat(np.setdiff1d(events, without), 3).tolist()
+    everything = np.sort(np.concatenate([log.rows(name, "all") for name in ("train", "valid", "test")]))
+    assert everything.tolist() == [*events, *range(log.n_events, len(log.user))]
+    config = PrepareConfig(**{**vars(config), "sampled_negatives": 11})
+    with pytest.raises(
+        ValueError, match=r"the most, 9, has user 'u0.'; ARGS='prepare.sampled_negatives=9' or"
+    ):
+        build_log(folder, tmp_path / "log", config)
 
 
 def test_sampled_negatives_do_not_depend_on_the_chunk(tmp_path, monkeypatch):

@@ -2,9 +2,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recllm.eventlog import draws
-from recllm.eventlog.candidates import Seen, candidate_lists, hard_lists, negatives
+from recllm.eventlog.candidates import (
+    Seen,
+    candidate_lists,
+    count_new_items,
+    hard_lists,
+    have_new_items,
+    negatives,
+)
 
 
 def log_of(histories, n_items, item_count=None):
@@ -191,3 +200,24 @@ def test_too_few_items_for_hard_candidates_are_one_line(log, vectors):
     small = log_of([[2, 3, 4]], 6)
     with pytest.raises(ValueError, match="row 2: 1 items of the training catalog are new"):
         hard_lists(small, np.array([2]), np.zeros((1, 6, 2), np.float32), np.zeros(3, int), 10, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    histories=st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=12), min_size=1, max_size=4),
+    untrained=st.sets(st.integers(2, 9), max_size=3),
+    wanted=st.integers(0, 8),
+)
+def test_new_items_are_counted_as_a_loop_does(histories, untrained, wanted):
+    small = log_of(histories, 10, [0, 0, *(int(item not in untrained) for item in range(2, 10))])
+    rows = np.arange(len(small.user))
+    expected = [
+        len(set(range(2, 10)) - untrained - set(history[: place + 1]))
+        for history in histories
+        for place in range(len(history))
+    ]
+    assert count_new_items(small, rows).tolist() == expected
+    assert count_new_items(small, rows[::-2]).tolist() == expected[::-2]
+    assert have_new_items(small, rows, wanted).tolist() == [count >= wanted for count in expected]
+    enough = rows[have_new_items(small, rows, wanted)]
+    assert negatives(small, enough, "uniform", wanted, seed=0).shape == (len(enough), wanted)

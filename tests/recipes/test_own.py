@@ -4,6 +4,8 @@ import re
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recllm.tables.config import SourceConfig
 from tests.recipes.contract import RecipeContract
@@ -64,6 +66,48 @@ def test_what_a_plain_shop_becomes(tmp_path):
     }  # fmt: skip
 
 
+def test_a_users_file_that_has_none_of_the_users_stops_it(tmp_path):
+    """Ids that went through pandas are 1.0 in the log, and 1 in the file."""
+    events = "who,sku,stars,at\n1.0,A,5,100\n1.0,B,2,200\n2.0,A,3,300\n"
+    changes = {"users__path": "users.csv", "users__user": "id"}
+    with pytest.raises(ValueError, match=r"^users\.csv, column 'id': none of the 2 users") as error:
+        make(tmp_path, changes, events=events, users="id,age\n2,20\n1,30\n")
+    assert str(error.value) == (
+        "users.csv, column 'id': none of the 2 users of the events is there, wanted the same ids; in the "
+        "events '1.0', in the file '2'; it looks like whole numbers written as 1.0: '1.0' here, '1' there; "
+        "write them alike, or leave the file out with source.users.path: ''"
+    )
+    assert make(tmp_path, {}, events=events)[3].rows() == [("1.0",), ("2.0",)]
+
+
+def test_users_that_are_not_in_their_file_are_told(tmp_path, capsys):
+    changes = {"users__path": "users.csv", "users__user": "id"}
+    make(tmp_path, changes, users="id,age\n02,20\n1,30\n")
+    assert capsys.readouterr().out == (
+        "users.csv, column 'id': 1 of 2 users, with 33.3% of the events, are not there and have no "
+        "attributes; in the events '2', in the file '02'; it looks like leading zeros: '2' here, '02' there\n"
+    )
+    make(tmp_path, changes, users="id,age\n2,20\n1,30\n3,40\n")
+    assert capsys.readouterr().out == ""
+
+
+def test_events_most_of_which_have_no_item_are_told(tmp_path, capsys):
+    items = "sku,name\n1,Apple\n2,Bread\n"
+    events = "who,sku,stars,at\n1,1.0,5,1\n1,2.0,2,2\n2,1.0,3,3\n1,1,5,4\n2,2,1,5\n"
+    hint = "it looks like whole numbers written as 1.0: '1.0' here, '1' there"
+    with pytest.raises(ValueError, match=f"line 2, column 'sku': found '1.0', wanted an item of.*{hint}"):
+        make(tmp_path, items=items, events=events)
+    counts = make(tmp_path, {"faulty": "drop"}, items=items, events=events)[0]
+    assert counts["dropped_events_unknown_item"] == 3
+    told = (
+        "events.csv, column 'sku': 3 of 5 events (60.0%) are of no item of items.csv: in the events '1.0', "
+    )
+    assert capsys.readouterr().out == f"{told}there '1'; {hint}\n"
+    only = "\n".join(events.splitlines()[:4]) + "\n"
+    with pytest.raises(ValueError, match=rf"no usable row of 3.*3 of 3 events \(100.0%\).*{hint}$"):
+        make(tmp_path, {"faulty": "drop"}, items=items, events=only)
+
+
 def test_without_users_a_user_is_its_id(tmp_path):
     assert make(tmp_path)[3].rows() == [("1",), ("2",)]
 
@@ -113,6 +157,61 @@ def test_forms_of_logs(tmp_path, events, changes, rows):
 )  # fmt: skip
 def test_forms_of_items(tmp_path, items, changes, rows):
     assert sorted(make(tmp_path, changes, items=items)[2].rows()) == rows
+
+
+def test_nulls_and_escapes(tmp_path):
+    items = 'sku,name,kind\nA,"The \\"Good\\" Life",\\N\nB,\\N,NULL\n'
+    changes = {"items__escape": "\\", "items__nulls": ["NULL", r"\N"], "items__untitled": "Item {item}"}
+    assert make(tmp_path, changes, items=items)[2].rows() == [
+        ("A", 'The "Good" Life', None),
+        ("B", "Item B", None),
+    ]
+
+
+def test_hours_without_minutes(tmp_path):
+    events = "who,sku,stars,at\n1,A,5,2024-03-01 05\n2,B,2,2024-03-01 17\n"
+    got = make(tmp_path, {"events__time_unit": "%Y-%m-%d %H"}, events=events)[1]
+    assert got["timestamp"].to_list() == [1_709_269_200, 1_709_312_400]
+    events = "who,sku,stars,at\n1,A,5,01.03.24 5 AM\n2,B,2,01.03.24 5 PM\n"
+    got = make(tmp_path, {"events__time_unit": "%d.%m.%y %-I %p"}, events=events)[1]
+    assert got["timestamp"].to_list() == [1_709_269_200, 1_709_312_400]
+    with pytest.raises(ValueError, match=r"^source.events.time_unit='%Y-%m-%d :%M' is no strptime") as error:
+        make(tmp_path, {"events__time_unit": "%Y-%m-%d :%M"})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "step", "labels"),
+    [(2, 0.1, [1, 0, 0, None]), (0.7, 0.1, [1, 0, 0, None]), (0.66, 0.5, [1, 1, 0, None])],
+)
+def test_labels_go_by_the_number_in_the_file(tmp_path, threshold, step, labels):
+    """Rounded, 2.02 is 2, 0.66 is 0.7, and 7 * 0.1 is above 0.7."""
+    events = "who,sku,stars,at\n1,A,2.02,1\n1,B,0.7,2\n2,A,0.66,3\n2,B,-1,4\n"
+    changes = {"events__rating_step": step, "events__rating_scale": [0, 3], "events__not_rated": -1}
+    got = make(tmp_path, changes | {"label__threshold": threshold}, events=events)[1]
+    assert got["label"].to_list() == labels
+    rounded = [round(number / step) * step for number in (2.02, 0.7, 0.66)]
+    assert got["rating"].to_list() == [*map(pytest.approx, rounded), None]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 500), min_size=2, max_size=20),
+    threshold=st.integers(0, 500),
+    step=st.sampled_from([0.1, 0.25, 0.5, 1]),
+    comma=st.booleans(),
+)
+def test_rounding_moves_no_label(tmp_path_factory, numbers, threshold, step, comma):
+    numbers = [0, 501, *numbers]
+    texts = [f"{number / 100}".replace(".", "," if comma else ".") for number in numbers]
+    lines = [f'{place % 2};A;"{text}";{place}' for place, text in enumerate(texts)]
+    changes = {
+        "events__rating_step": step, "events__rating_scale": [0, 6], "events__separator": ";",
+        "events__decimal_comma": comma, "label__threshold": threshold / 100,
+    }  # fmt: skip
+    events = "who;sku;stars;at\n" + "\n".join(lines) + "\n"
+    got = make(tmp_path_factory.mktemp("shop"), changes, events=events)[1]
+    assert got["label"].to_list() == [int(number > threshold) for number in numbers]
 
 
 def test_columns_that_are_left_out_are_named(tmp_path, capsys):

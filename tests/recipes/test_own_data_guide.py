@@ -98,6 +98,9 @@ def test_the_guide_s_example_runs(shop, capsys):
     assert (log["samples"], log["train"], log["valid"], log["test"]) == (17, 13, 1, 3)
     said = capsys.readouterr().out
     assert "22 events, 22 rows read; left out: none" in said
+    days = "train 2024-03-01 to 2024-03-07, valid 2024-03-07 to 2024-03-07, test 2024-03-08 to 2024-03-09"
+    assert f"days (UTC) of the samples: {days}" in said
+    assert "customers.csv, column 'customer': 1 of 4 users, with 22.7% of the events, are not there" in said
 
 
 def test_a_fault_in_the_shop_s_files_stops_it_in_one_line(shop, capsys):

@@ -48,6 +48,12 @@ def test_without_a_path_nothing_is_asked():
         ({"events__rating_step": -1}, "source.events.rating_step=-1"),
         ({"events__time_unit": "minutes"}, "time_unit='minutes' is not usable; wanted seconds, milliseconds"),
         ({"events__separator": "::"}, "events.separator='::' is not usable; wanted one ASCII character"),
+        ({"items__escape": "ab"}, "items.escape='ab' is not usable; wanted one ASCII character"),
+        ({"items__escape": '"'}, "wanted another sign than ('', '\"'), and a quote"),
+        ({"items__escape": "x", "items__quote": ""}, "items.escape='x' is not usable; wanted another sign"),
+        ({"events__nulls": ["NA", None]}, "events.nulls=None is not usable; wanted a text in single quotes"),
+        ({"items__nulls": ["\x85"]}, r"items.nulls='\x85' is not usable; wanted a text in single quotes"),
+        ({"label__history": [None]}, "source.label.history=None is not usable; wanted a text in single"),
         ({"users__encoding": "utf8x"}, "source.users.encoding='utf8x'"),
         (
             {"label__rule": "stars"},

@@ -140,6 +140,63 @@ def test_compressed_text(tmp_path):
         look(tmp_path, whole[:200], name="x.csv.gz")
 
 
+BOOKS = b"""isbn;title;publisher
+"1";"Caf\xe9";"Small &amp; Sons"
+"2";"The \\"Good\\" Life; 1";"C:\\\\"
+"3";"\\"All\\"";"x"
+"""
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 22])
+def test_quotes_with_an_escape_sign(tmp_path, monkeypatch, block):
+    """As in Book-Crossing: within quotes a quote has a backslash before it, and `;` is a letter."""
+    monkeypatch.setattr(delimited, "BLOCK", block)
+    file = look(tmp_path, BOOKS, Dialect(";", encoding="latin-1", escape="\\"))
+    assert read(file).rows() == [
+        ("1", "Café", "Small &amp; Sons"),
+        ("2", 'The "Good" Life; 1', "C:\\"),
+        ("3", '"All"', "x"),
+    ]
+    assert [file.line(row) for row in range(3)] == [2, 3, 4]
+
+
+def test_a_remedy_is_named_where_it_gets_the_whole_file_through(tmp_path):
+    letters = r", or set source.quote: '' if \" is a letter like any$"
+    escape = r"; mend the line, or set source.escape: '\\', which stands before quotes that are letters$"
+    with pytest.raises(ValueError, match=rf"line 3 opens a quote that closes within a field.*{escape}"):
+        look(tmp_path, BOOKS, Dialect(";", encoding="latin-1"))
+    with pytest.raises(ValueError, match=rf"line 2 has a quote within a field.*{letters}"):
+        look(tmp_path, b'a,b\n1,5" pipe\n2,x\n')
+    for content in (b'a,b\n1,5" pipe\n2,"x,y"\n', b'"a",b\n1,5" pipe\n2,x\n', b"a,b\n1,2,3\n"):
+        with pytest.raises(ValueError, match=r"; mend the line$"):
+            look(tmp_path, content)
+
+
+def test_a_field_of_escaped_quotes_only_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"x.csv line 3 has a field of escaped quotes only"):
+        look(tmp_path, b'a,b\n1,2\n3,\\"\n', Dialect(escape="\\"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cells=st.lists(st.text(st.sampled_from('a\\";\n'), max_size=6), min_size=1, max_size=12),
+    block=st.integers(1, 40),
+)
+def test_what_python_writes_with_an_escape_sign_is_read_or_refused(tmp_path_factory, cells, block):
+    text = io.StringIO(newline="")
+    style = {"escapechar": "\\", "doublequote": False, "quoting": csv.QUOTE_ALL, "lineterminator": "\n"}
+    csv.writer(text, delimiter=";", **style).writerows([["n", "cell"], *enumerate(cells)])
+    whole, delimited.BLOCK = delimited.BLOCK, block
+    try:
+        file = look(tmp_path_factory.mktemp("x"), text.getvalue(), Dialect(";", escape="\\"))
+        assert read(file)["cell"].fill_null("").to_list() == cells
+    except ValueError as error:
+        if "has a field of escaped quotes only" not in str(error):
+            raise
+    finally:
+        delimited.BLOCK = whole
+
+
 def test_quotes_that_are_letters(tmp_path):
     file = look(tmp_path, b'a,b\n1,5" pipe\n2,"x\n', Dialect(quote=""))
     assert read(file).rows() == [("1", '5" pipe'), ("2", '"x')]
