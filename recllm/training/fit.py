@@ -85,7 +85,7 @@ def fit(
     ]
     watching: list[Callback] = [
         StepSeed(run.config.seed or 0),
-        Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50)),
+        Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50), monitors),
         Stop(monitors[0], mode="max", patience=settings.patience, min_delta=0.0),
         *selections,
         *callbacks,

@@ -324,6 +324,15 @@ def test_early_stopping_is_remembered(make_stage):
     assert again["curve"] == wanted["curve"]
 
 
+@pytest.mark.parametrize("score", [float("nan"), float("-inf")])
+def test_a_score_that_is_none_selects_nothing(make_stage, score):
+    folder = make_stage("stage1/no-score")
+    with pytest.raises(StageError, match=rf"valid/auc is {score} at step 12; lower the learning rate"):
+        train(folder, Small(scores=[0.5, 0.6, score, 0.7]))
+    kept = load(folder / "checkpoints" / "best-auc.ckpt")
+    assert kept["global_step"] == INTERVAL  # of the score before; nothing was selected or stopped by none
+
+
 def test_a_loss_that_is_not_finite_stops_with_a_line(make_stage):
     folder = make_stage("stage1/sim")
     with pytest.raises(StageError, match=r"^train/loss is nan at step \d+; lower the learning rate[^\n]*$"):
