@@ -97,6 +97,7 @@ def write_description(
     examples: Sequence[Example] = (),
     missing: Sequence[str] = (),
     raw: Mapping[str, float] | None = None,
+    texts: Sequence[list[str]] = (),
 ) -> list[tuple[str, Table]]:
     """Write the page of a data set: one HTML file that needs nothing else, no network either.
 
@@ -110,6 +111,7 @@ def write_description(
         examples: prompts to show.
         missing: what the page cannot say yet, and the command that mends it, one line each.
         raw: what the data set's recipe counted when it read the raw files; None: not known.
+        texts: lines about the texts of items and users; none: there is nothing to tell.
 
     Returns:
         The page's tables, each with its title, for the terminal.
@@ -120,6 +122,7 @@ def write_description(
         ("Events", event_table(log, metrics)),
         (f"Samples by split ({split})", split_table(log, parts)),
         ("Items", popularity_table(log)),
+        *([("Texts", ([], list(texts)))] if texts else []),
         ("Prompts", prompt_table(lengths)),
     ]
     write_page(

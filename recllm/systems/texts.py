@@ -13,6 +13,7 @@ from recllm.lm.config import LmConfig, TinyConfig
 from recllm.lm.encoder import load_encoder
 from recllm.lm.tiny import train_tokenizer
 from recllm.pipeline.finished import Finished
+from recllm.text.formats import DESCRIPTION, PROFILE
 from recllm.text.pieces import sentence_parts
 from recllm.text.prompts import Pieces, Prompts, fill
 
@@ -33,7 +34,8 @@ def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str
     items = pl.read_parquet(log.folder / "items.parquet")
     users = pl.read_parquet(log.folder / "users.parquet")
     titles = [title or "" for title in items["title"].to_list()]
-    return titles, fill(config.dataset.description, items), fill(config.wording.profile, users)
+    descriptions = fill(config.dataset.description, items, DESCRIPTION)
+    return titles, descriptions, fill(config.wording.profile, users, PROFILE)
 
 
 def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
