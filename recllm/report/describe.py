@@ -65,7 +65,7 @@ class PromptLengths:
     Attributes:
         question: what is asked.
         split: whose rows they are.
-        tokens: int64 `[n]`, tokens of each prompt; where a title answers, with the longest one.
+        tokens: int64 `[n]`, tokens of each prompt; where a title answers, with the row's own.
         bare: int64 `[n]`, the same without any history.
         limit: tokens that the LM takes.
     """
@@ -287,9 +287,9 @@ def answer_lengths(prompts: Prompts, split: str, rows: Rows, history: Rows, limi
 def title_lengths(
     prompts: Prompts, split: str, rows: Rows, history: Rows, limit: int, listed: NDArray[np.int32] | None
 ) -> PromptLengths:
-    """Count the tokens of next-title prompts with the longest title; `listed`: items in the prompt."""
+    """Count the tokens of next-title prompts with the row's own title; `listed`: items in the prompt."""
     lengths = prompts.pieces.lengths
-    title = prompts.pieces.longest_completion
+    title = prompts.room(prompts.log.item[rows][:, None])
     whole = lengths[prompts.ranking_matrix(rows, history, listed, reserve=0)[0]].sum(1) + title
     bare = lengths[prompts.ranking_matrix(rows, history[:, :0], listed, reserve=0)[0]].sum(1) + title
     return PromptLengths("next title", split, whole, bare, limit)
