@@ -8,6 +8,7 @@ from pathlib import Path
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
+FORMATS = "formats.yaml"
 CHECKPOINTS = "checkpoints"
 LAST = "last.ckpt"
 LOGS = "logs"

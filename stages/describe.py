@@ -20,6 +20,7 @@ from recllm.paths import NEIGHBORS
 from recllm.pipeline.graph import Plan
 from recllm.report.describe import Example, PromptLengths, Table, write_description
 from recllm.report.prompt_examples import Reader
+from recllm.text.formats import DESCRIPTION, PROFILE, shortened
 
 
 def describe(plan: Plan) -> None:
@@ -46,11 +47,20 @@ def describe(plan: Plan) -> None:
         examples = reader.examples()
     except ValueError as error:  # no tokenizer, or prompts that do not fit it: the rest can be told
         missing.append(f"Prompts: {error}")
+    templates = {DESCRIPTION: config.dataset.description, PROFILE: config.wording.profile}
+    try:
+        texts = [
+            [f"shortened by an empty column ({key})", f"{count:,} of {total:,}"]
+            for key, count, total in shortened(templates, log.folder)
+        ]
+    except ConfigError as error:
+        texts = []
+        missing.append(f"Texts: {error}")
     out = plan.root / paths.DESCRIPTION
     read = states["tables"][2]
     raw = read.metrics if read else None
     tables = write_description(
-        log, made.metrics, out, plan.request.dataset, split, lengths, examples, missing, raw
+        log, made.metrics, out, plan.request.dataset, split, lengths, examples, missing, raw, texts
     )
     show(tables, [*made.metrics["notes"], *missing])
     print(out)

@@ -32,7 +32,7 @@ from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.lm import causal_lm
-from recllm.systems.texts import build_pieces, tiny_tokenizer
+from recllm.systems.texts import build_pieces, check_fit, tiny_tokenizer
 from recllm.text import documents
 from recllm.text.prompts import Prompts
 from recllm.training.checkpoints import best, best_scores
@@ -239,7 +239,7 @@ def work(run: Run) -> None:
     log = EventLog.open(run.parents[Role.LOG].folder)
     if config.model.path is not None:
         model, tokenizer = load_lm(config.model)
-        build_pieces(run.config, log, tokenizer)
+        check_fit(log, build_pieces(run.config, log, tokenizer), context_length(config.model, model.config))
         facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
         run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return
@@ -256,6 +256,7 @@ def work(run: Run) -> None:
         torch.manual_seed(config.seed)
         model = build_model(config.tiny, tokenizer)
         prompts = Prompts(log, build_pieces(run.config, log, tokenizer), config.tiny.context)
+        check_fit(log, prompts.pieces, prompts.max_length)
         text = first_phase(run, log, prompts, told)
         tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
     blocks = pack(run, prompts, text, phase)

@@ -12,10 +12,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from omegaconf import OmegaConf
+
 from recllm.config.request import parse
 from recllm.errors import ConfigError, StageError
+from recllm.eventlog.statistics import STATISTICS
+from recllm.files import write_text
+from recllm.paths import FORMATS
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.makefile import write
+from recllm.text.formats import DESCRIPTION, PROFILE, check_formats, parse_format
 
 
 def show(plan: Plan) -> None:
@@ -38,6 +44,24 @@ def show(plan: Plan) -> None:
     (console if console.is_terminal else Console(width=120)).print(table)
 
 
+def check_texts(plan: Plan) -> None:
+    """Refuse format strings over columns that are not there; of a log to be made, leave them to `prepare`.
+
+    Raises:
+        ConfigError: the first one.
+    """
+    config = plan.configured
+    parse_format(config.wording.known, STATISTICS, "wording.known")
+    templates = {DESCRIPTION: config.dataset.description, PROFILE: config.wording.profile}
+    for node, state, _ in plan.states():
+        if node.stage.name != "log":
+            continue
+        if state == "done":
+            check_formats(templates, plan.manifest(node).parent)
+        else:
+            write_text(plan.root / node.folder / FORMATS, OmegaConf.to_yaml(OmegaConf.create(templates)))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run `write` or `status`; a configuration that cannot be used is one line and status 2."""
     try:
@@ -45,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         if arguments[0] == "status":
             show(plan)
         else:
+            check_texts(plan)
             print(write(plan))
     except (ConfigError, StageError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -5,17 +5,25 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from recllm.console import say
 from recllm.eventlog.build import build_log
 from recllm.eventlog.ids import SPLITS
-from recllm.paths import METRICS
+from recllm.paths import FORMATS, METRICS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
+from recllm.text.formats import check_formats, shortened
 
 
 def work(run: Run) -> None:
     """Build the event log; see `recllm.eventlog.build.build_log`."""
-    metrics = build_log(run.parents[Role.TABLES].folder, run.folder, run.config.prepare)
+    tables = run.parents[Role.TABLES].folder
+    templates = {}
+    if (path := run.folder / FORMATS).exists():  # what the plan knows of the texts that will be made
+        templates = {str(key): str(value) for key, value in OmegaConf.load(path).items()}
+        check_formats(templates, tables)
+    metrics = build_log(tables, run.folder, run.config.prepare)
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
     shown = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)
     say(f"{metrics['samples']:,} samples of {metrics['events']:,} events: {shown}")
@@ -25,6 +33,8 @@ def work(run: Run) -> None:
     for name in ("valid", "test"):
         cold = (f"{kind}s {metrics[f'cold_{kind}_share_{name}']:.1%}" for kind in ("user", "item"))
         say(f"{name} samples that are cold in training: {', '.join(cold)}")
+    for key, count, total in shortened(templates, run.folder) if templates else []:
+        say(f"{key}: {count:,} of {total:,} texts lack an empty column's line, or read 'unknown' there")
     for note in metrics["notes"]:
         say(f"{note}")
     run.finish([path for path in arrays if path.name != METRICS], metrics)

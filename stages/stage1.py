@@ -22,7 +22,7 @@ from recllm.crm.inputs import CrmInputs
 from recllm.errors import StageError
 from recllm.eventlog.candidates import Seen, negatives
 from recllm.eventlog.log import EventLog, Rows
-from recllm.eventlog.rowsets import check_ranking_rows, with_new_items
+from recllm.eventlog.rowsets import check_ranking_rows, selection_rows, with_new_items
 from recllm.files import load_weights
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -118,7 +118,7 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
 def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders:
     """Batches of training samples in seeded order, and all validation rows of the row set."""
     config, log = run.config.stage1, inputs.log
-    valid = log.rows("valid", config.fit.valid_rows)
+    valid = selection_rows(log, config.fit.valid_rows, "stage1.fit.valid_rows")
     stream = Stream(len(train), config.fit.batch_size, run.config.seed)
 
     def batch(step: int, rank: int, world: int) -> Batch:

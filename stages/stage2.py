@@ -20,8 +20,8 @@ from torchmetrics.classification import BinaryAUROC
 from recllm.console import say
 from recllm.errors import StageError
 from recllm.evaluation.gates import ENTROPY, GateRecord, asked_rows, entropy
-from recllm.eventlog.log import EventLog
-from recllm.eventlog.rowsets import drawn_lists, has_ranking_rows, with_new_items
+from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.rowsets import drawn_lists, has_ranking_rows, selection_rows, with_new_items
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
@@ -145,8 +145,8 @@ def shares(run: Run) -> tuple[int, int]:
     return asked, told
 
 
-def open_data(run: Run, lm: Lm, crm: Crm | None, told: int) -> Data:
-    """Rows of the subsample and of the validation split, with all representations that they need."""
+def open_data(run: Run, lm: Lm, crm: Crm | None, told: int, valid: Rows) -> Data:
+    """Rows of the subsample and `valid` ones, with all representations that they need."""
     rows = lm.log.rows("train", run.config.subsample)
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
@@ -157,7 +157,7 @@ def open_data(run: Run, lm: Lm, crm: Crm | None, told: int) -> Data:
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,
-        valid=lm.answers(lm.log.rows("valid", run.config.stage2.fit.valid_rows), crm, retrieved),
+        valid=lm.answers(valid, crm, retrieved),
         valid_titles=lm.valid_titles(VALID_TITLES, crm) if told and has_ranking_rows(lm.log) else None,
     )
 
@@ -204,12 +204,13 @@ def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
     config, (rows_a_step, told) = run.config.stage2, shares(run)
     log = EventLog.open(run.parents[Role.LOG].folder)
+    valid = selection_rows(log, config.fit.valid_rows, "stage2.fit.valid_rows")
     retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
     lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, config.adapter.soft_prompt)
     gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
     check_out_of_fold(run, log, gate)
     crm = gate.read_as(config.adapter.representation_kind, run.config.seed)
-    data = open_data(run, lm, crm, told)
+    data = open_data(run, lm, crm, told, valid)
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
     model = add_adapter(
         lm.model,
@@ -261,10 +262,11 @@ def work(run: Run) -> None:
         "tokens": int(data.train.lengths().mean() * rows_a_step * trainer.global_step),
         "cut_prompts": data.train.count_cut(),
         "cut_title_prompts": 0 if data.train_titles is None else data.train_titles.count_cut(),
-        "crm_auc_on_these_rows": auc(gate.logits(rows), log.label[rows]),
         "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
         **best_scores(run, "valid/auc"),
     }
+    if log.label[rows].min() != log.label[rows].max():  # a small subsample may have one label only
+        metrics["crm_auc_on_these_rows"] = auc(gate.logits(rows), log.label[rows])
     if data.valid_titles is not None:
         metrics["ranking"] = best_scores(run, "valid/hr@1")
     outputs = list(adapters.values())

@@ -190,6 +190,20 @@ def loaders(
     return Loaders(train=train, steps=steps, valid=[sort_by_length(valid)], valid_batch=BATCH[config.task])
 
 
+def check_comparable(valid: Asked) -> None:
+    """Refuse validation rows that rank nothing: none has a title to choose and another text to reject.
+
+    Raises:
+        StageError: what to set.
+    """
+    has_title = valid.texts[np.arange(len(valid)), valid.chosen] != 0
+    if not (has_title & usable(valid.texts, valid.chosen).any(1)).any():
+        raise StageError(
+            f"none of {len(valid):,} validation rows has a title to choose and another one to reject, so "
+            "there is no HR@1 to select by; wanted titles of more items, or more prepare.ranking_valid_rows"
+        )
+
+
 def answerable(task: Asked) -> Asked:
     """The task without rows that teach nothing: no title is chosen, or no other text is there to reject."""
     texts, place = task.texts, np.arange(len(task))
@@ -247,6 +261,7 @@ def work(run: Run) -> None:
     crm = gate.read_as(reads, run.config.seed)
     tuned = log.rows("train", run.parents[Role.START].config.subsample)
     task, valid = asked(run, lm, crm, aligned_rows(log, tuned, config.rows))
+    check_comparable(valid)
     rows = task.rows
     fresh = int((~np.isin(rows, tuned)).sum())
     hard = None

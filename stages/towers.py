@@ -19,6 +19,7 @@ from transformers.utils import logging
 from recllm.config.stages import FitConfig
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.rowsets import selection_rows
 from recllm.files import load_weights
 from recllm.lm.tasks import Batch, TowerPairs, sort_by_length
 from recllm.lm.towers import TwoTowers
@@ -75,6 +76,7 @@ def loaders(train: TowerPairs, valid: TowerPairs, settings: FitConfig, seed: int
 def work(run: Run) -> None:
     """Train, keep the towers with the best validation AUC."""
     settings, log = run.config.stage2.fit, EventLog.open(run.parents[Role.LOG].folder)
+    valid_rows = selection_rows(log, settings.valid_rows, "stage2.fit.valid_rows")
     named, tokenizer, context = encoder(run.parents[Role.ENCODER])
     prompts = tower_prompts(run.config, log, tokenizer, context)
     torch.manual_seed(run.config.seed)
@@ -83,10 +85,8 @@ def work(run: Run) -> None:
     def pairs(rows: Rows) -> TowerPairs:
         return TowerPairs(prompts, rows, log.recent(rows, run.config.prompt.history), tokenizer.pad_token_id)
 
-    train, valid = (
-        pairs(log.rows("train", run.config.subsample)),
-        pairs(log.rows("valid", settings.valid_rows)),
-    )
+    train = pairs(log.rows("train", run.config.subsample))
+    valid = pairs(valid_rows)
     steps, interval = plan_steps(len(train), settings.batch_size, settings.epochs, settings.validations)
     weights = sum(value.numel() for value in model.parameters())
     say(f"{len(train):,} rows, {steps:,} steps of {settings.batch_size}, {weights:,} weights train")

@@ -21,7 +21,7 @@ class Difference:
         delta: the difference on the rows as they are.
         interval95: 2.5 % and 97.5 % quantiles of the difference over resamples.
         p_value: two-sided, 2 min(P(d <= 0), P(d >= 0)) over resamples with one added to counts, at most 1; so
-            with 1,000 draws it is never below .002.
+            with 1,000 draws .002 (2 / 1,001) says "at most .002": a smaller one cannot be told.
     """
 
     delta: float

@@ -30,6 +30,29 @@ def check_ranking_rows(log: EventLog) -> None:
         )
 
 
+def selection_rows(log: EventLog, name: str, key: str) -> Rows:
+    """The row set `name` of the validation split, by whose AUC checkpoints are selected.
+
+    Args:
+        log: the event log.
+        name: of the row set.
+        key: where it is configured, e.g. `stage1.fit.valid_rows`.
+
+    Raises:
+        StageError: all of them have the same label, so that there is no AUC.
+    """
+    rows = log.rows("valid", name)
+    label = log.label[rows]
+    if label.min() != label.max():
+        return rows
+    every = log.label[log.rows("valid", "all")]
+    mend = f"ARGS={key}=all" if every.min() != every.max() else "another prepare.split or prepare.shares"
+    raise StageError(
+        f"all {len(rows):,} validation rows ({key}={name}) have label {label[0]}, so there is no AUC to "
+        f"select by; wanted both 0 and 1, e.g. by {mend}"
+    )
+
+
 def aligned_rows(log: EventLog, tuned: Rows, count: int) -> Rows:
     """Liked training rows for stage 3: in the order of the stored permutation those that tuned no start.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recllm.eventlog.log import Rows
 from recllm.lm.tasks import NextTitleLists
-from recllm.text.collate import pad_left
+from recllm.text.collate import Ragged, pad_left
 
 
 def normalize(title: str) -> str:
@@ -81,7 +81,7 @@ def valid_ratio(model: Any, tokenizer: Any, task: NextTitleLists, size: int = 64
     generated: list[str] = []
     for start in range(0, len(task), size):
         indices = np.arange(start, min(start + size, len(task)))
-        generated += _generate_titles(model, tokenizer, task, indices)
+        generated += _generate_within_context(model, tokenizer, task, indices)
     hits = _candidate_titles(tokenizer, task) == np.array(generated, object)[:, None]
     is_chosen = np.take_along_axis(hits, task.chosen[:, None], 1)[:, 0]
     return np.stack([hits.any(1), is_chosen], 1).astype(np.float32)
@@ -96,11 +96,36 @@ def _candidate_titles(tokenizer: Any, task: NextTitleLists) -> NDArray[np.object
     return titles[place.reshape(task.candidates.shape)]
 
 
-def _generate_titles(model: Any, tokenizer: Any, task: NextTitleLists, indices: Rows) -> list[str]:
-    """The normalized text that greedy decoding puts behind the prompts of some rows, int64 `[B]`."""
+def _generate_within_context(model: Any, tokenizer: Any, task: NextTitleLists, indices: Rows) -> list[str]:
+    """`_generate_titles` of some rows, int64 `[B]`: together where the context has room for it.
+
+    A row has room for its own longest candidate at least. Where that is less than another row needs, the rows
+    that have less are decoded apart.
+    """
+    prompts = task.prompts
+    need = prompts.room(task.candidates[indices])
+    left = prompts.max_length - _title_prompts(task, indices).lengths
+    tokens = min(prompts.pieces.longest_completion, int(left[left >= need.max()].min()))
+    together = left >= tokens
+    texts = np.empty(len(indices), object)
+    texts[together] = _generate_titles(model, tokenizer, task, indices[together], tokens)
+    if not together.all():
+        texts[~together] = _generate_within_context(model, tokenizer, task, indices[~together])
+    return list(texts)
+
+
+def _title_prompts(task: NextTitleLists, indices: Rows) -> Ragged:
+    """The prompts of some rows, int64 `[B]`, as they are where their candidates are scored."""
+    candidates = task.candidates[indices]
+    listed = candidates if task.lists_candidates else None
+    room = task.prompts.room(candidates)
+    return task.prompts.ranking(task.rows[indices], task.history[indices], listed, room)
+
+
+def _generate_titles(model: Any, tokenizer: Any, task: NextTitleLists, indices: Rows, most: int) -> list[str]:
+    """The normalized text of `most` tokens that greedy decoding puts behind prompts of rows, int64 `[B]`."""
     device = next(model.parameters()).device
-    candidates = task.candidates[indices] if task.lists_candidates else None
-    prompts = task.prompts.ranking(task.rows[indices], task.history[indices], candidates)
+    prompts = _title_prompts(task, indices)
     batch = send_to_device(pad_left(prompts), device)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     representation = task.prompt_representation(indices)
@@ -108,7 +133,7 @@ def _generate_titles(model: Any, tokenizer: Any, task: NextTitleLists, indices: 
         inputs["representation"] = representation.to(device)
     tokens = model.generate(
         **inputs,
-        max_new_tokens=task.prompts.pieces.longest_completion,
+        max_new_tokens=most,
         do_sample=False,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -164,9 +164,8 @@ class NextTitleLists:
         return _count_cut(self._prompts())
 
     def _prompts(self) -> Ragged:
-        return self.prompts.ranking(
-            self.rows, self.history, self.candidates if self.lists_candidates else None
-        )
+        listed = self.candidates if self.lists_candidates else None
+        return self.prompts.ranking(self.rows, self.history, listed, self.prompts.room(self.candidates))
 
     @property
     def texts(self) -> NDArray[np.int32]:
@@ -206,9 +205,10 @@ class NextTitleLists:
         """
         candidates = self.candidates[indices]
         items = candidates if columns is None else np.take_along_axis(candidates, columns, 1)
-        prompts = self.prompts.ranking(
-            self.rows[indices], self.history[indices], candidates if self.lists_candidates else None
-        )
+        listed = candidates if self.lists_candidates else None
+        # Room for all of the row's candidates, whichever are scored: the prompt tells nothing of the chosen.
+        room = self.prompts.room(candidates)
+        prompts = self.prompts.ranking(self.rows[indices], self.history[indices], listed, room)
         place = self.chosen[indices]
         if columns is not None:
             place = (columns == place[:, None]).argmax(1)

@@ -65,7 +65,7 @@ class PromptLengths:
     Attributes:
         question: what is asked.
         split: whose rows they are.
-        tokens: int64 `[n]`, tokens of each prompt; where a title answers, with the longest one.
+        tokens: int64 `[n]`, tokens of each prompt; where a title answers, with the row's own.
         bare: int64 `[n]`, the same without any history.
         limit: tokens that the LM takes.
     """
@@ -97,6 +97,7 @@ def write_description(
     examples: Sequence[Example] = (),
     missing: Sequence[str] = (),
     raw: Mapping[str, float] | None = None,
+    texts: Sequence[list[str]] = (),
 ) -> list[tuple[str, Table]]:
     """Write the page of a data set: one HTML file that needs nothing else, no network either.
 
@@ -110,6 +111,7 @@ def write_description(
         examples: prompts to show.
         missing: what the page cannot say yet, and the command that mends it, one line each.
         raw: what the data set's recipe counted when it read the raw files; None: not known.
+        texts: lines about the texts of items and users; none: there is nothing to tell.
 
     Returns:
         The page's tables, each with its title, for the terminal.
@@ -120,6 +122,7 @@ def write_description(
         ("Events", event_table(log, metrics)),
         (f"Samples by split ({split})", split_table(log, parts)),
         ("Items", popularity_table(log)),
+        *([("Texts", ([], list(texts)))] if texts else []),
         ("Prompts", prompt_table(lengths)),
     ]
     write_page(
@@ -284,9 +287,9 @@ def answer_lengths(prompts: Prompts, split: str, rows: Rows, history: Rows, limi
 def title_lengths(
     prompts: Prompts, split: str, rows: Rows, history: Rows, limit: int, listed: NDArray[np.int32] | None
 ) -> PromptLengths:
-    """Count the tokens of next-title prompts with the longest title; `listed`: items in the prompt."""
+    """Count the tokens of next-title prompts with the row's own title; `listed`: items in the prompt."""
     lengths = prompts.pieces.lengths
-    title = prompts.pieces.longest_completion
+    title = prompts.room(prompts.log.item[rows][:, None])
     whole = lengths[prompts.ranking_matrix(rows, history, listed, reserve=0)[0]].sum(1) + title
     bare = lengths[prompts.ranking_matrix(rows, history[:, :0], listed, reserve=0)[0]].sum(1) + title
     return PromptLengths("next title", split, whole, bare, limit)

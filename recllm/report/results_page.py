@@ -224,16 +224,20 @@ def seed_values(row: ResultRow, name: str) -> list[float]:
 
 
 def p_values(values: Sequence[float | None]) -> str:
-    """`p = .002`, or over seeds `p .002 to .046`: the least and the largest."""
+    """`p = .004`, or over seeds `p .004 to .046`, the least and the largest; see `p_value`."""
     known = [value for value in values if value is not None]
     if not known:
         return ""
     least, largest = p_value(min(known)), p_value(max(known))
-    return f"p = {least}" if least == largest else f"p {least} to {largest}"
+    if least != largest:
+        return f"p {least} to {largest}"
+    return f"p {largest}" if largest.startswith("<=") else f"p = {largest}"
 
 
 def p_value(value: float) -> str:
-    """Two places, three below a tenth."""
+    """Two places, three below a tenth; `<= .002` where the bootstrap's draws can tell no smaller one."""
+    if value <= LEAST_P:
+        return f"<= {LEAST_P:.3f}".replace("0.", ".")
     text = f"{value:.3f}" if value < 0.0995 else f"{value:.2f}"
     return text.removeprefix("0")
 
@@ -243,6 +247,8 @@ def lines(names: str) -> list[Line]:
     return [Line(name) for name in names.split()]
 
 
+LEAST_P = 0.001999
+"""The least p-value of the tracked figures, rounded up: 2 / 1,001, where none of 1,000 draws is beyond 0."""
 HEADINGS = {"auc": "AUC", "logloss": "log loss", "hr@1": "HR@1", "ndcg@10": "NDCG@10"}
 
 PAPER = Column("the paper", published=True)

@@ -8,11 +8,14 @@ import numpy as np
 import polars as pl
 
 from recllm.config.schema import Config
+from recllm.errors import StageError
+from recllm.eventlog.ids import FIRST_ID, UNUSED
 from recllm.eventlog.log import EventLog
 from recllm.lm.config import LmConfig, TinyConfig
 from recllm.lm.encoder import load_encoder
 from recllm.lm.tiny import train_tokenizer
 from recllm.pipeline.finished import Finished
+from recllm.text.formats import DESCRIPTION, PROFILE
 from recllm.text.pieces import sentence_parts
 from recllm.text.prompts import Pieces, Prompts, fill
 
@@ -33,7 +36,40 @@ def texts(config: Config, log: EventLog) -> tuple[list[str], list[str], list[str
     items = pl.read_parquet(log.folder / "items.parquet")
     users = pl.read_parquet(log.folder / "users.parquet")
     titles = [title or "" for title in items["title"].to_list()]
-    return titles, fill(config.dataset.description, items), fill(config.wording.profile, users)
+    descriptions = fill(config.dataset.description, items, DESCRIPTION)
+    return titles, descriptions, fill(config.wording.profile, users, PROFILE)
+
+
+def check_fit(log: EventLog, pieces: Pieces, context: int) -> None:
+    """Refuse texts that leave no room: a sample's prompt without history, or any item's, exceeds the context.
+
+    Args:
+        log: the event log.
+        pieces: its texts, tokenized.
+        context: tokens that the LM takes.
+
+    Raises:
+        StageError: the item whose text is too long, and by how much.
+    """
+    lengths = pieces.lengths
+    same = sum(int(lengths[piece]) for piece in (pieces.head, pieces.intro, pieces.suffix))
+    sentence = sum(int(lengths[part].max()) for _, part in pieces.statistics_sentence)
+    yes_no = sentence + sum(int(lengths[piece]) for piece in (pieces.question, pieces.ask, pieces.answer))
+    next_title = int(lengths[pieces.next]) + 1  # EOS
+    item, profile = lengths[pieces.item], lengths[pieces.profile]
+    rows = np.flatnonzero(log.split != UNUSED)
+    most = np.full(log.n_items, profile[FIRST_ID:].min(initial=0), np.int64)
+    np.maximum.at(most, log.item[rows], profile[log.user[rows]])
+    whole = same + max(yes_no, next_title) + most + item
+    worst = int(whole.argmax())
+    if whole[worst] > context:
+        told = pl.read_parquet(log.folder / "items.parquet").row(worst, named=True)
+        named = f"item {told['external']} ({str(told['title'])[:60]!r})"
+        raise StageError(
+            f"{named} makes a prompt of {whole[worst]:,} tokens, "
+            f"{item[worst]:,} of them its title, without any history; wanted {context:,} at most: shorten "
+            "the title in the items file, or take an LM with more context"
+        )
 
 
 def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:

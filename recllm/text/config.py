@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from recllm.errors import check
+from recllm.text.formats import Format
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,17 @@ class Wording:
     choose: str = "It is one of these films:\n"
     """Sentence before a list of candidates."""
 
+    def __post_init__(self) -> None:
+        """Check what the texts of items and ratings are filled with."""
+        for key, template, column in (("item", self.item, "title"), ("rating", self.rating, "rating")):
+            Format.of(template, [column], f"wording.{key}")
+
     def names(self, titles: Iterable[str | None]) -> list[str]:
         """Texts of items with these titles; empty where there is no title."""
-        return [self.item.format(title=title) if title else "" for title in titles]
+        form = Format.of(self.item, ["title"], "wording.item")
+        return [form.text({"title": title}) if title else "" for title in titles]
 
     def ratings(self, levels: Sequence[str]) -> list[str]:
         """Texts of the rating codes: code 0 (no rating) is a line break, code c is level c - 1."""
-        return ["\n", *(self.rating.format(rating=level) for level in levels)]
+        form = Format.of(self.rating, ["rating"], "wording.rating")
+        return ["\n", *(form.text({"rating": level}) for level in levels)]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.statistics import LEVELS, STATISTICS, words
 from recllm.text.collate import Ragged
 from recllm.text.config import Wording
+from recllm.text.formats import Field, Format, parse_format
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,31 +39,33 @@ AFTER_LINE = ("\n",)
 AFTER_TITLE = ("a", "\n")
 
 
-def fill(template: str, frame: pl.DataFrame) -> list[str]:
+def fill(template: str, frame: pl.DataFrame, key: str = "wording") -> list[str]:
     r"""One text for each row of a table: the format string over its columns.
 
     Args:
         template: Format string, for example `"The user is a {gender}.\n"`; empty: every text is empty.
-        frame: Rows by dense id; where a column that is needed is null, as for ids 0 and 1, the text is empty.
+        frame: Rows by dense id. A column that is empty leaves its line out, or reads `unknown` there, see
+            `recllm.text.formats`; the reserved ids 0 and 1 have no text.
+        key: Where the template is configured, for errors.
 
     Raises:
-        ValueError: The template names a column that the table lacks.
+        ConfigError: The template names a column that the table lacks.
+        ValueError: A value does not go with the format behind its column's name.
     """
     if not template:
         return [""] * frame.height
-    names = sorted({name for _, name, _, _ in Formatter().parse(template) if name})
-    missing = [name for name in names if name not in frame.columns]
-    if missing:
-        raise ValueError(
-            f"no column {missing[0]!r} for {template!r}: change `wording`; known: {', '.join(frame.columns)}"
-        )
+    form = Format.of(template, frame.columns, key)
+    names = form.columns
     if not names:
-        return [template] * frame.height
+        return [form.text({})] * frame.height
     rows = frame.select(names).rows()
-    texts = {
-        row: "" if None in row else template.format(**dict(zip(names, row, strict=True))) for row in set(rows)
-    }
-    return [texts[row] for row in rows]
+    texts = {}
+    for row in set(rows[FIRST_ID:]):
+        try:
+            texts[row] = form.text(dict(zip(names, row, strict=True)))
+        except ValueError as error:
+            raise ValueError(f"{key}={template!r}: {error}, of {row}; change the format there") from error
+    return [""] * min(FIRST_ID, len(rows)) + [texts[row] for row in rows[FIRST_ID:]]
 
 
 def continuations(names: Sequence[str], descriptions: Sequence[str]) -> list[str]:
@@ -89,16 +92,14 @@ def sentence_parts(template: str) -> list[tuple[int, list[str]]]:
         each code, [LEVELS]; a part between two statistics has one text for all.
 
     Raises:
-        ValueError: It names what is no statistic.
+        ConfigError: It names what is no statistic.
     """
     parts = []
-    for literal, column, _, _ in Formatter().parse(template):
-        if literal:
-            parts.append((0, [literal] * LEVELS))
-        if column is not None and column not in STATISTICS:
-            raise ValueError(f"wording.known names {column!r}; wanted of {', '.join(STATISTICS)}")
-        if column is not None:
-            parts.append((STATISTICS.index(column), words(column)))
+    for part in parse_format(template, STATISTICS, "wording.known"):
+        if isinstance(part, Field):
+            parts.append((STATISTICS.index(part.column), words(part.column)))
+        else:
+            parts.append((0, [part] * LEVELS))
     return parts
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from recllm.eventlog.statistics import Statistics
@@ -50,21 +51,26 @@ class Prompts:
         return replace(self.pieces.assemble(matrix), cut=cut)
 
     def ranking(
-        self, rows: Ints, history: Ints, candidates: Ints | None = None, reserve: int | None = None
+        self, rows: Ints, history: Ints, candidates: Ints | None = None, reserve: Ints | int | None = None
     ) -> Ragged:
         """Next-title prompts, up to where the title begins.
 
         Args:
-            rows: [B], rows of the log; only their users are read.
+            rows: [B], rows of the log; only their users are read, and without `reserve` their items.
             history: [B, k] as in `ctr`.
             candidates: [B, C], dense items to list in the prompt; None: no list.
-            reserve: Tokens that are kept free for the title; None: those of the longest title and EOS.
+            reserve: Tokens that are kept free for the title, for all rows or [B], see `room`; None: those of
+                the row's own title and EOS.
 
         Raises:
             ValueError: A prompt without any history is longer than `max_length` less the reserve.
         """
         matrix, cut = self.ranking_matrix(rows, history, candidates, reserve)
         return replace(self.pieces.assemble(matrix), cut=cut)
+
+    def room(self, items: Ints) -> NDArray[np.int64]:
+        """Tokens of the longest title of each row's items [B, C], and of its EOS, [B]."""
+        return self.pieces.lengths[self.pieces.item[np.asarray(items)]].max(1, initial=0) + 1
 
     def completions(self, items: Ints) -> Ragged:
         """Title and EOS of dense items [n]."""
@@ -98,9 +104,11 @@ class Prompts:
         eos = np.full(len(item), pieces.eos, np.int32)
         texts = pieces.assemble(np.stack([head, pieces.item[item], pieces.description[item], eos], 1))
         if len(item) and texts.lengths.max() > self.max_length:
+            longest = int(item[np.argmax(texts.lengths)])
+            external = pl.read_parquet(self.log.folder / "items.parquet")["external"][longest]
             raise ValueError(
-                f"an item's text has {texts.lengths.max()} tokens, {self.max_length} are free: shorten "
-                "dataset.description, or raise the encoder's context"
+                f"the text of item {external} has {texts.lengths.max()} tokens, {self.max_length} are free: "
+                "shorten dataset.description or the item's texts, or raise the encoder's context"
             )
         return texts
 
@@ -124,7 +132,7 @@ class Prompts:
         return self._fit(rows, history, after, self.max_length)
 
     def ranking_matrix(
-        self, rows: Ints, history: Ints, candidates: Ints | None = None, reserve: int | None = None
+        self, rows: Ints, history: Ints, candidates: Ints | None = None, reserve: Ints | int | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """Piece ids of the next-title prompts, and which of them were cut, bool [B]."""
         pieces = self.pieces
@@ -135,12 +143,9 @@ class Prompts:
                 len(titles), 2 * titles.shape[1]
             )
             after = [pieces.choose, listed, *after]
-        return self._fit(
-            rows,
-            history,
-            after,
-            self.max_length - (pieces.longest_completion if reserve is None else reserve),
-        )
+        if reserve is None:
+            reserve = self.room(self.log.item[np.asarray(rows)][:, None])
+        return self._fit(rows, history, after, self.max_length - np.asarray(reserve))
 
     def statistics_sentence(self, rows: Ints, targets: Ints) -> NDArray[np.int32]:
         """Piece ids [B, parts] of the sentence about the rows' statistics; without one no columns.
@@ -163,11 +168,15 @@ class Prompts:
         return events.reshape(len(history), 2 * history.shape[1]).astype(np.int32)
 
     def _fit(
-        self, rows: Ints, history: Ints, after: Sequence[int | NDArray[np.int32]], limit: int
+        self, rows: Ints, history: Ints, after: Sequence[int | NDArray[np.int32]], limit: Ints | int
     ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Prompts of `limit` tokens at most that end in `after`, and which of them lost events, bool [B]."""
+        """Prompts of `limit` tokens at most that end in `after`, and which of them lost events, bool [B].
+
+        The limit is one for all, or [B].
+        """
         pieces = self.pieces
         count = len(rows)
+        limit = np.broadcast_to(np.asarray(limit, np.int64), count)
         profile = pieces.profile[self.log.user[np.asarray(rows)]][:, None]
 
         def columns(parts: Sequence[int | NDArray[np.int32]]) -> NDArray[np.int32]:
@@ -179,9 +188,13 @@ class Prompts:
         behind = columns(after)
         events = self.events(history)
         fixed = pieces.lengths[before].sum(1) + pieces.lengths[behind].sum(1)
-        if count and fixed.max() > limit:
+        if (fixed > limit).any():
+            worst = int(np.argmax(fixed - limit))
+            row = int(np.asarray(rows)[worst])
+            title = pieces.lengths[pieces.item[self.log.item[row]]]
             raise ValueError(
-                f"a prompt without history has {fixed.max()} tokens, {limit} are free: raise the LM's context"
+                f"the prompt of row {row} of the log, without history, has {fixed[worst]} tokens, "
+                f"{limit[worst]} are free (the title of its item has {title}): raise the LM's context"
             )
         length = pieces.lengths[events].reshape(count, events.shape[1] // 2, 2).sum(2)
         excess = fixed + length.sum(1) - limit

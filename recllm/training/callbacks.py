@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +49,9 @@ class Curves(Callback):
     (Lightning's CSVLogger starts an empty file).
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        """Write to `path`; a row of training loss every `every` steps."""
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int, monitors: Sequence[str] = ()) -> None:
+        """Write to `path`; a row of training loss every `every` steps; `monitors` must be finite."""
+        self.path, self.every, self.monitors = path, every, monitors
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._count = 0
@@ -89,12 +91,19 @@ class Curves(Callback):
         self._sums, self._count = {}, 0
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        """Add the scores, print them, write the file."""
+        """Add the scores, print them, write the file.
+
+        Raises:
+            NotFinite: a score that selects is none. Nothing has been selected or stopped by it yet.
+        """
         scores = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("valid/")
         }
+        for name in self.monitors:
+            if name in scores and not math.isfinite(scores[name]):
+                raise NotFinite(broken(name, trainer.global_step, [], scores[name]))
         self._flush(trainer, **scores)
         losses = {name: value for name, value in self.rows[-1].items() if name.startswith("train/loss")}
         told = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}

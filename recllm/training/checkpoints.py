@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from recllm import paths
 from recllm.console import is_first_process, say
 from recllm.files import load_weights
 from recllm.pipeline.run import Run
+
+MADE_FOR = "made-for.json"
+"""Beside checkpoints: configuration and parents that they are of."""
 
 
 def best(run: Run, monitor: str) -> Path:
@@ -38,17 +43,108 @@ def best_scores(run: Run, monitor: str, untrained: bool = False) -> dict[str, fl
 
 
 def resumable(run: Run, folder: Path) -> Path | None:
-    """`last.ckpt` of an interrupted run of the same configuration and parents; others are removed."""
-    mark, last = folder / "made-for.json", folder / paths.LAST
-    mine = {"fingerprint": run.fingerprint}
-    same = mark.exists() and json.loads(mark.read_text()) == mine
+    """`last.ckpt` of an interrupted run of the same configuration and parents.
+
+    Checkpoints of another one are put aside, and it is said why: the configuration that they are of takes
+    them up again. `forget_others` removes them when the training is done; so does putting others aside.
+    """
+    last = folder / paths.LAST
+    mine = {"fingerprint": run.fingerprint, "config": run.file.config, "parents": run.identities}
     if is_first_process():
-        if folder.exists() and not same:
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps(mine))
-    if not (same and last.exists()):
+        _mend_swap(folder)
+        if folder.exists() and _made_for(folder).get("fingerprint") != run.fingerprint:
+            _put_aside(folder, mine)
+        if not folder.exists():
+            folder.mkdir(parents=True)
+        (folder / MADE_FOR).write_text(json.dumps(mine))
+    if not last.exists() or _made_for(folder).get("fingerprint") != run.fingerprint:
         return None
     step = load_weights(last, mapped=True)["global_step"]
     say(f"resumes at step {step}")
     return last
+
+
+def forget_others(folder: Path) -> None:
+    """Remove what `resumable` has put aside."""
+    if is_first_process():
+        shutil.rmtree(_aside(folder), ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-before")
+
+
+def _made_for(folder: Path) -> dict[str, Any]:
+    """What the checkpoints of a folder were made for; empty: it does not say."""
+    mark = folder / MADE_FOR
+    content: dict[str, Any] = json.loads(mark.read_text()) if mark.exists() else {}
+    return content
+
+
+def _swap(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-swap")
+
+
+def _mend_swap(folder: Path) -> None:
+    """Finish what `_put_aside` was killed in: what it holds goes where it came from, or was going to."""
+    swap = _swap(folder)
+    if swap.exists():
+        target = _aside(folder) if folder.exists() else folder
+        shutil.rmtree(target, ignore_errors=True)
+        swap.rename(target)
+
+
+def _put_aside(folder: Path, mine: dict[str, Any]) -> None:
+    """Put checkpoints of another configuration aside, and those of this one, if they lie there, back."""
+    aside = _aside(folder)
+    back = _made_for(aside).get("fingerprint") == mine["fingerprint"]
+    before = _made_for(folder)
+    last = folder / paths.LAST
+    if not last.exists():  # nothing is lost: what lies aside stays
+        shutil.rmtree(folder)
+        if back:
+            aside.rename(folder)
+        return
+    step = load_weights(last, mapped=True)["global_step"]
+    changed = changes(before, mine)
+    swap = _swap(folder)
+    folder.rename(swap)
+    if back:
+        aside.rename(folder)
+    elif (lost := aside / paths.LAST).exists():
+        old = load_weights(lost, mapped=True)["global_step"]
+        why = changes(_made_for(aside), mine)
+        say(f"removes the checkpoint at step {old} that was put aside earlier ({why})")
+    shutil.rmtree(aside, ignore_errors=True)
+    swap.rename(aside)
+    say(
+        f"cannot go on from the checkpoint at step {step}: {changed}; it is put aside until this training is "
+        "done, and goes on where all is configured as before"
+    )
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words what differs between what checkpoints were made for and what is asked for."""
+    if "config" not in before:
+        return "it was made by another configuration"
+    old, new = _flat(before["config"]), _flat(now["config"])
+    words = [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
+    for parent, identity in now["parents"].items():
+        if before["parents"].get(parent) != identity:
+            words.append(f"{parent} was made anew")
+    return "; ".join(words) or "what it is made from differs"
+
+
+def _flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted key -> value of nested sections."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{above}{key}.")
+        else:
+            flat[f"{above}{key}"] = value
+    return flat

@@ -19,7 +19,7 @@ from recllm.errors import StageError
 from recllm.pipeline.run import Run
 from recllm.training.adapter_module import AdapterModule
 from recllm.training.callbacks import Curves, Last, StepSeed, Stop
-from recllm.training.checkpoints import best, resumable
+from recllm.training.checkpoints import best, forget_others, resumable
 from recllm.training.loaders import Loaders
 from recllm.training.sharding import ShardedStrategy
 
@@ -85,7 +85,7 @@ def fit(
     ]
     watching: list[Callback] = [
         StepSeed(run.config.seed or 0),
-        Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50)),
+        Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50), monitors),
         Stop(monitors[0], mode="max", patience=settings.patience, min_delta=0.0),
         *selections,
         *callbacks,
@@ -119,6 +119,7 @@ def fit(
         trainer.validate(module, datamodule=loaders, verbose=False)
     trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
     trainer.strategy.barrier()
+    forget_others(folder)
     return trainer
 
 

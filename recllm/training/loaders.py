@@ -17,6 +17,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 
+from recllm.errors import StageError
 from recllm.eventlog.log import Rows
 
 Batch = Any
@@ -118,21 +119,39 @@ class StepLoader:
 
 
 class RowLoader:
-    """Yields `make(indices)` over `count` rows in order; every row once over all processes."""
+    """Yields `make(indices)` over `count` rows in order; every row once over all processes.
+
+    All processes have the same number of batches, none empty: a forward of a sharded LM waits for all of
+    them. Where the rows of one would fill a batch less than those of another, its last batch is cut in two.
+    """
 
     def __init__(
         self, make: Callable[[Rows], Batch], count: int, batch_size: int, rank: int = 0, world: int = 1
     ) -> None:
-        """Take the function that builds a batch of row indices."""
-        self.make, self.batch_size = make, batch_size
-        self.indices = np.arange(count)[rank::world]
+        """Take the function that builds a batch of row indices.
+
+        Raises:
+            StageError: a process has fewer rows than another one has batches.
+        """
+        self.make = make
+        batches = math.ceil(math.ceil(count / world) / batch_size)
+        if count // world < batches:
+            raise StageError(
+                f"{count} validation rows cannot be dealt to {world} processes in batches of {batch_size}: "
+                "one would have none; wanted more rows, or trainer.devices=1"
+            )
+        own = np.arange(count)[rank::world]
+        cuts = list(range(batch_size, len(own), batch_size))
+        if len(cuts) + 1 < batches:
+            cuts.append(len(own) - 1)
+        self.parts = np.split(own, cuts) if batches else []
 
     def __len__(self) -> int:
-        return math.ceil(len(self.indices) / self.batch_size)
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield self.make(self.indices[start : start + self.batch_size])
+        for indices in self.parts:
+            yield self.make(indices)
 
 
 class Loaders(lightning.LightningDataModule):

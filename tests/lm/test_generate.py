@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from recllm.lm.layout import title_batch
 from recllm.lm.predict import candidate_scores, title_choices
 from recllm.lm.tasks import NextTitleLists
 from recllm.text.collate import Ragged
+from recllm.text.prompts import Prompts
 
 
 class Says(torch.nn.Module):
@@ -85,6 +87,35 @@ def test_greedy_generation_is_the_same_in_any_batch(task, tiny_lm):
     together = valid_ratio(tiny_lm.model, tiny_lm.tokenizer, task, size=5)
     alone = valid_ratio(tiny_lm.model, tiny_lm.tokenizer, task, size=1)
     np.testing.assert_array_equal(together, alone)
+
+
+def test_one_long_title_shortens_its_own_prompts_only(demo_log, tiny_lm, task):
+    """Of 150 tokens: rows that do not list it keep their history; all are decoded within the context."""
+    pieces = copy.copy(tiny_lm.pieces)
+    lists = [set(row) for row in task.candidates.tolist()]
+    long = next(item for item in task.candidates[0].tolist() if sum(item in row for row in lists) < 5)
+    number = len(pieces.table)
+    table = Ragged(
+        np.concatenate([pieces.table.tokens, np.full(150, pieces.table[pieces.item[long]][0], np.int32)]),
+        np.append(pieces.table.offsets, pieces.table.offsets[-1] + 150),
+    )
+    item = pieces.item.copy()
+    item[long] = number
+    pieces = replace(pieces, table=table, item=item, kind=np.append(pieces.kind, 1))
+    limit = int(tiny_lm.prompts.ranking(task.rows, task.history).lengths.max()) + 40
+    limited = Prompts(demo_log, pieces, max(limit, 151 + 40))
+    outlier = NextTitleLists(limited, demo_log, task.rows, task.history, task.candidates, None)
+    prompts = limited.ranking(task.rows, task.history, reserve=limited.room(task.candidates))
+    has = (task.candidates == long).any(1)
+    assert not prompts.cut[~has].any()
+    for batch in (outlier(np.arange(5)), outlier(np.arange(5), outlier.chosen[:, None])):
+        first = batch["prompt"]["branch"] == 0  # the prompt is the same, whichever candidates are scored
+        assert first.sum() == prompts.lengths.sum()
+    model = Says([[5]] * 5, tiny_lm.tokenizer.pad_token_id)
+    valid_ratio(model, tiny_lm.tokenizer, outlier)
+    for call in model.calls:
+        assert int(call.mask.sum(1).max()) + call.most <= limited.max_length
+    assert sum(len(call.ids) for call in model.calls) == 5
 
 
 @pytest.mark.parametrize(("text", "wanted"), [(" A  b\nC ", "a b c"), ("STRASSE", "strasse"), ("ß", "ss")])

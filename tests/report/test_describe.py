@@ -151,7 +151,7 @@ def test_too_long_prompts_are_those_that_lose_events(demo_log, tiny_lm, question
         asked = describe.answer_lengths(free, "test", rows, shown, limit)
         cut = Prompts(demo_log, tiny_lm.pieces, limit).ctr(rows, shown).cut
     else:
-        title = max(len(free.completions([item])[0]) for item in range(2, demo_log.n_items))
+        title = free.completions(demo_log.item[rows]).lengths
         got, bare = (free.ranking(rows, history).lengths + title for history in (shown, none))
         limit = int(np.median(got))
         asked = describe.title_lengths(free, "test", rows, shown, limit, None)

@@ -48,7 +48,9 @@ def test_a_row_that_is_missing_is_told(results):
 
 
 def test_p_values_go_from_the_least_to_the_largest():
-    assert p_values([0.001998, 0.001998]) == "p = .002"
+    assert p_values([0.001998, 0.001998]) == "p <= .002"
+    assert p_values([2 / 1001, 0.046]) == "p <= .002 to .046"
+    assert p_values([0.002002]) == "p = .002"
     assert p_values([0.28, 0.004, None]) == "p .004 to .28"
     assert p_values([1.0]) == "p = 1.00"
     assert p_values([None]) == ""

@@ -56,6 +56,19 @@ def test_prepare_alone_is_enough(prepared, capsys):
     assert "&lt;/s&gt;</b>" in page  # a title and EOS
 
 
+def test_texts_that_a_gap_shortens_are_counted(prepared, capsys):
+    path = prepared / "log" / "items.parquet"
+    items = pl.read_parquet(path)
+    gone = (pl.col("item") >= 2) & (pl.col("item") < 9)
+    items.with_columns(genre=pl.when(gone).then(None).otherwise("genre")).write_parquet(path)
+    assert describe.main(["DATASET=demo"]) == 0
+    out, page = capsys.readouterr().out, (prepared / "describe.html").read_text()
+    for shown in (out, page):
+        assert "shortened by an empty column (dataset.description)" in shown
+        assert f"7 of {items.height - 2:,}" in shown
+        assert "(wording.profile)" not in shown
+
+
 def test_prompts_show_the_neighbors_once_they_are_there(prepared, nodes, demo_log):
     row = demo_log.rows("test", prompt_examples.SAMPLE)
     row = row[demo_log.label[row] == 1][0]

@@ -86,6 +86,15 @@ def test_held_out_rows_are_left_out_and_the_order_is_kept(demo_log):
         training_rows(demo_log, "all", f"last{len(every)}")
 
 
+def test_validation_rows_of_one_label_are_refused(train, demo_log, monkeypatch):
+    label = demo_log.label.copy()
+    label[demo_log.rows("valid", "uniform200")] = 0
+    monkeypatch.setattr(demo_log, "label", label)
+    wanted = r"all 200 validation rows \(stage1.fit.valid_rows=uniform200\) have label 0, .*valid_rows=all"
+    with pytest.raises(StageError, match=wanted):
+        train()
+
+
 @pytest.mark.parametrize(("clip", "name"), [(0, "din"), (0.01, "din"), (0.01, "deepfm")])
 def test_the_first_step_by_rows_is_the_dense_one(train, clip, name):
     one = {"fit.epochs": 0.001, "fit.validations": 1, "fit.clip": clip, "fit.warmup": 0, "fit.lr": 0.1}

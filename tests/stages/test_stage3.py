@@ -22,7 +22,7 @@ from recllm.losses import preference_loss
 from recllm.pipeline.stage_file import Role
 from recllm.systems.lm import Lm
 from stages import stage3
-from stages.stage3 import AlignModule, Compared, answerable, loaders, reference
+from stages.stage3 import AlignModule, Compared, answerable, check_comparable, loaders, reference
 
 
 @pytest.fixture
@@ -228,6 +228,23 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task
     finally:
         stage3.candidate_logps = original
     assert representation is None
+
+
+def test_validation_rows_that_rank_nothing_are_refused(task):
+    check_comparable(task)
+    alone = task.keep(np.arange(len(task)) < 3)
+    alone.prompts = copy.copy(task.prompts)
+    alone.prompts.pieces = copy.copy(task.prompts.pieces)
+    item = task.prompts.pieces.item.copy()
+    object.__setattr__(alone.prompts.pieces, "item", item)
+    item[alone.candidates[1:]] = 0  # of the other rows no candidate has a title
+    own = item[alone.candidates[0, alone.chosen[0]]] or 1
+    item[alone.candidates[0]] = own  # and of this one all have the same
+    item[alone.candidates[0, (alone.chosen[0] + 1) % 20]] = own + 1
+    check_comparable(alone)
+    item[alone.candidates[0]] = own
+    with pytest.raises(StageError, match="none of 3 validation rows has a title to choose and another one"):
+        check_comparable(alone)
 
 
 def test_validation_compares_with_the_reference(task, model):

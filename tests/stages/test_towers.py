@@ -103,6 +103,19 @@ def test_both_stages_end_the_same_whether_killed_or_not_and_hand_on_what_scores_
     assert auc(logits, demo_log.label[rows]) == pytest.approx(figures(two)["valid/auc"], abs=1e-4)
 
 
+def test_validation_rows_of_one_label_are_refused_before_training(made, capsys):
+    one, two = made
+    assert work(encoder, one) == 0
+    labels = np.load(one.parent / "log" / "label.npy")
+    labels[np.load(one.parent / "log" / "order_valid.npy")] = 0
+    np.save(one.parent / "log" / "label.npy", labels)
+    capsys.readouterr()
+    assert work(towers, two) != 0
+    out = capsys.readouterr()
+    assert "have label 0, so there is no AUC to select by; wanted both 0 and 1" in out.out + out.err
+    assert not (two / "checkpoints").exists()
+
+
 def test_a_named_encoder_is_checked_and_read_from_where_it_lies(made, demo_log, capsys):
     one, two = made
     assert work(encoder, one) == 0

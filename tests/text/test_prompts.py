@@ -166,18 +166,26 @@ def test_cutting_drops_the_oldest_events_first_by_hand():
         prompt = Prompts(log, pieces, limit).ctr(rows, history)
         assert prompt[0].tolist() == [1, 17, 2, *events, 3, a, a, a, 4], limit
         assert prompt.cut.tolist() == [limit < 17]
-    with pytest.raises(ValueError, match="8 tokens, 7 are free"):
+    wanted = r"row 3 of the log, without history, has 8 tokens, 7 are free \(the title of its item has 3\)"
+    with pytest.raises(ValueError, match=wanted):
         Prompts(log, pieces, 7).ctr(rows, history)
 
 
-def test_ranking_keeps_room_for_the_longest_completion():
-    # Fixed: head 1 + profile 1 + intro 1 + next 1 = 4; longest completion a 3 + EOS 1 = 4.
+def test_ranking_keeps_room_for_the_completions_that_may_come():
+    # Fixed: head 1 + profile 1 + intro 1 + next 1 = 4; the row's own completion a 3 + EOS 1 = 4.
     pieces = counted({"": 0, "a": 3, "b": 1, "c": 2, "suffix": 0, "answer": 0})
     log = SimpleNamespace(user=np.array([2] * 4), item=np.array([2, 3, 4, 2]), rating=np.array([1] * 4))
     rows, history = np.array([3]), np.array([[1, 2]])
     assert Prompts(log, pieces, 4 + 5 + 4).ranking(rows, history).lengths.tolist() == [9]
     assert Prompts(log, pieces, 4 + 5 + 3).ranking(rows, history).lengths.tolist() == [7]
     assert Prompts(log, pieces, 4 + 5 + 3).ranking(rows, history, reserve=3).lengths.tolist() == [9]
+    # Each row by its own candidates: b and c need 3, a and b 4.
+    both = Prompts(log, pieces, 4 + 5 + 3)
+    room = both.room(np.array([[3, 4], [2, 3]]))
+    assert room.tolist() == [3, 4]
+    found = both.ranking(np.array([3, 3]), np.repeat(history, 2, 0), reserve=room)
+    assert found.lengths.tolist() == [9, 7]
+    assert found.cut.tolist() == [False, True]
 
 
 def test_answers_differ_in_the_next_token(tokenizer):

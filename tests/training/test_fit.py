@@ -290,6 +290,66 @@ def test_another_configuration_starts_anew(make_stage, capsys):
     assert not (folder / "checkpoints" / "best-auc.ckpt").exists()
 
 
+def test_a_checkpoint_of_another_configuration_is_put_aside_and_taken_up_again(
+    make_stage, capsys, uninterrupted
+):
+    one, other = {"seed": 0}, {"seed": 1, "stage1": {"fit": {"batch_size": 64}}}
+    folder = make_stage("stage1/sim", one)
+    with pytest.raises(Killed):
+        train(folder, Small(kill_step=9))
+    make_stage("stage1/sim", other)
+    capsys.readouterr()
+    with pytest.raises(Killed):
+        train(folder, Small(kill_step=5))
+    said = capsys.readouterr().out
+    assert (
+        "cannot go on from the checkpoint at step 8: seed was 0, is 1; stage1.fit.batch_size was None" in said
+    )
+    assert "resumes" not in said
+    # Back again, and it goes on to the bit; the other one is put aside in turn, and removed at the end.
+    make_stage("stage1/sim", one)
+    module = Small()
+    got = ended(train(folder, module), module)
+    said = capsys.readouterr().out
+    assert "cannot go on from the checkpoint at step 4: seed was 1, is 0;" in said
+    assert "resumes at step 8\n" in said
+    for name, value in uninterrupted[False].items():
+        assert same(got[name], value), name
+    assert [path.name for path in folder.glob("checkpoints*")] == ["checkpoints"]
+
+
+def test_what_is_put_aside_stays_until_there_is_more_to_lose(make_stage, capsys):
+    folder = make_stage("stage1/sim", {"seed": 0})
+    with pytest.raises(Killed):
+        train(folder, Small(kill_step=9))
+    for seed, kill in ((1, 1), (2, 3), (3, 3)):
+        make_stage("stage1/sim", {"seed": seed})
+        capsys.readouterr()
+        with pytest.raises(Killed):
+            train(folder, Small(kill_step=kill))
+        said = capsys.readouterr().out
+        # Seed 1 had no checkpoint to lose; seed 2 has, and of two that lie aside the older one goes.
+        assert ("removes the checkpoint at step 8 that was put aside earlier (seed was 0, is 3)" in said) == (
+            seed == 3
+        )
+    assert load(folder / "checkpoints-before" / "last.ckpt")["global_step"] == 2
+
+
+@pytest.mark.parametrize("killed_with", [(), ("checkpoints",)])
+def test_a_kill_while_it_is_put_aside_loses_nothing(make_stage, killed_with):
+    folder = make_stage("stage1/sim")
+    with pytest.raises(Killed):
+        train(folder, Small(kill_step=9))
+    (folder / "checkpoints").rename(folder / "checkpoints-swap")
+    if killed_with:
+        make_stage("stage1/sim", {"seed": 1})
+        (folder / "checkpoints").mkdir()
+    with pytest.raises(Killed):
+        train(folder, Small(kill_step=9))
+    kept = folder / ("checkpoints-before" if killed_with else "checkpoints") / "last.ckpt"
+    assert load(kept)["global_step"] == 8
+
+
 def test_execution_keys_do_not_keep_a_run_from_resuming(make_stage, uninterrupted):
     folder = make_stage("stage1/sim")
     with pytest.raises(Killed):
@@ -322,6 +382,15 @@ def test_early_stopping_is_remembered(make_stage):
     assert module.steps_done == []
     assert same(again["last"], wanted["last"])
     assert again["curve"] == wanted["curve"]
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("-inf")])
+def test_a_score_that_is_none_selects_nothing(make_stage, score):
+    folder = make_stage("stage1/no-score")
+    with pytest.raises(StageError, match=rf"valid/auc is {score} at step 12; lower the learning rate"):
+        train(folder, Small(scores=[0.5, 0.6, score, 0.7]))
+    kept = load(folder / "checkpoints" / "best-auc.ckpt")
+    assert kept["global_step"] == INTERVAL  # of the score before; nothing was selected or stopped by none
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_line(make_stage):

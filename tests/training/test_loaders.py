@@ -1,8 +1,11 @@
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recllm.errors import StageError
 from recllm.training.loaders import Loaders, RowLoader, StepLoader, Stream, plan_steps
 
 sizes = st.integers(1, 40)
@@ -87,11 +90,30 @@ def test_a_step_loader_goes_on_from_its_state():
 
 @given(count=st.integers(0, 50), batch=st.integers(1, 9), world=st.integers(1, 4))
 def test_validation_sees_each_row_once_over_all_processes(count, batch, world):
-    loaders = [RowLoader(lambda indices: indices, count, batch, rank, world) for rank in range(world)]
+    def loader(rank):
+        return RowLoader(lambda indices: indices, count, batch, rank, world)
+
+    if count % world and (count < world or batch == 1):  # a process would have nothing for one of the batches
+        for rank in range(world):  # all refuse, none waits for the others
+            with pytest.raises(StageError, match=f"{count} validation rows cannot be dealt to {world}"):
+                loader(rank)
+        return
+    loaders = [loader(rank) for rank in range(world)]
     batches = [list(loader) for loader in loaders]
+    # As many batches, none empty or too large: a forward of a sharded LM waits for all processes.
+    assert {len(part) for part in batches} == {math.ceil(math.ceil(count / world) / batch)}
+    assert all(1 <= len(indices) <= batch for part in batches for indices in part)
+    if world == 1:  # one process: the rows in order, as ever
+        assert [len(indices) for indices in batches[0]][:-1] == [batch] * max(0, len(batches[0]) - 1)
     assert [len(loader) for loader in loaders] == [len(part) for part in batches]
     seen = [row for part in batches for indices in part for row in indices]
     assert sorted(seen) == list(range(count))
+
+
+@pytest.mark.parametrize(("rank", "wanted"), [(0, [[0, 2], [4]]), (1, [[1], [3]])])
+def test_one_row_more_than_the_batches_of_all_processes(rank, wanted):
+    loader = RowLoader(lambda indices: indices.tolist(), 5, 2, rank, 2)
+    assert list(loader) == wanted
 
 
 def test_loaders_take_their_place_from_the_trainer():
