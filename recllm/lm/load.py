@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from recllm.lm.config import LmConfig
-from recllm.lm.hub import loading_error, locate
+from recllm.lm.hub import loading_error, locate, text_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -287,7 +287,7 @@ def context_length(config: LmConfig, shape: PretrainedConfig) -> int:
     Raises:
         ValueError: `lm.model.context` is more than the LM's positions.
     """
-    most = getattr(shape, "max_position_embeddings", None)
+    most = getattr(text_config(shape), "max_position_embeddings", None)
     if config.context is None:
         if most is None:
             raise ValueError(f"LM {config.name!r} states no longest input: set lm.model.context (tokens)")
