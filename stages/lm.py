@@ -26,7 +26,7 @@ from recllm.console import is_first_process, say
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
 from recllm.files import load_weights
-from recllm.lm.load import context_length, load_lm
+from recllm.lm.load import context_length, load_checked_lm
 from recllm.lm.tiny import build_model
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -34,6 +34,7 @@ from recllm.retrieval.stored import Retrieval
 from recllm.systems.lm import causal_lm
 from recllm.systems.texts import build_pieces, check_fit, tiny_tokenizer
 from recllm.text import documents
+from recllm.text.pieces import Pieces
 from recllm.text.prompts import Prompts
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
@@ -233,13 +234,33 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
     return {"tokens": tokens_seen, "blocks": len(ids), **best_scores(run, "valid/score")}
 
 
+def check_tokens(pieces: Pieces, model: Any, tokenizer: Any) -> None:
+    """Refuse texts with a token that the LM has no row for: one that was added to the tokenizer alone.
+
+    Raises:
+        StageError: the data set's texts or `wording` have such a token.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    largest = int(pieces.table.tokens.max(initial=0))
+    if largest >= rows:
+        raise StageError(
+            f"texts hold the token {tokenizer.convert_ids_to_tokens(largest)!r} ({largest}), which the "
+            f"tokenizer has and the LM has not; wanted ids below {rows}: take it out of the tokenizer "
+            "or of the texts"
+        )
+
+
 def work(run: Run) -> None:
     """Train a phase of `tiny`, or check an LM that is loaded by path or hub id."""
     config = run.config.lm
     log = EventLog.open(run.parents[Role.LOG].folder)
     if config.model.path is not None:
-        model, tokenizer = load_lm(config.model)
-        check_fit(log, build_pieces(run.config, log, tokenizer), context_length(config.model, model.config))
+        model, tokenizer, notes = load_checked_lm(config.model)
+        for note in notes:
+            say(note)
+        pieces = build_pieces(run.config, log, tokenizer)
+        check_tokens(pieces, model, tokenizer)
+        check_fit(log, pieces, context_length(config.model, model.config))
         facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
         run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
 from recllm.lm.hub import loading_error, locate
-from recllm.lm.load import load_tokenizer
+from recllm.lm.load import fit_tokenizer, load_tokenizer
 from recllm.lm.tiny import shape_arguments
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def load_encoder(
         tokenizer.bos_token = tokenizer.cls_token
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
+    fit_tokenizer(tokenizer, int(model.get_input_embeddings().weight.shape[0]), source, "encoder")
     return model, tokenizer, _context(config, source, shape, tokenizer)
 
 

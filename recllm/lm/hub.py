@@ -56,3 +56,8 @@ def loading_error(config: LmConfig, source: str, error: Exception, key: str = "l
     """
     reason = " ".join(str(error).split())[:200]
     return ValueError(f"{key}.path {source!r} ({key}.revision {config.revision}) cannot be loaded: {reason}")
+
+
+def text_config(config: Any) -> Any:
+    """The part of an LM's configuration that is about text: the whole, but for LMs that see or hear too."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from recllm.lm.config import LmConfig
-from recllm.lm.hub import loading_error, locate
+from recllm.lm.hub import loading_error, locate, text_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Values of `lm.model.dtype`, as transformers takes them."""
+LOADING_ERRORS = (OSError, ImportError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError)
+"""What transformers raises where files are not there, broken, or of another form than it knows."""
+NOT_CHOOSING = ("token_id", "_version", "use_cache")
+"""How names of generation settings end that have no part in which token comes next."""
+LEAST_CHANGE = 1e-4
+"""Of an LM that reads ahead, the first token's logits change with the last token by this at least, as a
+fraction of the change of the last token's own."""
 
 
 def load_lm(
@@ -22,14 +33,53 @@ def load_lm(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The LM in eval mode with frozen weights, and its fast tokenizer.
 
+    Every weight of the LM is the files' own. What a folder says about sampling is left out, and rows are
+    padded by a token that the LM has.
+
     Args:
         config: Which one.
         path: Folder that is loaded in place of `config.path`.
 
     Raises:
-        ValueError: A key has a value that does not exist, or weights or tokenizer cannot be had.
+        ValueError: A key has a value that does not exist, weights or tokenizer cannot be had, they do not fit
+            `config.json`, or the tokenizer has more tokens than the LM.
     """
-    from transformers import AutoModelForCausalLM
+    model, tokenizer, _ = _load(config, path)
+    return model, tokenizer
+
+
+def load_checked_lm(config: LmConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """As `load_lm`, and looks whether the LM is one: its weights are finite, it reads from left to right.
+
+    Args:
+        config: Which one.
+
+    Returns:
+        The LM, its tokenizer, and what of its files is not used, one line each.
+
+    Raises:
+        ValueError: As `load_lm`, or it is no causal LM.
+    """
+    model, tokenizer, notes = _load(config, None)
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise ValueError(
+                f"lm.model.path {config.path!r}: weight {name!r} ({weight.dtype}) holds values that are not "
+                "finite; wanted numbers: export it again, or set lm.model.dtype=float32"
+            )
+    if _reads_ahead(model):
+        raise ValueError(
+            f"lm.model.path {config.path!r} ({type(model).__name__}) reads tokens that come later; wanted an "
+            "LM that reads from left to right only: choose another LM"
+        )
+    return model, tokenizer, notes
+
+
+def _load(
+    config: LmConfig, path: str | Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+    """As `load_lm`, with what of the files is not used, one line each."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a stage prints a few lines, a bar for every file would hide them
@@ -39,15 +89,162 @@ def load_lm(
     quantization = _quantization(config)
     tokenizer, _ = load_tokenizer(config, path)
     source, options = locate(config, path)
+    if os.path.exists(os.path.join(source, "adapter_config.json")):
+        raise _adapter_error(source)
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of weights that do not fit; the lines below say it
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[config.dtype], **options, **quantization
+        # Weights of another shape are told by name below; by themselves they are an error without one.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=DTYPES[config.dtype],
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
+            **options,
+            **quantization,
         )
-    except (OSError, ImportError) as error:
+    except LOADING_ERRORS as error:
         raise loading_error(config, source, error) from error
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    finally:
+        logging.set_verbosity(level)
+    model, report = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise _adapter_error(source)
+    _check_weights(model, report, source)
+    notes = _unused_weights(report, config)
+    fit_tokenizer(tokenizer, int(model.get_input_embeddings().weight.shape[0]), source)
+    notes += _unused_settings(model.generation_config, config)
+    given = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=given.bos_token_id, eos_token_id=given.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
     switch_off_dropout(model)
-    return model.requires_grad_(False).eval(), tokenizer
+    return model.requires_grad_(False).eval(), tokenizer, notes
+
+
+def _adapter_error(source: str) -> ValueError:
+    """The line about a folder that holds an adapter, which transformers would put on another LM unasked."""
+    return ValueError(
+        f"lm.model.path {source!r} holds an adapter (adapter_config.json), wanted an LM: merge the two "
+        "(peft's merge_and_unload) and save_pretrained the result elsewhere"
+    )
+
+
+def _check_weights(model: PreTrainedModel, report: Mapping[str, Any], source: str) -> None:
+    """Refuses an LM of which a weight is not that of the files.
+
+    Args:
+        model: As it was loaded.
+        report: transformers' account: `missing_keys` were drawn at random, `mismatched_keys` (name, shape in
+            the files, shape in the LM) too, `unexpected_keys` were left out.
+        source: Hub id or folder.
+
+    Raises:
+        ValueError: A weight is missing, of another shape, or left out though the LM has its layer.
+    """
+    mismatched = {name: (list(stored), list(wanted)) for name, stored, wanted in report["mismatched_keys"]}
+    lost = set(report["missing_keys"]) - mismatched.keys()
+    unexpected = sorted(report["unexpected_keys"])
+    names = list(model.state_dict())
+    if lost:
+        first = next((name for name in names if name in lost), min(lost))
+        instead = difflib.get_close_matches(first, unexpected, n=1, cutoff=0)
+        raise ValueError(
+            f"lm.model.path {source!r} lacks {len(lost):,} of {len(names):,} weights of "
+            f"{type(model).__name__}, first {first!r}, in its place "
+            f"{f'stands {instead[0]!r}' if instead else 'stands nothing'}: save the whole LM anew "
+            "(save_pretrained) with the names and the config.json that belong to it"
+        )
+    if mismatched:
+        first = next((name for name in names if name in mismatched), min(mismatched))
+        stored, wanted = mismatched[first]
+        raise ValueError(
+            f"lm.model.path {source!r} has {len(mismatched):,} weights of another shape than config.json "
+            f"says, first {first!r} {stored}, wanted {wanted}: give it the config.json that belongs "
+            "to the weights"
+        )
+    modules = dict(model.named_modules())
+    left_out = [name for name in unexpected if _has_place(name, modules)]
+    if left_out:
+        raise ValueError(
+            f"lm.model.path {source!r} has {len(left_out):,} weights for which {type(model).__name__} has "
+            f"the layers but not the place, first {left_out[0]!r}; wanted all of them in use: give it the "
+            "config.json that belongs to the weights"
+        )
+
+
+def _has_place(name: str, modules: Mapping[str, torch.nn.Module]) -> bool:
+    """Whether a weight that the LM does not take belongs to its layers: to one that it has, or to one more.
+
+    A bias beside a matrix that is used, and layers beyond the last, change what the LM says; a head for
+    values, or a buffer that is computed anew, does not.
+    """
+    parent = name.rpartition(".")[0]
+    if parent in modules and next(modules[parent].parameters(recurse=False), None) is not None:
+        return True
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit() and isinstance(modules.get(".".join(parts[:place])), torch.nn.ModuleList):
+            return ".".join(parts[: place + 1]) not in modules
+    return False
+
+
+def _unused_weights(report: Mapping[str, Any], config: LmConfig) -> list[str]:
+    """A line about weights that the files have and the LM has no use for; none: no line."""
+    unexpected = sorted(report["unexpected_keys"])
+    if not unexpected:
+        return []
+    return [f"{len(unexpected):,} weights of {config.path} are not used, first {unexpected[0]!r}"]
+
+
+def _unused_settings(generation: Any, config: LmConfig) -> list[str]:
+    """A line about what `generation_config.json` says beside token ids; nothing: no line."""
+    settings = []
+    for name, value in sorted(generation.to_diff_dict().items()):
+        chooses = not name.startswith(("_", "output_", "return_")) and not name.endswith(NOT_CHOOSING)
+        if chooses and value is not None:
+            settings.append(f"{name}={value}")
+    if not settings:
+        return []
+    return [f"generation settings of {config.path} are not used, decoding is greedy: {', '.join(settings)}"]
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, source: str, key: str = "lm.model") -> None:
+    """Sets a padding token that the LM has, where there is none or one beyond the LM's embedding.
+
+    Args:
+        tokenizer: Changed in place.
+        rows: Of the LM's input embedding.
+        source: Hub id or folder.
+        key: Section of the configuration that errors name.
+
+    Raises:
+        ValueError: Tokens that texts are made of lie beyond the embedding.
+    """
+    added = set(tokenizer.get_added_vocab().values())
+    needed = {id_ for id_ in tokenizer.get_vocab().values() if id_ not in added}
+    needed |= {id_ for id_ in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id_ is not None}
+    beyond = sorted(id_ for id_ in needed if id_ >= rows)
+    if beyond:
+        raise ValueError(
+            f"{key}.path {source!r}: {len(beyond):,} tokens of the tokenizer lie beyond the LM's embedding, "
+            f"first {tokenizer.convert_ids_to_tokens(beyond[0])!r} ({beyond[0]}), wanted ids below {rows}: "
+            "give it the tokenizer that belongs to the weights"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token = tokenizer.eos_token  # masked wherever it stands, so that any will do
+
+
+@torch.no_grad()
+def _reads_ahead(model: Any) -> bool:
+    """Whether the logits behind the first token change with the last one, by an example of two rows."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    tokens = torch.arange(1, 9).repeat(2, 1)
+    tokens[1, -1] = 10
+    logits = model(input_ids=(tokens % rows).to(model.device), use_cache=False).logits.float()
+    change = (logits[0] - logits[1]).norm(dim=-1)
+    return bool(change[0] > LEAST_CHANGE * change[-1])
 
 
 def load_tokenizer(
@@ -67,9 +264,9 @@ def load_tokenizer(
 
     source, options = locate(config, path, key)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        shape = AutoConfig.from_pretrained(source, **options)
-    except (OSError, ImportError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        shape = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+    except LOADING_ERRORS as error:
         raise loading_error(config, source, error, key) from error
     if not tokenizer.is_fast:
         raise ValueError(
@@ -90,7 +287,7 @@ def context_length(config: LmConfig, shape: PretrainedConfig) -> int:
     Raises:
         ValueError: `lm.model.context` is more than the LM's positions.
     """
-    most = getattr(shape, "max_position_embeddings", None)
+    most = getattr(text_config(shape), "max_position_embeddings", None)
     if config.context is None:
         if most is None:
             raise ValueError(f"LM {config.name!r} states no longest input: set lm.model.context (tokens)")

@@ -86,8 +86,9 @@ def embed_items(
     lengths = np.diff(offsets)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
-    out = np.zeros((len(lengths), model.config.hidden_size), np.float32)
     decoder = model.get_decoder()
+    # LMs that see too nest the width of their text part, and some decoders (OPT) end in another one.
+    out = np.zeros((len(lengths), model.get_output_embeddings().in_features), np.float32)
     was_training = model.training
     model.eval()
     with torch.no_grad():

@@ -1,12 +1,14 @@
 """Loading: frozen weights of somebody else, BOS, and errors of one line."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from recllm.lm.load import LmConfig, context_length, load_lm
+from recllm.lm.load import LmConfig, context_length, load_checked_lm, load_lm
 from recllm.lm.logprobs import answer_logits
 from recllm.text.collate import pad_left
 from recllm.text.pieces import Pieces, Wording
@@ -102,3 +104,161 @@ def test_errors_are_one_line_that_names_the_key(config, match, monkeypatch):
         load_lm(config)
     assert "\n" not in str(caught.value)
     assert "lm.model." in str(caught.value)
+
+
+@pytest.fixture
+def lm_folder(tiny_lm, tmp_path):
+    """The tiny LM saved, and a function that rewrites weights and configuration there."""
+    tiny_lm.model.save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+
+    def rewrite(weights=None, generation=None, **config):
+        if weights is not None:
+            file = tmp_path / "model.safetensors"
+            save_file(weights(load_file(file)), file, metadata={"format": "pt"})
+        for name, values in (("config.json", config), ("generation_config.json", generation or {})):
+            file = tmp_path / name
+            file.write_text(json.dumps(json.loads(file.read_text()) | values))
+        return LmConfig(name="own", path=str(tmp_path))
+
+    return rewrite
+
+
+EMBEDDING = "model.embed_tokens.weight"
+BIAS = "model.layers.0.self_attn.q_proj.bias"
+HEAD = "lm_head.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("weights", "config", "match"),
+    [
+        (
+            lambda w: {"base_model.model." + name: value for name, value in w.items()},
+            {},
+            f"lacks 21 of 21 w.* '{EMBEDDING}', in its place stands 'base_model.model.{EMBEDDING}':",
+        ),
+        (
+            lambda w: w | {HEAD: w[EMBEDDING].clone()},
+            {"tie_word_embeddings": False},
+            f"lacks 1 of 21 .*'lm_head.weight', in its place stands '{HEAD}'",
+        ),
+        (
+            None,
+            {"tie_word_embeddings": False},
+            "lacks 1 of 21 .*'lm_head.weight', in its place stands nothing",
+        ),
+        (None, {"num_hidden_layers": 3}, "lacks 9 of 30 .*first 'model.layers.2"),
+        (None, {"vocab_size": 2000}, rf"another shape.*'{EMBEDDING}' \[\d+, 32\], wanted \[2000, 32\]"),
+        # A part of the LM that config.json does not speak of: layers cut off, biases left out.
+        (None, {"num_hidden_layers": 1}, "has 9 weights for which .*first 'model.layers.1"),
+        (lambda w: w | {BIAS: torch.ones(32)}, {}, f"has 1 weights for which .*first '{BIAS}'"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_in_one_line(lm_folder, weights, config, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        load_lm(lm_folder(weights, **config))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_nothing_depends_on_are_left_out_and_told(lm_folder, tiny_lm):
+    extra = {
+        "v_head.summary.weight": torch.ones(1, 32),
+        "score.weight": torch.ones(2, 32),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+    }
+    config = lm_folder(lambda w: w | extra)
+    model, _, notes = load_checked_lm(config)
+    for name, value in tiny_lm.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert len(notes) == 1
+    assert "'score.weight'" in notes[0]
+
+
+def test_an_untouched_folder_has_nothing_to_tell(lm_folder):
+    assert load_checked_lm(lm_folder())[2] == []
+
+
+def test_what_a_folder_says_about_sampling_does_not_act(lm_folder, tiny_lm):
+    plain, _ = load_lm(lm_folder())
+    ids = torch.tensor([[5, 6, 7, 8]])
+    wanted = plain.generate(ids, max_new_tokens=12, do_sample=False)
+    settings = {"repetition_penalty": 50.0, "min_length": 100, "no_repeat_ngram_size": 1, "num_beams": 3}
+    model, _, notes = load_checked_lm(lm_folder(generation=settings))
+    assert torch.equal(model.generate(ids, max_new_tokens=12, do_sample=False), wanted)
+    assert "repetition_penalty=50.0" in notes[0]
+    assert "num_beams=3" in notes[0]
+
+
+def test_an_adapter_is_no_lm(lm_folder, tmp_path):
+    config = lm_folder()
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "other/lm"}))
+    with pytest.raises(ValueError, match=r"holds an adapter .*merge_and_unload"):
+        load_lm(config)
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_a_broken_file_is_told_in_one_line(lm_folder, tmp_path, broken):
+    config = lm_folder()
+    (tmp_path / broken).write_bytes(b"{broken")
+    with pytest.raises(ValueError, match="cannot be loaded") as caught:
+        load_lm(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(lm_folder):
+    config = lm_folder(
+        lambda w: {name: value * (torch.nan if "mlp.up" in name else 1) for name, value in w.items()}
+    )
+    with pytest.raises(ValueError, match=r"'model.layers.0.mlp.up_proj.weight'.* not finite"):
+        load_checked_lm(config)
+
+
+def test_an_encoder_is_no_causal_lm(tiny_lm, tmp_path):
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(vocab_size=len(tiny_lm.tokenizer), hidden_size=16, num_hidden_layers=2,
+                        num_attention_heads=2, intermediate_size=24)  # fmt: skip
+    torch.manual_seed(0)
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    tiny_lm.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"BertLMHeadModel.* reads tokens that come later"):
+        load_checked_lm(LmConfig(path=str(tmp_path)))
+
+
+def test_a_padding_token_beyond_the_embedding_gives_way_to_one_that_the_lm_has(lm_folder, tmp_path):
+    from transformers import AutoTokenizer
+
+    config = lm_folder()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    rows = load_lm(config)[0].get_input_embeddings().weight.shape[0]
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= rows
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer, _ = load_checked_lm(config)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id < rows
+    # A row that ends before the other is padded, and the LM is asked to read that.
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    with torch.no_grad():
+        eos = int(model(ids).logits[0, -1].argmax())
+    answer = model.generate(
+        ids, max_new_tokens=6, do_sample=False, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id
+    )
+    assert int(answer.max()) < rows
+
+
+@pytest.mark.parametrize("token", ["eos_token", "bos_token"])
+def test_tokens_that_texts_need_lie_within_the_embedding(lm_folder, tmp_path, token):
+    from transformers import AutoTokenizer
+
+    config = lm_folder()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.add_special_tokens({token: "<new>"})
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"1 tokens of the tokenizer lie beyond .*'<new>'.*wanted ids below"):
+        load_lm(config)
+
+
+def test_a_tokenizer_of_another_lm_is_refused(lm_folder):
+    config = lm_folder(lambda w: w | {EMBEDDING: w[EMBEDDING][:500].clone()}, vocab_size=500)
+    with pytest.raises(ValueError, match=r"tokens of the tokenizer lie beyond the LM's embedding.*below 500"):
+        load_lm(config)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma3Config, GPT2Config, LlamaConfig, OPTConfig, Qwen2Config
 
 from recllm.retrieval.config import RetrievalConfig
 from recllm.retrieval.vectors import (
@@ -52,6 +52,33 @@ def test_embeddings_are_the_mean_or_the_last_of_own_tokens(config, pooling):
             hidden = model(ids, output_hidden_states=True).hidden_states[-1]  # one item alone, no padding
         wanted = hidden[0].mean(0) if pooling == "mean" else hidden[0, -1]
         np.testing.assert_allclose(found[i], wanted.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        # A decoder that ends narrower than its layers are, and a width inside the part that reads text.
+        (OPTConfig(**SMALL, ffn_dim=24, word_embed_proj_dim=8), 8),
+        (
+            Gemma3Config(
+                text_config={**SMALL, "head_dim": 8, "intermediate_size": 24, "num_key_value_heads": 1},
+                vision_config={"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1,
+                               "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+            ),
+            16,
+        ),
+    ],
+    ids=["opt", "gemma3"],
+)  # fmt: skip
+def test_embeddings_are_as_wide_as_the_decoder_ends(config, width):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = np.arange(1, 9)
+    found = embed_items(model, tokens, np.array([0, 0, 3, 8]))
+    assert found.shape == (3, width)
+    with torch.no_grad():
+        wanted = model.get_decoder()(torch.from_numpy(tokens[None, 3:])).last_hidden_state[0].mean(0)
+    np.testing.assert_allclose(found[2], wanted.numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_embedding_never_runs_the_head():
