@@ -8,6 +8,7 @@ learned, for stage 3 on their HR@1 (`adapter-ranking/`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
+from recllm.config.stages import Stage2Config
 from recllm.console import say
 from recllm.errors import StageError
 from recllm.evaluation.gates import ENTROPY, GateRecord, asked_rows, entropy
@@ -200,6 +202,42 @@ def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:
         )
 
 
+def check_head(model: Any, config: Stage2Config) -> None:
+    """Refuse `gate_first` where the LM head, which it trains, has no meta-LoRAs.
+
+    Raises:
+        StageError: what is targeted, and what is wanted.
+    """
+    head = model.get_output_embeddings()
+    if config.gate_first and config.adapter.gated and not isinstance(head, RecLoraLinear):
+        raise StageError(
+            f"stage2.gate_first={config.gate_first:g} trains gate and LM head, and the head is none of "
+            f"stage2.adapter.target_modules={config.adapter.target_modules}; wanted it there, or gate_first=0"
+        )
+
+
+def save_best(run: Run, module: TuneModule, adapters: dict[str, Path], rows: int) -> None:
+    """Save the best adapter of each monitor; the model ends as the one that is selected on AUC."""
+    for monitor, folder in reversed(adapters.items()):
+        module.load_best(run, monitor)
+        card = AdapterCard(
+            base=base_name(run.config.lm.model),
+            data=f"{run.config.dataset.name}: {rows:,} training samples, Yes/No and next titles",
+            metrics=best_scores(run, monitor),
+            license=run.config.stage2.license,
+            title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
+        )
+        save_adapter(module.model, folder, card)
+
+
+def record_gate(run: Run, model: Any, crm: Crm, log: EventLog) -> dict[str, float]:
+    """Keep alpha of validation rows in `gate.npz`, for the report; returns how far it is from uniform."""
+    rows = asked_rows(log)
+    record = GateRecord(rows, alpha_of(model, crm.representations(rows)))
+    record.save(run.folder / GATE)
+    return record.summary()
+
+
 def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
     config, (rows_a_step, told) = run.config.stage2, shares(run)
@@ -220,12 +258,7 @@ def work(run: Run) -> None:
         steps,
         run.cache.folder / SINGULAR_VECTORS,
     )
-    head = model.get_output_embeddings()
-    if config.gate_first and config.adapter.gated and not isinstance(head, RecLoraLinear):
-        raise StageError(
-            f"stage2.gate_first={config.gate_first:g} trains gate and LM head, and the head is none of "
-            f"stage2.adapter.target_modules={config.adapter.target_modules}; wanted it there, or gate_first=0"
-        )
+    check_head(model, config)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     say(
         f"{len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, "
@@ -243,16 +276,7 @@ def work(run: Run) -> None:
     if not trainer.is_global_zero:
         return
     rows = np.unique(data.train.rows)
-    for monitor, folder in reversed(adapters.items()):  # the model ends as the one that is selected on AUC
-        module.load_best(run, monitor)
-        card = AdapterCard(
-            base=base_name(run.config.lm.model),
-            data=f"{run.config.dataset.name}: {len(rows):,} training samples, Yes/No and next titles",
-            metrics=best_scores(run, monitor),
-            license=config.license,
-            title=f"{run.name.partition('/')[2]}: LoRA of a recommender on {run.config.dataset.name}",
-        )
-        save_adapter(model, folder, card)
+    save_best(run, module, adapters, len(rows))
     metrics: dict[str, Any] = {
         "steps": steps,
         "rows": len(rows),
@@ -271,10 +295,7 @@ def work(run: Run) -> None:
         metrics["ranking"] = best_scores(run, "valid/hr@1")
     outputs = list(adapters.values())
     if crm is not None and config.adapter.mixes:
-        asked = asked_rows(log)
-        record = GateRecord(asked, alpha_of(model, crm.representations(asked)))
-        record.save(run.folder / GATE)
-        metrics["gate"] = record.summary()
+        metrics["gate"] = record_gate(run, model, crm, log)
         outputs.append(run.folder / GATE)
     run.finish(outputs, metrics)
 
