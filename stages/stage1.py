@@ -73,7 +73,7 @@ class CrmModule(lightning.LightningModule):
         else:
             scores = logit.view(-1, 1 + self.config.negatives)
             loss = F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
-        whole = (loss + self.model.l2(batch)) * batch["share"]
+        whole = (loss + self.model.l2(batch)) * batch["loss_scale"]
         return {"loss": whole, "data": loss.detach()}
 
     def validation_step(self, batch: Batch, index: int) -> None:
@@ -123,7 +123,7 @@ def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders
 
     def batch(step: int, rank: int, world: int) -> Batch:
         rows = train[stream.indices(step, rank, world)]
-        return inputs.gather(rows) | {"share": torch.tensor(stream.share(rank, world))}
+        return inputs.gather(rows) | {"loss_scale": torch.tensor(stream.loss_scale(rank, world))}
 
     return Loaders(
         train=batch,
@@ -152,7 +152,7 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         batch = inputs.gather(np.repeat(rows, targets.shape[1]), targets.ravel())
         own = (targets == targets[:, :1]).ravel()  # the others were drawn: what is liked of them is not known
         batch["label"] = torch.from_numpy(own).to(batch["label"])
-        return batch | {"share": torch.tensor(stream.share(rank, world))}
+        return batch | {"loss_scale": torch.tensor(stream.loss_scale(rank, world))}
 
     check_ranking_rows(log)
     rows, candidates = log.ranking("valid", log.candidate_kinds[-1])  # popular ones: the harder

@@ -52,12 +52,13 @@ class TuneModule(AdapterModule):
     """Cross-entropy of the answer over the vocabulary, plus weighted negative log-likelihood of titles."""
 
     def __init__(
-        self, model: Any, answers: tuple[int, int], run: Run, steps: int, asked: YesNoPrompts
+        self, model: Any, answers: tuple[int, int], run: Run, steps: int, tuning_prompts: YesNoPrompts
     ) -> None:
-        """Train the adapter of `model`; `answers`: token ids of yes and no; `asked`: the tuning rows."""
+        """Train the adapter of `model` on `tuning_prompts`; `answers`: token ids of yes and no."""
         super().__init__(model)
         self.answers, self.config, self.steps = answers, run.config.stage2, steps
-        self.asked, self.run = asked, run
+        self.tuning_prompts = tuning_prompts
+        self.run = run
         self.auc, self.entropy = BinaryAUROC(), MeanMetric()
         self.adalora = adalora.is_adalora(model)
 
@@ -66,21 +67,23 @@ class TuneModule(AdapterModule):
         passes = self.config.gate_first
         if passes and self.config.adapter.gated and self.trainer.ckpt_path is None:
             with self.trainer.precision_plugin.forward_context():
-                states, seed = untuned_states(self.run, self.asked, self.model), self.run.config.seed
-                loss = train_gate(self.model, states, self.asked, self.answers, passes, self.config.fit, seed)
+                states, seed = untuned_states(self.run, self.tuning_prompts, self.model), self.run.config.seed
+                loss = train_gate(
+                    self.model, states, self.tuning_prompts, self.answers, passes, self.config.fit, seed
+                )
             say(f"gate and LM head, {passes:g} passes alone: train/loss {loss:.4f}")
 
     def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
         """One optimizer step; both parts are means over rows."""
         self.model.train()
-        asked = batch["answers"]
-        logits = answer_logits(self.model, asked["prompt"], asked["representation"])
-        parts = {"answer": answer_loss(logits, asked["label"], *self.answers)}
-        loss = parts["answer"] * asked["share"]
+        prompts = batch["answers"]
+        logits = answer_logits(self.model, prompts["prompt"], prompts["representation"])
+        parts = {"answer": answer_loss(logits, prompts["label"], *self.answers)}
+        loss = parts["answer"] * prompts["loss_scale"]
         if "titles" in batch:
-            told = batch["titles"]
-            parts["title"] = -title_logps(self.model, told["prompt"], told["representation"]).mean()
-            loss = loss + self.config.title_weight * parts["title"] * told["share"]
+            titles = batch["titles"]
+            parts["title"] = -title_logps(self.model, titles["prompt"], titles["representation"]).mean()
+            loss = loss + self.config.title_weight * parts["title"] * titles["loss_scale"]
         if self.adalora:
             loss = loss + adalora.penalty(self.model)
         return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
@@ -130,57 +133,59 @@ class Data:
     valid_titles: NextTitleLists | None
 
 
-def shares(run: Run) -> tuple[int, int]:
+def rows_of_step(run: Run) -> tuple[int, int]:
     """Rows of a step that ask Yes/No and that ask for a title: `batch_size` together.
 
     Raises:
         StageError: where a process would get none of a kind.
     """
     config, devices = run.config.stage2, run.config.trainer.devices
-    told = round(config.title_share * config.fit.batch_size)
-    asked = config.fit.batch_size - told
-    if asked < devices or 0 < told < devices:
+    num_titles = round(config.title_share * config.fit.batch_size)
+    num_answers = config.fit.batch_size - num_titles
+    if num_answers < devices or 0 < num_titles < devices:
         raise StageError(
             f"stage2.fit.batch_size={config.fit.batch_size} and stage2.title_share={config.title_share} make "
-            f"{asked} answers and {told} titles a step for {devices} devices; wanted some of each for all"
+            f"{num_answers} answers and {num_titles} titles a step for {devices} devices; wanted some of "
+            "each for all"
         )
-    return asked, told
+    return num_answers, num_titles
 
 
-def open_data(run: Run, lm: Lm, crm: Crm | None, told: int, valid: Rows) -> Data:
+def open_data(run: Run, lm: Lm, crm: Crm | None, num_titles: int, valid: Rows) -> Data:
     """Rows of the subsample and `valid` ones, with all representations that they need."""
     rows = lm.log.rows("train", run.config.subsample)
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
     titles = None
-    if told:
+    if num_titles:
         liked = with_new_items(lm.log, liked, lm.log.meta["candidates"] - 1, "prepare.candidates")
         titles = lm.titles(liked, drawn_lists(lm.log, liked, run.config.seed), crm)
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,
         valid=lm.answers(valid, crm, retrieved),
-        valid_titles=lm.valid_titles(VALID_TITLES, crm) if told and has_ranking_rows(lm.log) else None,
+        valid_titles=lm.valid_titles(VALID_TITLES, crm) if num_titles and has_ranking_rows(lm.log) else None,
     )
 
 
 def loaders(run: Run, data: Data, steps: int) -> Loaders:
     """Batches of both tasks, in the shares of a step."""
-    rows_a_step, told = shares(run)
-    asked = Stream(len(data.train), rows_a_step, run.config.seed, data.train.lengths())
-    told_stream = None
+    rows_a_step, num_titles = rows_of_step(run)
+    answer_stream = Stream(len(data.train), rows_a_step, run.config.seed, data.train.lengths())
+    title_stream = None
     if data.train_titles is not None:
         lengths = data.train_titles.lengths(scored=False)
-        told_stream = Stream(len(data.train_titles), told, run.config.seed + 1, lengths)
+        title_stream = Stream(len(data.train_titles), num_titles, run.config.seed + 1, lengths)
 
     def train(step: int, rank: int, world: int) -> dict[str, Batch]:
         batch = {
-            "answers": data.train(asked.indices(step, rank, world)) | {"share": asked.share(rank, world)}
+            "answers": data.train(answer_stream.indices(step, rank, world))
+            | {"loss_scale": answer_stream.loss_scale(rank, world)}
         }
-        if told_stream is not None and data.train_titles is not None:
-            chosen = told_stream.indices(step, rank, world)
+        if title_stream is not None and data.train_titles is not None:
+            chosen = title_stream.indices(step, rank, world)
             titles = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
-            batch["titles"] = titles | {"share": told_stream.share(rank, world)}
+            batch["titles"] = titles | {"loss_scale": title_stream.loss_scale(rank, world)}
         return batch
 
     valid = [sort_by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
@@ -240,7 +245,7 @@ def record_gate(run: Run, model: Any, crm: Crm, log: EventLog) -> dict[str, floa
 
 def work(run: Run) -> None:
     """Train, keep the best adapter of each selection."""
-    config, (rows_a_step, told) = run.config.stage2, shares(run)
+    config, (rows_a_step, num_titles) = run.config.stage2, rows_of_step(run)
     log = EventLog.open(run.parents[Role.LOG].folder)
     valid = selection_rows(log, config.fit.valid_rows, "stage2.fit.valid_rows")
     retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
@@ -248,7 +253,7 @@ def work(run: Run) -> None:
     gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
     check_out_of_fold(run, log, gate)
     crm = gate.read_as(config.adapter.representation_kind, run.config.seed)
-    data = open_data(run, lm, crm, told, valid)
+    data = open_data(run, lm, crm, num_titles, valid)
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)
     model = add_adapter(
         lm.model,
@@ -261,14 +266,14 @@ def work(run: Run) -> None:
     check_head(model, config)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     say(
-        f"{len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {told} titles, "
+        f"{len(data.train):,} rows, {steps:,} steps of {rows_a_step} + {num_titles} titles, "
         f"{trained:,} weights train"
     )
     pieces = lm.prompts.pieces
     module = TuneModule(model, (pieces.yes_id, pieces.no_id), run, steps, data.train)
     adapters = {"valid/auc": run.folder / ADAPTER}
     if data.valid_titles is None:
-        why = "no validation rows are ranked" if told else "no titles are learned"
+        why = "no validation rows are ranked" if num_titles else "no titles are learned"
         say(f"{why}: one adapter is kept, the best on Yes/No")
     else:
         adapters["valid/hr@1"] = run.folder / RANKING_ADAPTER

@@ -105,7 +105,7 @@ class AlignModule(AdapterModule):
                 f"the loss of rows {bad} of the log is not finite at step {self.trainer.global_step}; "
                 "lower stage3.fit.lr and run make again"
             )
-        return {"loss": losses.mean() * batch["share"], **statistics}
+        return {"loss": losses.mean() * batch["loss_scale"], **statistics}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Ranks of the stored validation rows, and how far policy and reference are apart on them."""
@@ -183,7 +183,7 @@ def loaders(
         most = present.sum(1).max()
         columns, present = columns[:, :most], present[:, :most]
         batch = task(indices, columns, present)
-        batch["share"] = stream.share(rank, world)
+        batch["loss_scale"] = stream.loss_scale(rank, world)
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 

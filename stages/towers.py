@@ -51,7 +51,7 @@ class TowersModule(lightning.LightningModule):
         """One optimizer step: mean loss over the rows."""
         self.model.train()
         loss = F.binary_cross_entropy_with_logits(self.logits(batch), batch["label"])
-        return {"loss": loss * batch["share"]}
+        return {"loss": loss * batch["loss_scale"]}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """AUC over all processes' rows."""
@@ -68,7 +68,7 @@ def loaders(train: TowerPairs, valid: TowerPairs, settings: FitConfig, seed: int
     stream = Stream(len(train), settings.batch_size, seed, train.lengths())
 
     def batch(step: int, rank: int, world: int) -> Batch:
-        return train(stream.indices(step, rank, world)) | {"share": stream.share(rank, world)}
+        return train(stream.indices(step, rank, world)) | {"loss_scale": stream.loss_scale(rank, world)}
 
     return Loaders(train=batch, steps=steps, valid=[sort_by_length(valid)], valid_batch=256)
 

@@ -75,7 +75,7 @@ class Stream:
             result[chosen] = self._order(int(number))[within[chosen]]
         return result
 
-    def share(self, rank: int, world: int) -> float:
+    def loss_scale(self, rank: int, world: int) -> float:
         """How many rows this process has of a batch, against the mean over processes.
 
         A mean over a process's rows, times this, averages over processes to the mean over the batch.

@@ -11,7 +11,7 @@ from recllm.config.stages import FitConfig, Stage2Config
 from recllm.errors import StageError
 from recllm.lm import adalora
 from recllm.systems.crm import Crm
-from stages.stage2 import TuneModule, check_out_of_fold, shares
+from stages.stage2 import TuneModule, check_out_of_fold, rows_of_step
 
 
 def crm(hold_out):
@@ -48,10 +48,10 @@ def test_every_device_gets_some_of_each_kind(size, share, devices, wanted):
     stage2 = Stage2Config(title_share=share, fit=FitConfig(batch_size=size))
     of = SimpleNamespace(config=SimpleNamespace(stage2=stage2, trainer=TrainerConfig(devices=devices)))
     if isinstance(wanted, tuple):
-        assert shares(of) == wanted
+        assert rows_of_step(of) == wanted
     else:
         with pytest.raises(StageError, match=wanted):
-            shares(of)
+            rows_of_step(of)
 
 
 def test_adalora_prunes_before_anything_saves_the_weights(monkeypatch, tmp_path):
