@@ -222,11 +222,13 @@ def tune(run: Run) -> None:
     """Train trial after trial of a study until its budget is spent; data are read once for all of them."""
     from recllm.training.search import Search
 
-    search, shown = Search.open(run), None
+    search = Search.open(run)
+    read_with: dict[str, Any] | None = None
     while claimed := search.claim():
         trial, one = claimed
         with search.watch(trial, one) as pruning:
-            if one.config.stage1.inputs != shown:
-                shown, inputs = one.config.stage1.inputs, data(one)
+            if one.config.stage1.inputs != read_with:
+                read_with = one.config.stage1.inputs
+                inputs = data(one)
             train(one, inputs, [pruning])
     search.report()
