@@ -159,6 +159,7 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             f"liked samples that are no ranking rows, as fewer than {config.candidates - 1} items are new to "
             f"their users: {counts}"
         )
+    sentences += _notes_on_repeats(config, metrics)
     early = metrics.get("events_before_1973", 0)
     late = metrics.get("events_of_the_future", 0)
     if early or late:
@@ -177,6 +178,39 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
         sentences.append(
             f"{differing:,} rows differ from another of their user, item and second in rating or label only; "
             "all of them are events"
+        )
+    return sentences
+
+
+def _notes_on_repeats(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
+    """What samples of an item that was met before do to lists and to drawn dislikes, where there are any."""
+    sentences = []
+    left_out = {name: metrics.get(f"not_ranking_{name}_met_before", 0) for name in ("valid", "test")}
+    if any(left_out.values()):
+        shares = ", ".join(
+            f"{count / metrics[f'liked_{name}']:.1%} of {metrics[f'liked_{name}']:,} {name}"
+            for name, count in left_out.items()
+            if count
+        )
+        sentences.append(
+            "repeats=leave_out: liked samples of items that their users had met before are no ranking rows: "
+            f"{shares}"
+        )
+    kept = {name: metrics.get(f"ranking_{name}_met_before", 0) for name in ("valid", "test")}
+    if any(kept.values()):
+        shares = ", ".join(
+            f"{count / metrics[f'ranking_{name}_rows']:.1%} of {metrics[f'ranking_{name}_rows']:,} {name}"
+            for name, count in kept.items()
+            if count
+        )
+        sentences.append(
+            "repeats=keep: ranking rows whose target the user had met before, as no other candidate, so that "
+            f"the history tells the answer: {shares}"
+        )
+    if share := metrics.get("liked_met_before_share", 0.0):
+        sentences.append(
+            f"{share:.1%} of the liked samples are of an item that the user had met before, no drawn one is: "
+            "there the history tells the label"
         )
     return sentences
 
@@ -513,7 +547,8 @@ def _row_orders(
         permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
         _save(log.folder, f"permutation_{name}", permuted)
         if name != "train":
-            liked[name] = permuted[log.label[permuted] == 1]
+            liked[name], counts = _without_repeats(log, config, permuted[log.label[permuted] == 1], name)
+            metrics |= counts
     rankable = {
         name: rows[candidates.have_new_items(log, rows, config.candidates - 1)]
         for name, rows in liked.items()
@@ -528,10 +563,34 @@ def _row_orders(
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
         if most[name]:
             metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
+            met = int(candidates.met_before(log, ranking).sum()) if config.repeats == "keep" else 0
+            metrics[f"ranking_{name}_met_before"] = met
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
             _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
     return metrics
+
+
+def _without_repeats(
+    log: EventLog, config: PrepareConfig, liked: Array, name: str
+) -> tuple[Array, dict[str, int]]:
+    """The liked samples of a split that may be ranked, without those of an item met before; counts of these.
+
+    Raises:
+        ValueError: all of them are such.
+    """
+    is_ranked = bool({"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}[name])
+    if config.repeats == "keep" or not is_ranked or not len(liked):
+        return liked, {}
+    new = liked[~candidates.met_before(log, liked)]
+    if not len(new):
+        keeping_helps = candidates.have_new_items(log, liked, config.candidates - 1).any()
+        mend = "repeats=keep" if keeping_helps else "ranking_valid_rows=0 prepare.ranking_test_rows=0"
+        raise ValueError(
+            f"prepare.repeats=leave_out, but all {len(liked):,} liked {name} samples are of items that their "
+            f"users had met before, wanted others to rank; ARGS='prepare.{mend}'"
+        )
+    return new, {f"liked_{name}": len(liked), f"not_ranking_{name}_met_before": len(liked) - len(new)}
 
 
 def _nothing_to_rank(
@@ -587,6 +646,8 @@ def _metrics(
         with_negatives = (len(log.user) - log.n_events) // config.sampled_negatives
         liked = (log.label[events] == 1) & (log.split[events] != UNUSED)
         metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
+        met = candidates.met_before(log, np.flatnonzero(liked))
+        metrics["liked_met_before_share"] = float(met.mean()) if len(met) else 0.0
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
     if config.ties == "strict":

@@ -69,6 +69,13 @@ class Seen:
         return (self._keys[place] == keys) & (self._first_row[place] < rows)
 
 
+def met_before(log: Histories, rows: Rows) -> npt.NDArray[np.bool_]:
+    """Whether each row's user had met the row's own item above it, bool `[R]`."""
+    rows = np.asarray(rows, dtype=np.int64)
+    users = log.user[rows]
+    return Seen(log, users).above(users[:, None], log.item[rows, None], log.anchors(rows)[:, None])[:, 0]
+
+
 def count_new_items(log: Histories, rows: Rows) -> Rows:
     """How many items with a training event each row's user had not met before it, the row's own left out.
 
@@ -89,9 +96,8 @@ def count_new_items(log: Histories, rows: Rows) -> Rows:
     is_first[np.unique(keys, return_index=True)[1]] = True
     running = np.concatenate([[0], np.cumsum(is_first & is_trained[log.item[events]])])
     first, end = np.searchsorted(events, (log.offsets[users], stands))
-    own = log.item[rows]
-    met_own = Seen(log, users).above(users[:, None], own[:, None], stands[:, None])[:, 0]
-    return int(is_trained.sum()) - (running[end] - running[first]) - (is_trained[own] & ~met_own)
+    is_new = is_trained[log.item[rows]] & ~met_before(log, rows)
+    return int(is_trained.sum()) - (running[end] - running[first]) - is_new
 
 
 def have_new_items(log: Histories, rows: Rows, wanted: int) -> npt.NDArray[np.bool_]:

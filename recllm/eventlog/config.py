@@ -49,6 +49,9 @@ class PrepareConfig:
     """Liked validation samples that carry the ranking task, at most."""
     ranking_test_rows: int = 2000
     """Liked test samples that carry the ranking task, at most."""
+    repeats: Literal["leave_out", "keep"] = "leave_out"
+    """Samples of an item that the user had met before: `leave_out` of the ranking rows, as no other item of a
+    list ever is, so that the history alone tells the answer; or `keep` them."""
     candidates: int = 20
     """Items in a ranking row's list, the target included."""
 

@@ -408,6 +408,61 @@ def test_users_who_have_seen_too_much_are_not_ranked(tmp_path):
     assert any("no ranking rows, as fewer than 19 items are new" in note for note in metrics["notes"])
 
 
+def plays():
+    """Thirty users who play one of forty songs at a time, every second time one of their last three again."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(30):
+        songs = []
+        for play in range(40):
+            again = play > 5 and rng.random() < 0.5
+            songs.append(songs[-rng.integers(1, 4)] if again else int(rng.integers(40)))
+            rows.append((f"u{user:02d}", f"i{songs[-1]:02d}", None, 1, 60 * play + user))
+    return rows
+
+
+@pytest.mark.parametrize("repeats", ["leave_out", "keep"])
+def test_repeats_do_not_give_the_target_away_or_are_told(tmp_path, repeats):
+    config = PrepareConfig(candidates=4, sampled_negatives=1, repeats=repeats)
+    metrics = build_log(write(tmp_path, plays()), tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+
+    def is_met(row):
+        at = int(log.anchors(np.array([row]))[0])
+        return log.item[row] in log.item[log.offsets[log.user[row]] : at]
+
+    for name in ("valid", "test"):
+        rows, lists = log.ranking(name, "uniform4")
+        permuted = log.rows(name, "1.0")
+        liked = permuted[log.label[permuted] == 1]
+        met = np.array([is_met(row) for row in liked])
+        assert rows.tolist() == liked[~met if repeats == "leave_out" else slice(None)].tolist()
+        share = f"{met.mean():.1%} of {len(liked)} {name}"
+        assert any(note.startswith(f"repeats={repeats}: ") and share in note for note in metrics["notes"])
+        assert lists.shape == (len(rows), 4)
+        assert metrics[f"ranking_{name}_met_before"] == (0 if repeats == "leave_out" else met.sum())
+    samples = np.flatnonzero((log.split >= 0) & (log.label == 1))
+    share = np.mean([is_met(row) for row in samples])
+    assert metrics["liked_met_before_share"] == pytest.approx(share)
+    told = f"{share:.1%} of the liked samples are of an item that the user had met before, no drawn one is"
+    assert any(note.startswith(told) for note in metrics["notes"])
+
+
+def test_only_repeats_are_an_error_whose_remedy_helps(tmp_path):
+    rows = [(user, f"x{n % 6}", None, int(n % 4 > 0), n) for user in "abc" for n in range(40)]
+    folder = write(tmp_path, rows)
+    off = "ranking_valid_rows=0 prepare.ranking_test_rows=0"
+    with pytest.raises(ValueError, match=rf"all .* liked valid samples are of items.*ARGS='prepare.{off}'"):
+        build_log(folder, tmp_path / "log", PrepareConfig(candidates=2))
+    ranked = PrepareConfig(candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
+    assert build_log(folder, tmp_path / "log", ranked)["samples"]
+    others = [("d", f"y{n}", None, n % 2, n) for n in range(10)]
+    folder = write(tmp_path / "others", [*rows, *others])
+    with pytest.raises(ValueError, match=r"liked valid samples are of items.*ARGS='prepare.repeats=keep'"):
+        build_log(folder, tmp_path / "log", PrepareConfig(candidates=2))
+    assert build_log(folder, tmp_path / "log", PrepareConfig(candidates=2, repeats="keep"))["samples"]
+
+
 def test_training_rows_whose_users_have_seen_too_much_are_left_out(tmp_path, capsys):
     config = PrepareConfig(min_history=2, candidates=20, split="random")
     build_log(write(tmp_path, everybody_sees_everything(40, 12)), tmp_path / "log", config)
@@ -444,7 +499,9 @@ def test_where_nobody_can_be_ranked_the_remedy_helps(tmp_path):
     off = "ARGS='prepare.ranking_valid_rows=0 prepare.ranking_test_rows=0'"
     with pytest.raises(ValueError, match=f"the most, 0, has user 'v.'; {off}"):
         build_log(
-            folder, tmp_path / "log", PrepareConfig(split="last", min_history=9, candidates=2, last_n=4)
+            folder,
+            tmp_path / "log",
+            PrepareConfig(split="last", min_history=9, candidates=2, last_n=4, repeats="keep"),
         )
 
 
