@@ -108,12 +108,15 @@ class GateState:
         segments: `[batch, seq]` int64, the segment of every token; None when a row is one segment.
         scored: Rows and positions, int64 `[M]` each, of the tokens whose hidden states the LM head is given;
             None: it is given whole rows, or the ends of them.
+        kept: int64 `[length]`, positions of the row of which alone the LM head is given the hidden states
+            (`logits_to_keep` as a tensor); None: the last ones.
     """
 
     weights: dict[str, Tensor]
     prompts: Tensor | None
     segments: Tensor | None
     scored: tuple[Tensor, Tensor] | None = None
+    kept: Tensor | None = None
 
     def at_head(self, length: int, added: int) -> GateState:
         """What the LM head needs, if it is a target module: it comes after the choice of what is scored.
@@ -124,7 +127,10 @@ class GateState:
         """
         segments = None if self.segments is None else self.segments[:, added:]
         if self.scored is None:
-            return replace(self, segments=None if segments is None else segments[:, -length:])
+            if segments is None:
+                return replace(self, segments=None)
+            ends = segments[:, -length:]
+            return replace(self, segments=ends if self.kept is None else segments[:, self.kept])
         rows, positions = self.scored
         segment = torch.zeros_like(rows) if segments is None else segments[rows, positions]
         weights = {name: of_all[:, rows, segment][:, :, None] for name, of_all in self.weights.items()}

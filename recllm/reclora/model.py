@@ -179,6 +179,7 @@ class RecLoraModel(BaseTuner):
         representation = kwargs.pop("representation", None)
         segments = kwargs.pop("segments", None)
         scored = kwargs.pop("scored", None)
+        kept = kwargs.get("logits_to_keep")
         if representation is None:
             if segments is not None:
                 raise ValueError(
@@ -189,7 +190,10 @@ class RecLoraModel(BaseTuner):
             function = vars(layer).get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, GatedCheckpoint):
                 vars(layer)["_gradient_checkpointing_func"] = GatedCheckpoint(function, self._current_gates)
-        self._current_gates.state = self._gate_state(representation, segments, scored)
+        state = self._gate_state(representation, segments, scored)
+        if isinstance(kept, Tensor):
+            state = replace(state, kept=kept)
+        self._current_gates.state = state
         self._outermost = module
         return args, kwargs
 
@@ -282,8 +286,12 @@ class RecLoraModel(BaseTuner):
         Returns:
             `[batch, vocabulary]`.
         """
+        head = self.model.get_output_embeddings()
+        weight = next(head.parameters())
+        if weight.is_floating_point():  # a 16-bit head takes no float32
+            states = states.to(weight.dtype)
         with self._current_gates.use(self._gate_state(representation)):
-            logits: Tensor = self.model.get_output_embeddings()(states[:, None])
+            logits: Tensor = head(states[:, None])
         return logits[:, 0]
 
     def _name(self, adapter_name: str | None) -> str:
@@ -355,11 +363,38 @@ class RecLoraModel(BaseTuner):
         self._enabled = enabled
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Deletes an adapter, its gate and its soft prompt."""
+        """Deletes an adapter, its gate and soft prompt; where it was active, the next one trains whole."""
+        was_active = adapter_name in self.active_adapters
         super().delete_adapter(adapter_name)
         for heads in (self.reclora_gate, self.reclora_prompt):
             if adapter_name in heads:
                 del heads[adapter_name]
+        if was_active:  # PEFT has set A and B of the next one free
+            for name in self.active_adapters:
+                for head in self._heads(name):
+                    head.requires_grad_(not self._config(name).inference_mode)
+
+    def _check_merge_allowed(self) -> None:
+        """Refuses to merge a layer whose weight another module has too.
+
+        Raises:
+            ValueError: A target module is tied, as an LM head to the embeddings, which would change with it.
+        """
+        owners: dict[int, list[str]] = {}
+        for name, module in self.model.named_modules():
+            for weight in module.parameters(recurse=False):
+                owners.setdefault(id(weight), []).append(name)
+        for name, module in self.model.named_modules():
+            if isinstance(module, RecLoraLinear):
+                if all(config.reads_representation for config in module.configs.values()):
+                    continue  # refused by the layer, tied or not
+                own = f"{name}.base_layer"
+                others = [other for other in owners[id(module.base_layer.weight)] if other != own]
+                if others:
+                    raise ValueError(
+                        f"{name!r} cannot be merged, it is tied to {others[0]!r}, which would change too: "
+                        "serve it unmerged, or untie the LM first (tie_word_embeddings=False, head a copy)"
+                    )
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:  # PEFT's says None, wrongly
         model: Any = super()._unload_and_optionally_merge(*args, **kwargs)

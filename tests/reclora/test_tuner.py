@@ -257,3 +257,55 @@ def test_quantized_bases(bits, arguments, tmp_path):
     ungated = get_peft_model(model.unload(), config(gate_input="none"))
     with pytest.raises(ValueError, match="cannot be merged into quantized weights"):
         ungated.merge_adapter()
+
+
+def tied_lm():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    lm = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, tie_word_embeddings=True))
+    return lm.to(torch.float64).eval()
+
+
+@pytest.mark.parametrize("merge", ["merge_adapter", "merge_and_unload"])
+def test_a_tied_head_is_not_merged_and_nothing_is_changed(merge):
+    modules = ["q_proj", "lm_head"]
+    model = trained(tied_lm(), gate_input="none", target_modules=modules)
+    expected = logits(model)
+    with pytest.raises(
+        ValueError, match=r"'lm_head' cannot be merged, it is tied to 'model.embed_tokens'.*untie"
+    ) as error:
+        getattr(model, merge)()
+    assert "\n" not in str(error.value)
+    assert torch.equal(logits(model), expected)
+    # Untied, or with other targets, it merges and stays the same model.
+    for lm, targets in ((tiny_lm(), modules), (tied_lm(), ["q_proj"])):
+        model = trained(lm, gate_input="none", target_modules=targets)
+        expected = logits(model)
+        torch.testing.assert_close(model.merge_and_unload()(inputs()[0]).logits, expected)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"soft_prompt": 2}])
+def test_behind_a_deleted_adapter_the_next_one_trains_whole(arguments):
+    model = trained(**arguments)
+    model.add_adapter("b", config(**arguments))
+    model.add_adapter("c", config(**arguments))
+    model.delete_adapter("c")  # not the active one: nothing changes
+    free = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert free
+    assert all(".default" in name for name in free)
+    model.delete_adapter("default")
+    assert model.active_adapters == ["b"]
+    free = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert free == {name for name, _ in model.named_parameters() if "reclora_" in name}
+    assert any("reclora_gate" in name for name in free)
+
+
+def test_positions_that_are_kept_by_a_tensor_have_their_own_gates():
+    model = trained(target_modules=["q_proj", "lm_head"])
+    ids, _ = inputs(batch=1)
+    representation = torch.randn(1, 2, D, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    packed = {"representation": representation, "segments": torch.tensor([[0, 0, 0, 1, 1, 1, 1]])}
+    whole = model(ids, **packed).logits
+    for kept in (torch.tensor([0, 3]), torch.tensor([5, 1, 2]), torch.tensor([6])):
+        torch.testing.assert_close(model(ids, **packed, logits_to_keep=kept).logits, whole[:, kept])
+    torch.testing.assert_close(model(ids, **packed, logits_to_keep=3).logits, whole[:, -3:])

@@ -69,3 +69,14 @@ def test_the_passes_are_the_same_every_time(demo_log, tiny_lm):
         model, task = gated(tiny_lm, demo_log)
         runs.append(train_gate(model, answer_states(model, task), task, answers, 2.5, fit, seed))
     assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("settings", [{}, {"gate": "module"}])
+def test_the_gate_of_a_16_bit_lm_learns_too(demo_log, tiny_lm, settings):
+    """The states are float32, the head is not."""
+    model, task = gated(tiny_lm, demo_log, **settings)
+    model.to(torch.bfloat16)
+    answers = tiny_lm.pieces.yes_id, tiny_lm.pieces.no_id
+    fit = FitConfig(batch_size=16, lr=2e-2)
+    loss = train_gate(model, answer_states(model, task), task, answers, 40, fit, seed=1)
+    assert loss < 0.4 < math.log(2)
