@@ -13,6 +13,7 @@ from recllm.console import say
 from recllm.eventlog.candidates import hard_lists
 from recllm.eventlog.ids import UNUSED
 from recllm.eventlog.log import EventLog
+from recllm.files import load_array, write_array, write_text
 from recllm.paths import FOLDS, NEIGHBORS, VECTORS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -49,7 +50,7 @@ def write_vectors(run: Run, log: EventLog) -> None:
     text = text_vectors(run, log) if config.vectors in ("lm", "both") else None
     folds = config.folds if config.vectors != "lm" else 1
     fold = user_folds(log.n_users, folds, config.seed)
-    np.save(run.folder / FOLDS, fold)
+    write_array(run.folder / FOLDS, fold)
 
     def make(left: int) -> Vectors:
         met = None
@@ -59,7 +60,7 @@ def write_vectors(run: Run, log: EventLog) -> None:
         return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        np.save(run.folder / VECTORS, np.stack(list(pool.map(make, range(folds)))))
+        write_array(run.folder / VECTORS, np.stack(list(pool.map(make, range(folds)))))
 
 
 def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArray[np.integer]) -> list[Path]:
@@ -69,7 +70,7 @@ def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArr
     for split in ("valid", "test"):
         rows, _ = log.ranking(split, f"uniform{size}")
         paths.append(run.folder / f"candidates_{split}_hard{size}.npy")
-        np.save(paths[-1], hard_lists(log, rows, vectors, fold, config.hard, size, config.seed))
+        write_array(paths[-1], hard_lists(log, rows, vectors, fold, config.hard, size, config.seed))
     return paths
 
 
@@ -80,9 +81,9 @@ def work(run: Run) -> None:
     mark = run.folder / ".vectors"  # which run's vectors lie there, complete
     if not (mark.exists() and mark.read_text() == run.fingerprint):
         write_vectors(run, log)
-        mark.write_text(run.fingerprint)
-    vectors = np.load(run.folder / VECTORS, mmap_mode="r")
-    fold = np.load(run.folder / FOLDS)
+        write_text(mark, run.fingerprint)
+    vectors = load_array(run.folder / VECTORS)
+    fold = load_array(run.folder / FOLDS, mapped=False)
     neighbors = Neighbors(log, vectors, fold)
     asked = log.split != UNUSED
     size = len(asked)

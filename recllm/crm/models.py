@@ -20,6 +20,7 @@ from recllm.crm.gru4rec import GRU4Rec
 from recllm.crm.layers import Model
 from recllm.crm.sasrec import SASRec
 from recllm.crm.sim import SIM
+from recllm.files import write_json
 
 _MODELS: dict[str, type[Model]] = {
     "deepfm": DeepFM,
@@ -61,7 +62,7 @@ def export(model: Model, directory: str | Path, extra: dict[str, Any]) -> None:
         "crm": dataclasses.asdict(model.config),
         "extra": extra,
     }
-    (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "config.json", description)
 
 
 def load(directory: str | Path) -> Model:

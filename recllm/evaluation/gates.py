@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows
+from recllm.files import publish
 
 Floats = NDArray[np.floating]
 Ints = NDArray[np.integer]
@@ -107,12 +108,13 @@ class GateRecord:
 
     def save(self, path: Path) -> None:
         """Write both to an `.npz`."""
-        np.savez(path, rows=self.rows, alpha=self.alpha)
+        with publish(path) as temporary:
+            np.savez(temporary, rows=self.rows, alpha=self.alpha)
 
     @classmethod
     def read(cls, path: Path) -> GateRecord:
         """Read what `save` wrote."""
-        with np.load(path) as stored:
+        with np.load(path, allow_pickle=False) as stored:
             return cls(stored["rows"], stored["alpha"])
 
     @property

@@ -21,6 +21,7 @@ from recllm.eventlog.ids import FIRST_ID, UNUSED
 from recllm.eventlog.log import EventLog
 from recllm.eventlog.names import CandidateKind
 from recllm.eventlog.splits import split_samples, training_events
+from recllm.files import write_array, write_text
 from recllm.tables import canonical
 from recllm.tables.parse import EARLIEST_CLOCK
 
@@ -110,7 +111,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     _write(out_folder, arrays, users, items)
     ranking = _row_orders(log, config, order, users["external"])
     # Last, as a folder without it is no log.
-    (out_folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    write_text(out_folder / "meta.json", json.dumps(meta, indent=1) + "\n")
     metrics = _metrics(log, order, histories, dropped, config) | ranking
     return metrics | {"notes": notes(config, metrics)}
 
@@ -692,4 +693,4 @@ def _cold_shares(name: str, ids: Array, count: Array, order: dict[str, Array]) -
 
 
 def _save(folder: Path, name: str, values: Array) -> None:
-    np.save(folder / f"{name}.npy", np.ascontiguousarray(values))
+    write_array(folder / f"{name}.npy", np.ascontiguousarray(values))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from recllm.eventlog.candidates import KINDS
 from recllm.eventlog.ids import SPLITS
 from recllm.eventlog.names import CandidateKind, RowSet
+from recllm.files import load_array
 
 Rows = NDArray[np.int64]
 
@@ -87,9 +88,7 @@ class EventLog:
             raise FileNotFoundError(f"no event log in {folder}; wanted meta.json there; run `make prepare`")
         present = [name for name in OPTIONAL_ARRAYS if (folder / f"{name}.npy").exists()]
         # Plain arrays over the mapped memory: np.memmap, a subclass, would make every small gather slower.
-        arrays = {
-            name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in (*ARRAYS, *present)
-        }
+        arrays = {name: load_array(folder / f"{name}.npy") for name in (*ARRAYS, *present)}
         return cls(folder, arrays, json.loads((folder / "meta.json").read_text()))
 
     @property
@@ -160,7 +159,7 @@ class EventLog:
         return rows[len(rows) - count :] if row_set.kind == "last" else rows[:count]
 
     def _stored_rows(self, name: str) -> Rows:
-        return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
+        return load_array(self.folder / f"{name}.npy")
 
     @property
     def candidate_kinds(self) -> tuple[str, ...]:
@@ -187,7 +186,7 @@ class EventLog:
                 f"no candidates of kind {kind} in {folder}; there are {', '.join(stored) or 'none'}; "
                 "set evaluate.candidates, or prepare.candidates (retrieval.hard for hard ones)"
             )
-        return np.load(self.folder / f"ranking_{split}.npy"), np.load(path)
+        return load_array(self.folder / f"ranking_{split}.npy", mapped=False), load_array(path, mapped=False)
 
 
 def chronological(positions: NDArray[np.integer]) -> Rows:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from recllm.eventlog.log import Rows
+from recllm.files import write_json
 from recllm.lm.config import EncoderConfig, TowersConfig
 from recllm.lm.encoder import load_encoder
 from recllm.text.collate import Ragged, pad_right
@@ -85,7 +86,7 @@ class TwoTowers(nn.Module):
         tokenizer.save_pretrained(folder / ENCODER)
         save_file({name: value.contiguous() for name, value in self.head.state_dict().items()}, folder / HEAD)
         settings = {"context": context, "config": asdict(self.config)}
-        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(folder / SETTINGS, settings)
 
     @classmethod
     def load(cls, folder: Path) -> tuple[TwoTowers, Any, int]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows, chronological
+from recllm.files import load_array
 from recllm.paths import FOLDS, NEIGHBORS, VECTORS
 from recllm.retrieval.neighbors import Neighbors
 
@@ -23,8 +24,8 @@ class Retrieval:
     @classmethod
     def open(cls, folder: Path, log: EventLog) -> Retrieval:
         """Map the neighbors and vectors that stages/retrieve.py wrote to a folder."""
-        searcher = Neighbors(log, np.load(folder / VECTORS, mmap_mode="r"), np.load(folder / FOLDS))
-        return cls(np.load(folder / NEIGHBORS, mmap_mode="r"), searcher)
+        searcher = Neighbors(log, load_array(folder / VECTORS), load_array(folder / FOLDS, mapped=False))
+        return cls(load_array(folder / NEIGHBORS), searcher)
 
     def nearest(self, rows: Rows, k: int) -> Rows:
         """The k earlier events nearest to each row's own item, `[B, k]`, in time order, -1 on the left."""

@@ -207,7 +207,7 @@ class Search:
             f"{as_yaml(self.run.config.tune.space, best.params)}"
         )
         path = self.run.folder / BEST
-        path.write_text(text)
+        write_text(path, text)
         say(f"{text}  -> {path}")
 
 
