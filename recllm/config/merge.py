@@ -82,16 +82,20 @@ def parse_overrides(arguments: Iterable[str], source: str = "command line") -> d
     """
     flat: dict[str, Any] = {}
     for argument in arguments:
-        key, equals, _ = argument.partition("=")
+        key, equals, value = argument.partition("=")
         if not equals:
             raise ConfigError(f"{argument!r} ({source}) is no key=value; e.g. stage2.fit.lr=1e-3")
         if key not in KEYS or isinstance(value_at(SCHEMA, key), dict):
             raise ConfigError(f"{key} ({source}) is no configuration key; the nearest is {nearest_key(key)}")
+        is_text = isinstance(value_at(SCHEMA, key), str)
         try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"{argument!r} ({source}) cannot be read: {_first_line(error)}") from error
-        flat[key] = value_at(parsed, key)
+            read = value_at(OmegaConf.to_container(OmegaConf.from_dotlist([argument])), key)
+        except Exception as error:  # YAML and OmegaConf raise many types, all of them a fault of the value
+            if not is_text:
+                raise ConfigError(f"{argument!r} ({source}) cannot be read: {_first_line(error)}") from error
+            read = value
+        # A format string such as "{title}" reads as a mapping; where a text is wanted it is one.
+        flat[key] = value if is_text and isinstance(read, dict | list) else read
     return flat
 
 

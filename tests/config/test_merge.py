@@ -237,3 +237,12 @@ def test_the_words_checked_here_are_those_that_the_rooms_know():
 def test_every_preference_loss_has_a_name_that_is_accepted():
     for name in PREFERENCE_LOSSES:
         assert merge([], {"stage3.loss": name}).stage3.loss == name
+
+
+@pytest.mark.parametrize(
+    "text", ["{title}", "{title}\nGenre: {genre}", "[{title}] {year", "{title}: {genre}"]
+)
+def test_a_text_is_taken_as_it_is_though_it_reads_as_something_else(text):
+    """Format strings begin with braces, which are a mapping in YAML."""
+    assert parse_overrides([f"dataset.description={text}"]) == {"dataset.description": text}
+    assert merge([], parse_overrides([f"dataset.description={text}"])).dataset.description == text
