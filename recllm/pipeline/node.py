@@ -18,6 +18,9 @@ KINDS = ("crm", "start", "lm", "vectors", "experiment", "args", "measure", "swee
 TELLING_RESULTS_APART = ("crm", "start", "vectors", "experiment", "args")
 """Those of them that a row of results needs besides its system, LM, row set and seed."""
 
+DIGESTED = ("args", "measure")
+"""Kinds of which a name may have any number: keys of `ARGS`, those that say how much is measured apart."""
+
 SPELLED = 3
 """Keys of `ARGS` that a folder's name spells out; of more it holds a digest."""
 
@@ -93,11 +96,12 @@ def suffix(parts: Iterable[NamePart], kinds: Iterable[str] = KINDS) -> str:
     Up to three keys of `ARGS` are spelled out; more are a digest, so that a name fits a line.
     """
     chosen = [part for part in parts if part.kind in set(kinds)]
-    spelled = sorted((KINDS.index(part.kind), part.text) for part in chosen if part.kind != "args")
-    keys = sorted(part.text for part in chosen if part.kind == "args")
-    if len(keys) > SPELLED:
-        keys = [f"args-{digest(keys)[:8]}"]
-    spelled += [(KINDS.index("args"), text) for text in keys]
+    spelled = [(KINDS.index(part.kind), part.text) for part in chosen if part.kind not in DIGESTED]
+    for kind in DIGESTED:
+        keys = sorted(part.text for part in chosen if part.kind == kind)
+        if len(keys) > SPELLED:
+            keys = [f"{kind}-{digest(keys)[:8]}"]
+        spelled += [(KINDS.index(kind), text) for text in keys]
     words = [f"s{text}" if KINDS[place] == "seed" else text for place, text in sorted(spelled)]
     return "".join(f"+{word}" for word in words)
 

@@ -166,7 +166,7 @@ def test_points_of_a_sweep_stand_beside_one_another_and_are_made_once(finished, 
     words = ("sweep", "KEY=stage2.adapter.num_meta", "VALUES=2 3", "SYSTEM=reclora")
     out = make(artifacts, *words)
     started = [line.split()[0].strip("[]") for line in out.splitlines() if line.endswith(" starts")]
-    made = [re.sub(r"\+args-\w+", "", folder) for folder in started]
+    made = [re.sub(r"\+(args|measure)-\w+", "", folder) for folder in started]
     points = [f"{stage}/reclora+num_meta-{count}" for stage in ("stage2", "evaluate") for count in (2, 3)]
     assert sorted(made) == sorted(points)
     assert " starts" not in make(artifacts, *words)
