@@ -6,10 +6,8 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from recllm import paths
-from recllm.config.merge import merge
 from recllm.config.schema import EXECUTION, Config
 from recllm.files import digest, write_text
 from recllm.pipeline.graph import Plan
@@ -40,8 +38,8 @@ def _write_changed(path: Path, text: str) -> None:
 
 def rules(plan: Plan) -> str:
     """The makefile of a plan: a folder's manifest depends on its `config.yaml` and its parents' manifests."""
-    trainer = _trainer(plan)
-    default = dataclasses.asdict(Config())[EXECUTION]
+    trainer = dataclasses.asdict(plan.configured.trainer)  # how, not what
+    default = dataclasses.asdict(Config().trainer)
     execution = " ".join(
         f"{EXECUTION}.{key}={value}" for key, value in trainer.items() if value != default[key]
     )
@@ -61,13 +59,6 @@ def rules(plan: Plan) -> str:
         alone = len(related) == len(needed) - 1
         lines += _rule(plan, node, later[node.folder], alone)
     return "\n".join(lines) + "\n"
-
-
-def _trainer(plan: Plan) -> dict[str, Any]:
-    """How, not what: the section of execution keys, resolved."""
-    given = {key: value for key, value in plan.request.overrides.items() if key.startswith(EXECUTION)}
-    trainer: dict[str, Any] = dataclasses.asdict(merge(plan.layers(), given))[EXECUTION]
-    return trainer
 
 
 def _goal(plan: Plan, goal: str) -> list[str]:
