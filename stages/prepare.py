@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from recllm.console import say
 from recllm.eventlog.build import build_log
 from recllm.eventlog.ids import SPLITS
-from recllm.paths import FORMATS, METRICS
+from recllm.paths import FORMATS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.text.formats import check_formats, shortened
@@ -37,7 +37,7 @@ def work(run: Run) -> None:
         say(f"{key}: {count:,} of {total:,} texts lack an empty column's line, or read 'unknown' there")
     for note in metrics["notes"]:
         say(f"{note}")
-    run.finish([path for path in arrays if path.name != METRICS], metrics)
+    run.finish(arrays, metrics)
 
 
 def _day(metrics: dict[str, Any], end: str, split: str) -> str:

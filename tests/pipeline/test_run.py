@@ -121,6 +121,21 @@ def test_failing_work_leaves_no_manifest(make_stage, capsys):
     done(folder)
 
 
+def test_a_remade_stage_lists_none_of_its_own_bookkeeping(make_stage):
+    """A stage that finds its outputs by a pattern, as the event log does, is finished when it is remade, too."""
+
+    def writes(run):
+        (run.folder / "meta.json").write_text("{}")
+        run.finish(run.folder.glob("*.json"), {})
+
+    folder = make_stage("stage1/sim")
+    assert main(writes, [str(folder)]) == 0
+    make_stage("stage1/sim", {"seed": 1})
+    assert main(writes, [str(folder)]) == 0
+    assert [output["path"] for output in Manifest.read(folder).outputs] == ["meta.json", "metrics.json"]
+    assert Run.start([str(folder)]).done
+
+
 def test_a_second_process_is_refused_while_the_first_is_at_work(make_stage):
     folder = make_stage("stage1/sim")
     run = Run.start([str(folder)])
