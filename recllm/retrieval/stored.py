@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows, chronological
+from recllm.eventlog.queries import Queries
 from recllm.files import load_array
 from recllm.paths import FOLDS, NEIGHBORS, VECTORS
 from recllm.retrieval.neighbors import Neighbors
@@ -26,6 +27,11 @@ class Retrieval:
         """Map the neighbors and vectors that stages/retrieve.py wrote to a folder."""
         searcher = Neighbors(log, load_array(folder / VECTORS), load_array(folder / FOLDS, mapped=False))
         return cls(load_array(folder / NEIGHBORS), searcher)
+
+    def for_queries(self, queries: Queries) -> Retrieval:
+        """The same of queries, of which nothing is stored: their own rows have no target to be near to."""
+        nothing = np.full((len(queries.log.user), self.stored.shape[1]), -1, np.int32)
+        return Retrieval(nothing, self.searcher.for_queries(queries))
 
     def nearest(self, rows: Rows, k: int) -> Rows:
         """The k earlier events nearest to each row's own item, `[B, k]`, in time order, -1 on the left."""
