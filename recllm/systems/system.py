@@ -58,6 +58,8 @@ class Task(StrEnum):
     """Whether a user will like an item."""
     RANKING = "ranking"
     """Which of several items a user will like next."""
+    NEXT = "next"
+    """Which item of the whole catalog comes next."""
 
 
 class System:
