@@ -56,7 +56,7 @@ export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
 
 CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
          EXPERIMENT="$(EXPERIMENT)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
-WORK := prepare stage1 stage2 stage3 evaluate report tune
+WORK := prepare stage1 stage2 stage3 evaluate report tune cascade
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
@@ -79,6 +79,7 @@ stage3: | $(READY)   ## align the LM to preferences, evaluate every system, prin
 evaluate: | $(READY) ## evaluate every system and print the table
 report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
 tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
+cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
 	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' $(RUN)

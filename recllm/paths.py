@@ -21,6 +21,8 @@ ROWS = "rows.json"
 RESULTS = "results.json"
 REPORT = "report.html"
 DESCRIPTION = "describe.html"
+CASCADE = "cascade.json"
+BUNDLE = "bundle.json"
 
 
 def artifacts() -> Path:

@@ -61,8 +61,8 @@ class ExternalIds:
         wanted = self.series(ids)
         if not len(wanted) or not len(self._sorted):
             return np.full(len(wanted), UNKNOWN, np.int32)
-        place = self._sorted.search_sorted(wanted)
-        place = np.minimum(np.asarray(place, np.int64), len(self._sorted) - 1)
+        found = np.asarray(self._sorted.search_sorted(wanted), np.int64)
+        place = np.minimum(found, len(self._sorted) - 1)
         is_known = (self._sorted[place] == wanted).fill_null(False).to_numpy()
         return np.where(is_known, self._dense[place], UNKNOWN).astype(np.int32)
 

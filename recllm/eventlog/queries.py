@@ -33,7 +33,7 @@ query's own history.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -92,8 +92,9 @@ class Queries:
 
     Attributes:
         log: the log of the queries; query q is its user q.
-        rows: int64 `[Q]`, the query's own row; its item is `UNKNOWN` and its label means nothing.
-        user: int32 `[Q]`, dense user of the trained log, `UNKNOWN` where it knows none.
+        rows: int64 `[Q]`, the query's own row; its item is `UNKNOWN` and its label means nothing. Of some of
+            a batch's queries (`some`), their rows.
+        user: int32 `[users of the log]`, dense user of the trained log, `UNKNOWN` where it knows none.
         trained: the log whose items and users these are.
         counts: how many there are of what the rules speak of, see `COUNTS`.
         problems: place of a query -> why it cannot be asked, in a line; its history is then empty.
@@ -109,8 +110,12 @@ class Queries:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def some(self, which: NDArray[Any]) -> Queries:
+        """Some of the queries, by place; they stay rows of the same log."""
+        return replace(self, rows=self.rows[which])
+
     def of_users(self, values: NDArray[Any]) -> NDArray[Any]:
-        """What an array of the trained log's users `[n_users, ...]` says of each query: `[Q, ...]`."""
+        """What an array of the trained log's users `[n_users, ...]` says of each user of the queries' log."""
         return values[self.user]
 
     @property
@@ -131,7 +136,7 @@ def build_queries(
         second: int64 `[Q]`; `NO_SECOND`: behind everything. Not read in a log without times.
         own: events that the queries bring; None: none.
     """
-    user = np.asarray(user, np.int32)
+    users: NDArray[np.int32] = np.asarray(user, np.int32)
     counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
     if own is not None:
         counts["own_events"] = len(own.query)
@@ -142,26 +147,26 @@ def build_queries(
     problems = _from_the_future(log, second, own)
     if problems and own is not None:
         own = own.keep(~np.isin(own.query, list(problems)))
-    start = log.offsets[user]
-    end = log.offsets[user + 1]
+    start = log.offsets[users]
+    end = log.offsets[users + 1]
     if log.timed:
         end = _bisect(log.timestamp, start, end, second)
     if problems:
         end[list(problems)] = start[list(problems)]
-    query = np.repeat(np.arange(len(user)), end - start)
+    query = np.repeat(np.arange(len(users)), end - start)
     row = (
         np.arange(len(query)) - np.repeat(np.cumsum(end - start) - (end - start), end - start) + start[query]
     )
     events = OwnEvents(query, log.item[row], log.rating[row], log.label[row], log.timestamp[row])
     if own is not None and len(own.query):
         events = _merged(log, events, own, second, counts)
-    counts["queries"] = len(user)
-    counts["known_users"] = int((user >= FIRST_ID).sum())
-    counts["unknown_users"] = len(user) - counts["known_users"]
+    counts["queries"] = len(users)
+    counts["known_users"] = int((users >= FIRST_ID).sum())
+    counts["unknown_users"] = len(users) - counts["known_users"]
     counts["events_of_items_never_trained"] = int((log.item_count[events.item] == 0).sum())
-    length = np.bincount(events.query, minlength=len(user))
+    length = np.bincount(events.query, minlength=len(users))
     counts["without_history"] = int((length == 0).sum())
-    return _as_log(log, user, second, events, counts, problems)
+    return _as_log(log, users, second, events, counts, problems)
 
 
 def queries_of_rows(log: EventLog, rows: Rows) -> Queries:

@@ -275,6 +275,8 @@ class Plan:
             self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         if not request.systems:
             self._evaluate_crms(crms, gate, seed, neighbors)
+            if "cascade" in request.goals:
+                self._cascades(seed, {Role.LOG: log, **gate.parents, Role.CRM: gate}, {})
             return
         shared = {Role.LOG: log, Role.NEIGHBORS: neighbors, Role.LM: lm}
         evaluated_crms = dict(crms)
@@ -290,6 +292,9 @@ class Plan:
             aligned = {
                 system: self._aligned_system(system, seed, shared, tuned) for system in self._of("stage3")
             }
+        if "cascade" in request.goals:
+            ranking = {name: node for name, node in {**tuned, **aligned}.items() if name in request.systems}
+            self._cascades(seed, {**shared, Role.CRM: gate}, ranking)
         self.goals["stage2"] += [*tuned.values(), *towers.values()]
         self.goals["stage3"] += aligned.values()
         systems = {
@@ -389,6 +394,23 @@ class Plan:
             systems=systems,
         )
         self.goals["evaluate"].append(node)
+
+    def _cascades(self, seed: int, parents: dict[Role, Node], ranking: dict[str, Node]) -> None:
+        """A cascade for each system whose LM ranks; where there is none, one that ends with the CRM.
+
+        Raises:
+            ConfigError: a system has no LM that could rank.
+        """
+        for system in self.request.systems:
+            if system not in ranking:
+                raise ConfigError(
+                    f"SYSTEM={system} has two towers, no LM that ranks titles; wanted e.g. SYSTEM={START}"
+                )
+        cascades = {name: {**parents, Role.SYSTEM: node} for name, node in ranking.items()}
+        for name, above in (cascades or {self.request.gate: parents}).items():
+            parts = self._gate_parts if cascades else ()
+            node = self._node(STAGES["cascade"], f"cascade/{name}", above, seed=seed, parts=parts)
+            self.goals["cascade"].append(node)
 
     def _evaluate_crms(self, crms: dict[str, Node], gate: Node, seed: int, neighbors: Node) -> None:
         """An evaluation of CRMs without any LM: what they read is a parent besides, and hard candidates."""
