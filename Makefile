@@ -63,7 +63,7 @@ PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
 BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3
 
-.PHONY: help env own-environment few2many sweep describe config $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment few2many sweep describe config recommend score bundle $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -103,6 +103,25 @@ config: | $(READY)  ## every key with value, meaning and origin (of one CRM and 
 
 status: | $(READY)  ## what is done, stale or missing, and by which commit
 	@$(PYTHON) -m stages.plan status $(or $(ASKED),report) $(CHOICE)
+
+# What `make recommend` and `make score` ask of a cascade, or of a BUNDLE.
+ASKS = $(foreach v,USERS PAIRS OUT K HISTORIES TIME ON_UNKNOWN ITEMS EXCLUDE KEEP_SEEN BUNDLE,$(if $($v),$v="$($v)"))
+MAKE_CASCADE = rules=$$($(PYTHON) -m stages.plan write cascade $(CHOICE)) && \
+  $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' cascade
+
+recommend: | $(READY)  ## recommend to the users of a file: USERS=users.parquet K=20 OUT=recs.parquet (csv, jsonl)
+	@$(if $(and $(USERS),$(OUT)),,$(error wanted USERS and OUT, e.g. make recommend USERS=users.parquet K=20 OUT=recs.parquet))
+	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
+	@$(PYTHON) -m stages.recommend recommend $(CHOICE) $(ASKS)
+
+score: | $(READY)  ## how likely users are to like items: PAIRS=pairs.csv OUT=scores.csv
+	@$(if $(and $(PAIRS),$(OUT)),,$(error wanted PAIRS and OUT, e.g. make score PAIRS=pairs.csv OUT=scores.csv))
+	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
+	@$(PYTHON) -m stages.recommend score $(CHOICE) $(ASKS)
+
+bundle: | $(READY)  ## one folder that recommends anywhere: artifacts/<DATASET>/bundle/<SYSTEM>
+	@$(MAKE_CASCADE)
+	@$(PYTHON) -m stages.recommend bundle $(CHOICE)
 
 table: | $(READY)  ## merge artifacts/<dataset>/results.json into the tracked results/<dataset>/table.json
 	@$(PYTHON) -m stages.report table $(HERE)

@@ -23,6 +23,8 @@ REPORT = "report.html"
 DESCRIPTION = "describe.html"
 CASCADE = "cascade.json"
 BUNDLE = "bundle.json"
+BUNDLES = "bundle"
+"""Folder of a data set's bundles."""
 
 
 def artifacts() -> Path:

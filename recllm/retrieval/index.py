@@ -4,8 +4,8 @@ Up to a stated number of items the search is exact (FAISS's flat index). Beyond 
 inverted lists (IVF: Jégou et al. 2011) or a graph (HNSW: Malkov and Yashunin 2018, arXiv 1603.09320), and how
 many of the exact results it finds is measured when it is built, and kept beside it.
 
-What FAISS finds is scored once more, pair by pair, and ordered by score and then by the smaller dense id: so a
-user's list does not depend on who else is in the batch, as FAISS's own products do in the last digits.
+What FAISS finds is scored once more, pair by pair, and ordered by score and then by the smaller dense id: so
+a user's list does not depend on who else is in the batch, as FAISS's own products do in the last digits.
 """
 
 from __future__ import annotations

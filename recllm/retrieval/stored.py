@@ -25,7 +25,7 @@ class Retrieval:
 
     @classmethod
     def open(cls, folder: Path, log: EventLog) -> Retrieval:
-        """Map the neighbors and vectors that stages/retrieve.py wrote to a folder; a bundle has no neighbors."""
+        """Map what stages/retrieve.py wrote to a folder: vectors, and neighbors but for a bundle."""
         searcher = Neighbors(log, load_array(folder / VECTORS), load_array(folder / FOLDS, mapped=False))
         stored = load_array(folder / NEIGHBORS) if (folder / NEIGHBORS).exists() else None
         return cls(stored, searcher)

@@ -98,7 +98,7 @@ def check_bundle(folder: Path, verify: bool = True) -> str:
     if layout != LAYOUT:
         raise StageError(
             f"{folder} is a bundle of layout {layout}, made by recllm {facts.get('recllm')}; wanted layout "
-            f"{LAYOUT}, as recllm {__version__} reads it: make it anew with `make bundle`, or install that version"
+            f"{LAYOUT}, as recllm {__version__} reads it: make it anew, or install the version that made it"
         )
     for name, wanted in files.items():
         path = folder / name
@@ -154,7 +154,7 @@ def _check_lm(cascade: Finished) -> None:
     path = cascade.config.lm.model.path
     if Role.SYSTEM in cascade.file.parents and path is not None and Path(path).exists():
         raise StageError(
-            f"the LM is the local folder {path}, which a bundle cannot take with it; wanted LM=tiny, or a hub id"
+            f"the LM is the local folder {path}, which a bundle cannot hold; wanted LM=tiny, or a hub id"
         )
 
 
@@ -183,8 +183,8 @@ def model_card(cascade: Finished, stages: Iterable[Finished]) -> str:
         "## Data",
         "",
         f"{log.get('users', 0):,} users, {log.get('items', 0):,} items, {log.get('events', 0):,} events; "
-        f"{log.get('train', 0):,} samples train, {log.get('valid', 0):,} validate, {log.get('test', 0):,} test. "
-        "Models were trained on the training split only, and the histories of known users hold all events.",
+        f"{log.get('train', 0):,} samples train, {log.get('valid', 0):,} validate, {log.get('test', 0):,} "
+        "test. Models were trained on the training split only; histories of known users hold all events.",
         "",
         "## Figures",
         "",

@@ -124,7 +124,7 @@ def open_finished(stage: Finished) -> Parts:
     """
     if stage.file.stage != "cascade":
         raise StageError(
-            f"{stage.folder} is a {stage.file.stage}; wanted a cascade, as `make cascade` makes it, or a bundle"
+            f"{stage.folder} is of stage {stage.file.stage}; wanted a bundle, or what `make cascade` makes"
         )
     parents = {Role(role): stage.parent(Role(role)) for role in stage.file.parents}
     return open_parts(stage.config, parents, Fitted.read(stage.export / CASCADE))

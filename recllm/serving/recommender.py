@@ -168,14 +168,16 @@ class Recommender:
             ValueError: a value that cannot be used, in a line.
         """
         asked = self.ask(users, time, histories)
-        for place, problem in sorted(asked.problems.items()):
-            raise ValueError(f"user {asked.users[place]!r}: {problem}")
+        asked.refuse_problems()
         filters = self.filters(asked, filter_viewed, items_to_recommend, exclude)
-        self._check_k(k, filters)
+        self.check_k(k)
         if on_unknown not in get_args(OnUnknown):
             raise ValueError(f"on_unknown={on_unknown!r}; wanted one of {', '.join(get_args(OnUnknown))}")
         self.counts = Counter()
-        tables = [table for _, table in self.blocks(asked, k, filters, on_unknown)]
+        tables = []
+        for _, table in self.blocks(asked, k, filters, on_unknown):
+            asked.refuse_problems()
+            tables.append(table)
         if not tables:
             return self._table(asked.users[:0], self._empty_lists(0, k), np.zeros(0, np.int64))
         return pl.concat(tables)
@@ -205,8 +207,7 @@ class Recommender:
             ValueError: a value that cannot be used, in a line.
         """
         asked = self.ask(pairs, time, histories, distinct=False)
-        for place, problem in sorted(asked.problems.items()):
-            raise ValueError(f"user {asked.users[place]!r}: {problem}")
+        asked.refuse_problems()
         if "item" not in pairs.columns:
             raise ValueError(f"pairs have columns {', '.join(pairs.columns)}; wanted user and item")
         items = self.maker.items.dense(pairs["item"])
@@ -217,7 +218,10 @@ class Recommender:
                 f"{self.log.n_items - FIRST_ID:,} items, or on_unknown='null'"
             )
         self.counts = Counter()
-        tables = [table for _, table in self.score_blocks(asked, pairs["item"], items)]
+        tables = []
+        for _, table in self.score_blocks(asked, pairs["item"], items):
+            asked.refuse_problems()
+            tables.append(table)
         return (
             pl.concat(tables) if tables else self._scored(asked.users[:0], pairs["item"][:0], items[:0], {})
         )
@@ -363,8 +367,8 @@ class Recommender:
 
     def blocks(
         self, asked: Asked, k: int, filters: _Filters, on_unknown: OnUnknown, size: int = BLOCK
-    ) -> Iterator[tuple[range, pl.DataFrame]]:
-        """Recommendations of some users after the other: their places, and their table.
+    ) -> Iterator[tuple[Rows, pl.DataFrame]]:
+        """Recommendations of some users after the other: their table, and the place of each line's user.
 
         Users with a problem have no lines; it is told in `asked.problems`, which those join that are found
         only now.
@@ -400,12 +404,13 @@ class Recommender:
             lengths = (lists.items >= FIRST_ID).sum(1)
             self.counts["lists"] += int((~is_left_out).sum())
             self.counts["shorter_lists"] += int(((lengths < k) & ~is_left_out).sum())
-            yield places, self._table(asked.users[low : low + len(queries)], lists, lengths)
+            of_lines = np.repeat(np.arange(low, low + len(queries)), lengths)
+            yield of_lines, self._table(asked.users[low : low + len(queries)], lists, lengths)
 
     def score_blocks(
         self, asked: Asked, names: pl.Series, items: NDArray[np.int32], size: int = 4 * BLOCK
-    ) -> Iterator[tuple[range, pl.DataFrame]]:
-        """Scores of some pairs after the other: their places, and their table."""
+    ) -> Iterator[tuple[Rows, pl.DataFrame]]:
+        """Scores of some pairs after the other: their table, and the place of each line's pair."""
         for low in range(0, len(asked), size):
             places = range(low, min(low + size, len(asked)))
             queries = asked.queries(self.maker, places)
@@ -417,7 +422,10 @@ class Recommender:
             known = np.flatnonzero(part >= FIRST_ID)
             steps = self._step_scores(queries, part, known)
             window = slice(low, low + len(queries))
-            yield places, self._scored(asked.users[window], names[window], part, steps)
+            yield (
+                np.arange(low, low + len(queries)),
+                self._scored(asked.users[window], names[window], part, steps),
+            )
 
     def _step_scores(
         self, queries: Queries, items: NDArray[np.int32], known: Rows
@@ -485,7 +493,12 @@ class Recommender:
         there[:FIRST_ID] = False
         return there
 
-    def _check_k(self, k: int, filters: _Filters) -> None:
+    def check_k(self, k: int) -> None:
+        """Refuse a length of lists that no list can have.
+
+        Raises:
+            ValueError: it is below 1, or above the number of items that can be recommended.
+        """
         most = int(self._recommendable.sum())
         if not isinstance(k, int | np.integer) or not 1 <= k <= most:
             raise ValueError(f"k is {k}; wanted 1 to {most:,}, the items that can be recommended")
@@ -566,6 +579,12 @@ class Asked:
 
     def __len__(self) -> int:
         return len(self.users)
+
+    def refuse_problems(self) -> None:
+        """Raise a ValueError about the first user who cannot be asked about, if there is one."""
+        if self.problems:
+            place = min(self.problems)
+            raise ValueError(f"user {self.users[place]!r}: {self.problems[place]}")
 
     def queries(self, maker: QueryMaker, places: range) -> Queries:
         """Queries of some users who stand side by side."""

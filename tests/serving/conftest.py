@@ -1,0 +1,43 @@
+"""A cascade of the demo, made by its own stage from finished stages, and the recommender of it."""
+
+import pytest
+
+from recllm import paths
+from recllm.pipeline.finished import Finished
+from recllm.pipeline.run import Run
+from recllm.serving.recommender import Recommender
+from stages.cascade import work
+from tests.systems.finished_demo import FinishedDemo
+
+CASCADES = (
+    "cascade",
+    "CRM=sim",
+    "SYSTEM=reclora s-dpo-pointwise",
+    "cascade.retrieved=30",
+    "cascade.ranked=6",
+    "cascade.valid_rows=25",
+)
+
+
+@pytest.fixture(scope="session")
+def cascades(tmp_path_factory, demo_log, demo_config, tiny_lm):
+    """`cascades["reclora"]`: the finished stage."""
+    root = tmp_path_factory.mktemp("cascades") / "artifacts"
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RECLLM_ARTIFACTS", str(root))
+        demo = FinishedDemo(root / "demo", demo_log, demo_config, tiny_lm, CASCADES)
+        for folder in sorted((demo.root / "cascade").iterdir()):
+            (folder / paths.MANIFEST).unlink()
+            (folder / "out").unlink()
+            run = Run.start([str(folder), "trainer.accelerator=cpu"])
+            work(run)
+            run.close()
+            made[folder.name.partition("+")[0]] = Finished.open(folder)
+    return made
+
+
+@pytest.fixture(scope="session")
+def recommender(cascades):
+    """Popularity -> SIM -> RecLoRA."""
+    return Recommender.load(cascades["reclora"].folder)
