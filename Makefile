@@ -1,5 +1,6 @@
 # recllm: raw logs -> tables -> event log -> LM text -> neighbors -> CRM (stage 1) -> LM prompts
 #         -> personalized LoRA (stage 2) -> preference alignment (stage 3) -> evaluation, table, report
+#                                                                          -> cascade -> recommendations, bundle
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
 # CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
@@ -21,6 +22,17 @@ KEY ?=
 VALUES ?=
 RAW ?=
 ARGS ?=
+USERS ?=
+PAIRS ?=
+OUT ?=
+K ?=
+HISTORIES ?=
+TIME ?=
+ON_UNKNOWN ?=
+ITEMS ?=
+EXCLUDE ?=
+KEEP_SEEN ?=
+BUNDLE ?=
 HERE := $(or $(RECLLM_ARTIFACTS),artifacts)/$(or $(strip $(DATASET)),demo)
 
 # An environment of your own: make PYTHON=/path/to/python ...; BASE_PYTHON is what .venv is made from.
@@ -61,7 +73,7 @@ ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3
+BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3 bench-recommend
 
 .PHONY: help env own-environment few2many sweep describe config recommend score bundle $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
@@ -191,6 +203,9 @@ bench-stage2: | $(READY)  ## a training step of RecLoRA beside LoRA, loops, X-Lo
 
 bench-stage3: | $(READY)  ## a preference step and scoring: shared prompts against whole sequences
 	@$(PYTHON) -m bench.stage3
+
+bench-recommend: | $(READY)  ## users a second of each step of a finished cascade, and of searches in a million items
+	@$(PYTHON) -m bench.recommend $(if $(SYSTEM),$(CHOICE))
 
 .bench/%/.installed: bench/peers/%.txt
 	@echo "installing $* into .bench/$* (minutes)"

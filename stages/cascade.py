@@ -11,9 +11,10 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.eventlog.candidates import met_before
 from recllm.eventlog.log import EventLog, Rows
-from recllm.paths import CASCADE
+from recllm.paths import CASCADE, ITEM_INDEX
 from recllm.pipeline.run import Run
 from recllm.serving.fitting import fit_weights
+from recllm.serving.indexed import build_index
 from recllm.serving.opening import open_parts
 
 
@@ -42,6 +43,14 @@ def work(run: Run) -> None:
     rows = valid_rows(parts.log, config.valid_rows, config.seen == "kept")
     say(f"{len(rows):,} validation queries; steps: {' -> '.join(parts.cascade.names)}")
     fitted = fit_weights(parts.cascade, parts.log, rows, config.seen == "removed", say)
-    run.export.mkdir(parents=True, exist_ok=True)
+    figures = {"queries": len(rows), **fitted.measured}
+    if parts.retriever is not None:
+        index = build_index(
+            parts.retriever, parts.log, rows, config.index, config.retrieved, config.exact_items
+        )
+        index.save(run.export / ITEM_INDEX)
+        facts = index.facts
+        say(f"index: {facts.kind}, {facts.items:,} items, recall {facts.recall:.4f}")
+        figures |= {"index": facts.kind, "index/items": facts.items, "index/recall": facts.recall}
     fitted.write(run.export / CASCADE)
-    run.finish([run.export], {"queries": len(rows), **fitted.measured})
+    run.finish([run.export], figures)

@@ -12,8 +12,8 @@ from recllm.errors import check, check_choices
 class CascadeConfig:
     """A cascade: a first step over the whole catalog, then steps over ever shorter lists."""
 
-    first: Literal["popularity"] = "popularity"
-    """What scores the whole catalog."""
+    first: Literal["retriever", "popularity"] = "retriever"
+    """What scores the whole catalog: the retriever of stage 1, or how popular an item is."""
     retrieved: int = 500
     """Items that the first step hands on."""
     crm: bool = True

@@ -408,6 +408,9 @@ class Plan:
                 raise ConfigError(
                     f"SYSTEM={system} has two towers, no LM that ranks titles; wanted e.g. SYSTEM={START}"
                 )
+        if self.configured.cascade.first == "retriever":
+            retriever = self._crm("retriever", seed, parents[Role.LOG], parents[Role.LOG], None)
+            parents = {**parents, Role.RETRIEVER: retriever}
         cascades = {name: {**parents, Role.SYSTEM: node} for name, node in ranking.items()}
         for name, above in (cascades or {self.request.gate: parents}).items():
             parts = self._gate_parts if cascades else ()

@@ -15,13 +15,20 @@ from recllm.config.schema import Config
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog
 from recllm.files import write_json
-from recllm.paths import CASCADE
+from recllm.paths import CASCADE, ITEM_INDEX
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.stage_file import Role
+from recllm.retrieval.index import ItemIndex
 from recllm.retrieval.stored import Retrieval
 from recllm.serving.cascade import Cascade, CrmStep, Popular, Reranker
+from recllm.serving.indexed import IndexedRetriever
 from recllm.serving.lm_step import LmStep
+from recllm.systems.catalog import CatalogScorer
 from recllm.systems.crm import Crm
+from recllm.systems.retriever import Retriever
+
+RETRIEVER = "retriever"
+"""Name of the retriever's scores in tables."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Parts:
         crm: the CRM that ranks; None: none does.
         lm: the language model that ranks; None: none does.
         retrieval: nearest events and the items' vectors; None: no step reads them.
+        retriever: what scores the catalog; None: popularity does.
     """
 
     log: EventLog
@@ -70,16 +78,19 @@ class Parts:
     crm: Crm | None
     lm: LmStep | None
     retrieval: Retrieval | None
+    retriever: Retriever | None = None
 
 
-def open_parts(config: Config, parents: Mapping[Role, Finished], fitted: Fitted | None = None) -> Parts:
+def open_parts(config: Config, parents: Mapping[Role, Finished], export: Path | None = None) -> Parts:
     """Open the steps of a cascade.
 
     Args:
         config: of the cascade's stage.
         parents: the stages that it is made from.
-        fitted: weights of its steps; None: they are not fitted yet.
+        export: of the finished cascade, with its weights and index; None: they are not there yet, and the
+            whole catalog is scored without an index.
     """
+    fitted = None if export is None else Fitted.read(export / CASCADE)
     log = EventLog.open(parents[Role.LOG].folder)
     retrieval = None
     if Role.NEIGHBORS in parents:
@@ -92,12 +103,19 @@ def open_parts(config: Config, parents: Mapping[Role, Finished], fitted: Fitted 
     if Role.SYSTEM in parents:
         assert retrieval is not None
         lm = _open_lm(config, parents, log, retrieval, crm)
+    first: CatalogScorer = Popular(log)
+    retriever = None
+    if settings.first == "retriever":
+        stage = parents[Role.RETRIEVER]
+        retriever = first = Retriever(RETRIEVER, Crm.open_uncached(stage, log, None), log)
+        if export is not None:
+            first = IndexedRetriever(retriever, ItemIndex.open(export / ITEM_INDEX))
     rerankers = []
     if crm is not None:
         rerankers.append(Reranker(CrmStep(crm), settings.retrieved, _weights(fitted, CrmStep.name)))
     if lm is not None:
         rerankers.append(Reranker(lm, settings.ranked, _weights(fitted, LmStep.name)))
-    return Parts(log, Cascade(Popular(log), settings.retrieved, rerankers), crm, lm, retrieval)
+    return Parts(log, Cascade(first, settings.retrieved, rerankers), crm, lm, retrieval, retriever)
 
 
 def _weights(fitted: Fitted | None, step: str) -> NDArray[np.float64] | None:
@@ -127,4 +145,4 @@ def open_finished(stage: Finished) -> Parts:
             f"{stage.folder} is of stage {stage.file.stage}; wanted a bundle, or what `make cascade` makes"
         )
     parents = {Role(role): stage.parent(Role(role)) for role in stage.file.parents}
-    return open_parts(stage.config, parents, Fitted.read(stage.export / CASCADE))
+    return open_parts(stage.config, parents, stage.export)

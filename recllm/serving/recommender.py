@@ -22,7 +22,7 @@ from recllm.retrieval.vectors import normalize
 from recllm.serving.bundle import check_bundle
 from recllm.serving.cascade import Cascade, Lists, Popular
 from recllm.serving.opening import Parts, open_finished
-from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded, block_size
+from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
 
 OnUnknown = Literal["popular", "error", "skip"]
 Ids = Sequence[Any] | NDArray[Any] | pl.Series
@@ -431,14 +431,9 @@ class Recommender:
         self, queries: Queries, items: NDArray[np.int32], known: Rows
     ) -> dict[str, NDArray[np.float32]]:
         """Each step's score of one item of each query, NaN where the item is unknown; the last one counts."""
-        first = self.cascade.first
-        steps = {first.name: np.full(len(items), np.nan, np.float32)}
-        size = block_size(self.log.n_items)
-        for low in range(0, len(known), size):
-            part = known[low : low + size]
-            scores = first.scores(queries.log, queries.rows[part])
-            own = scores[np.arange(len(part)), items[part]]
-            steps[first.name][part] = np.where(np.isneginf(own), np.nan, own)
+        first = self.cascade.first.name
+        steps = {first: np.full(len(items), np.nan, np.float32)}
+        steps[first][known] = self._first_scores(queries.some(known), items[known])
         if self.parts.crm is not None:
             steps["crm"] = np.full(len(items), np.nan, np.float32)
             crm = self.parts.crm.for_queries(queries)
@@ -448,6 +443,16 @@ class Recommender:
             if len(known):
                 steps["lm"][known] = self.parts.lm.answers(queries.some(known), items[known])
         return steps
+
+    def _first_scores(self, queries: Queries, items: NDArray[np.int32]) -> NDArray[np.float32]:
+        """The first step's score of one item of each query; NaN where it does not recommend the item."""
+        retriever = self.parts.retriever
+        if retriever is None:
+            counts = self.log.item_count[items].astype(np.float32)
+            return np.where(counts > 0, counts, np.nan)
+        users = retriever.users(queries.log, queries.rows)
+        own = np.einsum("bd,bd->b", users, retriever.item_vectors[items], optimize=False)
+        return np.where(retriever.is_known[items], own, np.nan).astype(np.float32)
 
     def _scored(
         self,
@@ -555,6 +560,9 @@ class Recommender:
 
     def _unit_vectors(self) -> NDArray[np.float32]:
         """Item vectors of length 1, `[n_items, d]`; zero where there is none."""
+        if self.parts.retriever is not None:
+            is_known = self.parts.retriever.is_known[:, None]
+            return normalize(np.where(is_known, self.parts.retriever.item_vectors, 0))
         retrieval = self.parts.retrieval
         if retrieval is None:
             raise ValueError(f"{self.name} has no item vectors; wanted a cascade with a retriever or an LM")
@@ -591,7 +599,7 @@ class Asked:
         low, high = places.start, places.stop
         own = None
         if self.own is not None:
-            first, last = self.own["query"].search_sorted([low, high]).to_list()
+            first, last = np.searchsorted(self.own["query"].to_numpy(), (low, high)).tolist()
             own = self.own[first:last].with_columns(pl.col("query").cast(pl.Int64) - low)
         seconds = None if self.seconds is None else self.seconds[low:high]
         return maker.make(self.users[low:high], seconds, own)

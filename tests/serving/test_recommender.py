@@ -79,9 +79,8 @@ def test_strangers_with_and_without_a_history(recommender):
     counts = recommender.counts
     assert (counts["answered_by_popularity"], counts["unknown_users"]) == (2, 3)
     assert counts["skipped_unknown_items"] == 1
-    assert recommender.recommend(None, k=6, histories=histories.filter(pl.col("user") == 900)).equals(
-        table.filter(pl.col("user") == 900)
-    )
+    alone = recommender.recommend(None, k=6, histories=histories.filter(pl.col("user") == 900))
+    assert alone["item"].to_list() == lists[900]
     assert recommender.recommend([902, 1], k=3, on_unknown="skip")["user"].unique().to_list() == [1]
     assert recommender.counts["skipped_users"] == 1
 
