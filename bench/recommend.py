@@ -3,8 +3,8 @@
 With `DATASET` and `SYSTEM` it measures the finished cascade of `make cascade`: the first step alone, with the
 CRM, with the LM; and the LM with several users a forward pass against one user at a time. Beside it, on
 generated vectors of 64 dimensions, how many users a second are searched for in 3,700 and in a million items,
-exactly and by inverted lists, with the recall that these have. Each figure is users a second of wall time; peak
-memory is that of the process.
+exactly and by inverted lists, with the recall that these have. Each figure is users a second of wall time;
+peak memory is that of the process.
 """
 
 from __future__ import annotations

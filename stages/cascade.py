@@ -7,6 +7,8 @@ the list says how much each step's score tells of what came next; one weight a s
 
 from __future__ import annotations
 
+from typing import Any
+
 from recllm.console import say
 from recllm.errors import StageError
 from recllm.eventlog.candidates import met_before
@@ -43,7 +45,7 @@ def work(run: Run) -> None:
     rows = valid_rows(parts.log, config.valid_rows, config.seen == "kept")
     say(f"{len(rows):,} validation queries; steps: {' -> '.join(parts.cascade.names)}")
     fitted = fit_weights(parts.cascade, parts.log, rows, config.seen == "removed", say)
-    figures = {"queries": len(rows), **fitted.measured}
+    figures: dict[str, Any] = {"queries": len(rows), **fitted.measured}
     if parts.retriever is not None:
         index = build_index(
             parts.retriever, parts.log, rows, config.index, config.retrieved, config.exact_items

@@ -378,16 +378,12 @@ def _write(path: Path, table: pl.DataFrame, problems: dict[int, str], part: Part
     lines = table.with_columns(error=pl.lit(None, pl.String))
     if problems:
         places = sorted(problems)
-        failed = {name: part.table[name][places] for name in ("user", "item") if name in part.table.columns}
-        errors = pl.DataFrame(
-            {
-                **failed,
-                "error": [problems[place] for place in places],
-                "query": pl.Series(places, dtype=pl.Int64),
-            }
+        names = [name for name in ("user", "item") if name in part.table.columns]
+        errors = part.table.select(names)[places].with_columns(
+            error=pl.Series([problems[place] for place in places], dtype=pl.String),
+            query=pl.Series(places, dtype=pl.Int64),
         )
-        same = {name: lines.schema[name] for name in failed if lines.schema[name] != errors.schema[name]}
-        errors = errors.cast(same, strict=False)  # type: ignore[arg-type]
+        errors = errors.with_columns(pl.col(name).cast(lines.schema[name], strict=False) for name in names)
         lines = pl.concat([lines, errors], how="diagonal").sort("query", maintain_order=True)
     lines = lines.drop("query")
     with publish(path) as temporary:

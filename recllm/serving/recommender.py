@@ -245,7 +245,7 @@ class Recommender:
             first = int(np.flatnonzero(dense < FIRST_ID)[0])
             raise ValueError(f"item {given[first]!r} is not in the log; wanted one of its items")
         vectors = self._unit_vectors()
-        is_there = vectors.any(1)
+        is_there: NDArray[np.bool_] = np.asarray(vectors.any(1), np.bool_)
         is_there[:FIRST_ID] = False
         if not is_there[dense].all():
             first = int(np.flatnonzero(~is_there[dense])[0])

@@ -41,7 +41,7 @@ class Retriever(CatalogScorer):
         """Takes the item vectors."""
         super().__init__(name, made_by=crm.made_by)
         self.crm = crm
-        self._model: Any = crm.model
+        self._model = cast(Any, crm.model)
         with torch.inference_mode():
             vectors = self._model.item_vectors().float().cpu().numpy()
         ids = log.item_fields[:, 0]
