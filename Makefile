@@ -3,7 +3,7 @@
 #                                                                          -> cascade -> recommendations, bundle
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
-# CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
+# TASK, CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
 # configuration before anything runs, and writes the rules to artifacts/<dataset>/plans/, which Make then follows.
 
 SHELL := /bin/bash
@@ -13,6 +13,7 @@ MAKEFLAGS += --no-builtin-rules
 .NOTPARALLEL:
 
 DATASET ?= demo
+TASK ?=
 CRM ?=
 SYSTEM ?=
 LM ?=
@@ -64,9 +65,9 @@ export PYTHON
 # What was typed, for the tables; paths of this machine (RAW, PYTHON) stay out.
 TYPED = $(if $(filter-out file undefined,$(origin $1)),$1='$($1)')
 export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
-  $(foreach v,DATASET CRM SYSTEM LM SEED EXPERIMENT KEY VALUES ARGS,$(call TYPED,$v)))
+  $(foreach v,DATASET TASK CRM SYSTEM LM SEED EXPERIMENT KEY VALUES ARGS,$(call TYPED,$v)))
 
-CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
+CHOICE = DATASET="$(DATASET)" TASK="$(TASK)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
          EXPERIMENT="$(EXPERIMENT)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
 WORK := prepare stage1 stage2 stage3 evaluate report tune cascade
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
@@ -81,14 +82,14 @@ help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo '  variables: DATASET=demo|ml-1m|ml-25m|goodreads|your own  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
-	@echo '             SEED="0 1 2"  EXPERIMENT=quick  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."'
+	@echo '             SEED="0 1 2"  EXPERIMENT=quick  TASK=next  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."'
 	@echo '             JOBS=1 (stages side by side; 2 where there is no GPU)  PYTHON=...'
 
 prepare: | $(READY)  ## raw logs -> tables -> event log, splits, ids, candidates
 stage1: | $(READY)   ## train the conventional recommendation models on all data
 stage2: | $(READY)   ## tune the LM on the subsample, with and without the gate
 stage3: | $(READY)   ## align the LM to preferences, evaluate every system, print the table
-evaluate: | $(READY) ## evaluate every system and print the table
+evaluate: | $(READY) ## evaluate every system and print the table (TASK=next: over the whole catalog)
 report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
 tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)

@@ -270,13 +270,20 @@ class Plan:
     def _systems(self, seed: int, log: Node, neighbors: Node, lm: Node, sweep: SweepValue | None) -> None:
         """CRMs, systems and evaluation of a seed; at a value of a sweep stage 2 and what gates it only."""
         request = self.request
+        if not request.crms:
+            self._evaluate_catalog(seed, {Role.LOG: log}, {})
+            return
         crms = {crm: self._crm(crm, seed, log, neighbors, sweep) for crm in self._crms(sweep)}
         gate = crms[request.gate]
         self.goals["stage1"] += [node for crm, node in crms.items() if crm in request.crms]
         if "tune" in request.goals:
             self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         if not request.systems:
-            self._evaluate_crms(crms, gate, seed, neighbors)
+            parents = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
+            if request.whole_catalog:
+                self._evaluate_catalog(seed, parents, {Group.CRMS: crms})
+            else:
+                self._evaluate_crms(crms, gate, seed, neighbors, parents)
             if "cascade" in request.goals:
                 self._cascades(seed, {Role.LOG: log, **gate.parents, Role.CRM: gate}, {})
             return
@@ -305,13 +312,17 @@ class Plan:
             Group.TOWERS: towers,
             Group.ALIGNED: aligned,
         }
-        self._evaluate(seed, {**shared, Role.CRM: gate}, systems, sweep)
+        if request.whole_catalog:
+            self._evaluate_catalog(seed, {**shared, Role.CRM: gate}, systems)
+        else:
+            self._evaluate(seed, {**shared, Role.CRM: gate}, systems, sweep)
 
     def _crms(self, sweep: SweepValue | None) -> list[str]:
         """CRMs to train: the asked-for ones, and a ranker where LMs rank beside it."""
         if sweep:
             return [self.request.gate]
-        ranks = self.request.systems and self.configured.evaluate.candidates
+        lists = self.configured.evaluate.candidates and not self.request.whole_catalog
+        ranks = self.request.systems and lists
         return list(dict.fromkeys((*self.request.crms, "ranker") if ranks else self.request.crms))
 
     @property
@@ -417,9 +428,29 @@ class Plan:
             node = self._node(STAGES["cascade"], f"cascade/{name}", above, seed=seed, parts=parts)
             self.goals["cascade"].append(node)
 
-    def _evaluate_crms(self, crms: dict[str, Node], gate: Node, seed: int, neighbors: Node) -> None:
+    def _evaluate_catalog(
+        self, seed: int, parents: dict[Role, Node], systems: dict[Group, dict[str, Node]]
+    ) -> None:
+        """An evaluation over the whole catalog: baselines, and whatever retrieves or orders anew."""
+        parents = dict(parents)
+        if systems.get(Group.TUNED):
+            parents[Role.START] = systems[Group.TUNED][self._start()]
+        named = dict.fromkeys(self.request.crms + self.request.systems)
+        name = f"next/{','.join(named) or 'baselines'}"
+        parts = self._gate_parts if self.request.systems else ()
+        node = self._node(STAGES["next"], name, parents, seed=seed, parts=parts, systems=systems)
+        self.goals["evaluate"].append(node)
+
+    def _evaluate_crms(
+        self,
+        crms: dict[str, Node],
+        gate: Node,
+        seed: int,
+        neighbors: Node,
+        parents: dict[Role, Node],
+    ) -> None:
         """An evaluation of CRMs without any LM: what they read is a parent besides, and hard candidates."""
-        parents = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
+        parents = dict(parents)
         if any(kind.startswith("hard") for kind in self.configured.evaluate.candidates):
             parents[Role.NEIGHBORS] = neighbors
         parents[Role.CRM] = gate

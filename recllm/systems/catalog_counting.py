@@ -129,7 +129,7 @@ class ItemKnn(CatalogBaseline):
         neighbors: of each item, how many others are kept, the nearest.
     """
 
-    def __init__(self, log: EventLog, neighbors: int = 100) -> None:
+    def __init__(self, log: EventLog, neighbors: int = 20) -> None:
         """Count."""
         super().__init__("item-knn", log)
         users = training_matrix(log)
