@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recllm.eventlog.ids import UNKNOWN
 from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.layout import SHARED, title_batch
 from recllm.text.collate import Ragged, pad_left, pad_right
@@ -375,15 +374,11 @@ def _count_cut(prompts: Ragged) -> int:
 
 
 def _places(log: EventLog, rows: Rows, candidates: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Place of each row's own item among its candidates, `[n]`; a ValueError where it is not there once.
-
-    A query has no item of its own: its place is 0 and means nothing.
-    """
+    """Place of each row's own item among its candidates, `[n]`; a ValueError where it is not there once."""
     if not len(rows):
         return np.zeros(0, np.int64)
-    own = log.item[rows]
-    is_own = candidates == own[:, None]
-    wrong = np.flatnonzero((is_own.sum(1) != 1) & (own != UNKNOWN))
+    is_own = candidates == log.item[rows][:, None]
+    wrong = np.flatnonzero(is_own.sum(1) != 1)
     if wrong.size:
         raise ValueError(
             f"row {rows[wrong[0]]} has its own item {is_own[wrong[0]].sum()} times as a candidate, not once; "

@@ -34,7 +34,9 @@ LINKS = 32
 BREADTH = 200
 """HNSW: nodes that are kept open while it is built, and at least while it is searched."""
 PROBED = 0.04
-"""IVF: fraction of the lists that a query looks through."""
+"""IVF: fraction of the lists that a query looks through, and"""
+LEAST_PROBED = 8
+"""how many lists it looks through at least."""
 INDEX = "index.faiss"
 ITEMS = "items.npy"
 VECTORS = "vectors.npy"
@@ -219,4 +221,4 @@ class ItemIndex:
         if self.facts.kind == "hnsw":
             self.index.hnsw.efSearch = max(BREADTH, 2 * k)
         elif self.facts.kind == "ivf":
-            self.index.nprobe = max(1, int(np.ceil(PROBED * self.index.nlist)))
+            self.index.nprobe = max(LEAST_PROBED, int(np.ceil(PROBED * self.index.nlist)))

@@ -93,10 +93,10 @@ class LmStep:
             rows = queries.rows[which]
             lists = items[which, :length]
             if self.pointwise:
-                task: Any = lm.verdicts(rows, lists, crm, opened.retrieved)
+                task: Any = lm.verdicts(rows, lists, crm, opened.retrieved, has_chosen=False)
                 size = max(1, self.batch_size // 4)
             else:
-                task = lm.titles(rows, lists, crm, self.own_gates)
+                task = lm.titles(rows, lists, crm, self.own_gates, has_chosen=False)
                 size = self.batch_size
             scores[which, :length] = candidate_scores(opened.model, task, size)
         return scores
@@ -106,7 +106,7 @@ class LmStep:
         opened = self._open(adapter_folder(self.stage.folder, ADAPTER))
         lm = opened.lm.for_queries(queries)
         crm = None if opened.crm is None else opened.crm.for_queries(queries)
-        task = lm.verdicts(queries.rows, items[:, None], crm, opened.retrieved)
+        task = lm.verdicts(queries.rows, items[:, None], crm, opened.retrieved, has_chosen=False)
         size = max(1, 4 * self.batch_size)
         return np.exp(candidate_scores(opened.model, task, size).reshape(len(items)))
 
