@@ -22,9 +22,11 @@ from recllm.crm.retriever import Retriever
 from recllm.crm.sequences import Sequences
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
-from recllm.files import load_weights
+from recllm.files import load_array, load_weights
+from recllm.paths import VECTORS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
+from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import crm_inputs
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
@@ -223,6 +225,9 @@ def train(
     log = inputs.log
     torch.manual_seed(run.config.seed)
     model = cast(Retriever, build(fields(log), config.crm))
+    if config.crm.text_dim:
+        trained = torch.from_numpy(log.item_count > 0)
+        model.set_texts(text_vectors(run, log), trained)
     found = found_events(log, config)
     sequences = Sequences(log, config.recent, found)
     valid = validation_rows(log, config)
@@ -248,6 +253,26 @@ def train(
         "items": len(module.candidates),
     }
     return model, trainer, figures
+
+
+def text_vectors(run: Run, log: EventLog) -> Tensor:
+    """The first `stage1.crm.text_dim` dimensions of the LM's item vectors, `[n_items, d]`, of length 1.
+
+    Raises:
+        StageError: there are fewer.
+    """
+    wanted = run.config.stage1.crm.text_dim
+    neighbors = run.parents[Role.NEIGHBORS]
+    config = neighbors.config.retrieval
+    vectors = load_array(neighbors.folder / VECTORS)[0]  # the LM's part is the same in all folds
+    there = vectors.shape[1] - (2 * config.svd_dim if config.vectors == "both" else 0)
+    if config.vectors == "cooccurrence" or there < wanted:
+        raise StageError(
+            f"retrieval.vectors={config.vectors} has {0 if config.vectors == 'cooccurrence' else there} "
+            f"dimensions of texts, stage1.crm.text_dim={wanted} are wanted; lower it, or set "
+            "retrieval.vectors=both"
+        )
+    return torch.from_numpy(normalize(vectors[:, :wanted]))
 
 
 def data(run: Run) -> CrmInputs:
