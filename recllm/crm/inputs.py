@@ -99,7 +99,8 @@ class CrmInputs:
             What `expand` takes: `user`, `item`, `dense` and `label` as it returns them, `second` int64
             `[B]`, and per history `recent` (and `retrieved`), its events in time order at the end of each
             line, `_event` int32 `[B, T]` (dense item), `_code` int16 `[B, T]` (rating), `_second` int64
-            `[B, T]`, `_length` int64 `[B]` (events; what stands before them means nothing), `retrieved_rank` and `statistics`.
+            `[B, T]`, `_length` int64 `[B]` (events; what stands before them means nothing), `retrieved_rank`
+            and `statistics`.
         """
         log = self.log
         rows = np.asarray(rows, np.int64)
