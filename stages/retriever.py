@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric
 from recllm.config.stages import Stage1Config
 from recllm.console import say
 from recllm.crm import build, export
-from recllm.crm.inputs import CrmInputs
+from recllm.crm.inputs import CrmInputs, table_sizes
 from recllm.crm.retriever import Retriever
 from recllm.crm.sequences import Sequences
 from recllm.errors import StageError
@@ -32,7 +32,6 @@ from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.optimizer import clip_norm, optimizer
-from stages.stage1 import fields
 
 Batch = dict[str, Tensor]
 TOP = 10
@@ -224,7 +223,7 @@ def train(
     config = run.config.stage1
     log = inputs.log
     torch.manual_seed(run.config.seed)
-    model = cast(Retriever, build(fields(log), config.crm))
+    model = cast(Retriever, build(table_sizes(log), config.crm))
     if config.crm.text_dim:
         trained = torch.from_numpy(log.item_count > 0)
         model.set_texts(text_vectors(run, log), trained)
@@ -292,3 +291,10 @@ def work(run: Run) -> None:
     model.load_state_dict(weights)
     export(model, run.export, {"inputs": config.inputs, "config": dataclasses.asdict(config)})
     run.finish([run.export], {**figures, **best_scores(run, config.monitor)})
+
+
+def tune(run: Run) -> None:
+    """Train trial after trial of a study, until its budget is spent."""
+    from recllm.training.search import search
+
+    search(run, data, train)

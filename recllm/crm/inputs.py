@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from recllm.crm.config import Fields
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.statistics import Statistics
 
@@ -26,6 +27,12 @@ class Searcher(Protocol):
     def search(self, rows: Rows, targets: NDArray[np.int32] | None, k: int) -> NDArray[np.integer]:
         """Positions `[B, k]` of the nearest history rows, best first, padded with -1 at the end."""
         ...
+
+
+def table_sizes(log: EventLog) -> Fields:
+    """Sizes of a CRM's tables, as `prepare` counted them."""
+    sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
+    return Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
 
 
 class CrmInputs:

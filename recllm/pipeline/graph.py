@@ -418,7 +418,9 @@ class Plan:
     def _tuned(self, crm: str, node: Node, seed: int) -> Node:
         """The study of a CRM's settings: what the CRM depends on, and the space."""
         files = (f"stage1/{crm}.yaml",)
-        tuned = self._node(STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed)
+        tuned = self._node(
+            STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed, module=node.module
+        )
         for searched in tuned.config["tune"]["space"]:
             parse_overrides([f"{searched['key']}=0"], "tune.space")
             if not searched["key"].startswith("stage1."):
@@ -442,6 +444,7 @@ class Plan:
             seed=seed,
             settings={"stage1.hold_out": rows},
             sweep=sweep,
+            module=gate.module,
         )
 
     # ---- what was asked for
