@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recllm.reclora.config import RecLoraConfig
+from recllm.reclora.prompt import Prepended
 
 MISSING = (
     "RecLoRA is active but got no representation; call model(..., representation=R) "
@@ -110,6 +111,9 @@ class GateState:
             None: it is given whole rows, or the ends of them.
         kept: int64 `[length]`, positions of the row of which alone the LM head is given the hidden states
             (`logits_to_keep` as a tensor); None: the last ones.
+        outermost: The module whose forward brought the representation, and ends with it.
+        prepended: Where the soft prompt stands; None: it has not been put in yet.
+        prepending: The module before whose inputs it was put.
     """
 
     weights: dict[str, Tensor]
@@ -117,14 +121,17 @@ class GateState:
     segments: Tensor | None
     scored: tuple[Tensor, Tensor] | None = None
     kept: Tensor | None = None
+    outermost: nn.Module | None = None
+    prepended: Prepended | None = None
+    prepending: nn.Module | None = None
 
-    def at_head(self, length: int, added: int) -> GateState:
+    def at_head(self, length: int) -> GateState:
         """What the LM head needs, if it is a target module: it comes after the choice of what is scored.
 
         Args:
             length: Tokens of a row that it is given, its last ones.
-            added: Virtual tokens that stood before the row, and were taken off again.
         """
+        added = 0 if self.prepended is None else self.prepended.added  # and were taken off again
         segments = None if self.segments is None else self.segments[:, added:]
         if self.scored is None:
             if segments is None:
