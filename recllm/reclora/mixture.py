@@ -7,6 +7,7 @@ by B. No loop over k, and no weights per sample.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -179,12 +180,26 @@ class CurrentGates:
 
     It is empty outside of a forward, so that a call that brings no representation meets no weights of an
     earlier one. What a checkpointed layer needs when it is recomputed in the backward is held by
-    `GatedCheckpoint`.
+    `GatedCheckpoint`. Each thread has a forward of its own in progress; a copy starts empty.
     """
 
     def __init__(self) -> None:
         """Starts empty."""
-        self.state: GateState | None = None
+        # An attribute, not a base class: torch.compile follows what is set on the plain type only.
+        self._of_thread = threading.local()
+
+    @property
+    def state(self) -> GateState | None:
+        """Gates of this thread's forward; None: there is none in progress."""
+        state: GateState | None = getattr(self._of_thread, "state", None)
+        return state
+
+    @state.setter
+    def state(self, state: GateState | None) -> None:
+        self._of_thread.state = state
+
+    def __reduce__(self) -> tuple[type[CurrentGates], tuple[()]]:
+        return CurrentGates, ()
 
     @contextmanager
     def use(self, state: GateState | None) -> Iterator[None]:
