@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -337,6 +337,41 @@ class RecLoraModel(BaseTuner):
         inputs["representation"] = representation
         return inputs
 
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's door for arguments of `forward` and `generate` that the LM is not given.
+
+        Raises:
+            ValueError: One that this tuner would drop, or that runs the LM without the representation.
+        """
+        names = kwargs.get("adapter_names")
+        if names is not None:
+            raise ValueError(
+                f"adapter_names={list(names)} is not known to RecLoRA, whose forward has the same active "
+                "adapter for all rows; call set_adapter(name) and the model once for the rows of each"
+            )
+        scale = kwargs.get("guidance_scale")
+        if scale is None:
+            scale = getattr(kwargs.get("generation_config"), "guidance_scale", None)
+        reads = any(self._config(name).reads_representation for name in self.active_adapters)
+        if reads and scale not in (None, 1):
+            raise ValueError(
+                f"guidance_scale={scale} runs the LM a second time without a representation, which RecLoRA "
+                "needs; leave guidance_scale out, or use the plain LoRA of recllm.reclora.export_user"
+            )
+        yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses what PEFT's LoRA has: gates of their own make no weighted sum of adapters one adapter.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "add_weighted_adapter is not known to RecLoRA, whose adapters are functions of a representation; "
+            "activate several, whose updates add up: model.base_model.set_adapter([...])"
+        )
+
     def _config(self, adapter_name: str) -> RecLoraConfig:
         return cast(RecLoraConfig, self.peft_config[adapter_name])
 
@@ -350,7 +385,8 @@ class RecLoraModel(BaseTuner):
     def head_logits(self, states: Tensor, representation: Tensor) -> Tensor:
         """Logits of the LM head alone, gated as in a whole forward.
 
-        What a model does to logits behind its head (softcapping, a scale) is not done here.
+        What a model does to logits behind its head (softcapping, a scale) is not done here: such LMs are
+        refused by `recllm.training.gate_first.check_logits`.
 
         Args:
             states: What the head reads, one position a row: `[batch, width]`.
