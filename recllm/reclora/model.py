@@ -22,7 +22,8 @@ from recllm.reclora.prompt import prepend_tokens, remove_tokens
 
 def _backbones(model: nn.Module) -> list[nn.Module]:
     """What is under an LM's head, from outside in; the LM may call one of them alone (OPT: the inner)."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    lm: Any = model
+    decoder = lm.get_decoder() if hasattr(lm, "get_decoder") else lm
     inner = {id(module): module for module in (getattr(model, "base_model", model), decoder)}
     inner.pop(id(model), None)
     if not inner and _has_head(model):  # Llama-4 says that it is its own
@@ -50,7 +51,7 @@ def _check_embeds(model: nn.Module, tokens: int) -> None:
     Raises:
         ValueError: What is under its head takes no `inputs_embeds`, or its layers read the tokens' ids too.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     for module in _backbones(model):

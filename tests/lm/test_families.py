@@ -12,6 +12,7 @@ from peft import get_peft_model
 from torch.nn import functional as F
 
 from recllm.lm.layout import title_batch
+from recllm.lm.load import _reads_ahead, _reads_padding
 from recllm.lm.logprobs import answer_logits, title_logps
 from recllm.lm.probe import find_layout
 from recllm.reclora import RecLoraConfig
@@ -135,6 +136,8 @@ def test_soft_prompts(family, lm):
 @pytest.mark.slow
 @torch.no_grad()
 def test_padding_does_not_reach_an_answer(family, lm):
+    assert not _reads_padding(lm)
+    assert not _reads_ahead(lm)
     batch = pad_left(Ragged.from_lists(PROMPTS))
     got = answer_logits(lm, batch)
     for row, prompt in enumerate(PROMPTS):
