@@ -170,7 +170,14 @@ def _check_mask(mask: Any, length: int, filled: Any, prompts: Tensor, packed: bo
     Raises:
         ValueError: As `prepend_tokens`.
     """
-    if mask is not None and not isinstance(mask, Tensor):
+    is_tensor = isinstance(mask, Tensor)
+    if isinstance(mask, dict) or (is_tensor and mask.dim() == 4 and mask.shape[2:] != (length, length)):
+        form = list(mask.shape) if is_tensor else "of a dict"
+        raise ValueError(
+            f"a soft prompt cannot extend the attention_mask {form} that a static cache is given; wanted a "
+            f"2-D one, or [batch, 1, {length}, {length}]: leave cache_implementation out"
+        )
+    if mask is not None and not is_tensor:
         raise ValueError(
             f"a soft prompt cannot extend a {type(mask).__name__}; wanted a tensor: trainer.attention=sdpa"
         )

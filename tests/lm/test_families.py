@@ -117,6 +117,15 @@ def check_soft_prompt(family, lm):
         by_hand = [greedy(lambda made, row=row: literal(row, made)) for row in range(len(PROMPTS))]
         assert generated(model, representation) == by_hand
         assert generated(model, representation, use_cache=False) == by_hand
+        beams = generated(model, representation, num_beams=3)
+        for row, prompt in enumerate(
+            PROMPTS
+        ):  # padding has no part in a search either, whose cache is reordered
+            alone = model.generate(
+                torch.tensor([prompt]), representation=representation[row : row + 1], num_beams=3,
+                max_new_tokens=STEPS, do_sample=False, pad_token_id=0, eos_token_id=999,
+            )  # fmt: skip
+            assert alone[0, len(prompt) :].tolist() == beams[row]
     finally:
         model.unload()
 

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from recllm.reclora import RecLoraConfig
+from tests.lm.families import FAMILIES
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -163,6 +164,20 @@ def test_a_cache_of_something_else_and_a_block_mask_are_refused():
     mask = create_block_mask(lambda row, head, query, key: query >= key, 3, None, 7, 7, device="cpu")
     with pytest.raises(ValueError, match="cannot extend a BlockMask; wanted a tensor"):
         model(ids, attention_mask=mask, representation=representation)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma-2"])
+def test_a_static_cache_is_refused(name):
+    """Its masks have places for tokens to come, which the virtual ones would take."""
+    model = get_peft_model(
+        FAMILIES[name].build(), RecLoraConfig(r=2, num_meta=2, representation_dim=D, soft_prompt=M)
+    )
+    ids, representation = inputs()
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": 99}
+    with pytest.raises(ValueError, match=r"static cache is given.*leave cache_implementation out") as error:
+        model.generate(ids, representation=representation, cache_implementation="static", **options)
+    assert "\n" not in str(error.value)
+    model.generate(ids, representation=representation, **options)
 
 
 def test_checkpointing_changes_nothing():
