@@ -41,7 +41,7 @@ from recllm.systems.lm_systems import untuned_states
 from recllm.training.adapter_module import AdapterModule
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
-from recllm.training.gate_first import train_gate
+from recllm.training.gate_first import check_logits, train_gate
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.optimizer import optimizer
 
@@ -208,17 +208,19 @@ def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:
 
 
 def check_head(model: Any, config: Stage2Config) -> None:
-    """Refuse `gate_first` where the LM head, which it trains, has no meta-LoRAs.
+    """Refuse `gate_first` where the LM head, which it trains, has no meta-LoRAs, or does not give the logits.
 
     Raises:
-        StageError: what is targeted, and what is wanted.
+        StageError: what is targeted, or what the LM is, and what is wanted.
     """
-    head = model.get_output_embeddings()
-    if config.gate_first and config.adapter.gated and not isinstance(head, RecLoraLinear):
+    if not config.gate_first or not config.adapter.gated:
+        return
+    if not isinstance(model.get_output_embeddings(), RecLoraLinear):
         raise StageError(
             f"stage2.gate_first={config.gate_first:g} trains gate and LM head, and the head is none of "
             f"stage2.adapter.target_modules={config.adapter.target_modules}; wanted it there, or gate_first=0"
         )
+    check_logits(model, config.gate_first)
 
 
 def save_best(run: Run, module: TuneModule, adapters: dict[str, Path], rows: int) -> None:

@@ -21,6 +21,7 @@ from recllm.training.adapter_module import AdapterModule
 from recllm.training.callbacks import Curves, Last, StepSeed, Stop
 from recllm.training.checkpoints import best, forget_others, resumable
 from recllm.training.loaders import Loaders
+from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
 
 
@@ -91,11 +92,15 @@ def fit(
         *callbacks,
         Last(run, config.checkpoint_every, interval),
     ]
+    plugins: list[Any] = []
+    if settings.precision == "bf16-true" and isinstance(module, AdapterModule):
+        plugins.append(AdapterPrecision("bf16-true"))
     trainer = lightning.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy=strategy(config),
-        precision=settings.precision,
+        precision=None if plugins else settings.precision,
+        plugins=plugins,
         max_epochs=1,
         max_steps=loaders.steps,
         val_check_interval=interval,
