@@ -56,7 +56,7 @@ class MaskedModule(lightning.LightningModule):
         return (losses * batch["weight"]).sum() / batch["expected"]
 
     def training_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
-        """One optimizer step."""
+        """The loss of a step."""
         self.model.train()
         return {"loss": self.loss(batch)}
 

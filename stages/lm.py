@@ -63,7 +63,7 @@ class PretrainModule(lightning.LightningModule):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean weighted loss in nats; the head runs only where a token has weight.
 
-        The divisor is the text's mean weight, not the batch's, so that processes with unequal shares add up.
+        The divisor is the text's mean weight, not the batch's, so that the parts of a batch add up.
         """
         ids, weights = batch["ids"], batch["weights"][:, 1:]
         scored = weights > 0
@@ -73,9 +73,9 @@ class PretrainModule(lightning.LightningModule):
         return (losses * weights[scored]).sum() / (weights.numel() * self.mean_weight)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-        """One optimizer step."""
+        """The loss of a step."""
         self.model.train()
-        return {"loss": self.loss(batch)}
+        return {"loss": self.loss(batch) * batch["loss_scale"]}
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         """Negative loss on held-out blocks of training text (higher is better, as all monitors)."""
@@ -221,8 +221,12 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
             "weights": torch.from_numpy(weights[indices]),
         }
 
+    def train(step: int, rank: int, world: int) -> dict[str, Any]:
+        loss_scale = stream.loss_scale(rank, world)
+        return batch(stream.indices(step, rank, world)) | {"loss_scale": loss_scale}
+
     loaders = Loaders(
-        train=lambda step, rank, world: batch(stream.indices(step, rank, world)),
+        train=train,
         steps=steps,
         valid=[(lambda indices: batch(indices + count), held)],
         valid_batch=16,

@@ -48,7 +48,7 @@ class TowersModule(lightning.LightningModule):
         return found
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step: mean loss over the rows."""
+        """The loss of a step: mean over the rows."""
         self.model.train()
         loss = F.binary_cross_entropy_with_logits(self.logits(batch), batch["label"])
         return {"loss": loss * batch["loss_scale"]}

@@ -88,6 +88,22 @@ def test_a_step_loader_goes_on_from_its_state():
     assert len(second) == 6
 
 
+def test_parts_of_a_step_are_what_as_many_processes_would_have():
+    def loader(parts):
+        return StepLoader(lambda step, rank, world: (step, rank, world), 3, 1, 2, parts)
+
+    parts = loader(3)
+    assert len(parts) == 9
+    iterator = iter(parts)
+    assert [next(iterator) for _ in range(6)] == [(step, rank, 6) for step in (0, 1) for rank in (1, 3, 5)]
+    assert parts.state_dict() == {"next": 2}
+    next(iterator)  # a step that is begun is the one that comes next
+    assert parts.state_dict() == {"next": 2}
+    fewer = loader(2)
+    fewer.load_state_dict(parts.state_dict())
+    assert list(fewer) == [(2, 1, 4), (2, 3, 4)]
+
+
 @given(count=st.integers(0, 50), batch=st.integers(1, 9), world=st.integers(1, 4))
 def test_validation_sees_each_row_once_over_all_processes(count, batch, world):
     def loader(rank):
@@ -118,7 +134,7 @@ def test_one_row_more_than_the_batches_of_all_processes(rank, wanted):
 
 def test_loaders_take_their_place_from_the_trainer():
     class Trainer:
-        global_rank, world_size = 1, 3
+        global_rank, world_size, accumulate_grad_batches = 1, 3, 1
 
     loaders = Loaders(lambda *place: place, steps=2, valid=[(lambda rows: rows, 4)], valid_batch=5)
     loaders.trainer = Trainer
