@@ -168,15 +168,15 @@ def loaders(
 
     def train(step: int, rank: int, world: int) -> Batch:
         indices = stream.indices(step, rank, world)
-        epoch = step * config.fit.batch_size // len(task)
-        seed = draws.derive(run.config.seed, "rejected", str(epoch))
+        passes = stream.passes(step, rank, world)  # a batch may reach over into the next
+        seeds = [draws.derive(run.config.seed, "rejected", str(number)) for number in passes]
         scores = None if hard is None else hard[indices]
         columns, present = draw(
             task.rows[indices],
             task.chosen[indices],
             allowed[indices],
             negatives,
-            seed,
+            np.array(seeds),
             config.negatives_from,
             scores,
         )

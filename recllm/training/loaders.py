@@ -75,6 +75,11 @@ class Stream:
             result[chosen] = self._order(int(number))[within[chosen]]
         return result
 
+    def passes(self, step: int, rank: int = 0, world: int = 1) -> Rows:
+        """The number of the pass that each index of `indices` is of, int64, from 0."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rank::world]
+        return positions // self.count
+
     def loss_scale(self, rank: int, world: int) -> float:
         """How many rows this process has of a batch, against the mean over processes.
 

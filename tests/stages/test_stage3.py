@@ -11,6 +11,8 @@ from recllm.cache import Cache
 from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig, Stage3Config
 from recllm.errors import StageError
+from recllm.eventlog import draws
+from recllm.eventlog.rejected import draw, usable
 from recllm.eventlog.rowsets import drawn_lists
 from recllm.lm.adapters import add_adapter
 from recllm.lm.config import AdapterConfig
@@ -162,6 +164,27 @@ def test_a_batch_holds_k_rejected_titles_and_their_reference(task, model, negati
         torch.testing.assert_close(batch["reference"][:, 1:], others.sort(descending=True).values[:, :4])
     again = batch_of(task, config, logps, logps.numpy(), step=5)  # 40 rows in steps of 16: the third pass
     assert again["reference"].shape == (16, 5)
+
+
+def test_a_batch_that_reaches_into_the_next_pass_draws_there_anew(task):
+    """40 rows in steps of 16: step 2 holds 8 rows of the first pass and 8 of the second."""
+    config = Stage3Config(negatives=4, fit=FitConfig(batch_size=16))
+    logps = torch.arange(task.candidates.size, dtype=torch.float32).reshape(task.candidates.shape)
+    batches = [batch_of(task, config, logps, step=step) for step in range(8)]  # three passes and eight rows
+    sets = [{}, {}, {}, {}]
+    place = 0
+    for batch in batches:
+        for row, rejected in zip(batch["row"].tolist(), batch["reference"][:, 1:].tolist(), strict=True):
+            sets[place // 40][row] = sorted(rejected)
+            place += 1
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        # 4 of 19 that are drawn anew are the same by a chance of 1 in 3,876.
+        assert sum(sets[one][row] == sets[other][row] for row in task.rows.tolist()) <= 1
+    seed = draws.derive(0, "rejected", "1")
+    usable_ones = usable(task.texts, task.chosen)
+    columns, _ = draw(task.rows, task.chosen, usable_ones, 4, seed)
+    for index, row in enumerate(task.rows.tolist()):  # all rows of the second pass, by its one seed
+        assert sets[1][row] == sorted(logps[index, columns[index, 1:]].tolist())
 
 
 def test_point_wise_a_batch_holds_a_prompt_a_candidate(tmp_path, task, model):

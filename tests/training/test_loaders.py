@@ -60,6 +60,22 @@ def test_the_last_step_is_a_validation(count, batch, epochs, validations):
     assert steps - interval < max(1, epochs * count / batch) + 1  # at most a part of an interval is added
 
 
+@given(count=st.integers(1, 20), batch=st.integers(1, 30), world=st.integers(1, 3))
+def test_every_index_knows_its_pass(count, batch, world):
+    stream = Stream(count, batch, 0)
+    seen = {}
+    for step in range(5):
+        shares = np.full((2, batch), -1)
+        for rank in range(world):
+            shares[0, rank::world] = stream.passes(step, rank, world)
+            shares[1, rank::world] = stream.indices(step, rank, world)
+        for number, index in shares.T.tolist():
+            seen.setdefault(number, []).append(index)
+    assert sorted(seen) == list(range(len(seen)))
+    for number in range(len(seen) - 1):  # whole passes: each row once
+        assert sorted(seen[number]) == list(range(count))
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
