@@ -28,7 +28,7 @@ from recllm.lm.adapters import adapter_folder, adapter_inputs, base_name, load_a
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, sort_by_length
-from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
+from recllm.losses import REFERENCE_FREE, num_rows, preference_loss, preference_statistics
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -38,6 +38,7 @@ from recllm.systems import compatibility
 from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.training.adapter_module import AdapterModule
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
@@ -78,8 +79,8 @@ class AlignModule(AdapterModule):
         self.config, self.steps, self.valid = config, steps, valid
         self.statistics = torch.nn.ModuleDict({name: MeanMetric() for name in STATISTICS})
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step; column 0 of the scored titles is the chosen one."""
+    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
+        """The loss of a step; column 0 of the scored titles is the chosen one."""
         self.model.train()
         config, present = self.config, batch["prompt"]["present"]
         policy = candidate_logps(self.model, batch)
@@ -105,7 +106,9 @@ class AlignModule(AdapterModule):
                 f"the loss of rows {bad} of the log is not finite at step {self.trainer.global_step}; "
                 "lower stage3.fit.lr and run make again"
             )
-        return {"loss": losses.mean() * batch["loss_scale"], **statistics}
+        share = {name: num_rows(name, present) / len(present) for name in statistics}
+        weights = {name: share[name] * batch["loss_scale"] for name in statistics}
+        return {"loss": losses.mean() * batch["loss_scale"], **statistics, WEIGHTS: weights}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Ranks of the stored validation rows, and how far policy and reference are apart on them."""
@@ -118,7 +121,7 @@ class AlignModule(AdapterModule):
         found = preference_statistics(policy, columns[0], self.config.beta, columns[1])
         for name, metric in self.statistics.items():
             assert isinstance(metric, MeanMetric)
-            metric.update(found[name], weight=len(rows))
+            metric.update(found[name], weight=num_rows(name, columns[1]))
             self.log(f"valid/{name}", metric)
 
     def configure_optimizers(self) -> Any:

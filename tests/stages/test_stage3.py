@@ -270,6 +270,36 @@ def test_validation_rows_that_rank_nothing_are_refused(task):
         check_comparable(alone)
 
 
+def test_means_over_rows_with_a_rejected_title_count_those_rows(task, model):
+    """Of 40 rows in batches of 30 and 10 most have nothing to reject: the figures are those of one batch."""
+    module, logps = module_of(task, model)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.mul_(-1)
+    allowed = torch.from_numpy(usable(task.texts, task.chosen))
+    allowed.scatter_(1, torch.from_numpy(task.chosen)[:, None], True)
+    alone = torch.arange(40) < 28  # of the first batch two rows count, of the second all ten
+    allowed[alone] = torch.arange(20) == torch.from_numpy(task.chosen)[alone, None]
+    found = []
+    for parts in ([np.arange(40)], [np.arange(30), np.arange(30, 40)], [np.arange(28), np.arange(28, 40)]):
+        module, _ = module_of(task, model)
+        module.valid = Compared(logps, allowed)
+        with torch.no_grad():
+            for rows in parts:
+                module.validation_step(task(rows), 0)
+        found.append({name: metric.compute().item() for name, metric in module.statistics.items()})
+    policy = torch.from_numpy(candidate_scores(model, task))
+    reward = policy - logps
+    others = allowed.clone().scatter_(1, torch.from_numpy(task.chosen)[:, None], False)
+    mine = reward.gather(1, torch.from_numpy(task.chosen)[:, None])[:, 0]
+    rejected = (reward * others).sum(1)[28:] / others.sum(1)[28:]
+    assert found[0]["margin"] == pytest.approx((mine[28:] - rejected).mean().item(), rel=1e-3)
+    assert found[0]["reward_chosen"] == pytest.approx(mine.mean().item(), rel=1e-3)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4, abs=1e-5)
+
+
 def test_validation_compares_with_the_reference(task, model):
     module, logps = module_of(task, model)
     with torch.no_grad():
