@@ -120,18 +120,18 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
 
     What no room imports (the folders that are run) stands on top.
     """
-    found: dict[str, int] = {GROUND: -1}
+    numbers: dict[str, int] = {GROUND: -1}
 
     def level(room: str) -> int:
-        if room not in found:
-            found[room] = 1 + max((level(other) for other in graph[room]), default=-1)
-        return found[room]
+        if room not in numbers:
+            numbers[room] = 1 + max((level(other) for other in graph[room]), default=-1)
+        return numbers[room]
 
     top = max(level(room) for room in graph)
     for room in SAID:
-        found[room] = top
-    del found[GROUND]
-    return found
+        numbers[room] = top
+    del numbers[GROUND]
+    return numbers
 
 
 def direct_arrows(graph: dict[str, set[str]]) -> list[tuple[str, str]]:

@@ -116,8 +116,8 @@ class TextRows:
             questions = np.concatenate([remaining, others])[: len(questions)]
             if not len(questions):
                 raise StageError(
-                    f"lm.training.hold_out={hold_out} leaves none of {len(order):,} training samples to tell of; "
-                    "wanted fewer, e.g. ARGS=lm.training.hold_out=0.1"
+                    f"lm.training.hold_out={hold_out} leaves none of {len(order):,} training samples to tell "
+                    "of; wanted fewer, e.g. ARGS=lm.training.hold_out=0.1"
                 )
         return cls(events, questions)
 

@@ -107,13 +107,15 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
         StageError: none is left.
     """
     rows = log.rows("train", name)
-    kept = rows if hold_out == "none" else rows[~np.isin(rows, log.rows("train", hold_out))]
-    if not len(kept):
+    remaining = rows
+    if hold_out != "none":
+        remaining = rows[~np.isin(rows, log.rows("train", hold_out))]
+    if not len(remaining):
         raise StageError(
             f"stage1.hold_out={hold_out} leaves none of {len(rows):,} training rows; "
             "wanted fewer, e.g. ARGS=stage1.hold_out=0.1"
         )
-    return kept
+    return remaining
 
 
 def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders:
@@ -203,8 +205,8 @@ def train(
         size = max(1, config.fit.batch_size // (1 + config.negatives))
         steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
         loaders = rank_loaders(run, inputs, rows, steps)
-    held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
-    say(f"{len(rows):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
+    held_out = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
+    say(f"{len(rows):,} rows{held_out}, {steps:,} steps of {size}, validated every {interval}")
     module = CrmModule(model, config, steps, run.config.trainer.compile)
     trainer = fit(run, module, loaders, config.fit, interval, [config.monitor], callbacks=callbacks)
     figures = {"steps": steps, "rows": len(rows), "hold_out": config.hold_out, "inputs": config.inputs}

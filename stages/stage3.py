@@ -60,7 +60,8 @@ STATISTICS = (
 )
 
 
-Asked = NextTitleLists | YesNoCandidates
+CandidateTask = NextTitleLists | YesNoCandidates
+"""What is compared: candidates' titles, or Yes to each of them."""
 
 
 class Compared(NamedTuple):
@@ -118,10 +119,10 @@ class AlignModule(AdapterModule):
         order = torch.argsort(torch.arange(policy.shape[1]) != batch["chosen"].cpu()[:, None], stable=True)
         columns = [values[rows].gather(1, order).to(policy.device) for values in self.valid]
         policy = policy.gather(1, order.to(policy.device))
-        found = preference_statistics(policy, columns[0], self.config.beta, columns[1])
+        statistics = preference_statistics(policy, columns[0], self.config.beta, columns[1])
         for name, metric in self.statistics.items():
             assert isinstance(metric, MeanMetric)
-            metric.update(found[name], weight=num_rows(name, columns[1]))
+            metric.update(statistics[name], weight=num_rows(name, columns[1]))
             self.log(f"valid/{name}", metric)
 
     def configure_optimizers(self) -> Any:
@@ -129,7 +130,7 @@ class AlignModule(AdapterModule):
         return optimizer(self, self.config.fit, self.steps)
 
 
-def reference(run: Run, model: Any, task: Asked) -> Compared:
+def reference(run: Run, model: Any, task: CandidateTask) -> Compared:
     """Log-probabilities of all candidates under the frozen reference, computed once, and what is compared.
 
     Every K, loss and draw of negatives shares them. What they are cached by holds all that they depend on:
@@ -161,7 +162,7 @@ def reference(run: Run, model: Any, task: Asked) -> Compared:
 
 
 def loaders(
-    run: Run, task: Asked, hard: NDArray[Any] | None, logps: Tensor, valid: Asked, steps: int
+    run: Run, task: CandidateTask, hard: NDArray[Any] | None, logps: Tensor, valid: CandidateTask, steps: int
 ) -> Loaders:
     """Batches of rows with their chosen candidate and K rejected ones, drawn anew in every pass."""
     config = run.config.stage3
@@ -193,7 +194,7 @@ def loaders(
     return Loaders(train=train, steps=steps, valid=[sort_by_length(valid)], valid_batch=BATCH[config.task])
 
 
-def check_comparable(valid: Asked) -> None:
+def check_comparable(valid: CandidateTask) -> None:
     """Refuse validation rows that rank nothing: none has a title to choose and another text to reject.
 
     Raises:
@@ -207,7 +208,7 @@ def check_comparable(valid: Asked) -> None:
         )
 
 
-def answerable(task: Asked) -> Asked:
+def answerable(task: CandidateTask) -> CandidateTask:
     """The task without rows that teach nothing: no title is chosen, or no other text is there to reject."""
     texts, place = task.texts, np.arange(len(task))
     untitled = texts[place, task.chosen] == 0
@@ -217,15 +218,15 @@ def answerable(task: Asked) -> Asked:
             f"{untitled.sum():,} rows left out whose chosen item has no title, "
             f"{alone.sum():,} without any other title to reject"
         )
-    kept = task.keep(~(untitled | alone))
-    if not len(kept):
+    remaining = task.keep(~(untitled | alone))
+    if not len(remaining):
         raise StageError(
             f"none of {len(task):,} rows has a title to choose and one to reject; see `wording.item`"
         )
-    return kept
+    return remaining
 
 
-def asked(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[Asked, Asked]:
+def open_tasks(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[CandidateTask, CandidateTask]:
     """What is compared on training rows that teach something, and on validation rows."""
     config = run.config.stage3
     lists = drawn_lists(lm.log, rows, run.config.seed, config.lists)
@@ -247,23 +248,23 @@ def work(run: Run) -> None:
     start = adapter_folder(
         run.parents[Role.START].folder, RANKING_ADAPTER if config.task == "titles" else ADAPTER
     )
-    reads, virtual = adapter_inputs(start)
-    if config.gate == "item" and reads in (None, "user"):
+    gate_input, num_virtual = adapter_inputs(start)
+    if config.gate == "item" and gate_input in (None, "user"):
         raise StageError(
             f"stage3.gate=item from {run.parents[Role.START].name}, which reads nothing of an item; wanted "
             "stage3.gate=list, or a start whose gate reads the target (stage3.start=reclora)"
         )
-    if virtual and config.gate == "item":
+    if num_virtual and config.gate == "item":
         raise StageError(
-            f"stage3.gate=item with a soft prompt of {virtual} tokens, which a title cannot have of its own; "
-            "wanted stage3.gate=list, or a start without one (stage2.adapter.soft_prompt=0)"
+            f"stage3.gate=item with a soft prompt of {num_virtual} tokens, which a title cannot have of its "
+            "own; wanted stage3.gate=list, or a start without one (stage2.adapter.soft_prompt=0)"
         )
-    lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, virtual)
+    lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, num_virtual)
     model = load_adapter(lm.model, start, trainable=True)
     gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
-    crm = gate.read_as(reads, run.config.seed)
+    crm = gate.read_as(gate_input, run.config.seed)
     tuned = log.rows("train", run.parents[Role.START].config.subsample)
-    task, valid = asked(run, lm, crm, aligned_rows(log, tuned, config.rows))
+    task, valid = open_tasks(run, lm, crm, aligned_rows(log, tuned, config.rows))
     check_comparable(valid)
     rows = task.rows
     fresh = int((~np.isin(rows, tuned)).sum())

@@ -44,8 +44,8 @@ class TowersModule(lightning.LightningModule):
     def logits(self, batch: Batch) -> Tensor:
         """CTR logits [B], float32."""
         users, items = self.model.encode(batch["user"]), self.model.encode(batch["item"])
-        found: Tensor = self.model(users, items[batch["pair"]]).float()
-        return found
+        logits: Tensor = self.model(users, items[batch["pair"]]).float()
+        return logits
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         """The loss of a step: mean over the rows."""

@@ -136,8 +136,8 @@ class Curves(Callback):
                 raise NotFinite(broken(name, trainer.global_step, [], scores[name]))
         self._flush(trainer, **scores)
         losses = {name: value for name, value in self.rows[-1].items() if name.startswith("train/loss")}
-        told = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **told}.items())
+        printed = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **printed}.items())
         say(f"step {trainer.global_step:>5}  {text}  ({time.monotonic() - self._clock:.0f} s)")
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
