@@ -224,19 +224,3 @@ def work(run: Run) -> None:
     facts = {"inputs": config.inputs, "config": dataclasses.asdict(config)}
     export(model, run.export, facts)
     run.finish([run.export], {**figures, **best_scores(run, config.monitor)})
-
-
-def tune(run: Run) -> None:
-    """Train trial after trial of a study until its budget is spent; data are read once for all of them."""
-    from recllm.training.search import Search
-
-    search = Search.open(run)
-    read_with: dict[str, Any] | None = None
-    while claimed := search.claim():
-        trial, one = claimed
-        with search.watch(trial, one) as pruning:
-            if one.config.stage1.inputs != read_with:
-                read_with = one.config.stage1.inputs
-                inputs = data(one)
-            train(one, inputs, [pruning])
-    search.report()

@@ -140,8 +140,9 @@ class CrmInputs:
             `user` int32 `[B, F_u]`, `item` int32 `[B, F_i]`, `label` float32 `[B]` (of the rows' own item),
             and per history `recent` (and `retrieved`): `_item` int32 `[B, T, F_i]`, `_rating` int32 `[B, T]`,
             `_interval` int32 `[B, T]` (1 + floor(log2(1 + seconds before the sample)); the last bucket for
-            all that is longer; 0 where the log has no times), `_mask` bool `[B, T]` (true where there is an
-            event; the others are 0 where it is false). `retrieved_rank` int32 `[B, K]`: 1 for the event
+            all that is longer; 0 where the log has no times), `_elapsed` int64 `[B, T]` (the seconds
+            themselves), `_mask` bool `[B, T]` (true where there is an event; item, rating and interval are 0
+            where it is false). `retrieved_rank` int32 `[B, K]`: 1 for the event
             nearest to the target, 2 for the next ..., 0 at padding. `statistics` int32 `[B, 6]` codes. What
             else the batch holds stays.
         """
@@ -161,6 +162,7 @@ class CrmInputs:
             batch[f"{name}_rating"] = code.int().mul_(mask)
             interval = torch.bucketize(elapsed, self._powers, right=True, out_int32=True)
             batch[f"{name}_interval"] = interval.mul_(mask if self.log.timed else 0)
+            batch[f"{name}_elapsed"] = elapsed
             batch[f"{name}_mask"] = mask
         if self.retrieved:
             batch["retrieved_rank"] = batch["retrieved_rank"] * batch["retrieved_mask"]

@@ -33,6 +33,8 @@ from recllm.tables.config import SourceConfig
 
 VECTORS = "both"
 """Default of `retrieval.vectors`."""
+RETRIEVER = "stages.retriever"
+"""What trains a CRM to find the next item."""
 NAMED_OTHERWISE = ("retrieval.vectors", "stage3.start")
 """Keys that a folder's name says in words of its own, however they were given."""
 
@@ -404,6 +406,10 @@ class Plan:
         """A CRM reads the neighbors, and so depends on the LM, only where its configuration says so."""
         name, files = f"stage1/{crm}", (f"stage1/{crm}.yaml",)
         node = self._node(STAGES["stage1"], name, {Role.LOG: log}, files=files, seed=seed, sweep=sweep)
+        if node.config["stage1"]["objective"] == "next":
+            node = dataclasses.replace(node, module=RETRIEVER)
+            self.nodes[node.folder] = node
+            return node
         if CrmConfig(**node.config["stage1"]["crm"]).search != "semantic":
             return node
         del self.nodes[node.folder]  # with the neighbors as parent its name says the LM too
