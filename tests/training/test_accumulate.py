@@ -13,6 +13,7 @@ from recllm.config.merge import merge
 from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig, Stage2Config, Stage3Config
 from recllm.crm import build
+from recllm.crm.sequences import Sequences
 from recllm.errors import ConfigError, StageError
 from recllm.eventlog.rowsets import drawn_lists
 from recllm.lm.adapters import add_adapter
@@ -26,7 +27,7 @@ from recllm.systems.lm import Lm
 from recllm.systems.texts import tiny_tokenizer, tower_prompts
 from recllm.training.fit import check_parts, memory_keys
 from recllm.training.loaders import Loaders, Stream
-from stages import encoder, lm, stage1, stage2, stage3, towers
+from stages import encoder, lm, retriever, stage1, stage2, stage3, towers
 from tests.training import test_fit as whole
 
 
@@ -69,7 +70,7 @@ def gradients(module, loaders, parts, step, step_rows):
     loss = 0.0
     for part in range(parts):
         batch = loaders.on_after_batch_transfer(wide(loaders.train(step, part, parts)), 0)
-        if isinstance(batch.get("loss_scale"), torch.Tensor):  # a CRM's, rounded to float32
+        if step_rows is not None:  # a CRM's, rounded to float32
             batch["loss_scale"] = batch["loss_scale"].mul(step_rows).round() / step_rows
         part_loss = module.training_step(wide(batch), 0)["loss"] / parts
         part_loss.backward()
@@ -78,7 +79,7 @@ def gradients(module, loaders, parts, step, step_rows):
     return loss, {name: value.grad.to_dense().clone() for name, value in trained.items()}
 
 
-def check_step(module, loaders, step_rows=1, rtol=1e-8, atol=1e-11):
+def check_step(module, loaders, step_rows=None, rtol=1e-8, atol=1e-11):
     """2, 3 and 5 parts, of unequal numbers of rows among them."""
     for step in (0, 3):
         loss, wanted = gradients(module, loaders, 1, step, step_rows)
@@ -109,6 +110,23 @@ def test_a_crm(demo_log, objective, sparse):
     loaders = make(run, inputs, rows, 10)
     assert loaders.step_rows == (None if objective == "ctr" else 57 // 8)
     check_step(module, loaders, step_rows=loaders.step_rows or 57)
+
+
+def test_a_retriever(demo_log):
+    config = merge([], {
+        "stage1.crm.name": "retriever", "stage1.objective": "next", "stage1.recent": 7,
+        "stage1.crm.hidden": 8, "stage1.crm.heads": 2, "stage1.fit.batch_size": 17,
+    }).stage1  # fmt: skip
+    run = SimpleNamespace(config=SimpleNamespace(stage1=config, seed=0))
+    inputs = crm_inputs(demo_log, config.inputs, None)
+    sequences = Sequences(demo_log, config.recent, retriever.found_events(demo_log, config))
+    torch.manual_seed(0)
+    model = build(stage1.fields(demo_log), config.crm)
+    candidates = torch.from_numpy(np.flatnonzero(demo_log.item_count))
+    module = retriever.RetrieverModule(model, config, 10, candidates, torch.from_numpy(sequences.counts()))
+    loaders = retriever.loaders(run, inputs, sequences, demo_log.rows("valid", "uniform20"), 10)
+    # Parts differ in events to find; their share of them is rounded to float32.
+    check_step(module, loaders, rtol=1e-5, atol=1e-7)
 
 
 def lm_run(demo_config):
