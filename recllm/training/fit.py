@@ -82,6 +82,8 @@ def fit(
             monitor=monitor,
             mode="max",
             save_top_k=1,
+            # Where a validation follows each step, Lightning takes the interval 1 for a whole epoch.
+            save_on_train_epoch_end=False,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
@@ -92,7 +94,13 @@ def fit(
         in_step,
         StepSeed(run.config.seed or 0),
         Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50), monitors),
-        Stop(monitors[0], mode="max", patience=settings.patience, min_delta=0.0),
+        Stop(
+            monitors[0],
+            mode="max",
+            patience=settings.patience,
+            min_delta=0.0,
+            check_on_train_epoch_end=False,
+        ),
         *selections,
         *callbacks,
         Last(run, config.checkpoint_every, interval),
