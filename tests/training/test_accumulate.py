@@ -25,6 +25,8 @@ from recllm.lm.towers import TwoTowers
 from recllm.systems.crm import crm_inputs
 from recllm.systems.lm import Lm
 from recllm.systems.texts import tiny_tokenizer, tower_prompts
+from recllm.training.callbacks import Curves
+from recllm.training.checkpoints import smaller
 from recllm.training.fit import check_parts, memory_keys
 from recllm.training.loaders import Loaders, Stream
 from stages import encoder, lm, retriever, stage1, stage2, stage3, towers
@@ -408,3 +410,27 @@ def test_a_smaller_batch_is_told_of_parts(make_stage, capsys):
         said = capsys.readouterr().out
         assert ("(trainer.accumulate needs less memory for the same steps)" in said) == less
     assert "stage1.fit.batch_size was 16, is 8" in said
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "less"),
+    [
+        ({"lm": {"training": {"batch_tokens": 8}}}, {"lm": {"training": {"batch_tokens": 4}}}, True),
+        ({"lm": {"training": {"batch_tokens": 4}}}, {"lm": {"training": {"batch_tokens": 8}}}, False),
+        (
+            {"stage2": {"fit": {"batch_size": 8, "lr": 1}}},
+            {"stage2": {"fit": {"batch_size": 8, "lr": 0}}},
+            False,
+        ),
+        ({"stage2": {}}, {"stage2": {"fit": {"batch_size": 8}}}, False),
+    ],
+)
+def test_what_makes_a_step_smaller(before, now, less):
+    assert smaller({"config": before}, {"config": now}) == less
+    assert not smaller({}, {"config": now})
+
+
+def test_the_curve_of_a_checkpoint_of_an_earlier_version_goes_on(tmp_path):
+    curves = Curves(tmp_path / "metrics.csv", 1)
+    curves.load_state_dict({"rows": [], "sums": {"loss": 2.0, "data": 1.0}, "count": 4})
+    assert curves.state_dict()["counts"] == {"loss": 4, "data": 4}
