@@ -17,8 +17,8 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from recllm.config.stages import Stage1Config
 from recllm.console import say
-from recllm.crm import Fields, Model, build, export
-from recllm.crm.inputs import CrmInputs
+from recllm.crm import Model, build, export
+from recllm.crm.inputs import CrmInputs, table_sizes
 from recllm.errors import StageError
 from recllm.eventlog.candidates import Seen, negatives
 from recllm.eventlog.log import EventLog, Rows
@@ -90,12 +90,6 @@ class CrmModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay."""
         return optimizer(self, self.config.fit, self.steps)
-
-
-def fields(log: EventLog) -> Fields:
-    """Table sizes as `prepare` counted them."""
-    sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
-    return Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
 
 
 def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
@@ -193,7 +187,7 @@ def train(
     """Train: the model after the last step, the trainer, and what the manifest says of the training."""
     config, log = run.config.stage1, inputs.log
     torch.manual_seed(run.config.seed)
-    model = build(fields(log), config.crm)
+    model = build(table_sizes(log), config.crm)
     rows = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
     if config.objective == "ctr":
         size = config.fit.batch_size
@@ -224,3 +218,10 @@ def work(run: Run) -> None:
     facts = {"inputs": config.inputs, "config": dataclasses.asdict(config)}
     export(model, run.export, facts)
     run.finish([run.export], {**figures, **best_scores(run, config.monitor)})
+
+
+def tune(run: Run) -> None:
+    """Train trial after trial of a study, until its budget is spent."""
+    from recllm.training.search import search
+
+    search(run, data, train)

@@ -406,20 +406,21 @@ class Plan:
         """A CRM reads the neighbors, and so depends on the LM, only where its configuration says so."""
         name, files = f"stage1/{crm}", (f"stage1/{crm}.yaml",)
         node = self._node(STAGES["stage1"], name, {Role.LOG: log}, files=files, seed=seed, sweep=sweep)
-        if node.config["stage1"]["objective"] == "next":
-            node = dataclasses.replace(node, module=RETRIEVER)
+        module = RETRIEVER if node.config["stage1"]["objective"] == "next" else node.module
+        if not CrmConfig(**node.config["stage1"]["crm"]).reads_vectors:
+            node = dataclasses.replace(node, module=module)
             self.nodes[node.folder] = node
-            return node
-        if CrmConfig(**node.config["stage1"]["crm"]).search != "semantic":
             return node
         del self.nodes[node.folder]  # with the neighbors as parent its name says the LM too
         parents = {Role.LOG: log, Role.NEIGHBORS: neighbors}
-        return self._node(STAGES["stage1"], name, parents, files=files, seed=seed, sweep=sweep)
+        return self._node(STAGES["stage1"], name, parents, files=files, seed=seed, sweep=sweep, module=module)
 
     def _tuned(self, crm: str, node: Node, seed: int) -> Node:
         """The study of a CRM's settings: what the CRM depends on, and the space."""
         files = (f"stage1/{crm}.yaml",)
-        tuned = self._node(STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed)
+        tuned = self._node(
+            STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed, module=node.module
+        )
         for searched in tuned.config["tune"]["space"]:
             parse_overrides([f"{searched['key']}=0"], "tune.space")
             if not searched["key"].startswith("stage1."):
@@ -443,6 +444,7 @@ class Plan:
             seed=seed,
             settings={"stage1.hold_out": rows},
             sweep=sweep,
+            module=gate.module,
         )
 
     # ---- what was asked for

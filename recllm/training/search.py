@@ -8,11 +8,11 @@ import fcntl
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import optuna
@@ -28,6 +28,8 @@ from recllm.pipeline.manifest import commit
 from recllm.pipeline.run import Run
 from recllm.training.callbacks import NotFinite
 from recllm.training.checkpoints import best_scores
+
+Inputs = TypeVar("Inputs")
 
 DATABASE = "study.db"
 BEST = "best.yaml"
@@ -210,6 +212,28 @@ class Search:
         path = self.run.folder / BEST
         write_text(path, text)
         say(f"{text}  -> {path}")
+
+
+def search(
+    run: Run, data: Callable[[Run], Inputs], train: Callable[[Run, Inputs, list[Pruning]], Any]
+) -> None:
+    """Train trial after trial of a study until its budget is spent; what reads alike is read once.
+
+    Args:
+        run: of stage `tune`.
+        data: what a trial's batches are made of.
+        train: trains a trial, watched by these callbacks.
+    """
+    study = Search.open(run)
+    read_with: dict[str, Any] | None = None
+    while claimed := study.claim():
+        trial, one = claimed
+        with study.watch(trial, one) as pruning:
+            if one.config.stage1.inputs != read_with:
+                read_with = one.config.stage1.inputs
+                inputs = data(one)
+            train(one, inputs, [pruning])
+    study.report()
 
 
 def _enqueue_configured(study: optuna.Study, space: list[Range], configured: dict[str, Any]) -> None:

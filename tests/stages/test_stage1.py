@@ -10,13 +10,14 @@ import torch
 
 from recllm.config.merge import merge
 from recllm.crm import build
+from recllm.crm.inputs import table_sizes
 from recllm.errors import ConfigError, StageError
 from recllm.pipeline.run import Run
 from recllm.systems.crm import crm_inputs
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import plan_steps
-from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
+from stages.stage1 import CrmModule, ctr_loaders, training_rows
 
 
 class Killed(BaseException):
@@ -47,7 +48,9 @@ def train(make_stage, demo_log):
             steps, interval = plan_steps(len(rows), *size)
             torch.manual_seed(0)
             inputs = crm_inputs(demo_log, stage1.inputs, None)
-            module = CrmModule(build(fields(demo_log), stage1.crm), stage1, steps, run.config.trainer.compile)
+            module = CrmModule(
+                build(table_sizes(demo_log), stage1.crm), stage1, steps, run.config.trainer.compile
+            )
             if kill is not None:
                 module.on_train_batch_start = lambda batch, index: _killed(module, kill)
             fit(run, module, ctr_loaders(run, inputs, rows, steps), stage1.fit, interval, ["valid/auc"])
