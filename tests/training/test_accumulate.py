@@ -13,6 +13,7 @@ from recllm.config.merge import merge
 from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig, Stage2Config, Stage3Config
 from recllm.crm import build
+from recllm.crm.inputs import table_sizes
 from recllm.crm.sequences import Sequences
 from recllm.errors import ConfigError, StageError
 from recllm.eventlog.rowsets import drawn_lists
@@ -108,7 +109,7 @@ def test_a_crm(demo_log, objective, sparse):
         rows = rows[demo_log.label[rows] == 1]
     make = stage1.ctr_loaders if objective == "ctr" else stage1.rank_loaders
     torch.manual_seed(0)
-    module = stage1.CrmModule(build(stage1.fields(demo_log), config.stage1.crm), config.stage1, 10)
+    module = stage1.CrmModule(build(table_sizes(demo_log), config.stage1.crm), config.stage1, 10)
     loaders = make(run, inputs, rows, 10)
     assert loaders.step_rows == (None if objective == "ctr" else 57 // 8)
     check_step(module, loaders, step_rows=loaders.step_rows or 57)
@@ -123,7 +124,7 @@ def test_a_retriever(demo_log):
     inputs = crm_inputs(demo_log, config.inputs, None)
     sequences = Sequences(demo_log, config.recent, retriever.found_events(demo_log, config))
     torch.manual_seed(0)
-    model = build(stage1.fields(demo_log), config.crm)
+    model = build(table_sizes(demo_log), config.crm)
     candidates = torch.from_numpy(np.flatnonzero(demo_log.item_count))
     module = retriever.RetrieverModule(model, config, 10, candidates, torch.from_numpy(sequences.counts()))
     loaders = retriever.loaders(run, inputs, sequences, demo_log.rows("valid", "uniform20"), 10)
