@@ -70,17 +70,20 @@ def curve(folder):
 
 
 @pytest.mark.parametrize(
-    ("folder", "strategy"),
+    ("folder", "strategy", "parts"),
     [
-        ("lm/tiny/text", "ddp"),
-        ("stage1/sim+heldout-0.1", "ddp"),
-        ("stage2/reclora", "ddp"),
-        ("stage3/s-dpo", "ddp"),
-        ("stage2/reclora", "sharded"),
-        ("stage3/s-dpo", "sharded"),
+        ("lm/tiny/text", "ddp", 1),
+        ("stage1/sim+heldout-0.1", "ddp", 1),
+        ("stage2/reclora", "ddp", 1),
+        ("stage3/s-dpo", "ddp", 1),
+        ("stage2/reclora", "sharded", 1),
+        ("stage3/s-dpo", "sharded", 1),
+        ("lm/tiny/text", "ddp", 3),
+        ("stage1/sim+heldout-0.1", "ddp", 3),
+        ("stage2/reclora", "sharded", 3),
     ],
 )
-def test_two_processes_train_as_one(single, tmp_path, folder, strategy):
+def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts):
     artifacts = tmp_path / "artifacts"
     shutil.copytree(single, artifacts)
     plain = folder
@@ -93,6 +96,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy):
         "trainer.accelerator=cpu",
         "trainer.devices=2",
         f"trainer.strategy={strategy}",
+        f"trainer.accumulate={parts}",
         "trainer.threads=1",
     ]
     line = [sys.executable, "-m", "stages", str(stage), *keys]
