@@ -28,6 +28,7 @@ from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import crm_inputs
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
@@ -92,14 +93,15 @@ class RetrieverModule(lightning.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step: mean over the events of the global batch that are to be found."""
+    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
+        """The loss of a step: mean over the events of the global batch that are to be found."""
         states = self.model.states(batch["items"], batch["ratings"], batch["seconds"])
         found = batch["target"] != 0
         users = states[found]
         target = batch["target"][found]
         losses = self._sampled(users, target) if self.samples else self._full(users, target)
-        return {"loss": losses.sum() * batch["loss_scale"], "data": losses.detach().mean()}
+        weights = {"data": len(target) * batch["loss_scale"]}
+        return {"loss": losses.sum() * batch["loss_scale"], "data": losses.detach().mean(), WEIGHTS: weights}
 
     def _full(self, users: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood of each target `[n]` among all candidates, user vectors `[n, hidden]`."""

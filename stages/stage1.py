@@ -28,6 +28,7 @@ from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import crm_inputs
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
@@ -65,8 +66,8 @@ class CrmModule(lightning.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step: mean loss over the batch, and the embeddings' regularizer."""
+    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
+        """The loss of a step: mean over the batch, and the embeddings' regularizer."""
         logit, _ = self.model(batch)
         if self.config.objective == "ctr":
             loss = F.binary_cross_entropy_with_logits(logit, batch["label"])
@@ -74,7 +75,7 @@ class CrmModule(lightning.LightningModule):
             scores = logit.view(-1, 1 + self.config.negatives)
             loss = F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
         whole = (loss + self.model.l2(batch)) * batch["loss_scale"]
-        return {"loss": whole, "data": loss.detach()}
+        return {"loss": whole, "data": loss.detach(), WEIGHTS: {"data": batch["loss_scale"]}}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Scores of every row once; the metric is computed over all processes' rows."""
@@ -100,13 +101,15 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
         StageError: none is left.
     """
     rows = log.rows("train", name)
-    kept = rows if hold_out == "none" else rows[~np.isin(rows, log.rows("train", hold_out))]
-    if not len(kept):
+    remaining = rows
+    if hold_out != "none":
+        remaining = rows[~np.isin(rows, log.rows("train", hold_out))]
+    if not len(remaining):
         raise StageError(
             f"stage1.hold_out={hold_out} leaves none of {len(rows):,} training rows; "
             "wanted fewer, e.g. ARGS=stage1.hold_out=0.1"
         )
-    return kept
+    return remaining
 
 
 def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders:
@@ -160,7 +163,12 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         return batch
 
     return Loaders(
-        train=train, steps=steps, valid=[(valid, len(rows))], valid_batch=200, finish=inputs.expand
+        train=train,
+        steps=steps,
+        valid=[(valid, len(rows))],
+        valid_batch=200,
+        finish=inputs.expand,
+        step_rows=size,
     )
 
 
@@ -191,8 +199,8 @@ def train(
         size = max(1, config.fit.batch_size // (1 + config.negatives))
         steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
         loaders = rank_loaders(run, inputs, rows, steps)
-    held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
-    say(f"{len(rows):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
+    held_out = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
+    say(f"{len(rows):,} rows{held_out}, {steps:,} steps of {size}, validated every {interval}")
     module = CrmModule(model, config, steps, run.config.trainer.compile)
     trainer = fit(run, module, loaders, config.fit, interval, [config.monitor], callbacks=callbacks)
     figures = {"steps": steps, "rows": len(rows), "hold_out": config.hold_out, "inputs": config.inputs}

@@ -39,6 +39,7 @@ from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.systems.lm_systems import untuned_states
 from recllm.training.adapter_module import AdapterModule
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.gate_first import check_logits, train_gate
@@ -73,20 +74,22 @@ class TuneModule(AdapterModule):
                 )
             say(f"gate and LM head, {passes:g} passes alone: train/loss {loss:.4f}")
 
-    def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
-        """One optimizer step; both parts are means over rows."""
+    def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Any]:
+        """The loss of a step; both parts are means over rows."""
         self.model.train()
         prompts = batch["answers"]
         logits = answer_logits(self.model, prompts["prompt"], prompts["representation"])
         parts = {"answer": answer_loss(logits, prompts["label"], *self.answers)}
+        weights = {"answer": prompts["loss_scale"]}
         loss = parts["answer"] * prompts["loss_scale"]
         if "titles" in batch:
             titles = batch["titles"]
             parts["title"] = -title_logps(self.model, titles["prompt"], titles["representation"]).mean()
+            weights["title"] = titles["loss_scale"]
             loss = loss + self.config.title_weight * parts["title"] * titles["loss_scale"]
         if self.adalora:
             loss = loss + adalora.penalty(self.model)
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, WEIGHTS: weights}
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """AdaLoRA prunes after the optimizer's step, and before anything saves the weights."""
@@ -137,16 +140,17 @@ def rows_of_step(run: Run) -> tuple[int, int]:
     """Rows of a step that ask Yes/No and that ask for a title: `batch_size` together.
 
     Raises:
-        StageError: where a process would get none of a kind.
+        StageError: where a process, or a part of a step, would get none of a kind.
     """
-    config, devices = run.config.stage2, run.config.trainer.devices
+    config, trainer = run.config.stage2, run.config.trainer
+    parts = trainer.devices * trainer.accumulate
     num_titles = round(config.title_share * config.fit.batch_size)
     num_answers = config.fit.batch_size - num_titles
-    if num_answers < devices or 0 < num_titles < devices:
+    if num_answers < parts or 0 < num_titles < parts:
         raise StageError(
             f"stage2.fit.batch_size={config.fit.batch_size} and stage2.title_share={config.title_share} make "
-            f"{num_answers} answers and {num_titles} titles a step for {devices} devices; wanted some of "
-            "each for all"
+            f"{num_answers} answers and {num_titles} titles a step for {trainer.devices} devices in "
+            f"{trainer.accumulate} parts (trainer.accumulate); wanted some of each for all"
         )
     return num_answers, num_titles
 

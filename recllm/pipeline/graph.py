@@ -490,26 +490,25 @@ class Plan:
 
     def needed(self) -> list[Node]:
         """The goals' nodes and all their ancestors, parents first."""
-        nodes: dict[str, Node] = {}
-
-        def visit(node: Node) -> None:
-            for parent in node.above:
-                visit(parent)
-            nodes.setdefault(node.folder, node)
-
+        nodes: list[Node] = []
         for goal in self.request.goals:
-            for node in (*self.goals[goal], *(self.goals["evaluate"] if goal in ENDS_WITH_TABLE else ())):
-                visit(node)
-        return list(nodes.values())
+            nodes += self.goals[goal]
+            if goal in ENDS_WITH_TABLE:
+                nodes += self.goals["evaluate"]
+        return with_ancestors(nodes)
 
     def manifest(self, node: Node) -> Path:
         """Path of a node's manifest: the target that Make sees."""
         return self.root / node.folder / paths.MANIFEST
 
-    def states(self) -> list[tuple[Node, str, Manifest | None]]:
-        """Each needed node, `done`, `stale`, `interrupted` or `missing`, and its manifest if there is one."""
+    def states(self, nodes: Iterable[Node] | None = None) -> list[tuple[Node, str, Manifest | None]]:
+        """Each node, `done`, `stale`, `interrupted` or `missing`, and its manifest if there is one.
+
+        Args:
+            nodes: which, besides their ancestors; None: the needed ones.
+        """
         states: dict[str, tuple[Node, str, Manifest | None]] = {}
-        for node in self.needed():
+        for node in self.needed() if nodes is None else with_ancestors(nodes):
             if not self.manifest(node).exists():
                 started = (self.root / node.folder / paths.CHECKPOINTS / paths.LAST).exists()
                 states[node.folder] = (node, "interrupted" if started else "missing", None)
@@ -524,3 +523,17 @@ class Plan:
             )
             states[node.folder] = (node, "done" if fresh else "stale", manifest)
         return list(states.values())
+
+
+def with_ancestors(nodes: Iterable[Node]) -> list[Node]:
+    """Nodes and all their ancestors, parents first, each once."""
+    ordered: dict[str, Node] = {}
+
+    def visit(node: Node) -> None:
+        for parent in node.above:
+            visit(parent)
+        ordered.setdefault(node.folder, node)
+
+    for node in nodes:
+        visit(node)
+    return list(ordered.values())

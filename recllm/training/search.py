@@ -47,8 +47,9 @@ class Pruning(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Report, but for a score that a resumed training computes again: the study has it."""
-        assert isinstance(trainer.val_check_interval, int)  # steps; the last validation may come earlier
-        step = math.ceil(trainer.global_step / trainer.val_check_interval) - 1
+        assert isinstance(trainer.val_check_interval, int)  # of batches, which are parts of steps
+        interval = trainer.val_check_interval // trainer.accumulate_grad_batches
+        step = math.ceil(trainer.global_step / interval) - 1  # the last validation may come earlier
         reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
         if step not in reported:
             self.trial.report(float(trainer.callback_metrics[self.monitor]), step)
