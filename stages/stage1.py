@@ -140,12 +140,17 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
 
     def train(step: int, rank: int, world: int) -> Batch:
         rows = liked[stream.indices(step, rank, world)]
-        seed = run.config.seed * 1_000 + step * size // len(liked)
-        drawn = [
-            negatives(log, rows, "uniform", config.negatives // 2, seed, seen=seen),
-            negatives(log, rows, "popular", popular, seed, seen=seen),
-        ]
-        targets = np.concatenate([log.item[rows][:, None], *drawn], 1)
+        passes = stream.passes(step, rank, world)  # a batch may reach over into the next
+        drawn = np.empty((len(rows), config.negatives), np.int32)
+        for number in np.unique(passes):
+            chosen = passes == number
+            seed = run.config.seed * 1_000 + int(number)
+            halves = [
+                negatives(log, rows[chosen], "uniform", config.negatives // 2, seed, seen=seen),
+                negatives(log, rows[chosen], "popular", popular, seed, seen=seen),
+            ]
+            drawn[chosen] = np.concatenate(halves, 1)
+        targets = np.concatenate([log.item[rows][:, None], drawn], 1)
         batch = inputs.gather(np.repeat(rows, targets.shape[1]), targets.ravel())
         own = (targets == targets[:, :1]).ravel()  # the others were drawn: what is liked of them is not known
         batch["label"] = torch.from_numpy(own).to(batch["label"])
