@@ -17,20 +17,22 @@ from torchmetrics import MeanMetric
 from recllm.config.stages import Stage1Config
 from recllm.console import say
 from recllm.crm import build, export
-from recllm.crm.inputs import CrmInputs
+from recllm.crm.inputs import CrmInputs, table_sizes
 from recllm.crm.retriever import Retriever
 from recllm.crm.sequences import Sequences
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
-from recllm.files import load_weights
+from recllm.files import load_array, load_weights
+from recllm.paths import VECTORS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
+from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import crm_inputs
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.optimizer import clip_norm, optimizer
-from stages.stage1 import fields
 
 Batch = dict[str, Tensor]
 TOP = 10
@@ -91,14 +93,15 @@ class RetrieverModule(lightning.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step: mean over the events of the global batch that are to be found."""
+    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
+        """The loss of a step: mean over the events of the global batch that are to be found."""
         states = self.model.states(batch["items"], batch["ratings"], batch["seconds"])
         found = batch["target"] != 0
         users = states[found]
         target = batch["target"][found]
         losses = self._sampled(users, target) if self.samples else self._full(users, target)
-        return {"loss": losses.sum() * batch["loss_scale"], "data": losses.detach().mean()}
+        weights = {"data": len(target) * batch["loss_scale"]}
+        return {"loss": losses.sum() * batch["loss_scale"], "data": losses.detach().mean(), WEIGHTS: weights}
 
     def _full(self, users: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood of each target `[n]` among all candidates, user vectors `[n, hidden]`."""
@@ -222,7 +225,10 @@ def train(
     config = run.config.stage1
     log = inputs.log
     torch.manual_seed(run.config.seed)
-    model = cast(Retriever, build(fields(log), config.crm))
+    model = cast(Retriever, build(table_sizes(log), config.crm))
+    if config.crm.text_dim:
+        trained = torch.from_numpy(log.item_count > 0)
+        model.set_texts(text_vectors(run, log), trained)
     found = found_events(log, config)
     sequences = Sequences(log, config.recent, found)
     valid = validation_rows(log, config)
@@ -250,6 +256,26 @@ def train(
     return model, trainer, figures
 
 
+def text_vectors(run: Run, log: EventLog) -> Tensor:
+    """The first `stage1.crm.text_dim` dimensions of the LM's item vectors, `[n_items, d]`, of length 1.
+
+    Raises:
+        StageError: there are fewer.
+    """
+    wanted = run.config.stage1.crm.text_dim
+    neighbors = run.parents[Role.NEIGHBORS]
+    config = neighbors.config.retrieval
+    vectors = load_array(neighbors.folder / VECTORS)[0]  # the LM's part is the same in all folds
+    there = vectors.shape[1] - (2 * config.svd_dim if config.vectors == "both" else 0)
+    if config.vectors == "cooccurrence" or there < wanted:
+        raise StageError(
+            f"retrieval.vectors={config.vectors} has {0 if config.vectors == 'cooccurrence' else there} "
+            f"dimensions of texts, stage1.crm.text_dim={wanted} are wanted; lower it, or set "
+            "retrieval.vectors=both"
+        )
+    return torch.from_numpy(normalize(vectors[:, :wanted]))
+
+
 def data(run: Run) -> CrmInputs:
     """What validation batches are made of."""
     log = EventLog.open(run.parents[Role.LOG].folder)
@@ -267,3 +293,10 @@ def work(run: Run) -> None:
     model.load_state_dict(weights)
     export(model, run.export, {"inputs": config.inputs, "config": dataclasses.asdict(config)})
     run.finish([run.export], {**figures, **best_scores(run, config.monitor)})
+
+
+def tune(run: Run) -> None:
+    """Train trial after trial of a study, until its budget is spent."""
+    from recllm.training.search import search
+
+    search(run, data, train)

@@ -33,7 +33,7 @@ class FitConfig:
     patience: int = 3
     """Validations without a better score (AUC; HR@1 where titles are ranked) before training stops early."""
     precision: Precision = "32-true"
-    """Lightning's precision; `mixed` keeps the trained weights in float32."""
+    """Lightning's precision; `mixed` keeps the trained weights in float32, `bf16-true` a gate alone."""
     valid_rows: str = "uniform2000"
     """Row set of the validation split that selects the checkpoint: all, first<n>, last<n>, uniform<n>, a
     fraction. Not of stage 3, which selects on stored validation lists."""

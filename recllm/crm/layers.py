@@ -351,7 +351,7 @@ def aligned(batch: Batch, end: str) -> dict[str, Tensor]:
     if end == "right" and mask.device.type == "cpu" and not (mask[:, :-1] > mask[:, 1:]).any():
         return dict(batch)  # as the log gives them; on a GPU the question would cost more than the sorting
     order = (mask if end == "right" else ~mask).int().argsort(dim=1, stable=True)
-    columns = [f"recent_{what}" for what in ("rating", "interval", "elapsed", "mask")]
+    columns = [f"recent_{what}" for what in ("rating", "interval", "elapsed", "dense", "mask")]
     moved = {column: batch[column].gather(1, order) for column in columns if column in batch}
     items = batch["recent_item"]
     moved["recent_item"] = items.gather(1, order.unsqueeze(2).expand_as(items))

@@ -157,10 +157,18 @@ class HstuBlock(nn.Module):
 class Retriever(Model):
     """The model of this file.
 
+    With `config.text_dim` the vector of an item is v(i) + W t(i), t being its text vector, and v that of the
+    unknown item where it has no training event. Of the events, and of the items that are to be found, a share
+    `config.mask_items` reads as unknown in training, so that such a sum is known to be worth something.
+
     Args:
         fields: table sizes.
-        config: `hidden`, `heads`, `layers`, `block`, `dropout`, `mask_items`, `query_time`, `embedding_std`.
+        config: `hidden`, `heads`, `layers`, `block`, `dropout`, `mask_items`, `query_time`, `text_dim`,
+            `embedding_std`.
     """
+
+    texts: Tensor
+    trained: Tensor
 
     def __init__(self, fields: Fields, config: CrmConfig) -> None:
         """Draws the tables from N(0, embedding_std^2), row 0 of each zero, and the blocks."""
@@ -176,6 +184,11 @@ class Retriever(Model):
                 table.weight[0] = 0.0
         self.rotation = Rotation(width // config.heads, config.query_time)
         kind = HstuBlock if config.block == "hstu" else GatedBlock
+        self.text: nn.Linear | None = None
+        if config.text_dim:
+            self.text = nn.Linear(config.text_dim, width, bias=False)
+            self.register_buffer("texts", torch.zeros(fields.item_sizes[0], config.text_dim))
+            self.register_buffer("trained", torch.ones(fields.item_sizes[0], dtype=torch.bool))
         self.blocks = nn.ModuleList(kind(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.dropout)
@@ -189,6 +202,16 @@ class Retriever(Model):
         """See `Model`."""
         return [self.item]
 
+    def set_texts(self, texts: Tensor, trained: Tensor) -> None:
+        """Takes the text vectors; the model's weights hold them from then on.
+
+        Args:
+            texts: float [n_items, text_dim].
+            trained: bool [n_items], the items with a training event.
+        """
+        self.texts.copy_(texts)
+        self.trained.copy_(trained)
+
     def l2(self, batch: Batch) -> Tensor:
         """See `Model`: none."""
         return batch["user"].new_zeros((), dtype=torch.get_default_dtype())
@@ -197,7 +220,7 @@ class Retriever(Model):
         """User vectors behind every event.
 
         Args:
-            items: int [B, T], ids of the item table in time order, 0 behind the last event.
+            items: int [B, T], dense items in time order, 0 behind the last event.
             ratings: int [B, T], rating codes.
             seconds: int64 [B, T + 1], of the events, and of what comes behind the last one.
 
@@ -205,10 +228,7 @@ class Retriever(Model):
             [B, T, hidden]; what stands behind the last event means nothing. An event reads nothing that
             stands behind it, but the second of the next one.
         """
-        if self.training and self.config.mask_items:
-            unknown = torch.rand(items.shape, device=items.device) < self.config.mask_items
-            items = items.masked_fill(unknown & (items != 0), 1)
-        tokens = self.item(items) + self.rating(ratings)
+        tokens = self._vectors(items, masked=True) + self.rating(ratings)
         lies = seconds[:, :-1]
         asks = seconds[:, 1:]
         if self.gap is not None:
@@ -230,7 +250,7 @@ class Retriever(Model):
         """
         batch = aligned(batch, "left")
         mask = batch["recent_mask"]
-        items = batch["recent_item"][..., 0].masked_fill(~mask, 0)
+        items = self._ids(batch["recent_item"][..., 0], batch["recent_dense"]).masked_fill(~mask, 0)
         ratings = batch["recent_rating"].masked_fill(~mask, 0)
         # In seconds before the sample, which stands behind the last event.
         seconds = -batch["recent_elapsed"].masked_fill(~mask, 0)
@@ -240,14 +260,35 @@ class Retriever(Model):
         state = states[torch.arange(len(last), device=last.device), last]
         return state * mask[:, :1]
 
-    def item_vectors(self, ids: Tensor | None = None) -> Tensor:
-        """Vectors of ids of the item table: all of them [rows, hidden], or of int [...]: [..., hidden]."""
-        return self.item.weight if ids is None else self.item(ids)
+    def item_vectors(self, items: Tensor | None = None) -> Tensor:
+        """Vectors [..., hidden] of dense items, int [...], or of all of them.
+
+        That of an item without a training event means nothing where there are no texts.
+        """
+        if items is None:
+            items = torch.arange(self.item.num_embeddings, device=self.item.weight.device)
+        return self._vectors(items, masked=self.text is not None)
+
+    def _ids(self, fields: Tensor, dense: Tensor) -> Tensor:
+        """What `_vectors` looks up: of an item without a training event its text, or the unknown item."""
+        return fields if self.text is None else dense
+
+    def _vectors(self, items: Tensor, masked: bool) -> Tensor:
+        """Vectors of items; in training some of them read as unknown, where they may be `masked`."""
+        known = items
+        if self.text is not None:
+            known = torch.where(self.trained[items], items, items.clamp(max=1))
+        if masked and self.training and self.config.mask_items:
+            unknown = torch.rand(items.shape, device=items.device) < self.config.mask_items
+            known = torch.where(unknown, items.clamp(max=1), known)
+        vectors: Tensor = self.item(known)
+        return vectors if self.text is None else vectors + self.text(self.texts[items])
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score [B] of each target, and user vector [B, hidden]; see `Model`."""
         users = self.user_vectors(batch)
-        return (users * self.item(batch["item"][:, 0])).sum(1), users
+        items = self._vectors(self._ids(batch["item"][:, 0], batch["dense"]), masked=False)
+        return (users * items).sum(1), users
 
 
 def _bucket(elapsed: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ _ALL = (
         reported=True,
     ),
     Stage("stage1", "stage1", "stage1", "stages.stage1", ("stage1", "seed"), reported=True),
-    Stage("tune", "tune", "tune", "stages.tune", ("stage1", "tune", "seed"), shared=True),
+    Stage("tune", "tune", "tune", "stages.stage1", ("stage1", "tune", "seed"), shared=True),
     Stage(
         "stage2",
         "stage2",

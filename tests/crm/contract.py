@@ -29,11 +29,12 @@ VARIANTS = {
     "sim-soft": {"retrieval": "soft", "soft_k": 3, "soft_recent": 2},
     "retriever": {"hidden": 16},
     "retriever-hstu": {"hidden": 16, "block": "hstu"},
+    "retriever-text": {"hidden": 16, "text_dim": 6},
 }
 """Every CRM and its settings, small; the name before the hyphen is the CRM's (`stage1.crm.name`)."""
 
 RECENT = ["recent_item", "recent_rating", "recent_interval"]
-COLUMNS = [*RECENT, "recent_elapsed"]
+COLUMNS = [*RECENT, "recent_elapsed", "recent_dense"]
 RETRIEVED = ["retrieved_item", "retrieved_rating", "retrieved_interval", "retrieved_rank"]
 
 SIZE = 6_000
@@ -78,6 +79,8 @@ def random_batch(size: int, recent: int, retrieved: int = 4, seed: int = 0) -> d
         batch[f"{kind}_rating"] = draw(6, size, length)
         batch[f"{kind}_interval"] = draw(32, size, length)
     batch["recent_elapsed"] = draw(100_000, size, recent).sort(1, descending=True).values
+    batch["dense"] = batch["item"][:, 0]
+    batch["recent_dense"] = batch["recent_item"][..., 0]
     real = draw(recent + 1, size, 1)
     real[0] = recent
     batch["recent_mask"] = torch.arange(recent) >= recent - real

@@ -13,7 +13,7 @@ from recllm.crm.retriever import SECONDS, Rotation, rotate
 from recllm.crm.sequences import Sequences
 from tests.crm.contract import ModelContract
 
-READS = ["recent_item", "recent_rating", "recent_elapsed"]
+READS = ("recent_item", "recent_rating", "recent_elapsed")
 
 
 class TestRetriever(ModelContract):
@@ -24,6 +24,31 @@ class TestRetriever(ModelContract):
 class TestRetrieverHstu(ModelContract):
     variant = "retriever-hstu"
     reads = READS
+
+
+class TestRetrieverText(ModelContract):
+    variant = "retriever-text"
+    reads = ("recent_dense", "recent_rating", "recent_elapsed")
+
+    @pytest.fixture
+    def make_model(self, make_model):
+        """With random texts, of all items but the last five."""
+
+        def make(*arguments, **settings):
+            model = make_model(*arguments, **settings)
+            generator = torch.Generator().manual_seed(5)
+            texts = torch.randn(40, 6, generator=generator)
+            model.set_texts(texts, torch.arange(40) < 35)
+            return model
+
+        return make
+
+    def test_an_item_without_an_event_has_the_unknown_one_s_vector_and_its_text(self, make_model):
+        model = make_model(self.variant).eval()
+        vectors = model.item_vectors(torch.tensor([3, 37]))
+        texts = model.text(model.texts[[3, 37]])
+        torch.testing.assert_close(vectors[0], model.item.weight[3] + texts[0])
+        torch.testing.assert_close(vectors[1], model.item.weight[1] + texts[1])
 
 
 def literal_angle(model, place, second):
