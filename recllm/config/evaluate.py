@@ -37,9 +37,9 @@ class NextConfig:
     """Row set of the validation split on which it is fitted how much the score of each step weighs."""
     item_knn_neighbors: int = 20
     """Nearest items of an item that `item-knn` keeps."""
-    ease_l2: float = 500.0
+    ease_l2: float = 300.0
     """Penalty of `ease`."""
-    als_factors: int = 64
+    als_factors: int = 128
     """Length of the vectors of `als`."""
     als_alpha: float = 1.0
     """How much more an event weighs in `als` than its absence."""
