@@ -135,7 +135,7 @@ def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders
 
 
 def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loaders:
-    """Batches of liked rows with sampled negatives, drawn anew each pass; validation on popular lists."""
+    """Batches of liked rows with sampled negatives, drawn anew each pass; validation on popular or given lists."""
     config, log = run.config.stage1, inputs.log
     size = max(1, config.fit.batch_size // (1 + config.negatives))
     stream, seen = Stream(len(liked), size, run.config.seed), Seen(log)
@@ -155,7 +155,7 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         return batch | {"loss_scale": torch.tensor(stream.loss_scale(rank, world))}
 
     check_ranking_rows(log)
-    rows, candidates = log.ranking("valid", log.candidate_kinds[-1])  # popular ones: the harder
+    rows, candidates = log.ranking("valid", log.candidate_kinds[-1])  # popular ones, the harder, or given
     rows, candidates = rows[:1000], candidates[:1000]
 
     def valid(indices: Rows) -> Batch:
