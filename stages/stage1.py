@@ -135,7 +135,7 @@ def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders
 
 
 def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loaders:
-    """Batches of liked rows with sampled negatives, drawn anew each pass; validation on popular or given lists."""
+    """Batches of liked rows with sampled negatives, drawn anew each pass; validation on popular lists."""
     config, log = run.config.stage1, inputs.log
     size = max(1, config.fit.batch_size // (1 + config.negatives))
     stream, seen = Stream(len(liked), size, run.config.seed), Seen(log)

@@ -677,8 +677,8 @@ def _row_orders(
         metrics[f"ranking_{name}_rows"] = len(ranking)
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
         if name in log.meta["given_candidates"]:
-            kind = CandidateKind("given", config.candidates)
-            _save(log.folder, f"candidates_{name}_{kind}", given.of(ranking)[1])
+            given_kind = CandidateKind("given", config.candidates)
+            _save(log.folder, f"candidates_{name}_{given_kind}", given.of(ranking)[1])
         if most[name]:
             metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
             met = int(candidates.met_before(log, ranking).sum()) if config.repeats == "keep" else 0

@@ -82,8 +82,8 @@ class CandidateKind:
 
     Attributes:
         kind: what the negatives are drawn from: `uniform` over the training catalog, `popular` in proportion
-            to training events, `hard` out of items that are alike (`recllm.eventlog.candidates`); `given`: the
-            lists are the data set's own.
+            to training events, `hard` out of items that are alike (`recllm.eventlog.candidates`); `given`:
+            the lists are the data set's own.
         size: items of a list, the target included.
     """
 

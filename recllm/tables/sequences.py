@@ -200,7 +200,7 @@ def _windows(frame: pl.DataFrame, files: list[File], events: EventsSource) -> tu
     frame = frame.with_columns(pl.col("@history").fill_null([]))
     usable = frame.filter(pl.col("@item").is_not_null() & pl.col("@user").is_not_null())
     rows = usable.sort("@user", AT).select(AT, "@user", "@item", "@history")
-    longest = rows["@history"].list.len().max()
+    longest = max(rows["@history"].list.len().to_list(), default=0)
     if not longest:
         raise ValueError(
             f"{files[0].display_name}, column {files[0].names['history']!r}: no row has an item there, "
