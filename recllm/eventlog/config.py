@@ -64,6 +64,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_choices("prepare", self)
+        wanted = f"0 (all events), or prepare.min_history={self.min_history} or more"
+        check(self.window == 0 or self.window >= self.min_history, "prepare.window", self.window, wanted)
         shares = self.shares
         two_shares = len(shares) == 2 and min(shares) > 0 and sum(shares) < 1
         wanted = "two shares above 0 that leave some for the test split, e.g. [0.8,0.1]"
@@ -72,8 +74,6 @@ class PrepareConfig:
         wanted = f"one of item_fields {self.item_fields}"
         check(self.category in self.item_fields, "prepare.category", self.category, wanted)
         check(self.candidates >= 2, "prepare.candidates", self.candidates, "2 or more items")
-        wanted = f"0 (all events), or prepare.min_history={self.min_history} or more"
-        check(self.window == 0 or self.window >= self.min_history, "prepare.window", self.window, wanted)
         for name, unit in (
             ("min_history", "events"),
             ("window", "events"),

@@ -83,6 +83,10 @@ def open_events(
     if not (has_lists or any(named_by.values()) or config.items.aliases):
         return files, {}
     frame = pl.concat([_texts(file, events) for file in files], how="diagonal")
+    if any(named_by.values()) or config.items.aliases:
+        for column in ("@item", "@history", "@candidates"):
+            if column in frame.columns:
+                frame = _with_ids(frame, column, named_by, config, items)
     counts = {}
     if events.layout != "rows":
         counts[f"read_{events.layout}"] = frame.height
@@ -92,9 +96,8 @@ def open_events(
         frame, counts["windows_that_begin_a_user"] = _windows(frame, files, events)
         told = f"{counts['windows_that_begin_a_user']:,} of which begin a user"
         say(f"{counts['read_windows']:,} windows, {told}: {frame.height:,} events")
-    frame = frame.with_columns(_ids(frame.select(AT, "@item"), named_by, config, items))
     if "@candidates" in frame.columns:
-        frame = _with_candidates(frame, named_by, config, items, files)
+        frame = _checked_candidates(frame, config, items, files)
     return _apart(frame, files), counts
 
 
@@ -256,6 +259,17 @@ def _torn(torn: pl.DataFrame, rows: pl.DataFrame, files: list[File]) -> str:
     )
 
 
+def _with_ids(
+    frame: pl.DataFrame, column: str, named_by: Mapping[int, str], config: SourceConfig, items: pl.DataFrame
+) -> pl.DataFrame:
+    """The frame with ids in place of names in a column of texts, or of lists of them."""
+    if not isinstance(frame.schema[column], pl.List):
+        return frame.with_columns(_ids(frame.select(AT, column), named_by, config, items))
+    long = frame.select(AT, column).filter(pl.col(column).list.len() > 0).explode(column)
+    lists = long.with_columns(_ids(long, named_by, config, items)).group_by(AT).agg(column)
+    return frame.drop(column).join(lists, on=AT, how="left", maintain_order="left")
+
+
 def _ids(
     named: pl.DataFrame, named_by: Mapping[int, str], config: SourceConfig, items: pl.DataFrame
 ) -> pl.Series:
@@ -297,31 +311,26 @@ def _ids(
     return texts.alias(column)
 
 
-def _with_candidates(
-    frame: pl.DataFrame,
-    named_by: Mapping[int, str],
-    config: SourceConfig,
-    items: pl.DataFrame,
-    files: list[File],
+def _checked_candidates(
+    frame: pl.DataFrame, config: SourceConfig, items: pl.DataFrame, files: list[File]
 ) -> pl.DataFrame:
-    """The frame with ids in its lists of candidates, null where there is none.
+    """The frame, whose lists of candidates are null where there is none.
 
     Raises:
         ValueError: the first list that lacks its row's item, holds one twice, or one that is none of the
             catalog; or lists of different lengths.
     """
-    frame = frame.with_row_index("event")
-    long = frame.filter(pl.col("@candidates").list.len() > 0).select(AT, "event", "@item", "@candidates")
+    has_list = pl.col("@candidates").list.len() > 0
+    frame = frame.with_columns(pl.when(has_list).then(pl.col("@candidates")))
+    long = frame.with_row_index("event").filter(has_list).select(AT, "event", "@item", "@candidates")
     if not long.height:
-        return frame.drop("event").with_columns(pl.lit(None, pl.List(pl.String)).alias("@candidates"))
+        return frame
     length = long["@candidates"].list.len().to_list()[0]
     long = long.explode("@candidates")
-    long = long.with_columns(_ids(long.select(AT, "@candidates"), named_by, config, items))
     candidate = pl.col("@candidates")
     is_unknown = ~candidate.is_in(items["item"].implode())
     lists = long.group_by("event", maintain_order=True).agg(
         pl.col(AT).first(),
-        candidate,
         own=(candidate == pl.col("@item")).any(),
         twice=candidate.is_duplicated().any(),
         unknown=candidate.filter(is_unknown).first(),
@@ -344,9 +353,7 @@ def _with_candidates(
                 f"{file.place(at)}, column {file.names['candidates']!r}: found {shown}a list of candidates, "
                 f"wanted {wanted} ({faulty.height - 1} more such rows); mend the row"
             )
-    lists = lists.select("event", "@candidates")
-    frame = frame.drop("@candidates").join(lists, on="event", how="left", maintain_order="left")
-    return frame.drop("event")
+    return frame
 
 
 def _apart(frame: pl.DataFrame, files: list[File]) -> list[File]:
