@@ -42,4 +42,4 @@ class EvaluateConfig:
         lists = [
             kind for kind in self.candidates if not re.fullmatch(r"(uniform|popular|hard|given)\d+", kind)
         ]
-        check(not lists, "evaluate.candidates", lists, "uniform20, popular20, hard20 or given20")
+        check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20, or given20")

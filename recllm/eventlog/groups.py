@@ -86,6 +86,6 @@ class CategoryHistories(Groups):
         start, end = self.log.history(rows)
         group = self._group(self.log.user.take(rows), targets)
         events = self.before(group, end)
-        if not self.log.window:
+        if not self.log.meta.get("window"):
             return events
         return self.before(group, start)[1], events[1]

@@ -19,7 +19,7 @@ ROW_SETS = "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1"
 """What a row set may be called, for messages."""
 HOLD_OUTS = "none, uniform<n>, last<n> or a fraction such as 0.1"
 """What a row set that is held out may be called, for messages."""
-CANDIDATE_KINDS = "uniform<n>, popular<n>, hard<n> or given<n>, e.g. uniform20"
+CANDIDATE_KINDS = "uniform<n>, popular<n> or hard<n>, e.g. uniform20; given<n> where the data set has lists"
 """What a kind of candidate lists may be called, for messages."""
 
 _COUNTED = re.compile(r"(first|last|uniform)(\d+)")

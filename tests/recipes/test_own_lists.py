@@ -101,12 +101,12 @@ def test_windows_become_the_events_that_they_were_cut_from(tmp_path):
 
 def test_a_window_that_goes_on_from_no_other_is_told(tmp_path):
     torn = TWO_USERS.replace("a,2 3,5", "a,1 3,5")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match="the list ends") as error:
         make(tmp_path, WINDOWS, {"log.csv": torn})
     assert str(error.value) == (
-        "log.csv line 6, column 'before': the list ends with '1 3', wanted '1 2 3', the end of the row before "
-        "of user 'a' (0 more such rows); mend the order of the rows, or set source.events.windows: begin, "
-        "which makes another user of what follows"
+        "log.csv line 6, column 'before': the list ends with '1 3', wanted '1 2 3', the end of the row "
+        "before of user 'a' (0 more such rows); mend the order of the rows, or set "
+        "source.events.windows: begin, which makes another user of what follows"
     )
     counts, events = make(tmp_path, WINDOWS | {"windows": "begin"}, {"log.csv": torn})
     assert counts["windows_that_begin_a_user"] == 3
@@ -171,8 +171,8 @@ def test_a_faulty_list_of_candidates_stops_it(tmp_path, among, problem):
         "v.jsonl": json.dumps(valid) + "\n",
         "t.jsonl": json.dumps(test) + "\n",
     }
+    parts = {name: {"path": f"{name[0]}.jsonl", **held_out} for name in ("valid", "test")}
     with pytest.raises(ValueError, match=rf"^t\.jsonl row 1, column 'among': {problem} \(0 more"):
-        parts = {name: {"path": f"{name[0]}.jsonl", **held_out} for name in ("valid", "test")}
         make(tmp_path, WINDOWS, files, **parts)
 
 
@@ -192,7 +192,9 @@ def test_a_name_of_several_items_is_refused(tmp_path):
     files = {"items.csv": ITEMS.replace("Two", "One"), "log.csv": "u,before,next\na,Three,One\n"}
     with pytest.raises(ValueError, match=r"items\.csv, column 'name': 'One' is the name of 2 items"):
         make(tmp_path, named, files)
-    with pytest.raises(ValueError, match="named_by='nmae' is no column of items.csv, wanted one of item, ti"):
+    with pytest.raises(
+        ValueError, match=r"named_by='nmae' is no column of items\.csv, wanted one of item, ti"
+    ):
         make(tmp_path, WINDOWS | {"named_by": "nmae"}, files)
 
 
