@@ -28,7 +28,7 @@ class FileSource:
     """A table's file, or the folder of its files, and how text is written there."""
 
     path: str = ""
-    """File or folder of files: .csv, .tsv, .txt, .dat (also .gz) or .parquet. Relative paths start at RAW."""
+    """File or folder of files: .csv, .tsv, .txt, .dat (also .gz), .parquet, .jsonl; relative to RAW."""
     separator: str = ""
     """The character between columns of text; empty: a tab for .tsv, else a comma."""
     quote: str = '"'
@@ -48,7 +48,7 @@ class EventsSource(FileSource):
     """The log: one row an event."""
 
     user: str = "user"
-    """Column of the user's id; ids are text, compared letter by letter."""
+    """Column of the user's id; ids are text, compared letter by letter. Lists may be without (empty)."""
     item: str = "item"
     """Column of the item's id."""
     rating: str = ""
