@@ -70,7 +70,7 @@ def open_files(
     """Opens a table's file, or all files of its folder in the order of their names.
 
     Args:
-        table: events, items or users, for messages.
+        table: events, valid, test, items or users: the section, for messages.
         source: path and form.
         base: where a relative path starts.
         roles: role -> its configuration key and the name of its column; where that is empty, there is none.
@@ -109,7 +109,8 @@ def open_files(
         frame = frame.with_columns(pl.col(AT).cast(pl.Int64) + (number << SHIFT))
         files.append(File(display_name, rows, names, frame, delimited))
     if not sum(file.rows for file in files):
-        raise ValueError(f"{files[0].display_name} has no rows, wanted the {table}")
+        wanted = f"events of {table}" if table in ("valid", "test") else table
+        raise ValueError(f"{files[0].display_name} has no rows, wanted the {wanted}")
     return files
 
 

@@ -148,6 +148,8 @@ def _texts(file: File, events: EventsSource) -> pl.DataFrame:
             chosen.append(_values(column, dtype, events.list_separator, role in OF_AN_EVENT[:3]))
         elif role == "user" and file.names.get("item") == file.names["user"]:
             chosen.append(_values("@item", dtype, events.list_separator, False).list.first().alias(column))
+        elif dtype.is_temporal():
+            chosen.append(pl.col(column))
         else:
             chosen.append(parse.text(column, dtype).alias(column))
     texts = file.frame.select(chosen).collect()

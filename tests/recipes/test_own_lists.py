@@ -74,6 +74,13 @@ def test_lists_of_times_and_ratings_go_with_the_items(tmp_path):
         make(tmp_path, events, {"log.csv": rows.replace("5 2", "5")}, label=label)
 
 
+def test_a_held_out_file_without_rows_is_told(tmp_path):
+    parts = {"valid": {"path": "v.csv"}, "test": {"path": "t.csv"}}
+    files = {"log.csv": "u,list\nb,3 1 2\n", "v.csv": "u,list\na,2 5\n", "t.csv": "u,list\n"}
+    with pytest.raises(ValueError, match=r"^t\.csv has no rows, wanted the events of test$"):
+        make(tmp_path, SEQUENCES, files, **parts)
+
+
 def test_a_faulty_item_of_a_list_is_named_by_its_line(tmp_path):
     text = "u,list\nb,3 1 2\na,2 9 5\n"
     message = r"^log\.csv line 3, column 'list': found '9', wanted an item of items\.csv; mend"
