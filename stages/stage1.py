@@ -94,7 +94,7 @@ class CrmModule(lightning.LightningModule):
 def fields(log: EventLog) -> Fields:
     """Table sizes as `prepare` counted them."""
     sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
-    return Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
+    return Fields(sizes["user"], sizes["item"], log.codes, log.meta["category_field"])
 
 
 def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:

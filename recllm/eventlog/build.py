@@ -71,7 +71,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     events, items, users = canonical.read(tables_folder)
     total, timed = _times(events, config)
     frame, users, items, dropped = _dense(events, users, items, total, timed)
-    columns, rating_levels = _columns(frame, config)
+    columns, rating_levels, shows_labels = _columns(frame, config)
     del frame
     histories = _histories(columns["user"], columns["timestamp"] if timed else None, len(users), config)
     split, order, training = _split(columns, histories, timed, config)
@@ -95,6 +95,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "user_fields": _sizes(users, "user", config.user_fields),
         "item_fields": _sizes(items, "item", config.item_fields),
         "rating_levels": rating_levels,
+        "shows_labels": shows_labels,
         "n_users": FIRST_ID + len(users),
         "n_items": FIRST_ID + len(items),
         "n_events": len(columns["user"]),
@@ -161,6 +162,7 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             f"their users: {counts}"
         )
     sentences += _notes_on_repeats(config, metrics)
+    sentences += _notes_on_histories(config, metrics)
     early = metrics.get("events_before_1973", 0)
     late = metrics.get("events_of_the_future", 0)
     if early or late:
@@ -216,6 +218,29 @@ def _notes_on_repeats(config: PrepareConfig, metrics: dict[str, Any]) -> list[st
     return sentences
 
 
+def _notes_on_histories(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
+    """What of the events in histories is disliked or says nothing, and whether anything shows it."""
+    sentences = []
+    if disliked := metrics.get("unrated_disliked_share", 0.0):
+        shown = "nothing shows it (history_labels=hide)"
+        if metrics["shows_labels"]:
+            shown = "histories mark which are liked and which are not (history_labels=mark)"
+        sentences.append(
+            f"{disliked:.1%} of the events that stand in histories are disliked and have no rating; {shown}"
+        )
+    if unlabeled := metrics.get("unrated_unlabeled_share", 0.0):
+        sentences.append(
+            f"{unlabeled:.1%} of the events that stand in histories have neither rating nor label: "
+            "their items stand there alone"
+        )
+    if hidden := metrics.get("label_beside_rating_share", 0.0):
+        sentences.append(
+            f"{hidden:.1%} of the events have a rating that others have too whose label is the other one: "
+            "histories show the rating alone"
+        )
+    return sentences
+
+
 def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
     """How many events there are, and whether they have times; refuses what needs them where none has."""
     total, without = events.select(pl.len(), null=pl.col("timestamp").null_count()).collect().row(0)
@@ -233,8 +258,13 @@ def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
     return total, timed
 
 
-def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str]]:
-    """Arrays `[N]` of what an event itself is, user to timestamp; and the text of each rating level."""
+def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str], bool]:
+    """Arrays `[N]` of what an event itself is, user to timestamp.
+
+    Returns:
+        The arrays, the text of each rating level, and whether two codes behind those of the levels show the
+        labels of events without a rating.
+    """
     rating = frame["rating"].to_numpy()
     label = frame["label"].fill_null(-1).to_numpy()
     if config.label_threshold is not None:
@@ -244,7 +274,13 @@ def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Arra
         raise ValueError(
             f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
         )
-    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    is_unrated = np.isnan(rating)
+    code = np.where(is_unrated, 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    all_alike = is_unrated.all() and label.min() == label.max()
+    shows_labels = config.history_labels == "mark" and bool((label[is_unrated] >= 0).any()) and not all_alike
+    if shows_labels:
+        for value in (0, 1):
+            code[is_unrated & (label == value)] = len(levels) + 1 + value
     columns = {
         "user": frame["user"].to_numpy(),
         "item": frame["item"].to_numpy(),
@@ -252,7 +288,7 @@ def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Arra
         "label": label,
         "timestamp": frame["timestamp"].to_numpy(),
     }
-    return columns, [f"{level:g}" for level in levels]
+    return columns, [f"{level:g}" for level in levels], shows_labels
 
 
 @dataclass(frozen=True)
@@ -649,6 +685,7 @@ def _metrics(
         metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
         met = candidates.met_before(log, np.flatnonzero(liked))
         metrics["liked_met_before_share"] = float(met.mean()) if len(met) else 0.0
+    metrics |= _shown_in_histories(log)
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
     if config.ties == "strict":
@@ -671,6 +708,26 @@ def _metrics(
         metrics["shared_second_share"] = float(histories.same_second.mean())
         metrics["tied_sample_share"] = float(histories.same_second[log.split[events] != UNUSED].mean())
     return metrics
+
+
+def _shown_in_histories(log: EventLog) -> dict[str, Any]:
+    """Shares of the events whose label their rating does not tell, or that have none, and what shows it."""
+    events = slice(log.n_events)
+    code, label = log.rating[events], log.label[events]
+    levels = len(log.meta["rating_levels"])
+    is_rated = (code > 0) & (code <= levels)
+    liked, disliked = (
+        np.bincount(code[is_rated & (label == value)], minlength=levels + 1) for value in (1, 0)
+    )
+    tells_no_label = (liked > 0) & (disliked > 0)
+    return {
+        "shows_labels": log.shows_labels,
+        "unrated_disliked_share": float((~is_rated & (label == 0)).mean()),
+        "unrated_unlabeled_share": float((~is_rated & (label < 0)).mean()),
+        "label_beside_rating_share": float(
+            (is_rated & (label >= 0) & tells_no_label[code * is_rated]).mean()
+        ),
+    }
 
 
 def _cold_shares(name: str, ids: Array, count: Array, order: dict[str, Array]) -> dict[str, float]:

@@ -33,6 +33,10 @@ class PrepareConfig:
     """`rows`: the history is all rows above (the paper); `strict`: rows of the same second are left out."""
     label_threshold: float | None = None
     """Liked = rating > threshold, in stars; null keeps the labels that the recipe wrote."""
+    history_labels: Literal["mark", "hide"] = "mark"
+    """Labels of events without a rating, in histories: `mark` which of them are liked and which are not, by a
+    code that CRMs read as a rating and by `wording.liked` and `wording.disliked` (nothing where all events
+    are alike, as clicks are); or `hide` it. A rating is always shown, and shown alone."""
     sampled_negatives: int = 0
     """Items drawn as further samples with label 0 for each liked sample: for logs without dislikes (0: none).
     They share its history, time and split, and stand in no history."""

@@ -192,7 +192,7 @@ def test_the_span_of_each_split_and_times_that_no_log_can_have(tmp_path):
     start = 1_600_000_000
     future = 4_000_000_000  # in 2096
     seconds = [0, *(start + number * day for number in range(18)), future]
-    rows = [(user, f"x{n}", None, n % 2, at) for user in "ab" for n, at in enumerate(seconds)]
+    rows = [(user, f"x{n}", float(n % 2), n % 2, at) for user in "ab" for n, at in enumerate(seconds)]
     config = PrepareConfig(min_history=0, candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
     metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
     # 40 samples by time, two at each: 32 train, 4 validate, 4 test
@@ -548,3 +548,67 @@ def test_strict_ties_say_what_they_cost(tmp_path):
     ])  # fmt: skip
     assert metrics["not_sample_same_second"] == ((above >= 5) & (before < 5)).sum() > 0
     assert metrics["notes"][0].startswith("ties=strict")
+
+
+def impressions(*kinds):
+    """Of four users forty events each, one a second; their (rating, label) are `kinds` in turns."""
+    return [(user, f"i{n:02d}", *kinds[n % len(kinds)], n) for user in "abcd" for n in range(40)]
+
+
+SHOWN, SKIPPED, CLICKED, SEEN = (3.0, 1), (None, 0), (None, 1), (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "levels", "codes"),
+    [
+        ([SKIPPED, SKIPPED, SKIPPED, CLICKED], 0, [1, 1, 1, 2]),
+        ([SKIPPED, CLICKED, SEEN], 0, [1, 2, 0]),
+        ([CLICKED, SEEN, CLICKED], 0, [2, 0, 2]),  # with drawn dislikes: views and purchases
+        ([(2.0, 0), (4.0, 1), SKIPPED, CLICKED, SEEN], 2, [1, 2, 3, 4, 0]),
+        ([SHOWN, SKIPPED], 1, [1, 2]),
+    ],
+)
+def test_histories_mark_labels_of_events_without_a_rating(tmp_path, kinds, levels, codes):
+    folder = write(tmp_path, impressions(*kinds))
+    settings = {"min_history": 2, "candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+    settings["sampled_negatives"] = int(kinds == [CLICKED, SEEN, CLICKED])
+    disliked, unlabeled = kinds.count(SKIPPED) / len(kinds), kinds.count(SEEN) / len(kinds)
+    metrics = build_log(folder, tmp_path / "log", PrepareConfig(**settings))
+    log = EventLog.open(tmp_path / "log")
+    assert (log.shows_labels, log.codes) == (True, levels + 2)
+    assert log.rating[: log.n_events].tolist() == [codes[n % len(codes)] for _ in "abcd" for n in range(40)]
+    assert not log.rating[log.n_events :].any()
+    assert metrics["unrated_disliked_share"] == pytest.approx(disliked, abs=0.02)
+    told = f"{metrics['unrated_disliked_share']:.1%} of the events that stand in histories are disliked"
+    assert any(note.startswith(told) and "mark" in note for note in metrics["notes"]) == bool(disliked)
+    told = f"{metrics['unrated_unlabeled_share']:.1%} of the events that stand in histories have neither"
+    assert any(note.startswith(told) for note in metrics["notes"]) == bool(unlabeled)
+
+    metrics = build_log(folder, tmp_path / "hidden", PrepareConfig(history_labels="hide", **settings))
+    hidden = EventLog.open(tmp_path / "hidden")
+    assert (hidden.shows_labels, hidden.codes) == (False, levels)
+    assert (hidden.rating == np.where(log.rating > levels, 0, log.rating)).all()
+    told = "nothing shows it (history_labels=hide)"
+    assert any(told in note for note in metrics["notes"]) == bool(disliked)
+    for name in ("label", "split", "item_count", "item_likes", "training"):
+        assert (getattr(hidden, name) == getattr(log, name)).all()
+
+
+@pytest.mark.parametrize("kinds", [[(2.0, 0), (4.0, 1)], [(2.0, 0), (4.0, 1), SEEN], [CLICKED]])
+def test_where_ratings_or_nothing_tells_labels_no_code_is_added(tmp_path, kinds):
+    settings = {"min_history": 2, "candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+    settings["sampled_negatives"] = int(kinds == [CLICKED])
+    metrics = build_log(write(tmp_path, impressions(*kinds)), tmp_path / "log", PrepareConfig(**settings))
+    log = EventLog.open(tmp_path / "log")
+    assert not log.shows_labels
+    assert log.codes == len(log.meta["rating_levels"])
+    assert not any("disliked" in note and "histories" in note for note in metrics["notes"])
+
+
+def test_a_rating_that_does_not_tell_the_label_is_told(tmp_path):
+    """Ratings of 2 and 4, and a label of its own; a third of the events has a rating of one label."""
+    kinds = [(2.0, 0), (4.0, 1), (4.0, 0)]
+    metrics = build_log(write(tmp_path, impressions(*kinds)), tmp_path / "log", CONFIG)
+    share = np.mean([n % 3 > 0 for n in range(40)])
+    told = f"{share:.1%} of the events have a rating that others have too whose label is the other one"
+    assert any(note.startswith(told) for note in metrics["notes"])
