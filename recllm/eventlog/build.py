@@ -96,6 +96,9 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "item_fields": _sizes(items, "item", config.item_fields),
         "rating_levels": rating_levels,
         "shows_labels": shows_labels,
+        "draws_met": config.draws_met,
+        "ranks_repeats": config.repeats == "keep",
+        "repeats": _repeats(columns, len(item_count)),
         "n_users": FIRST_ID + len(users),
         "n_items": FIRST_ID + len(items),
         "n_events": len(columns["user"]),
@@ -199,21 +202,18 @@ def _notes_on_repeats(config: PrepareConfig, metrics: dict[str, Any]) -> list[st
             "repeats=leave_out: liked samples of items that their users had met before are no ranking rows: "
             f"{shares}"
         )
-    kept = {name: metrics.get(f"ranking_{name}_met_before", 0) for name in ("valid", "test")}
-    if any(kept.values()):
-        shares = ", ".join(
-            f"{count / metrics[f'ranking_{name}_rows']:.1%} of {metrics[f'ranking_{name}_rows']:,} {name}"
-            for name, count in kept.items()
-            if count
-        )
-        sentences.append(
-            "repeats=keep: ranking rows whose target the user had met before, as no other candidate, so that "
-            f"the history tells the answer: {shares}"
-        )
+    for name in ("valid", "test"):
+        if kept := metrics.get(f"ranking_{name}_met_before", 0):
+            rows = metrics[f"ranking_{name}_rows"]
+            others = metrics[f"ranking_{name}_candidates_met_before_share"]
+            sentences.append(
+                f"repeats=keep: the target of {kept / rows:.1%} of {rows:,} {name} ranking rows was met "
+                f"before, and {others:.1%} of the other candidates: see the row 'met-before'"
+            )
     if share := metrics.get("liked_met_before_share", 0.0):
         sentences.append(
-            f"{share:.1%} of the liked samples are of an item that the user had met before, no drawn one is: "
-            "there the history tells the label"
+            f"{share:.1%} of the liked samples are of an item that the user had met before, "
+            f"{metrics['drawn_met_before_share']:.1%} of the drawn ones: see the row 'met-before'"
         )
     return sentences
 
@@ -289,6 +289,12 @@ def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Arra
         "timestamp": frame["timestamp"].to_numpy(),
     }
     return columns, [f"{level:g}" for level in levels], shows_labels
+
+
+def _repeats(columns: dict[str, Array], items: int) -> int:
+    """How many events are of an item that their user had met before."""
+    pairs = columns["user"].astype(np.int64) * items + columns["item"]
+    return len(pairs) - len(np.unique(pairs))
 
 
 @dataclass(frozen=True)
@@ -570,13 +576,13 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def _row_orders(
     log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series
-) -> dict[str, int]:
+) -> dict[str, float]:
     """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold.
 
     Raises:
         ValueError: no row can be ranked, as the users have met nearly everything.
     """
-    metrics: dict[str, int] = {}
+    metrics: dict[str, float] = {}
     most = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
     liked = {}
     for name, rows in order.items():
@@ -602,9 +608,14 @@ def _row_orders(
             metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
             met = int(candidates.met_before(log, ranking).sum()) if config.repeats == "keep" else 0
             metrics[f"ranking_{name}_met_before"] = met
+            metrics[f"ranking_{name}_candidates_met_before_share"] = 0.0
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
             _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
+            if kind == "uniform" and log.draws_met and len(ranking):
+                others = candidates.met_before(log, ranking, lists) & (lists != log.item[ranking, None])
+                share = others.sum() / (len(ranking) * (config.candidates - 1))
+                metrics[f"ranking_{name}_candidates_met_before_share"] = float(share)
     return metrics
 
 
@@ -621,8 +632,11 @@ def _without_repeats(
         return liked, {}
     new = liked[~candidates.met_before(log, liked)]
     if not len(new):
-        keeping_helps = candidates.have_new_items(log, liked, config.candidates - 1).any()
-        mend = "repeats=keep" if keeping_helps else "ranking_valid_rows=0 prepare.ranking_test_rows=0"
+        # Then other candidates may be items that were met, too.
+        keeping_helps = (log.item_count > 0).sum() - (
+            log.item_count[log.item[liked]] > 0
+        ) >= config.candidates - 1
+        mend = "repeats=keep" if keeping_helps.any() else "ranking_valid_rows=0 prepare.ranking_test_rows=0"
         raise ValueError(
             f"prepare.repeats=leave_out, but all {len(liked):,} liked {name} samples are of items that their "
             f"users had met before, wanted others to rank; ARGS='prepare.{mend}'"
@@ -685,6 +699,10 @@ def _metrics(
         metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
         met = candidates.met_before(log, np.flatnonzero(liked))
         metrics["liked_met_before_share"] = float(met.mean()) if len(met) else 0.0
+        metrics["drawn_met_before_share"] = 0.0
+        if log.draws_met and len(log.user) > log.n_events:
+            drawn = candidates.met_before(log, np.arange(log.n_events, len(log.user)))
+            metrics["drawn_met_before_share"] = float(drawn.mean())
     metrics |= _shown_in_histories(log)
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())

@@ -55,9 +55,17 @@ class PrepareConfig:
     """Liked test samples that carry the ranking task, at most."""
     repeats: Literal["leave_out", "keep"] = "leave_out"
     """Samples of an item that the user had met before: `leave_out` of the ranking rows, as no other item of a
-    list ever is, so that the history alone tells the answer; or `keep` them."""
+    list is, so that the history alone would tell the answer; or `keep` them, see `draw_met`."""
+    draw_met: bool | None = None
+    """Whether other candidates and drawn dislikes may be items that the user had met before, the sample's own
+    item apart; null: with `repeats=keep`. The system `met-before` reads nothing else."""
     candidates: int = 20
     """Items in a ranking row's list, the target included."""
+
+    @property
+    def draws_met(self) -> bool:
+        """`draw_met`, with what null means."""
+        return self.repeats == "keep" if self.draw_met is None else self.draw_met
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -70,6 +78,8 @@ class PrepareConfig:
         wanted = f"one of item_fields {self.item_fields}"
         check(self.category in self.item_fields, "prepare.category", self.category, wanted)
         check(self.candidates >= 2, "prepare.candidates", self.candidates, "2 or more items")
+        wanted = "false or null with prepare.repeats=leave_out, where no target of a list was met before"
+        check(not (self.draw_met and self.repeats == "leave_out"), "prepare.draw_met", True, wanted)
         for name, unit in (
             ("min_history", "events"),
             ("sampled_negatives", "items"),

@@ -118,6 +118,21 @@ class EventLog:
         return bool(self.meta.get("shows_labels", False))
 
     @property
+    def repeats(self) -> int:
+        """How many events are of an item that their user had met before."""
+        return int(self.meta.get("repeats", 0))
+
+    @property
+    def ranks_repeats(self) -> bool:
+        """Whether such events are rows of the ranking task (`prepare.repeats`)."""
+        return bool(self.meta.get("ranks_repeats", False))
+
+    @property
+    def draws_met(self) -> bool:
+        """Whether negatives may be items that the user had met before (`prepare.draw_met`)."""
+        return bool(self.meta.get("draws_met", False))
+
+    @property
     def codes(self) -> int:
         """How many codes `rating` has beside 0."""
         return len(self.meta["rating_levels"]) + (2 if self.shows_labels else 0)
