@@ -121,7 +121,7 @@ class Manifest:
 def describe_outputs(folder: Path, paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Path (relative to `folder`), size in bytes and SHA-256 of each file; folders are walked.
 
-    A file whose name begins with a dot is a run's own bookkeeping and no output, even where a pattern finds it.
+    A file whose name begins with a dot is a run's own bookkeeping, and no output where a pattern finds it.
     """
     found = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
     files = sorted({file for file in found if file.is_file() and not file.name.startswith(".")})

@@ -122,7 +122,7 @@ def test_failing_work_leaves_no_manifest(make_stage, capsys):
 
 
 def test_a_remade_stage_lists_none_of_its_own_bookkeeping(make_stage):
-    """A stage that finds its outputs by a pattern, as the event log does, is finished when it is remade, too."""
+    """A stage that finds its outputs by a pattern, as the event log does, is finished when remade, too."""
 
     def writes(run):
         (run.folder / "meta.json").write_text("{}")
