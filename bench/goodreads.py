@@ -94,7 +94,7 @@ def _events(rng: np.random.Generator, ids: Array, rows: int, reviews: bool) -> p
     book = book[np.lexsort((book, user))]
     base = user * (len(ids) + size) - (np.arange(size) - np.searchsorted(user, user))
     book = np.maximum.accumulate(book + base) - base
-    known = (rng.random(size) >= UNKNOWN) & (book < len(ids))
+    is_known = (rng.random(size) >= UNKNOWN) & (book < len(ids))
     place = np.minimum(book, len(ids) - 1)
     liking = rng.normal(3.6, 0.8, size) + rng.normal(0, 0.6, len(ids))[place]
     liking += 0.8 * (place % len(GENRES) == rng.integers(0, len(GENRES), users)[user])
@@ -105,8 +105,8 @@ def _events(rng: np.random.Generator, ids: Array, rows: int, reviews: bool) -> p
     events = pl.DataFrame(
         {
             "user": names[user],
-            "book": np.where(known, ids[place], 21 * len(ids) + book),
-            "known": known,
+            "book": np.where(is_known, ids[place], 21 * len(ids) + book),
+            "known": is_known,
             "read": state >= UNREAD,
             "rating": np.where(state < UNREAD + UNRATED, 0, np.clip(np.rint(liking), 1, 5)).astype(np.int64),
             "added": pl.Series(added).set(pl.Series(dates < NO_DATE), None),
@@ -283,9 +283,9 @@ def _quoted(value: pl.Expr) -> pl.Expr:
 
 
 def _one_of(texts: Sequence[str], place: pl.Expr, encode: bool = True) -> pl.Expr:
-    """The text of a place, turning over; encoded as JSON, in ASCII as in the source."""
-    known = [json.dumps(text) for text in texts] if encode else list(texts)
-    return (place % len(known)).replace_strict(list(range(len(known))), known, return_dtype=pl.String)
+    """The text of a place, turning over; choices as JSON, in ASCII as in the source."""
+    choices = [json.dumps(text) for text in texts] if encode else list(texts)
+    return (place % len(choices)).replace_strict(list(range(len(choices))), choices, return_dtype=pl.String)
 
 
 def _publish(lines: pl.LazyFrame, path: Path) -> None:

@@ -46,29 +46,29 @@ def make_log(lengths: Rows) -> EventLog:
 
 def one_by_one(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
     """NumPy, a query at a time."""
-    found = []
+    lists = []
     for first, rows in load:
         history = table[log.item[first : rows[-1]]]
         for row in rows.tolist():
             score = history[: row - first] @ table[log.item[row]]
             best = np.argpartition(-score, K - 1)[:K] if len(score) > K else np.arange(len(score))
-            found.append(
+            lists.append(
                 np.pad(first + best[np.argsort(-score[best])], (0, K - len(best)), constant_values=-1)
             )
-    return np.stack(found)
+    return np.stack(lists)
 
 
 def topk(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
     """For each block of a user's queries a product with the history, -inf above the diagonal, torch.topk."""
-    found = []
+    lists = []
     for first, rows in load:
         history = torch.from_numpy(table[log.item[first : rows[-1]]])
         for low in range(0, len(rows), BLOCK):
             part = rows[low : low + BLOCK]
             score = torch.from_numpy(table[log.item[part]]) @ history[: part[-1] - first].T
             later = torch.arange(score.shape[1]) >= torch.from_numpy(part - first)[:, None]
-            found.append(_top(score.masked_fill_(later, -torch.inf), first))
-    return np.concatenate(found)
+            lists.append(_top(score.masked_fill_(later, -torch.inf), first))
+    return np.concatenate(lists)
 
 
 def _top(score: torch.Tensor, first: int) -> Rows:
@@ -80,7 +80,7 @@ def _top(score: torch.Tensor, first: int) -> Rows:
 def faiss_merged(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
     """FAISS over the rows before a block, all of them allowed; a masked product inside; both merged."""
     faiss.cvar.distance_compute_blas_threshold = 20  # as it comes (128,000), no BLAS is used for such sizes
-    found = []
+    lists = []
     for first, rows in load:
         for low in range(0, len(rows), BLOCK):
             part = rows[low : low + BLOCK]
@@ -97,21 +97,21 @@ def faiss_merged(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
             order = np.argsort(-values, axis=1, kind="stable")[:, :K]
             values, places = (np.take_along_axis(x, order, 1) for x in (values, places))
             places = np.where(np.isneginf(values), -1, places)
-            found.append(np.pad(places, ((0, 0), (0, K - places.shape[1])), constant_values=-1))
-    return np.concatenate(found)
+            lists.append(np.pad(places, ((0, 0), (0, K - places.shape[1])), constant_values=-1))
+    return np.concatenate(lists)
 
 
 def faiss_ranges(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
     """A flat FAISS index of a user's events; each query may see the range before it."""
-    found = []
+    lists = []
     for first, rows in load:
         index = faiss.IndexFlatIP(DIMENSIONS)
         index.add(table[log.item[first : rows[-1]]])
         for row in rows.tolist():
             allowed = faiss.SearchParameters(sel=faiss.IDSelectorRange(0, row - first))
             _, place = index.search(table[log.item[[row]]], K, params=allowed)
-            found.append(np.where(place[0] < 0, -1, first + place[0]))
-    return np.stack(found)
+            lists.append(np.where(place[0] < 0, -1, first + place[0]))
+    return np.stack(lists)
 
 
 def batched(log: EventLog, table: NDArray[Any], load: Histories) -> Rows:
@@ -135,9 +135,9 @@ def measure(log: EventLog, load: Histories) -> dict[str, Any]:
     double = table.astype(np.float64)
     target = double[log.item[np.concatenate([rows for _, rows in load])]]
 
-    def scores(found: Rows) -> NDArray[np.float64]:
-        products = np.einsum("qd,qkd->qk", target, double[log.item[np.maximum(found, 0)]])
-        return np.sort(np.where(found >= 0, products, -np.inf), axis=1)
+    def scores(neighbors: Rows) -> NDArray[np.float64]:
+        products = np.einsum("qd,qkd->qk", target, double[log.item[np.maximum(neighbors, 0)]])
+        return np.sort(np.where(neighbors >= 0, products, -np.inf), axis=1)
 
     exact = scores(one_by_one(log, double, load))
     seconds: dict[str, float] = {}
@@ -145,9 +145,9 @@ def measure(log: EventLog, load: Histories) -> dict[str, Any]:
     for _ in range(ROUNDS):
         for name, way in WAYS.items():
             begin = time.process_time()
-            found = way(log, table, load)
+            neighbors = way(log, table, load)
             seconds[name] = min(time.process_time() - begin, seconds.get(name, np.inf))
-            same[name] = float(np.isclose(scores(found), exact, rtol=0, atol=1e-5).all(1).mean())
+            same[name] = float(np.isclose(scores(neighbors), exact, rtol=0, atol=1e-5).all(1).mean())
     return {
         name: {"us_a_query": round(1e6 * seconds[name] / len(exact), 2), "same_scores": round(same[name], 6)}
         for name in WAYS

@@ -69,14 +69,14 @@ def run(checkout: Path, command: str) -> Path:
 
 def traces(artifacts: Path) -> dict[str, bytes]:
     """Stage folder and file -> content of every trace; rows of results as canonical JSON."""
-    found = {}
+    contents = {}
     for name in TRACES:
         for path in artifacts.rglob(name):
-            found[path.relative_to(artifacts).as_posix()] = path.read_bytes()
+            contents[path.relative_to(artifacts).as_posix()] = path.read_bytes()
     for path in artifacts.glob("*/results.json"):
         rows = [_comparable(row) for row in json.loads(path.read_text())]
-        found[path.relative_to(artifacts).as_posix()] = json.dumps(rows, indent=1, sort_keys=True).encode()
-    return found
+        contents[path.relative_to(artifacts).as_posix()] = json.dumps(rows, indent=1, sort_keys=True).encode()
+    return contents
 
 
 def _comparable(row: dict) -> dict:

@@ -99,7 +99,7 @@ def check(root: Path) -> dict[str, Any]:
         score is more than 1e-5 above the next (`with_a_gap`), how many name the same events (`same_events`).
     """
     log = EventLog.open(root / "log")
-    found = np.load(root / "neighbors.npy", mmap_mode="r")
+    stored = np.load(root / "neighbors.npy", mmap_mode="r")
     table = np.load(root / "vectors.npy").astype(np.float64)
     rows = np.random.default_rng(0).choice(np.flatnonzero(log.split != UNUSED), CHECKED, replace=False)
     worst, gaps, same = 0.0, 0, 0
@@ -108,7 +108,7 @@ def check(root: Path) -> dict[str, Any]:
         score = table[log.item[start:end]] @ table[log.item[row]]
         order = np.argsort(-score)
         best = np.full(K, np.nan)
-        got = found[row].astype(np.int64) - start
+        got = stored[row].astype(np.int64) - start
         inside = (got >= 0) & (got < end - start)
         best[inside] = score[got[inside]]
         wanted = score[order[:K]]

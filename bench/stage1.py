@@ -139,13 +139,13 @@ def trained_by(name: str) -> list[str]:
 
 def commands() -> dict[str, list[str]]:
     """Every system's command; the folder, the threads and `--whole` follow."""
-    found = {f"recllm {name}": trained_by(name) for name in OURS}
+    by_system = {f"recllm {name}": trained_by(name) for name in OURS}
     for peer, (module, models) in PEERS.items():
         python = PLACE / peer / "bin" / "python"
         if not python.exists():
             raise SystemExit(f"error: no environment for {peer} at {python}; run `make bench-stage1`")
-        found |= {f"{peer} {model}": [str(python), "-m", module, model] for model in models}
-    return found
+        by_system |= {f"{peer} {model}": [str(python), "-m", module, model] for model in models}
+    return by_system
 
 
 def call(command: list[str], folder: Path, threads: int, *words: str) -> dict[str, float]:
@@ -170,10 +170,10 @@ Rates = dict[str, dict[str, dict[str, float]]]
 def one_round(folder: Path, threads: list[int], best: Rates) -> None:
     """Every system once by threads, taking turns; `best` keeps the best rates."""
     for count in threads:
-        held = best.setdefault(f"{count} threads", {})
+        rates = best.setdefault(f"{count} threads", {})
         for system, command in commands().items():
             got = call(command, folder, count)
-            held[system] = {clock: round(max(got[clock], held.get(system, got)[clock])) for clock in CLOCKS}
+            rates[system] = {clock: round(max(got[clock], rates.get(system, got)[clock])) for clock in CLOCKS}
 
 
 def over_peers(best: Rates) -> Rates:
@@ -181,12 +181,12 @@ def over_peers(best: Rates) -> Rates:
     return {
         count: {
             f"{name} / {peer}": {
-                clock: round(held[f"recllm {name}"][clock] / held[peer][clock], 2) for clock in CLOCKS
+                clock: round(rates[f"recllm {name}"][clock] / rates[peer][clock], 2) for clock in CLOCKS
             }
             for name, peers in AGAINST.items()
             for peer in peers
         }
-        for count, held in best.items()
+        for count, rates in best.items()
     }
 
 

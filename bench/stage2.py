@@ -128,10 +128,11 @@ def reclora(lm: Any, **arguments: Any) -> Any:
 class Loop(nn.Module):
     """W x + s sum_k alpha_k B_k A_k x, k by k; the gate is RecLoRA's."""
 
-    def __init__(self, base: nn.Linear, opened: list[Tensor]) -> None:
-        """Wraps a layer; `opened` holds alpha of the forward in progress."""
+    def __init__(self, base: nn.Linear, alphas: list[Tensor]) -> None:
+        """Wraps a layer; `alphas` holds alpha of the forward in progress."""
         super().__init__()
-        self.base, self.opened = base, opened
+        self.base = base
+        self.alphas = alphas
         bound = base.in_features**-0.5
         self.a = nn.ParameterList(
             torch.empty(R, base.in_features).uniform_(-bound, bound) for _ in range(NUM_META)
@@ -140,7 +141,8 @@ class Loop(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[batch, seq, d_in]` to `[batch, seq, d_out]`."""
-        y, alpha = self.base(x), self.opened[0]
+        y = self.base(x)
+        alpha = self.alphas[0]
         for k in range(NUM_META):
             y = y + 2.0 * NUM_META * alpha[:, k, None, None] * F.linear(F.linear(x, self.a[k]), self.b[k])
         return y
@@ -150,16 +152,16 @@ def looped(lm: Any, batch: Batch, device: str) -> Step:
     """The step with a loop over k."""
     from recllm.reclora import Gate
 
-    opened: list[Tensor] = []
+    alphas: list[Tensor] = []
     gate = Gate(1, RecLoraConfig(r=R, num_meta=NUM_META, representation_dim=DIM))
     for name, module in list(lm.named_modules()):
         if name.rsplit(".", 1)[-1] in TARGETS:
             parent, child = name.rsplit(".", 1)
-            setattr(lm.get_submodule(parent), child, Loop(module, opened))
+            setattr(lm.get_submodule(parent), child, Loop(module, alphas))
     whole = nn.ModuleList([lm, gate]).to(device)
 
     def loss() -> Tensor:
-        opened[:] = [gate(batch["representation"][:, None])[0, :, 0]]
+        alphas[:] = [gate(batch["representation"][:, None])[0, :, 0]]
         return answer_loss(answer_logits(lm, batch["prompt"]), batch["label"], YES, NO)
 
     return step_of(whole, loss)

@@ -86,10 +86,10 @@ def whole_logps(model: Any, batch: dict[str, Tensor], count: int) -> Tensor:
     """Summed log-probabilities `[B, count]` from logits over the vocabulary at every position."""
     output = model(batch["input_ids"], attention_mask=torch.ones_like(batch["input_ids"]), use_cache=False)
     logits, labels = output.logits[:, :-1].float(), batch["labels"][:, 1:].clone()
-    told = labels != -100
-    labels[~told] = 0
+    is_scored = labels != -100
+    labels[~is_scored] = 0
     logps = logits.log_softmax(-1).gather(2, labels[:, :, None])[:, :, 0]
-    return (logps * told).sum(1).view(-1, count)
+    return (logps * is_scored).sum(1).view(-1, count)
 
 
 def work(arm: str, count: int, sizes: argparse.Namespace, device: str) -> Callable[[], Tensor]:
@@ -177,16 +177,16 @@ def child(arm: str, count: int, sizes: argparse.Namespace) -> dict[str, Any]:
     process.start()
     there.close()
     try:
-        found: dict[str, Any] = here.recv()
+        figures: dict[str, Any] = here.recv()
     except EOFError:
         raise SystemExit(f"error: {arm} with {count} titles a row ended without a result") from None
     process.join()
-    return found
+    return figures
 
 
 def middle(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The median times and memory of several rounds."""
-    medians = {name: float(np.median([found[name] for found in rounds])) for name in ("wall", "cpu", "peak")}
+    medians = {name: float(np.median([one[name] for one in rounds])) for name in ("wall", "cpu", "peak")}
     return medians | {"result": rounds[0]["result"]}
 
 
@@ -194,8 +194,8 @@ def compare(first: str, second: str, count: int, sizes: argparse.Namespace) -> d
     """Two arms by turns: seconds of each, how many times the second is faster, memory beyond the model."""
     rounds: dict[str, list[dict[str, Any]]] = {first: [], second: []}
     for _ in range(ROUNDS):
-        for arm, found in rounds.items():
-            found.append(child(arm, count, sizes))
+        for arm, measured in rounds.items():
+            measured.append(child(arm, count, sizes))
     one, two = (middle(rounds[arm]) for arm in (first, second))
     error = np.abs(np.subtract(one["result"], two["result"])).max()
     if error > 1e-3 * max(1.0, np.abs(one["result"]).max()):
@@ -220,15 +220,16 @@ def main() -> None:
     steps = {}
     scoring = compare("score-released", "score-shared", CANDIDATES, sizes)
     for k in KINDS:
-        found = compare("released", "shared", 1 + k, sizes)
+        figures = compare("released", "shared", 1 + k, sizes)
         for clock, name in (("seconds", "faster"), ("cpu_seconds", "faster_cpu")):
-            both = found[clock]["shared"] + scoring[clock]["score-shared"]
-            found[f"{name}_with_reference"] = found[clock]["released"] / both
-        steps[k] = found
+            both = figures[clock]["shared"] + scoring[clock]["score-shared"]
+            figures[f"{name}_with_reference"] = figures[clock]["released"] / both
+        steps[k] = figures
         print(
-            f"K = {k:>2}: {found['faster']:.1f}x ({found['faster_cpu']:.1f}x of CPU time); "
-            f"{found['faster_with_reference']:.1f}x with the reference of one pass; peak "
-            f"{found['peak_mb']['released']:,.0f} against {found['peak_mb']['shared']:,.0f} MB", flush=True,
+            f"K = {k:>2}: {figures['faster']:.1f}x ({figures['faster_cpu']:.1f}x of CPU time); "
+            f"{figures['faster_with_reference']:.1f}x with the reference of one pass; peak "
+            f"{figures['peak_mb']['released']:,.0f} against {figures['peak_mb']['shared']:,.0f} MB",
+            flush=True,
         )  # fmt: skip
     print(f"scoring {CANDIDATES} candidates: {scoring['faster']:.1f}x ({scoring['faster_cpu']:.1f}x)")
     about = vars(sizes) | {

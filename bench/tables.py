@@ -76,9 +76,9 @@ def measure(way: str, rows: int) -> dict[str, float]:
         cpu.append(time.process_time() - own)
         wall.append(time.perf_counter() - begin)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    held = 3 * 4 * rows * DIM / 1e9
+    table_gb = 3 * 4 * rows * DIM / 1e9
     spent = {"cpu_seconds": statistics.median(cpu[2:]), "wall_seconds": statistics.median(wall[2:])}
-    return spent | {"peak_gb": peak, "table_and_moments_gb": held}
+    return spent | {"peak_gb": peak, "table_and_moments_gb": table_gb}
 
 
 def main(rounds: int) -> None:

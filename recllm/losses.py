@@ -26,6 +26,8 @@ PREFERENCE_LOSSES = ("softmax-dpo", "dpo-pairwise", "dmpo", "mppo")
 """Names that `preference_loss` knows."""
 REFERENCE_FREE = ("mppo",)
 """Those of them that read no reference."""
+OF_ALL_ROWS = ("reward_chosen", "chosen_logp")
+"""Figures of `preference_statistics` that rows without a rejected candidate count in."""
 
 
 def softmax_dpo(
@@ -226,6 +228,18 @@ def preference_statistics(
         kl = _candidate_kl(policy_logps.to(dtype), reference_logps.to(dtype), present)
         statistics["kl"] = mean_compared(kl)
     return statistics
+
+
+def num_rows(name: str, mask: Tensor) -> int:
+    """How many rows a figure of `preference_statistics` is a mean over.
+
+    Args:
+        name: of the figure.
+        mask: bool `[B, 1 + K]`, as for `softmax_dpo`.
+    """
+    if name in OF_ALL_ROWS:
+        return len(mask)
+    return int(mask[:, 1:].any(dim=1).sum())
 
 
 def _candidate_kl(policy_logps: Tensor, reference_logps: Tensor, present: Tensor) -> Tensor:

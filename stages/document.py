@@ -57,7 +57,7 @@ COLORS = {
 }
 """Kind -> fill and line."""
 
-SAID = {
+SENTENCES = {
     "stages": "One file a stage, read from top to bottom; run by make.",
     "data": "One recipe a published data set; run by make.",
     "bench": "Speed and memory, measured.",
@@ -89,7 +89,7 @@ def import_graph(root: Path) -> dict[str, set[str]]:
     folders = sorted(path.name for path in (root / "recllm").iterdir() if list(path.glob("*.py")))
     graph: dict[str, set[str]] = {room: set() for room in (*folders, "stages", "data", "bench")}
     for room in graph:
-        folder = root / room if room in SAID else root / "recllm" / room
+        folder = root / room if room in SENTENCES else root / "recllm" / room
         for path in sorted(folder.rglob("*.py")):
             for module in imported_modules(path):
                 package, _, inner = module.partition(".")
@@ -120,18 +120,18 @@ def levels(graph: dict[str, set[str]]) -> dict[str, int]:
 
     What no room imports (the folders that are run) stands on top.
     """
-    found: dict[str, int] = {GROUND: -1}
+    numbers: dict[str, int] = {GROUND: -1}
 
     def level(room: str) -> int:
-        if room not in found:
-            found[room] = 1 + max((level(other) for other in graph[room]), default=-1)
-        return found[room]
+        if room not in numbers:
+            numbers[room] = 1 + max((level(other) for other in graph[room]), default=-1)
+        return numbers[room]
 
     top = max(level(room) for room in graph)
-    for room in SAID:
-        found[room] = top
-    del found[GROUND]
-    return found
+    for room in SENTENCES:
+        numbers[room] = top
+    del numbers[GROUND]
+    return numbers
 
 
 def direct_arrows(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
@@ -152,8 +152,8 @@ def direct_arrows(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
 
 def sentence(root: Path, room: str) -> str:
     """What a room says of itself: the first line of its docstring."""
-    if room in SAID:
-        return SAID[room]
+    if room in SENTENCES:
+        return SENTENCES[room]
     docstring = ast.get_docstring(ast.parse((root / "recllm" / room / "__init__.py").read_text()))
     return (docstring or "").partition("\n")[0].replace("`", "")
 

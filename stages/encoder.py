@@ -56,7 +56,7 @@ class MaskedModule(lightning.LightningModule):
         return (losses * batch["weight"]).sum() / batch["expected"]
 
     def training_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
-        """One optimizer step."""
+        """The loss of a step."""
         self.model.train()
         return {"loss": self.loss(batch)}
 
@@ -122,10 +122,10 @@ def texts_of(log: EventLog, pieces: Pieces, history: int, context: int) -> docum
 
     Those of more than `context` tokens are left out, and it is said how many.
     """
-    told = documents.timelines(log, pieces, np.flatnonzero(log.train_events()), history)
+    timelines = documents.timelines(log, pieces, np.flatnonzero(log.train_events()), history)
     descriptions = documents.descriptions(pieces, np.flatnonzero(log.item_count).astype(np.int32))
-    padding = told.shape[1] - descriptions.shape[1]
-    matrix = np.concatenate([told, np.pad(descriptions, ((0, 0), (0, padding)))])
+    padding = timelines.shape[1] - descriptions.shape[1]
+    matrix = np.concatenate([timelines, np.pad(descriptions, ((0, 0), (0, padding)))])
     fits = pieces.lengths[matrix].sum(1) <= context
     if not fits.all():
         say(f"{(~fits).sum():,} of {len(fits):,} texts are longer than {context} tokens and left out")
@@ -138,8 +138,8 @@ def pretrain(run: Run, model: Any, texts: Texts, lengths: NDArray[np.int64]) -> 
     """Train on masked tokens; the last hundredth of the texts is held out for the curve."""
     training, seed = run.config.encoder.training, run.config.encoder.seed
     order = np.random.default_rng([seed, 0]).permutation(len(lengths))
-    held = max(2, len(order) // 100)
-    count = len(order) - held
+    num_held_out = max(2, len(order) // 100)
+    count = len(order) - num_held_out
     read, checked = order[:count], order[count:]
     settings = FitConfig(
         epochs=training.tokens / float(lengths[read].sum()),
@@ -155,7 +155,7 @@ def pretrain(run: Run, model: Any, texts: Texts, lengths: NDArray[np.int64]) -> 
     loaders = Loaders(
         train=lambda step, rank, world: texts(read[stream.indices(step)], [seed, 1, step], rank, world),
         steps=steps,
-        valid=[(lambda indices: texts(checked[indices], [seed, 2, int(indices[0])]), held)],
+        valid=[(lambda indices: texts(checked[indices], [seed, 2, int(indices[0])]), num_held_out)],
         valid_batch=64,
     )
     module = MaskedModule(model, settings, steps)

@@ -63,7 +63,7 @@ class PretrainModule(lightning.LightningModule):
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Mean weighted loss in nats; the head runs only where a token has weight.
 
-        The divisor is the text's mean weight, not the batch's, so that processes with unequal shares add up.
+        The divisor is the text's mean weight, not the batch's, so that the parts of a batch add up.
         """
         ids, weights = batch["ids"], batch["weights"][:, 1:]
         scored = weights > 0
@@ -73,9 +73,9 @@ class PretrainModule(lightning.LightningModule):
         return (losses * weights[scored]).sum() / (weights.numel() * self.mean_weight)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
-        """One optimizer step."""
+        """The loss of a step."""
         self.model.train()
-        return {"loss": self.loss(batch)}
+        return {"loss": self.loss(batch) * batch["loss_scale"]}
 
     def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
         """Negative loss on held-out blocks of training text (higher is better, as all monitors)."""
@@ -89,73 +89,81 @@ class PretrainModule(lightning.LightningModule):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What of the log the text may tell."""
+class TextRows:
+    """What of the log the text is made of."""
 
     events: NDArray[np.bool_]
     """`[N]`, training events that are not held out."""
-    asked: Rows
+    questions: Rows
     """Training samples that stand as questions with answers."""
 
     @classmethod
-    def of(cls, run: Run, log: EventLog) -> Told:
-        """The subsample is asked; in place of what of it is held out, as many of the other samples are.
+    def open(cls, run: Run, log: EventLog) -> TextRows:
+        """The subsample's questions; in place of those held out, as many of the other samples'.
 
         Raises:
             StageError: all samples are held out.
         """
-        events, asked = log.train_events().copy(), log.rows("train", run.config.subsample)
-        if (held := run.config.lm.training.hold_out) != "none":
-            rows = log.rows("train", held)
+        events = log.train_events().copy()
+        questions = log.rows("train", run.config.subsample)
+        hold_out = run.config.lm.training.hold_out
+        if hold_out != "none":
+            rows = log.rows("train", hold_out)
             events[log.anchors(rows)] = False
             order = log.rows("train", "1.0")
-            others = order[~np.isin(order, np.concatenate([asked, rows]))]
-            kept = asked[~np.isin(asked, rows)]
-            asked = np.concatenate([kept, others])[: len(asked)]
-            if not len(asked):
+            others = order[~np.isin(order, np.concatenate([questions, rows]))]
+            remaining = questions[~np.isin(questions, rows)]
+            questions = np.concatenate([remaining, others])[: len(questions)]
+            if not len(questions):
                 raise StageError(
-                    f"lm.training.hold_out={held} leaves none of {len(order):,} training samples to tell of; "
-                    "wanted fewer, e.g. ARGS=lm.training.hold_out=0.1"
+                    f"lm.training.hold_out={hold_out} leaves none of {len(order):,} training samples to tell "
+                    "of; wanted fewer, e.g. ARGS=lm.training.hold_out=0.1"
                 )
-        return cls(events, asked)
+        return cls(events, questions)
 
 
-def first_phase(run: Run, log: EventLog, prompts: Prompts, told: Told) -> Kinds:
-    """Cards, timelines of all events that may be told, and questions with recent histories."""
+def first_phase(run: Run, log: EventLog, prompts: Prompts, text_rows: TextRows) -> Kinds:
+    """Descriptions, timelines of all events that are not held out, and questions with recent histories."""
     config = run.config
     k = config.prompt.history
     items = np.flatnonzero(log.item_count).astype(np.int32)
-    timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(told.events), 2 * k)
+    timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(text_rows.events), 2 * k)
     # Blocks are read in random order until the budget is spent: of a large log most would be packed in vain.
     share = 2 * config.lm.training.text_tokens / max(1, _tokens(prompts, [timelines]))
     if share < 1:
         timelines = _thinned(timelines, share, config.lm.seed)
     story = [documents.descriptions(prompts.pieces, items), timelines]
-    asked = documents.questions(prompts, told.asked, log.recent(told.asked, k), told.events)
+    questions = documents.questions(
+        prompts, text_rows.questions, log.recent(text_rows.questions, k), text_rows.events
+    )
     share = config.lm.training.question_share
-    return [(matrix, 1.0) for matrix in (*story, *_repeated(prompts, asked, story, share))]
+    return [(matrix, 1.0) for matrix in (*story, *_repeated(prompts, questions, story, share))]
 
 
-def second_phase(run: Run, log: EventLog, prompts: Prompts, told: Told, retrieval: Retrieval) -> Kinds:
-    """Retrieved histories before rated targets (all samples that may be told) and before answers."""
+def second_phase(
+    run: Run, log: EventLog, prompts: Prompts, text_rows: TextRows, retrieval: Retrieval
+) -> Kinds:
+    """Retrieved histories before rated targets (all samples not held out) and before answers."""
     training, k = run.config.lm.training, run.config.prompt.history
     rows = log.rows("train", "1.0")
     events = rows[rows < log.n_events]  # a sampled negative was never watched
-    chosen = events[told.events[events]][: _documents_for(training.prompt_tokens, k)]
-    rated = documents.rated(prompts, chosen, retrieval.nearest(chosen, k), told.events)
-    asked = documents.questions(prompts, told.asked, retrieval.nearest(told.asked, k), told.events)
-    liked = told.asked[log.label[told.asked] == 1]
-    titles = documents.next_titles(prompts, liked, log.recent(liked, k), told.events)
-    body = [rated, asked, titles]
+    chosen = events[text_rows.events[events]][: _documents_for(training.prompt_tokens, k)]
+    rated = documents.rated(prompts, chosen, retrieval.nearest(chosen, k), text_rows.events)
+    questions = documents.questions(
+        prompts, text_rows.questions, retrieval.nearest(text_rows.questions, k), text_rows.events
+    )
+    liked = text_rows.questions[log.label[text_rows.questions] == 1]
+    titles = documents.next_titles(prompts, liked, log.recent(liked, k), text_rows.events)
+    body = [rated, questions, titles]
     statistics_sentence = prompts.statistics_sentence if training.timeline_events else None
     length = training.timeline_events or 2 * k
     timelines = documents.timelines(
-        log, prompts.pieces, np.flatnonzero(told.events), length, statistics_sentence
+        log, prompts.pieces, np.flatnonzero(text_rows.events), length, statistics_sentence
     )
     share = min(1.0, _share(prompts, body, [timelines], training.timeline_share))
-    shown = training.shown_weight
+    shown_weight = training.shown_weight
     thinned = _thinned(timelines, share, run.config.lm.seed)
-    return [(rated, shown), (asked, shown), (titles, 1.0), (thinned, 1.0)]
+    return [(rated, shown_weight), (questions, shown_weight), (titles, 1.0), (thinned, 1.0)]
 
 
 def _thinned(matrix: documents.Matrix, share: float, seed: int) -> documents.Matrix:
@@ -181,12 +189,12 @@ def _share(
 
 
 def _repeated(
-    prompts: Prompts, asked: documents.Matrix, story: list[documents.Matrix], share: float
+    prompts: Prompts, questions: documents.Matrix, story: list[documents.Matrix], share: float
 ) -> list[documents.Matrix]:
     """Questions, repeated or thinned so that they make up `share` of the text's tokens."""
-    times = _share(prompts, story, [asked], share)
-    whole = [asked] * int(times)
-    return [*whole, asked[: round((times - int(times)) * len(asked))]]
+    times = _share(prompts, story, [questions], share)
+    whole = [questions] * int(times)
+    return [*whole, questions[: round((times - int(times)) * len(questions))]]
 
 
 def pack(run: Run, prompts: Prompts, text: Kinds, phase: int) -> Blocks:
@@ -201,8 +209,8 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
     """Train on packed blocks; the last hundredth of them is held out for the curve."""
     training = run.config.lm.training
     ids, weights = blocks
-    held = max(2, len(ids) // 100)
-    count = len(ids) - held
+    num_held_out = max(2, len(ids) // 100)
+    count = len(ids) - num_held_out
     settings = FitConfig(
         epochs=tokens / (count * training.block),
         batch_size=max(1, training.batch_tokens // training.block),
@@ -221,10 +229,14 @@ def pretrain(run: Run, model: Any, blocks: Blocks, tokens: int, lr: float) -> di
             "weights": torch.from_numpy(weights[indices]),
         }
 
+    def train(step: int, rank: int, world: int) -> dict[str, Any]:
+        loss_scale = stream.loss_scale(rank, world)
+        return batch(stream.indices(step, rank, world)) | {"loss_scale": loss_scale}
+
     loaders = Loaders(
-        train=lambda step, rank, world: batch(stream.indices(step, rank, world)),
+        train=train,
         steps=steps,
-        valid=[(lambda indices: batch(indices + count), held)],
+        valid=[(lambda indices: batch(indices + count), num_held_out)],
         valid_batch=16,
     )
     module = PretrainModule(model, settings, steps, float(weights[:, 1:].mean()))
@@ -265,12 +277,17 @@ def work(run: Run) -> None:
         run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return
     export = run.export
-    told = Told.of(run, log)
-    counts = {"answers_as_text": len(told.asked), "ratings_as_text": int((log.rating[told.events] > 0).sum())}
+    text_rows = TextRows.open(run, log)
+    counts = {
+        "answers_as_text": len(text_rows.questions),
+        "ratings_as_text": int((log.rating[text_rows.events] > 0).sum()),
+    }
     if Role.LM in run.parents:
         model, tokenizer = causal_lm(config.model, run.parents[Role.LM])
         prompts = Prompts(log, build_pieces(run.config, log, tokenizer), config.tiny.context)
-        text = second_phase(run, log, prompts, told, Retrieval.open(run.parents[Role.NEIGHBORS].folder, log))
+        text = second_phase(
+            run, log, prompts, text_rows, Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
+        )
         tokens, lr, phase = config.training.prompt_tokens, config.training.prompt_lr, 2
     else:
         tokenizer = tiny_tokenizer(run.config, log, config.tiny)
@@ -278,7 +295,7 @@ def work(run: Run) -> None:
         model = build_model(config.tiny, tokenizer)
         prompts = Prompts(log, build_pieces(run.config, log, tokenizer), config.tiny.context)
         check_fit(log, prompts.pieces, prompts.max_length)
-        text = first_phase(run, log, prompts, told)
+        text = first_phase(run, log, prompts, text_rows)
         tokens, lr, phase = config.training.text_tokens, config.training.lr, 1
     blocks = pack(run, prompts, text, phase)
     say(

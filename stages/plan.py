@@ -53,7 +53,8 @@ def check_texts(plan: Plan) -> None:
     config = plan.configured
     parse_format(config.wording.known, STATISTICS, "wording.known")
     templates = {DESCRIPTION: config.dataset.description, PROFILE: config.wording.profile}
-    for node, state, _ in plan.states():
+    logs = [node for node in plan.needed() if node.stage.name == "log"]
+    for node, state, _ in plan.states(logs):
         if node.stage.name != "log":
             continue
         folder = plan.root / node.folder

@@ -25,8 +25,8 @@ def work(run: Run) -> None:
         check_formats(templates, tables)
     metrics = build_log(tables, run.folder, run.config.prepare)
     arrays = [path for suffix in ("npy", "parquet", "json") for path in run.folder.glob(f"*.{suffix}")]
-    shown = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)
-    say(f"{metrics['samples']:,} samples of {metrics['events']:,} events: {shown}")
+    counts = ", ".join(f"{metrics[name]:,} {name}" for name in SPLITS)
+    say(f"{metrics['samples']:,} samples of {metrics['events']:,} events: {counts}")
     if "first_second_train" in metrics:
         spans = (f"{name} {_day(metrics, 'first', name)} to {_day(metrics, 'last', name)}" for name in SPLITS)
         say(f"days (UTC) of the samples: {', '.join(spans)}")

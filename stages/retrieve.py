@@ -85,18 +85,18 @@ def work(run: Run) -> None:
     vectors = load_array(run.folder / VECTORS)
     fold = load_array(run.folder / FOLDS, mapped=False)
     neighbors = Neighbors(log, vectors, fold)
-    asked = log.split != UNUSED
-    size = len(asked)
+    is_sample = log.split != UNUSED
+    num_rows = len(is_sample)
 
-    def tell(row: int) -> None:
+    def report(row: int) -> None:
         run.tick()
-        if row % (BLOCK * 64) == 0 or row == size:
-            say(f"neighbors of {row:,} of {size:,} rows")
+        if row % (BLOCK * 64) == 0 or row == num_rows:
+            say(f"neighbors of {row:,} of {num_rows:,} rows")
 
     path = run.folder / NEIGHBORS
-    write_neighbors(neighbors, asked, config.k, path, run.fingerprint, BLOCK, tell)
+    write_neighbors(neighbors, is_sample, config.k, path, run.fingerprint, BLOCK, report)
     outputs = [run.folder / name for name in (VECTORS, FOLDS, NEIGHBORS)]
     if config.hard:
         outputs += write_hard_candidates(run, log, vectors, fold)
     mark.unlink()
-    run.finish(outputs, {"rows": int(asked.sum()), "k": config.k, "dimensions": vectors.shape[2]})
+    run.finish(outputs, {"rows": int(is_sample.sum()), "k": config.k, "dimensions": vectors.shape[2]})

@@ -17,8 +17,8 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from recllm.config.stages import Stage1Config
 from recllm.console import say
-from recllm.crm import Fields, Model, build, export
-from recllm.crm.inputs import CrmInputs
+from recllm.crm import Model, build, export
+from recllm.crm.inputs import CrmInputs, table_sizes
 from recllm.errors import StageError
 from recllm.eventlog.candidates import Seen, negatives
 from recllm.eventlog.log import EventLog, Rows
@@ -28,6 +28,7 @@ from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import crm_inputs
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
@@ -65,8 +66,8 @@ class CrmModule(lightning.LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step: mean loss over the batch, and the embeddings' regularizer."""
+    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
+        """The loss of a step: mean over the batch, and the embeddings' regularizer."""
         logit, _ = self.model(batch)
         if self.config.objective == "ctr":
             loss = F.binary_cross_entropy_with_logits(logit, batch["label"])
@@ -74,7 +75,7 @@ class CrmModule(lightning.LightningModule):
             scores = logit.view(-1, 1 + self.config.negatives)
             loss = F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
         whole = (loss + self.model.l2(batch)) * batch["loss_scale"]
-        return {"loss": whole, "data": loss.detach()}
+        return {"loss": whole, "data": loss.detach(), WEIGHTS: {"data": batch["loss_scale"]}}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Scores of every row once; the metric is computed over all processes' rows."""
@@ -91,12 +92,6 @@ class CrmModule(lightning.LightningModule):
         return optimizer(self, self.config.fit, self.steps)
 
 
-def fields(log: EventLog) -> Fields:
-    """Table sizes as `prepare` counted them."""
-    sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
-    return Fields(sizes["user"], sizes["item"], log.codes, log.meta["category_field"])
-
-
 def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
     """The row set `name` of the training split, but for the samples of the row set `hold_out`.
 
@@ -106,13 +101,15 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
         StageError: none is left.
     """
     rows = log.rows("train", name)
-    kept = rows if hold_out == "none" else rows[~np.isin(rows, log.rows("train", hold_out))]
-    if not len(kept):
+    remaining = rows
+    if hold_out != "none":
+        remaining = rows[~np.isin(rows, log.rows("train", hold_out))]
+    if not len(remaining):
         raise StageError(
             f"stage1.hold_out={hold_out} leaves none of {len(rows):,} training rows; "
             "wanted fewer, e.g. ARGS=stage1.hold_out=0.1"
         )
-    return kept
+    return remaining
 
 
 def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders:
@@ -143,12 +140,17 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
 
     def train(step: int, rank: int, world: int) -> Batch:
         rows = liked[stream.indices(step, rank, world)]
-        seed = run.config.seed * 1_000 + step * size // len(liked)
-        drawn = [
-            negatives(log, rows, "uniform", config.negatives // 2, seed, seen=seen),
-            negatives(log, rows, "popular", popular, seed, seen=seen),
-        ]
-        targets = np.concatenate([log.item[rows][:, None], *drawn], 1)
+        passes = stream.passes(step, rank, world)  # a batch may reach over into the next
+        drawn = np.empty((len(rows), config.negatives), np.int32)
+        for number in np.unique(passes):
+            chosen = passes == number
+            seed = run.config.seed * 1_000 + int(number)
+            halves = [
+                negatives(log, rows[chosen], "uniform", config.negatives // 2, seed, seen=seen),
+                negatives(log, rows[chosen], "popular", popular, seed, seen=seen),
+            ]
+            drawn[chosen] = np.concatenate(halves, 1)
+        targets = np.concatenate([log.item[rows][:, None], drawn], 1)
         batch = inputs.gather(np.repeat(rows, targets.shape[1]), targets.ravel())
         own = (targets == targets[:, :1]).ravel()  # the others were drawn: what is liked of them is not known
         batch["label"] = torch.from_numpy(own).to(batch["label"])
@@ -166,7 +168,12 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         return batch
 
     return Loaders(
-        train=train, steps=steps, valid=[(valid, len(rows))], valid_batch=200, finish=inputs.expand
+        train=train,
+        steps=steps,
+        valid=[(valid, len(rows))],
+        valid_batch=200,
+        finish=inputs.expand,
+        step_rows=size,
     )
 
 
@@ -185,7 +192,7 @@ def train(
     """Train: the model after the last step, the trainer, and what the manifest says of the training."""
     config, log = run.config.stage1, inputs.log
     torch.manual_seed(run.config.seed)
-    model = build(fields(log), config.crm)
+    model = build(table_sizes(log), config.crm)
     rows = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
     if config.objective == "ctr":
         size = config.fit.batch_size
@@ -197,8 +204,8 @@ def train(
         size = max(1, config.fit.batch_size // (1 + config.negatives))
         steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
         loaders = rank_loaders(run, inputs, rows, steps)
-    held = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
-    say(f"{len(rows):,} rows{held}, {steps:,} steps of {size}, validated every {interval}")
+    held_out = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
+    say(f"{len(rows):,} rows{held_out}, {steps:,} steps of {size}, validated every {interval}")
     module = CrmModule(model, config, steps, run.config.trainer.compile)
     trainer = fit(run, module, loaders, config.fit, interval, [config.monitor], callbacks=callbacks)
     figures = {"steps": steps, "rows": len(rows), "hold_out": config.hold_out, "inputs": config.inputs}
@@ -219,16 +226,7 @@ def work(run: Run) -> None:
 
 
 def tune(run: Run) -> None:
-    """Train trial after trial of a study until its budget is spent; data are read once for all of them."""
-    from recllm.training.search import Search
+    """Train trial after trial of a study, until its budget is spent."""
+    from recllm.training.search import search
 
-    search = Search.open(run)
-    read_with: dict[str, Any] | None = None
-    while claimed := search.claim():
-        trial, one = claimed
-        with search.watch(trial, one) as pruning:
-            if one.config.stage1.inputs != read_with:
-                read_with = one.config.stage1.inputs
-                inputs = data(one)
-            train(one, inputs, [pruning])
-    search.report()
+    search(run, data, train)

@@ -39,9 +39,10 @@ from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.systems.lm_systems import untuned_states
 from recllm.training.adapter_module import AdapterModule
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
-from recllm.training.gate_first import train_gate
+from recllm.training.gate_first import check_logits, train_gate
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.optimizer import optimizer
 
@@ -73,20 +74,22 @@ class TuneModule(AdapterModule):
                 )
             say(f"gate and LM head, {passes:g} passes alone: train/loss {loss:.4f}")
 
-    def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Tensor]:
-        """One optimizer step; both parts are means over rows."""
+    def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Any]:
+        """The loss of a step; both parts are means over rows."""
         self.model.train()
         prompts = batch["answers"]
         logits = answer_logits(self.model, prompts["prompt"], prompts["representation"])
         parts = {"answer": answer_loss(logits, prompts["label"], *self.answers)}
+        weights = {"answer": prompts["loss_scale"]}
         loss = parts["answer"] * prompts["loss_scale"]
         if "titles" in batch:
             titles = batch["titles"]
             parts["title"] = -title_logps(self.model, titles["prompt"], titles["representation"]).mean()
+            weights["title"] = titles["loss_scale"]
             loss = loss + self.config.title_weight * parts["title"] * titles["loss_scale"]
         if self.adalora:
             loss = loss + adalora.penalty(self.model)
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}}
+        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, WEIGHTS: weights}
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """AdaLoRA prunes after the optimizer's step, and before anything saves the weights."""
@@ -137,16 +140,17 @@ def rows_of_step(run: Run) -> tuple[int, int]:
     """Rows of a step that ask Yes/No and that ask for a title: `batch_size` together.
 
     Raises:
-        StageError: where a process would get none of a kind.
+        StageError: where a process, or a part of a step, would get none of a kind.
     """
-    config, devices = run.config.stage2, run.config.trainer.devices
+    config, trainer = run.config.stage2, run.config.trainer
+    parts = trainer.devices * trainer.accumulate
     num_titles = round(config.title_share * config.fit.batch_size)
     num_answers = config.fit.batch_size - num_titles
-    if num_answers < devices or 0 < num_titles < devices:
+    if num_answers < parts or 0 < num_titles < parts:
         raise StageError(
             f"stage2.fit.batch_size={config.fit.batch_size} and stage2.title_share={config.title_share} make "
-            f"{num_answers} answers and {num_titles} titles a step for {devices} devices; wanted some of "
-            "each for all"
+            f"{num_answers} answers and {num_titles} titles a step for {trainer.devices} devices in "
+            f"{trainer.accumulate} parts (trainer.accumulate); wanted some of each for all"
         )
     return num_answers, num_titles
 
@@ -208,17 +212,19 @@ def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:
 
 
 def check_head(model: Any, config: Stage2Config) -> None:
-    """Refuse `gate_first` where the LM head, which it trains, has no meta-LoRAs.
+    """Refuse `gate_first` where the LM head, which it trains, has no meta-LoRAs, or does not give the logits.
 
     Raises:
-        StageError: what is targeted, and what is wanted.
+        StageError: what is targeted, or what the LM is, and what is wanted.
     """
-    head = model.get_output_embeddings()
-    if config.gate_first and config.adapter.gated and not isinstance(head, RecLoraLinear):
+    if not config.gate_first or not config.adapter.gated:
+        return
+    if not isinstance(model.get_output_embeddings(), RecLoraLinear):
         raise StageError(
             f"stage2.gate_first={config.gate_first:g} trains gate and LM head, and the head is none of "
             f"stage2.adapter.target_modules={config.adapter.target_modules}; wanted it there, or gate_first=0"
         )
+    check_logits(model, config.gate_first)
 
 
 def save_best(run: Run, module: TuneModule, adapters: dict[str, Path], rows: int) -> None:

@@ -28,7 +28,7 @@ from recllm.lm.adapters import adapter_folder, adapter_inputs, base_name, load_a
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, sort_by_length
-from recllm.losses import REFERENCE_FREE, preference_loss, preference_statistics
+from recllm.losses import REFERENCE_FREE, num_rows, preference_loss, preference_statistics
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -38,6 +38,7 @@ from recllm.systems import compatibility
 from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.training.adapter_module import AdapterModule
+from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
@@ -59,7 +60,8 @@ STATISTICS = (
 )
 
 
-Asked = NextTitleLists | YesNoCandidates
+CandidateTask = NextTitleLists | YesNoCandidates
+"""What is compared: candidates' titles, or Yes to each of them."""
 
 
 class Compared(NamedTuple):
@@ -78,8 +80,8 @@ class AlignModule(AdapterModule):
         self.config, self.steps, self.valid = config, steps, valid
         self.statistics = torch.nn.ModuleDict({name: MeanMetric() for name in STATISTICS})
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step; column 0 of the scored titles is the chosen one."""
+    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
+        """The loss of a step; column 0 of the scored titles is the chosen one."""
         self.model.train()
         config, present = self.config, batch["prompt"]["present"]
         policy = candidate_logps(self.model, batch)
@@ -105,7 +107,9 @@ class AlignModule(AdapterModule):
                 f"the loss of rows {bad} of the log is not finite at step {self.trainer.global_step}; "
                 "lower stage3.fit.lr and run make again"
             )
-        return {"loss": losses.mean() * batch["loss_scale"], **statistics}
+        share = {name: num_rows(name, present) / len(present) for name in statistics}
+        weights = {name: share[name] * batch["loss_scale"] for name in statistics}
+        return {"loss": losses.mean() * batch["loss_scale"], **statistics, WEIGHTS: weights}
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """Ranks of the stored validation rows, and how far policy and reference are apart on them."""
@@ -115,10 +119,10 @@ class AlignModule(AdapterModule):
         order = torch.argsort(torch.arange(policy.shape[1]) != batch["chosen"].cpu()[:, None], stable=True)
         columns = [values[rows].gather(1, order).to(policy.device) for values in self.valid]
         policy = policy.gather(1, order.to(policy.device))
-        found = preference_statistics(policy, columns[0], self.config.beta, columns[1])
+        statistics = preference_statistics(policy, columns[0], self.config.beta, columns[1])
         for name, metric in self.statistics.items():
             assert isinstance(metric, MeanMetric)
-            metric.update(found[name], weight=len(rows))
+            metric.update(statistics[name], weight=num_rows(name, columns[1]))
             self.log(f"valid/{name}", metric)
 
     def configure_optimizers(self) -> Any:
@@ -126,7 +130,7 @@ class AlignModule(AdapterModule):
         return optimizer(self, self.config.fit, self.steps)
 
 
-def reference(run: Run, model: Any, task: Asked) -> Compared:
+def reference(run: Run, model: Any, task: CandidateTask) -> Compared:
     """Log-probabilities of all candidates under the frozen reference, computed once, and what is compared.
 
     Every K, loss and draw of negatives shares them. What they are cached by holds all that they depend on:
@@ -158,7 +162,7 @@ def reference(run: Run, model: Any, task: Asked) -> Compared:
 
 
 def loaders(
-    run: Run, task: Asked, hard: NDArray[Any] | None, logps: Tensor, valid: Asked, steps: int
+    run: Run, task: CandidateTask, hard: NDArray[Any] | None, logps: Tensor, valid: CandidateTask, steps: int
 ) -> Loaders:
     """Batches of rows with their chosen candidate and K rejected ones, drawn anew in every pass."""
     config = run.config.stage3
@@ -168,15 +172,15 @@ def loaders(
 
     def train(step: int, rank: int, world: int) -> Batch:
         indices = stream.indices(step, rank, world)
-        epoch = step * config.fit.batch_size // len(task)
-        seed = draws.derive(run.config.seed, "rejected", str(epoch))
+        passes = stream.passes(step, rank, world)  # a batch may reach over into the next
+        seeds = [draws.derive(run.config.seed, "rejected", str(number)) for number in passes]
         scores = None if hard is None else hard[indices]
         columns, present = draw(
             task.rows[indices],
             task.chosen[indices],
             allowed[indices],
             negatives,
-            seed,
+            np.array(seeds),
             config.negatives_from,
             scores,
         )
@@ -190,7 +194,7 @@ def loaders(
     return Loaders(train=train, steps=steps, valid=[sort_by_length(valid)], valid_batch=BATCH[config.task])
 
 
-def check_comparable(valid: Asked) -> None:
+def check_comparable(valid: CandidateTask) -> None:
     """Refuse validation rows that rank nothing: none has a title to choose and another text to reject.
 
     Raises:
@@ -204,7 +208,7 @@ def check_comparable(valid: Asked) -> None:
         )
 
 
-def answerable(task: Asked) -> Asked:
+def answerable(task: CandidateTask) -> CandidateTask:
     """The task without rows that teach nothing: no title is chosen, or no other text is there to reject."""
     texts, place = task.texts, np.arange(len(task))
     untitled = texts[place, task.chosen] == 0
@@ -214,15 +218,15 @@ def answerable(task: Asked) -> Asked:
             f"{untitled.sum():,} rows left out whose chosen item has no title, "
             f"{alone.sum():,} without any other title to reject"
         )
-    kept = task.keep(~(untitled | alone))
-    if not len(kept):
+    remaining = task.keep(~(untitled | alone))
+    if not len(remaining):
         raise StageError(
             f"none of {len(task):,} rows has a title to choose and one to reject; see `wording.item`"
         )
-    return kept
+    return remaining
 
 
-def asked(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[Asked, Asked]:
+def open_tasks(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[CandidateTask, CandidateTask]:
     """What is compared on training rows that teach something, and on validation rows."""
     config = run.config.stage3
     lists = drawn_lists(lm.log, rows, run.config.seed, config.lists)
@@ -244,23 +248,23 @@ def work(run: Run) -> None:
     start = adapter_folder(
         run.parents[Role.START].folder, RANKING_ADAPTER if config.task == "titles" else ADAPTER
     )
-    reads, virtual = adapter_inputs(start)
-    if config.gate == "item" and reads in (None, "user"):
+    gate_input, num_virtual = adapter_inputs(start)
+    if config.gate == "item" and gate_input in (None, "user"):
         raise StageError(
             f"stage3.gate=item from {run.parents[Role.START].name}, which reads nothing of an item; wanted "
             "stage3.gate=list, or a start whose gate reads the target (stage3.start=reclora)"
         )
-    if virtual and config.gate == "item":
+    if num_virtual and config.gate == "item":
         raise StageError(
-            f"stage3.gate=item with a soft prompt of {virtual} tokens, which a title cannot have of its own; "
-            "wanted stage3.gate=list, or a start without one (stage2.adapter.soft_prompt=0)"
+            f"stage3.gate=item with a soft prompt of {num_virtual} tokens, which a title cannot have of its "
+            "own; wanted stage3.gate=list, or a start without one (stage2.adapter.soft_prompt=0)"
         )
-    lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, virtual)
+    lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, num_virtual)
     model = load_adapter(lm.model, start, trainable=True)
     gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
-    crm = gate.read_as(reads, run.config.seed)
+    crm = gate.read_as(gate_input, run.config.seed)
     tuned = log.rows("train", run.parents[Role.START].config.subsample)
-    task, valid = asked(run, lm, crm, aligned_rows(log, tuned, config.rows))
+    task, valid = open_tasks(run, lm, crm, aligned_rows(log, tuned, config.rows))
     check_comparable(valid)
     rows = task.rows
     fresh = int((~np.isin(rows, tuned)).sum())

@@ -44,11 +44,11 @@ class TowersModule(lightning.LightningModule):
     def logits(self, batch: Batch) -> Tensor:
         """CTR logits [B], float32."""
         users, items = self.model.encode(batch["user"]), self.model.encode(batch["item"])
-        found: Tensor = self.model(users, items[batch["pair"]]).float()
-        return found
+        logits: Tensor = self.model(users, items[batch["pair"]]).float()
+        return logits
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """One optimizer step: mean loss over the rows."""
+        """The loss of a step: mean over the rows."""
         self.model.train()
         loss = F.binary_cross_entropy_with_logits(self.logits(batch), batch["label"])
         return {"loss": loss * batch["loss_scale"]}

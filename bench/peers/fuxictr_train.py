@@ -31,7 +31,7 @@ def features(folder: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     with np.load(folder / "train.npz") as train, np.load(folder / "valid.npz") as valid:
         sizes = {name: int(max(train[name].max(), valid[name].max())) + 1 for name in train.files}
     shared = {"history_item": "item_id", "history_genre": "genre"}
-    found: list[dict[str, Any]] = []
+    described: list[dict[str, Any]] = []
     for name, size in sizes.items():
         if name == "label":
             continue
@@ -40,20 +40,20 @@ def features(folder: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
             own = {"type": "sequence", "max_len": about["history"], "share_embedding": shared[name]}
         else:
             own = {"type": "categorical"}
-        found.append({name: {**own, "source": "", "padding_idx": 0, "vocab_size": size}})
-    return found
+        described.append({name: {**own, "source": "", "padding_idx": 0, "vocab_size": size}})
+    return described
 
 
 def long_features(folder: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
     """Of the layout of its long-sequence models: a row's place in its user's history, kept once a user."""
     flat = {name: next(iter(one.values())) for one in features(folder, about) for name in one}
     users, items = ["user_id", *about["user_fields"]], ["item_id", *about["item_fields"]]
-    found = [
+    described = [
         {name: {"source": "user", "type": "categorical", "vocab_size": flat[name]["vocab_size"]}}
         for name in users
     ]
-    found += [{name: {"type": "meta"}} for name in ("user_index", "seq_len", "item_index")]
-    return found + [
+    described += [{name: {"type": "meta"}} for name in ("user_index", "seq_len", "item_index")]
+    return described + [
         {name: {"source": "item", "type": "categorical", "vocab_size": flat[name]["vocab_size"]}}
         for name in items
     ]

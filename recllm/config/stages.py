@@ -33,7 +33,7 @@ class FitConfig:
     patience: int = 3
     """Validations without a better score (AUC; HR@1 where titles are ranked) before training stops early."""
     precision: Precision = "32-true"
-    """Lightning's precision; `mixed` keeps the trained weights in float32."""
+    """Lightning's precision; `mixed` keeps the trained weights in float32, `bf16-true` a gate alone."""
     valid_rows: str = "uniform2000"
     """Row set of the validation split that selects the checkpoint: all, first<n>, last<n>, uniform<n>, a
     fraction. Not of stage 3, which selects on stored validation lists."""
@@ -50,6 +50,27 @@ class FitConfig:
 
 
 @dataclass(frozen=True)
+class NextItemConfig:
+    """How a retriever is trained to find the next item of a history, over the whole catalog."""
+
+    targets: Literal["any", "liked"] = "any"
+    """Which events are to be found: `any`, or `liked` ones only; all are read in either case."""
+    seen: Literal["removed", "kept"] = "removed"
+    """Whether validation ranks items of a row's history, or leaves them out."""
+    full_softmax: int = 20_000
+    """Up to so many items the softmax is over all of them; beyond, over sampled ones."""
+    sampled: int = 2048
+    """Items that a step samples where the softmax is sampled: half uniformly, half by training events (Yang
+    et al. 2020, mixed negative sampling), with logQ correction."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_choices("stage1.next", self)
+        check(self.full_softmax >= 0, "stage1.next.full_softmax", self.full_softmax, "0 or more items")
+        check(self.sampled >= 2, "stage1.next.sampled", self.sampled, "2 or more items")
+
+
+@dataclass(frozen=True)
 class Stage1Config:
     """The conventional recommendation model (CRM)."""
 
@@ -61,8 +82,10 @@ class Stage1Config:
     sparse_tables: bool = False
     """Whether user and item tables are trained by rows: a step touches those that its batch looked up. For
     tables of millions of rows; moments and weight decay of a row then move only with it (`RowAdamW`)."""
-    objective: Literal["ctr", "rank"] = "ctr"
-    """`ctr`: binary cross-entropy on the label; `rank`: softmax of a liked item against sampled negatives."""
+    objective: Literal["ctr", "rank", "next"] = "ctr"
+    """`ctr`: binary cross-entropy on the label; `rank`: softmax of a liked item against sampled negatives;
+    `next`, of the retriever only: softmax over the catalog of the next event, at every event of a history."""
+    next: NextItemConfig = field(default_factory=NextItemConfig)
     negatives: int = 7
     """Sampled negatives of a liked item, objective `rank` only; half uniform, half by popularity."""
     rank_rows: int = 100_000
@@ -82,11 +105,14 @@ class Stage1Config:
         check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
         check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
         check_hold_out("stage1.hold_out", self.hold_out)
+        retrieves = self.crm.name == "retriever"
+        wanted = "next with stage1.crm.name=retriever, and with no other"
+        check((self.objective == "next") == retrieves, "stage1.objective", self.objective, wanted)
 
     @property
     def monitor(self) -> str:
-        """The validation score that selects: AUC, or the hit rate at 1 of what is trained to rank."""
-        return "valid/auc" if self.objective == "ctr" else "valid/hr@1"
+        """The validation score that selects: AUC, or a figure of the ranks of what is trained to rank."""
+        return {"ctr": "valid/auc", "rank": "valid/hr@1", "next": "valid/ndcg@10"}[self.objective]
 
     @property
     def inputs(self) -> dict[str, Any]:

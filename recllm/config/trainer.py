@@ -24,6 +24,9 @@ class TrainerConfig:
     """CPU threads of a process (0: torch's default)."""
     attention: Literal["sdpa", "flex"] = "sdpa"
     """`sdpa` (PyTorch's, any device) or `flex` (FlexAttention: compiled, skips what is masked; GPU only)."""
+    accumulate: int = 1
+    """Parts of a step's batch that are computed one after another (gradient accumulation): memory for one
+    part, and the step of the whole batch."""
     recompute: bool = False
     """Whether an LM's layers keep no activations and compute them anew in the backward (gradient
     checkpointing): less memory, a third more time."""
@@ -44,6 +47,7 @@ class TrainerConfig:
         """Check ranges."""
         check_choices("trainer", self)
         check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        check(self.accumulate >= 1, "trainer.accumulate", self.accumulate, "at least 1 part")
         every = self.checkpoint_every
         check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
         usable = not self.wandb or importlib.util.find_spec("wandb") is not None

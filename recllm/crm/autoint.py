@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, HistoryFields, Model, Tower
+from recllm.crm.layers import Batch, FieldModel, HistoryFields, Tower
 
 
 class InteractingLayer(nn.Module):
@@ -37,7 +37,7 @@ class InteractingLayer(nn.Module):
         return functional.relu(attended.transpose(1, 2).flatten(2) + residual)
 
 
-class AutoInt(Model):
+class AutoInt(FieldModel):
     """Fields that attend to each other, layer on layer, and an MLP.
 
         logit = MLP([v_1, ..., v_F, out_1, ..., out_F])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import POSITIONS, Batch, Model, SequenceHead, aligned
+from recllm.crm.layers import POSITIONS, Batch, FieldModel, SequenceHead, aligned
 
 
 class Convolutions(nn.Module):
@@ -54,7 +54,7 @@ class Convolutions(nn.Module):
         return torch.cat([horizontal, vertical], dim=1)
 
 
-class Caser(Model):
+class Caser(FieldModel):
     """Convolutions over the history as an image of events; what they find meets the target in an MLP.
 
         z     = ReLU(W [o, o~] + b)                              eq. 10

@@ -7,7 +7,7 @@ from typing import Literal
 
 from recllm.errors import check, check_choices
 
-CrmName = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim"]
+CrmName = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "retriever"]
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,20 @@ class CrmConfig:
     attention_mlp: list[int] = field(default_factory=lambda: [64])
     """din, sim: widths of the attention unit's hidden layers (units)."""
     hidden: int = 64
-    """gru4rec, caser, sasrec: width of the history's state; autoint: of a field, all heads (units)."""
+    """gru4rec, caser, sasrec: width of the history's state; retriever: of all vectors; autoint: of a field,
+    all heads (units)."""
     layers: int = 2
-    """Layers of gru4rec (GRU), sasrec (blocks), autoint (interacting layers), dcnv2 (cross layers)."""
+    """Layers of gru4rec (GRU), sasrec and retriever (blocks), autoint (interacting layers), dcnv2 (cross
+    layers)."""
     heads: int = 2
-    """sasrec, autoint: attention heads, each of width hidden / heads."""
+    """sasrec, retriever, autoint: attention heads, each of width hidden / heads."""
+    block: Literal["gated", "hstu"] = "gated"
+    """retriever: `gated`: softmax attention and SwiGLU, each behind a gate; `hstu`: HSTU's block."""
+    query_time: bool = True
+    """retriever: whether it reads the second at which it is asked, as requests have one (true or false)."""
+    text_dim: int = 0
+    """retriever: dimensions of the LM's item vectors (`retrieval`) that item vectors are joined with, so that
+    an item without any event has one; `retrieval.pca_dim` at most (0: vectors of ids alone)."""
     heights: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
     """caser: heights of the horizontal filters (events in a row)."""
     filters: int = 16
@@ -97,10 +106,17 @@ class CrmConfig:
         for name in ("hidden", "layers", "heads", "filters", "vertical", "soft_k", "soft_recent"):
             value = getattr(self, name)
             check(value >= 1, f"stage1.crm.{name}", value, "at least 1")
+        check(self.text_dim >= 0, "stage1.crm.text_dim", self.text_dim, "0 or more dimensions")
         heights = bool(self.heights) and min(self.heights) >= 1
         check(heights, "stage1.crm.heights", self.heights, "heights >= 1, e.g. [1,2,3,4]")
-        wanted = f"a multiple of stage1.crm.heads={self.heads}"
-        check(self.hidden % self.heads == 0, "stage1.crm.hidden", self.hidden, wanted)
+        columns = 2 if self.name == "retriever" else 1  # whose columns turn in pairs
+        wanted = f"a multiple of {'twice ' if columns == 2 else ''}stage1.crm.heads={self.heads}"
+        check(self.hidden % (columns * self.heads) == 0, "stage1.crm.hidden", self.hidden, wanted)
+
+    @property
+    def reads_vectors(self) -> bool:
+        """Whether it depends on the LM's item vectors."""
+        return self.search == "semantic" or (self.name == "retriever" and self.text_dim > 0)
 
     @property
     def search(self) -> str | None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, HistoryFields, Model, Tower
+from recllm.crm.layers import Batch, FieldModel, HistoryFields, Tower
 
 
 class CrossNetwork(nn.Module):
@@ -32,7 +32,7 @@ class CrossNetwork(nn.Module):
         return crossed
 
 
-class DCNv2(Model):
+class DCNv2(FieldModel):
     """A cross network, and an MLP on top of it (the paper's stacked structure, section 3.3).
 
         logit = MLP(cross([v_1, ..., v_F]))

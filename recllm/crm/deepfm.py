@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, HistoryFields, Model, Tower
+from recllm.crm.layers import Batch, FieldModel, HistoryFields, Tower
 from recllm.crm.table import Table
 
 
-class DeepFM(Model):
+class DeepFM(FieldModel):
     """A factorization machine and an MLP over the same embeddings.
 
         y_FM  = sum_f w_f + sum_{f < g} <v_f, v_g>               eq. 2

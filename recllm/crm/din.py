@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Model, TargetAttention, Tower
+from recllm.crm.layers import Batch, FieldModel, TargetAttention, Tower
 
 
-class DIN(Model):
+class DIN(FieldModel):
     """User interest as a sum of history events, weighted by their relevance to the target item.
 
         v_U(A) = sum_t a(e_t, v_A) e_t                           eq. 3

@@ -102,7 +102,7 @@ class FeatureCache:
 
 
 def _width(model: nn.Module) -> int:
-    return int(model.config.mlp[-1])  # type: ignore[union-attr,index]
+    return int(model.representation_dim)  # type: ignore[arg-type]
 
 
 def _fill(

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Model, SequenceHead, aligned
+from recllm.crm.layers import Batch, FieldModel, SequenceHead, aligned
 
 
-class GRU4Rec(Model):
+class GRU4Rec(FieldModel):
     """A GRU reads the history; its state after the latest event meets the target in an MLP.
 
         h_t   = (1 - z_t) h_{t-1} + z_t h^_t                     eq. 2-5: update gate z, reset gate in h^

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from recllm.crm.config import Fields
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.statistics import Statistics
 
@@ -26,6 +27,12 @@ class Searcher(Protocol):
     def search(self, rows: Rows, targets: NDArray[np.int32] | None, k: int) -> NDArray[np.integer]:
         """Positions `[B, k]` of the nearest history rows, best first, padded with -1 at the end."""
         ...
+
+
+def table_sizes(log: EventLog) -> Fields:
+    """Sizes of a CRM's tables, as `prepare` counted them."""
+    sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
+    return Fields(sizes["user"], sizes["item"], log.codes, log.meta["category_field"])
 
 
 class CrmInputs:
@@ -96,17 +103,20 @@ class CrmInputs:
             targets: int32 `[B]` dense items to score instead of the rows' own, or None.
 
         Returns:
-            What `expand` takes: `user`, `item` and `label` as it returns them, `second` int64 `[B]`, and per
-            history `recent` (and `retrieved`), its events in time order at the end of each line, `_event`
-            int32 `[B, T]` (dense item), `_code` int16 `[B, T]` (rating), `_second` int64 `[B, T]`, `_length`
-            int64 `[B]` (events; what stands before them means nothing), `retrieved_rank` and `statistics`.
+            What `expand` takes: `user`, `item`, `dense` and `label` as it returns them, `second` int64
+            `[B]`, and per history `recent` (and `retrieved`), its events in time order at the end of each
+            line, `_event` int32 `[B, T]` (dense item), `_code` int16 `[B, T]` (rating), `_second` int64
+            `[B, T]`, `_length` int64 `[B]` (events; what stands before them means nothing), `retrieved_rank`
+            and `statistics`.
         """
         log = self.log
         rows = np.asarray(rows, np.int64)
         start, end = log.history(rows)
+        items = log.item.take(rows) if targets is None else np.asarray(targets)
         batch = {
             "user": self._users(log.user.take(rows)),
-            "item": self._items(log.item.take(rows) if targets is None else targets),
+            "item": self._items(items),
+            "dense": items.astype(np.int32),
             "label": log.label.take(rows).astype(np.float32),
             "second": log.timestamp.take(rows),
             "recent_length": np.minimum(end - start, self.recent),
@@ -137,13 +147,14 @@ class CrmInputs:
         """What a model looks up, from what `gather` copied; on the batch's device.
 
         Returns:
-            `user` int32 `[B, F_u]`, `item` int32 `[B, F_i]`, `label` float32 `[B]` (of the rows' own item),
-            and per history `recent` (and `retrieved`): `_item` int32 `[B, T, F_i]`, `_rating` int32 `[B, T]`,
-            `_interval` int32 `[B, T]` (1 + floor(log2(1 + seconds before the sample)); the last bucket for
-            all that is longer; 0 where the log has no times), `_mask` bool `[B, T]` (true where there is an
-            event; the others are 0 where it is false). `retrieved_rank` int32 `[B, K]`: 1 for the event
-            nearest to the target, 2 for the next ..., 0 at padding. `statistics` int32 `[B, 6]` codes. What
-            else the batch holds stays.
+            `user` int32 `[B, F_u]`, `item` int32 `[B, F_i]`, `dense` int32 `[B]` (the target's dense id),
+            `label` float32 `[B]` (of the rows' own item), and per history `recent` (and `retrieved`): `_item`
+            int32 `[B, T, F_i]`, `_rating` int32 `[B, T]`, `_interval` int32 `[B, T]` (1 + floor(log2(1 +
+            seconds before the sample)); the last bucket for all that is longer; 0 where the log has no
+            times), `_elapsed` int64 `[B, T]` (the seconds themselves), `_dense` int32 `[B, T]` (dense items),
+            `_mask` bool `[B, T]` (true where there is an event; item, rating and interval are 0 where it is
+            false). `retrieved_rank` int32 `[B, K]`: 1 for the event nearest to the target, 2 for the next
+            ..., 0 at padding. `statistics` int32 `[B, 6]` codes. What else the batch holds stays.
         """
         batch = dict(batch)
         second = batch.pop("second")
@@ -161,6 +172,8 @@ class CrmInputs:
             batch[f"{name}_rating"] = code.int().mul_(mask)
             interval = torch.bucketize(elapsed, self._powers, right=True, out_int32=True)
             batch[f"{name}_interval"] = interval.mul_(mask if self.log.timed else 0)
+            batch[f"{name}_elapsed"] = elapsed
+            batch[f"{name}_dense"] = event
             batch[f"{name}_mask"] = mask
         if self.retrieved:
             batch["retrieved_rank"] = batch["retrieved_rank"] * batch["retrieved_mask"]

@@ -160,7 +160,43 @@ class Embeddings(nn.Module):
 
 
 class Model(nn.Module):
-    """What every CRM is: tables, a forward pass, a regularizer.
+    """What every CRM is: sizes, settings, a forward pass, a regularizer.
+
+    Args:
+        fields: table sizes.
+        config: widths and rates.
+    """
+
+    def __init__(self, fields: Fields, config: CrmConfig) -> None:
+        """Keeps both."""
+        super().__init__()
+        self.fields = fields
+        self.config = config
+
+    @property
+    def representation_dim(self) -> int:
+        """Width d_c of the representation."""
+        return self.config.mlp[-1]
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Scores a batch of `recllm.crm.inputs.CrmInputs`.
+
+        Returns:
+            Logit [B], and representation [B, representation_dim].
+        """
+        raise NotImplementedError
+
+    def id_tables(self) -> list[nn.Embedding]:
+        """Tables with a row an id of the data: those that may get big, and can be trained by rows."""
+        raise NotImplementedError
+
+    def l2(self, batch: Batch) -> Tensor:
+        """Regularizer to add to the loss; scalar."""
+        raise NotImplementedError
+
+
+class FieldModel(Model):
+    """A CRM that embeds all fields of user and target; its representation ends the prediction MLP (`Tower`).
 
     Args:
         fields: table sizes.
@@ -170,25 +206,15 @@ class Model(nn.Module):
 
     def __init__(self, fields: Fields, config: CrmConfig, retrieved: bool = False) -> None:
         """Draws the tables."""
-        super().__init__()
-        self.fields = fields
-        self.config = config
+        super().__init__(fields, config)
         self.embeddings = Embeddings(fields, config, retrieved)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores a batch of `recllm.crm.inputs.CrmInputs`.
-
-        Returns:
-            Logit [B], and representation [B, config.mlp[-1]]: the last hidden layer of the prediction MLP.
-        """
-        raise NotImplementedError
-
     def id_tables(self) -> list[nn.Embedding]:
-        """Tables with a row an id of the data: those that may get big, and can be trained by rows."""
+        """See `Model`."""
         return [*self.embeddings.user, *self.embeddings.item]
 
     def l2(self, batch: Batch) -> Tensor:
-        """Regularizer to add to the loss: `config.l2` times `Embeddings.l2`; scalar."""
+        """See `Model`: `config.l2` times `Embeddings.l2`."""
         if self.config.l2 == 0:
             return batch["user"].new_zeros((), dtype=torch.get_default_dtype())
         return self.config.l2 * self.embeddings.l2(batch)
@@ -325,9 +351,8 @@ def aligned(batch: Batch, end: str) -> dict[str, Tensor]:
     if end == "right" and mask.device.type == "cpu" and not (mask[:, :-1] > mask[:, 1:]).any():
         return dict(batch)  # as the log gives them; on a GPU the question would cost more than the sorting
     order = (mask if end == "right" else ~mask).int().argsort(dim=1, stable=True)
-    moved = {
-        f"recent_{what}": batch[f"recent_{what}"].gather(1, order) for what in ("rating", "interval", "mask")
-    }
+    columns = [f"recent_{what}" for what in ("rating", "interval", "elapsed", "dense", "mask")]
+    moved = {column: batch[column].gather(1, order) for column in columns if column in batch}
     items = batch["recent_item"]
     moved["recent_item"] = items.gather(1, order.unsqueeze(2).expand_as(items))
     return {**batch, **moved}

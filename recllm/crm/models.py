@@ -18,6 +18,7 @@ from recllm.crm.deepfm import DeepFM
 from recllm.crm.din import DIN
 from recllm.crm.gru4rec import GRU4Rec
 from recllm.crm.layers import Model
+from recllm.crm.retriever import Retriever
 from recllm.crm.sasrec import SASRec
 from recllm.crm.sim import SIM
 from recllm.files import write_json
@@ -31,6 +32,7 @@ _MODELS: dict[str, type[Model]] = {
     "sasrec": SASRec,
     "din": DIN,
     "sim": SIM,
+    "retriever": Retriever,
 }
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import POSITIONS, Batch, Model, SequenceHead, aligned
+from recllm.crm.layers import POSITIONS, Batch, FieldModel, SequenceHead, aligned
 
 
 class Block(nn.Module):
@@ -56,7 +56,7 @@ class Block(nn.Module):
         return tokens + self.dropout(self.feed_forward(tokens))
 
 
-class SASRec(Model):
+class SASRec(FieldModel):
     """A causal transformer reads the history; its state at the latest event meets the target in an MLP.
 
         x_t   = W e_t + p_{T - t}                                eq. 1

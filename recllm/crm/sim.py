@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, Model, TargetAttention, Tower, aligned
+from recllm.crm.layers import Batch, FieldModel, TargetAttention, Tower, aligned
 from recllm.crm.table import Table, products, weighted_sums
 
 
@@ -66,7 +66,7 @@ class SoftSearch(nn.Module):
         return best.indices, best.values > -torch.inf, click
 
 
-class SIM(Model):
+class SIM(FieldModel):
     """Search in the whole history first, then attend to what was found and to what is recent.
 
         S*     = top-k events of the user's history by relevance to the target     general search unit

@@ -29,17 +29,18 @@ class LmSystems:
     Attributes:
         untuned: the LM itself.
         tuned: systems of stage 2.
-        start: the one of them that alignments started from.
-        by_titles: the same as the table calls it beside them: with the adapter that ranks titles best.
-        by_answers: the same with the adapter that answers best, for point-wise ones.
+        start: the one of them that alignments start from where their files name no other.
+        by_titles: it, and each other one that titles were aligned from, as the table calls it beside them:
+            with the adapter that ranks titles best.
+        by_answers: each that answers were aligned from, with the adapter that answers best.
         aligned: systems of stage 3.
     """
 
     untuned: UntunedLm
     tuned: list[TunedLm]
     start: TunedLm
-    by_titles: TunedLm
-    by_answers: TunedLm
+    by_titles: dict[TunedLm, TunedLm]
+    by_answers: dict[TunedLm, TunedLm]
     aligned: list[AlignedLm]
 
     @classmethod
@@ -47,26 +48,38 @@ class LmSystems:
         """All LM systems among a run's parents; nothing is loaded yet."""
         untuned = UntunedLm(open_lm)
         tuned = [TunedLm(name, untuned, stage) for name, stage in run.systems[Group.TUNED].items()]
-        stage = run.parents[Role.START]
-        by_titles = TunedLm("sft", untuned, stage, answers=RANKING_ADAPTER)
-        by_answers = TunedLm("sft-pointwise", untuned, stage, titles=ADAPTER, pointwise=True)
+        by_folder = {system.finished.name: system for system in tuned}
+        start = by_folder[run.parents[Role.START].name]
+        by_titles = {start: TunedLm("sft", untuned, start.finished, answers=RANKING_ADAPTER)}
+        by_answers: dict[TunedLm, TunedLm] = {}
         aligned = []
         for name, finished in run.systems.get(Group.ALIGNED, {}).items():
-            compares_titles = finished.config.stage3.task == "titles"
-            aligned.append(AlignedLm(name, finished, by_titles if compares_titles else by_answers))
-        start = next(system for system in tuned if system.finished.name == stage.name)
+            own_start = by_folder[finished.file.parents[Role.START]]
+            suffix = "" if own_start is start else f"-{own_start.name}"
+            if finished.config.stage3.task == "titles":
+                if own_start not in by_titles:
+                    by_titles[own_start] = TunedLm(
+                        f"sft{suffix}", untuned, own_start.finished, answers=RANKING_ADAPTER
+                    )
+                aligned.append(AlignedLm(name, finished, by_titles[own_start]))
+                continue
+            if own_start not in by_answers:
+                by_answers[own_start] = TunedLm(
+                    f"sft-pointwise{suffix}", untuned, own_start.finished, titles=ADAPTER, pointwise=True
+                )
+            aligned.append(AlignedLm(name, finished, by_answers[own_start]))
         return cls(untuned, tuned, start, by_titles, by_answers, aligned)
 
     @property
     def starts(self) -> list[TunedLm]:
         """`by_titles` and `by_answers`, as far as something started there."""
         used = [system.start for system in self.aligned]
-        return [start for start in (self.by_titles, self.by_answers) if start in used]
+        return [start for start in (*self.by_titles.values(), *self.by_answers.values()) if start in used]
 
     @property
     def ranking(self) -> list[System]:
-        """What is ranked with: the start under the name that it has beside what is aligned."""
-        tuned = [self.by_titles if system is self.start else system for system in self.tuned]
+        """What is ranked with: a start under the name that it has beside what is aligned."""
+        tuned = [self.by_titles.get(system, system) for system in self.tuned]
         pointwise = [start for start in self.starts if start.pointwise]
         return [self.untuned, *tuned, *self.aligned, *pointwise]
 

@@ -43,7 +43,7 @@ def draw(
     chosen: NDArray[np.integer[Any]],
     allowed: Bools,
     count: int,
-    seed: int,
+    seed: int | Rows,
     kind: str = "random",
     scores: NDArray[np.floating[Any]] | None = None,
 ) -> tuple[NDArray[np.int64], Bools]:
@@ -54,7 +54,7 @@ def draw(
         chosen: `[B]` place of the chosen one.
         allowed: bool `[B, C]`, see `usable`.
         count: rejected ones wanted, K.
-        seed: of this pass.
+        seed: of this pass; or int64 `[B]`, that of each row's own pass.
         kind: one of `KINDS`.
         scores: `[B, C]` by which candidates are hard, higher is harder; not read by `random`.
 
@@ -69,7 +69,11 @@ def draw(
         raise ValueError(
             f"rejected titles of kind {kind!r} without scores; wanted one of {', '.join(KINDS)}, and scores"
         )
-    key = draws.uniform(seed, rows, allowed.shape[1])
+    seeds = np.broadcast_to(seed, len(rows))
+    key = np.empty(allowed.shape)
+    for one in np.unique(seeds):
+        of_pass = seeds == one
+        key[of_pass] = draws.uniform(int(one), rows[of_pass], allowed.shape[1])
     if scores is not None and kind != "random":
         order = np.argsort(np.where(allowed, -scores, np.inf), axis=1, kind="stable")
         rank = np.empty_like(order)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from recllm.lm.config import LmConfig
 from recllm.lm.hub import loading_error, locate, text_config
+from recllm.lm.logprobs import answer_logits
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +24,9 @@ LOADING_ERRORS = (OSError, ImportError, ValueError, RuntimeError, KeyError, Type
 """What transformers raises where files are not there, broken, or of another form than it knows."""
 NOT_CHOOSING = ("token_id", "_version", "use_cache")
 """How names of generation settings end that have no part in which token comes next."""
+LARGEST_LEAK = 0.05
+"""A token's logits change with the padding before it by this at most, as a fraction of the change with the
+token itself: rounding of experts that other rows share, in 16 bit."""
 LEAST_CHANGE = 1e-4
 """Of an LM that reads ahead, the first token's logits change with the last token by this at least, as a
 fraction of the change of the last token's own."""
@@ -49,7 +53,7 @@ def load_lm(
 
 
 def load_checked_lm(config: LmConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
-    """As `load_lm`, and looks whether the LM is one: its weights are finite, it reads from left to right.
+    """As `load_lm`, and looks whether the LM is one: finite, reads from left to right, and no padding.
 
     Args:
         config: Which one.
@@ -71,6 +75,11 @@ def load_checked_lm(config: LmConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
         raise ValueError(
             f"lm.model.path {config.path!r} ({type(model).__name__}) reads tokens that come later; wanted an "
             "LM that reads from left to right only: choose another LM"
+        )
+    if _reads_padding(model):
+        raise ValueError(
+            f"lm.model.path {config.path!r} ({type(model).__name__}) reads padding, where attention_mask "
+            "is 0; wanted an LM whose answers do not depend on the rest of a batch: choose another LM"
         )
     return model, tokenizer, notes
 
@@ -245,6 +254,20 @@ def _reads_ahead(model: Any) -> bool:
     logits = model(input_ids=(tokens % rows).to(model.device), use_cache=False).logits.float()
     change = (logits[0] - logits[1]).norm(dim=-1)
     return bool(change[0] > LEAST_CHANGE * change[-1])
+
+
+def _reads_padding(model: Any) -> bool:
+    """Whether the logits behind a token change with what stands at the padding before it, by an example."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    tokens = torch.arange(1, 9).repeat(3, 1)
+    tokens[1, :-1] += 10
+    tokens[2, -1] = 20
+    mask = torch.zeros_like(tokens)
+    mask[:, -1] = 1
+    batch = {"input_ids": tokens % rows, "attention_mask": mask, "position_ids": torch.zeros_like(tokens)}
+    logits = answer_logits(model, {name: value.to(model.device) for name, value in batch.items()}).float()
+    change = (logits[0] - logits[1:]).norm(dim=-1)
+    return bool(change[0] > LARGEST_LEAK * change[1])
 
 
 def load_tokenizer(

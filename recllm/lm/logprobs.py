@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,7 +119,12 @@ def token_logps(model: nn.Module, batch: Mapping[str, Any], representation: Tens
         inputs["scored"] = rows, positions
         inputs |= _gate_inputs(batch, representation)
 
-    def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    own = threading.local()  # other threads' forwards of the same model pass by this hook too
+    own.forward = True
+
+    def gather(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not hasattr(own, "forward"):
+            return None
         # `logits_to_keep` picks the same positions in all rows; these differ by row. The head runs inside the
         # model's own forward, so that adapters, sharding and autocast treat it as they always do.
         return (args[0][rows, positions][:, None], *args[1:])  # `[M, 1, width]`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,12 @@ def answer_scores(model: Any, task: YesNoPrompts, size: int = 256) -> Scores:
 def answer_states(model: Any, task: YesNoPrompts, size: int = 256) -> Scores:
     """The state that the LM head reads behind each prompt, float32 `[n, width]`."""
     states: list[Tensor] = []
+    own = threading.local()  # other threads' forwards of the same model pass by this hook too
+    own.forward = True
 
     def remember(_: Any, args: tuple[Tensor, ...]) -> None:
-        states.append(args[0][:, -1])
+        if hasattr(own, "forward"):
+            states.append(args[0][:, -1])
 
     def score(batch: Batch) -> Tensor:
         states.clear()

@@ -11,11 +11,11 @@ from recllm import paths
 from recllm.config.schema import Config
 from recllm.errors import StageError
 from recllm.pipeline.manifest import Manifest
-from recllm.pipeline.stage_file import Role, StageFile
+from recllm.pipeline.stage_file import Role, StageFile, StageFolder
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(StageFolder):
     """A stage that is done. Opening one takes no lock, writes nothing and deletes nothing.
 
     Attributes:
@@ -52,24 +52,9 @@ class Finished:
         return self.file.sections()
 
     @property
-    def root(self) -> Path:
-        """`artifacts/<dataset>`."""
-        return self.file.root(self.folder)
-
-    @property
-    def name(self) -> str:
-        """The folder within `artifacts/<dataset>`, e.g. `stage2/reclora+din`."""
-        return self.file.folder
-
-    @property
     def identity(self) -> str:
         """What a child remembers of it: its configuration and its outputs' content, no times."""
         return self.manifest.identity
-
-    @property
-    def export(self) -> Path:
-        """The folder of what others load."""
-        return self.folder / paths.EXPORT
 
     def parent(self, role: Role) -> Finished:
         """A stage that it was made from.

@@ -33,6 +33,8 @@ from recllm.tables.config import SourceConfig
 
 VECTORS = "both"
 """Default of `retrieval.vectors`."""
+RETRIEVER = "stages.retriever"
+"""What trains a CRM to find the next item."""
 NAMED_OTHERWISE = ("retrieval.vectors", "stage3.start")
 """Keys that a folder's name says in words of its own, however they were given."""
 
@@ -404,16 +406,21 @@ class Plan:
         """A CRM reads the neighbors, and so depends on the LM, only where its configuration says so."""
         name, files = f"stage1/{crm}", (f"stage1/{crm}.yaml",)
         node = self._node(STAGES["stage1"], name, {Role.LOG: log}, files=files, seed=seed, sweep=sweep)
-        if CrmConfig(**node.config["stage1"]["crm"]).search != "semantic":
+        module = RETRIEVER if node.config["stage1"]["objective"] == "next" else node.module
+        if not CrmConfig(**node.config["stage1"]["crm"]).reads_vectors:
+            node = dataclasses.replace(node, module=module)
+            self.nodes[node.folder] = node
             return node
         del self.nodes[node.folder]  # with the neighbors as parent its name says the LM too
         parents = {Role.LOG: log, Role.NEIGHBORS: neighbors}
-        return self._node(STAGES["stage1"], name, parents, files=files, seed=seed, sweep=sweep)
+        return self._node(STAGES["stage1"], name, parents, files=files, seed=seed, sweep=sweep, module=module)
 
     def _tuned(self, crm: str, node: Node, seed: int) -> Node:
         """The study of a CRM's settings: what the CRM depends on, and the space."""
         files = (f"stage1/{crm}.yaml",)
-        tuned = self._node(STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed)
+        tuned = self._node(
+            STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed, module=node.module
+        )
         for searched in tuned.config["tune"]["space"]:
             parse_overrides([f"{searched['key']}=0"], "tune.space")
             if not searched["key"].startswith("stage1."):
@@ -437,6 +444,7 @@ class Plan:
             seed=seed,
             settings={"stage1.hold_out": rows},
             sweep=sweep,
+            module=gate.module,
         )
 
     # ---- what was asked for
@@ -482,26 +490,25 @@ class Plan:
 
     def needed(self) -> list[Node]:
         """The goals' nodes and all their ancestors, parents first."""
-        nodes: dict[str, Node] = {}
-
-        def visit(node: Node) -> None:
-            for parent in node.above:
-                visit(parent)
-            nodes.setdefault(node.folder, node)
-
+        nodes: list[Node] = []
         for goal in self.request.goals:
-            for node in (*self.goals[goal], *(self.goals["evaluate"] if goal in ENDS_WITH_TABLE else ())):
-                visit(node)
-        return list(nodes.values())
+            nodes += self.goals[goal]
+            if goal in ENDS_WITH_TABLE:
+                nodes += self.goals["evaluate"]
+        return with_ancestors(nodes)
 
     def manifest(self, node: Node) -> Path:
         """Path of a node's manifest: the target that Make sees."""
         return self.root / node.folder / paths.MANIFEST
 
-    def states(self) -> list[tuple[Node, str, Manifest | None]]:
-        """Each needed node, `done`, `stale`, `interrupted` or `missing`, and its manifest if there is one."""
+    def states(self, nodes: Iterable[Node] | None = None) -> list[tuple[Node, str, Manifest | None]]:
+        """Each node, `done`, `stale`, `interrupted` or `missing`, and its manifest if there is one.
+
+        Args:
+            nodes: which, besides their ancestors; None: the needed ones.
+        """
         states: dict[str, tuple[Node, str, Manifest | None]] = {}
-        for node in self.needed():
+        for node in self.needed() if nodes is None else with_ancestors(nodes):
             if not self.manifest(node).exists():
                 started = (self.root / node.folder / paths.CHECKPOINTS / paths.LAST).exists()
                 states[node.folder] = (node, "interrupted" if started else "missing", None)
@@ -516,3 +523,17 @@ class Plan:
             )
             states[node.folder] = (node, "done" if fresh else "stale", manifest)
         return list(states.values())
+
+
+def with_ancestors(nodes: Iterable[Node]) -> list[Node]:
+    """Nodes and all their ancestors, parents first, each once."""
+    ordered: dict[str, Node] = {}
+
+    def visit(node: Node) -> None:
+        for parent in node.above:
+            visit(parent)
+        ordered.setdefault(node.folder, node)
+
+    for node in nodes:
+        visit(node)
+    return list(ordered.values())

@@ -19,7 +19,7 @@ from recllm.errors import Busy, ConfigError, StageError
 from recllm.files import digest, now, write_json
 from recllm.pipeline.finished import Finished, check_lineage
 from recllm.pipeline.manifest import Manifest, describe_outputs
-from recllm.pipeline.stage_file import Group, Role, StageFile
+from recllm.pipeline.stage_file import Group, Role, StageFile, StageFolder
 
 BEFORE = ".manifest-before.json"
 """The manifest of an earlier run whose outputs still lie in the folder of one that is at work."""
@@ -27,7 +27,7 @@ CLOCK = ".seconds"
 
 
 @dataclass
-class Run:
+class Run(StageFolder):
     """A stage at work.
 
     Attributes:
@@ -97,16 +97,6 @@ class Run:
         return self.file.stage
 
     @property
-    def root(self) -> Path:
-        """`artifacts/<dataset>`."""
-        return self.file.root(self.folder)
-
-    @property
-    def name(self) -> str:
-        """The folder within `artifacts/<dataset>`, e.g. `stage2/reclora+din`."""
-        return self.file.folder
-
-    @property
     def dataset(self) -> str:
         """Name of the data set."""
         return self.file.dataset
@@ -115,11 +105,6 @@ class Run:
     def cache(self) -> Cache:
         """Where arrays are kept that can be computed again."""
         return Cache(paths.cache(self.root))
-
-    @property
-    def export(self) -> Path:
-        """Where it puts what others load."""
-        return self.folder / paths.EXPORT
 
     @property
     def everyone(self) -> list[Finished]:

@@ -138,6 +138,33 @@ class StageFile:
         return dataclasses.replace(config, **unread)
 
 
+class StageFolder:
+    """A stage's folder: what is known of it whether the stage is at work (`Run`) or done (`Finished`).
+
+    Attributes:
+        folder: where it lies, `artifacts/<dataset>/<stage>/<choice>`.
+        file: what its `config.yaml` says.
+    """
+
+    folder: Path
+    file: StageFile
+
+    @property
+    def root(self) -> Path:
+        """`artifacts/<dataset>`."""
+        return self.file.root(self.folder)
+
+    @property
+    def name(self) -> str:
+        """The folder within `artifacts/<dataset>`, e.g. `stage2/reclora+din`."""
+        return self.file.folder
+
+    @property
+    def export(self) -> Path:
+        """The folder of what others load."""
+        return self.folder / paths.EXPORT
+
+
 def older(folder: Path) -> str:
     """The line for artifacts of another layout."""
     return (

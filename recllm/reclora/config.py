@@ -76,6 +76,11 @@ class RecLoraConfig(PeftConfig):
         target_modules: Names (or name endings) of the `nn.Linear` modules to adapt, or one regular
             expression.
         exclude_modules: Names, or one regular expression, of modules to leave alone.
+        layers_to_transform: Numbers of the layers in which `target_modules` are adapted, as in PEFT's LoRA;
+            None: in all. With names only.
+        layers_pattern: What the LM calls its list of layers, where PEFT cannot tell (`layers`, `h`).
+        modules_to_save: Names of modules that train whole and are saved with the adapter; PEFT puts the new
+            head of a classifier (`task_type="SEQ_CLS"`) here.
         init_weights: Whether a start by singular vectors is computed. False in a saved configuration: there
             it comes from the adapter's file, and what the file lacks is NaN.
         svd_cache: Folder in which singular triplets are kept; None: they are computed each time. Not saved.
@@ -100,6 +105,13 @@ class RecLoraConfig(PeftConfig):
         default_factory=lambda: ["q_proj", "v_proj"], metadata={"help": "modules to adapt"}
     )
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "modules to leave alone"})
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "layers in which modules are adapted"}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "name of the LM's list of layers"}
+    )
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules that train whole"})
     init_weights: bool = field(default=True, compare=False, metadata={"help": "compute the start"})
     svd_cache: str | None = field(
         default=None, compare=False, metadata={"help": "folder of singular triplets"}
@@ -126,6 +138,17 @@ class RecLoraConfig(PeftConfig):
         if not self.target_modules:
             raise ValueError(
                 "RecLoraConfig: target_modules is empty; name modules, e.g. target_modules=['q_proj']"
+            )
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError(
+                f"RecLoraConfig: layers_to_transform={self.layers_to_transform!r} with the regular "
+                f"expression target_modules={self.target_modules!r}; wanted names, or layers "
+                "within the expression"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError(
+                f"RecLoraConfig: layers_pattern={self.layers_pattern!r} without layers_to_transform; "
+                "name both"
             )
         # A sorted list (PEFT's own configs hold a set) gives the same adapter_config.json in every process.
         if not isinstance(self.target_modules, str):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 
 from recllm.reclora.card import AdapterCard, write_model_card
@@ -102,8 +102,18 @@ def export_users(
     note = f"The adapter of the uniform gate; `{GATES}` holds the gates of {len(alpha):,} users."
     _write(tuner, name, None, directory, card, note)
     paths = [f"base_model.model.{path}" for path, _ in tuner.layers(name)]
-    metadata = {"modules": json.dumps(paths), "r": str(config.r), "num_meta": str(config.num_meta)}
-    save_file({"alpha": alpha}, Path(directory) / GATES, metadata=metadata)
+    metadata = {"modules": json.dumps(paths), "num_meta": str(config.num_meta), "r": str(config.r)}
+    (Path(directory) / GATES).write_bytes(_in_order(save({"alpha": alpha}, metadata)))
+
+
+def _in_order(file: bytes) -> bytes:
+    """The bytes of a safetensors file with sorted metadata; safetensors' own order differs between runs."""
+    size = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+    return len(text).to_bytes(8, "little") + text + file[8 + size :]
 
 
 def pick_user(directory: str | Path, row: int, out: str | Path, card: AdapterCard | None = None) -> None:
@@ -152,6 +162,11 @@ def _find_adapter(model: PeftModel, adapter_name: str | None) -> tuple[RecLoraMo
             f"adapter {name!r} has a soft prompt of {config.soft_prompt} tokens, which a LoRA cannot hold; "
             "train with soft_prompt=0 to export"
         )
+    if config.modules_to_save:
+        raise ValueError(
+            f"adapter {name!r} trains whole modules ({', '.join(config.modules_to_save)}), which a LoRA "
+            "cannot hold; save_pretrained keeps them with the adapter"
+        )
     return tuner, name, config
 
 
@@ -195,6 +210,8 @@ def _write(
         lora_alpha=rank,
         target_modules=config.target_modules,
         exclude_modules=config.exclude_modules,
+        layers_to_transform=config.layers_to_transform,
+        layers_pattern=config.layers_pattern,
         base_model_name_or_path=config.base_model_name_or_path,
         revision=config.revision,
         task_type=config.task_type,

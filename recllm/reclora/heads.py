@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ class Head(nn.Module):
 
     They are held as stacked weights and computed by one batched product. W_2 starts at zero, so that nothing
     depends on the representation at the start.
+
+    Its numbers stay float32 (or wider) when the model is converted to 16 bit (`.half()`, `.to(dtype)`,
+    Lightning's `bf16-true`): entries of the whitening reach thousands, where bfloat16 is off by 8.
 
     Args:
         num_heads: G.
@@ -43,6 +47,18 @@ class Head(nn.Module):
         self.bias_2 = nn.Parameter(torch.zeros(num_heads, out))
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("whiten", torch.eye(dim))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Head:
+        """Applies a conversion as `nn.Module` does, but for those to less than float32."""
+
+        def convert(value: Tensor) -> Tensor:
+            converted = fn(value)
+            if converted.dtype not in (torch.bfloat16, torch.float16):
+                return converted
+            return value.to(converted.device, torch.promote_types(value.dtype, torch.float32))
+
+        super()._apply(convert, recurse)
+        return self
 
     def set_statistics(self, mean: Tensor, covariance: Tensor) -> None:
         """Sets the statistics by which the representation R is whitened: (C + f I)^-1/2 (R - mean).
@@ -79,7 +95,7 @@ class Head(nn.Module):
     def mlp_outputs(self, representation: Tensor) -> Tensor:
         """Returns what the MLPs make of a representation.
 
-        Computed in the head's own precision (float32 over a 16-bit LM), under autocast too: it is cheap.
+        Computed in the head's own precision (float32 also in a 16-bit LM), under autocast too: it is cheap.
 
         Args:
             representation: `[batch, segments, dim]`, any float dtype.

@@ -7,14 +7,16 @@ by B. No loop over k, and no weights per sample.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from recllm.reclora.config import RecLoraConfig
+from recllm.reclora.prompt import Prepended
 
 MISSING = (
     "RecLoRA is active but got no representation; call model(..., representation=R) "
@@ -110,6 +112,9 @@ class GateState:
             None: it is given whole rows, or the ends of them.
         kept: int64 `[length]`, positions of the row of which alone the LM head is given the hidden states
             (`logits_to_keep` as a tensor); None: the last ones.
+        outermost: The module whose forward brought the representation, and ends with it.
+        prepended: Where the soft prompt stands; None: it has not been put in yet.
+        prepending: The module before whose inputs it was put.
     """
 
     weights: dict[str, Tensor]
@@ -117,14 +122,17 @@ class GateState:
     segments: Tensor | None
     scored: tuple[Tensor, Tensor] | None = None
     kept: Tensor | None = None
+    outermost: nn.Module | None = None
+    prepended: Prepended | None = None
+    prepending: nn.Module | None = None
 
-    def at_head(self, length: int, added: int) -> GateState:
+    def at_head(self, length: int) -> GateState:
         """What the LM head needs, if it is a target module: it comes after the choice of what is scored.
 
         Args:
             length: Tokens of a row that it is given, its last ones.
-            added: Virtual tokens that stood before the row, and were taken off again.
         """
+        added = 0 if self.prepended is None else self.prepended.added  # and were taken off again
         segments = None if self.segments is None else self.segments[:, added:]
         if self.scored is None:
             if segments is None:
@@ -172,12 +180,26 @@ class CurrentGates:
 
     It is empty outside of a forward, so that a call that brings no representation meets no weights of an
     earlier one. What a checkpointed layer needs when it is recomputed in the backward is held by
-    `GatedCheckpoint`.
+    `GatedCheckpoint`. Each thread has a forward of its own in progress; a copy starts empty.
     """
 
     def __init__(self) -> None:
         """Starts empty."""
-        self.state: GateState | None = None
+        # An attribute, not a base class: torch.compile follows what is set on the plain type only.
+        self._of_thread = threading.local()
+
+    @property
+    def state(self) -> GateState | None:
+        """Gates of this thread's forward; None: there is none in progress."""
+        state: GateState | None = getattr(self._of_thread, "state", None)
+        return state
+
+    @state.setter
+    def state(self, state: GateState | None) -> None:
+        self._of_thread.state = state
+
+    def __reduce__(self) -> tuple[type[CurrentGates], tuple[()]]:
+        return CurrentGates, ()
 
     @contextmanager
     def use(self, state: GateState | None) -> Iterator[None]:

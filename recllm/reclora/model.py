@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,6 +18,53 @@ from recllm.reclora.heads import Gate, Head, SoftPrompt
 from recllm.reclora.layer import RecLoraLinear
 from recllm.reclora.mixture import MISSING, CurrentGates, GateState, weigh
 from recllm.reclora.prompt import prepend_tokens, remove_tokens
+
+
+def _backbones(model: nn.Module) -> list[nn.Module]:
+    """What is under an LM's head, from outside in; the LM may call one of them alone (OPT: the inner)."""
+    lm: Any = model
+    decoder = lm.get_decoder() if hasattr(lm, "get_decoder") else lm
+    inner = {id(module): module for module in (getattr(model, "base_model", model), decoder)}
+    inner.pop(id(model), None)
+    if not inner and _has_head(model):  # Llama-4 says that it is its own
+        inner = {id(child): child for child in model.children() if _takes_embeds(child)}
+    return list(inner.values()) or [model]
+
+
+def _has_head(model: nn.Module) -> bool:
+    """Whether it makes logits of hidden states."""
+    return getattr(model, "get_output_embeddings", lambda: None)() is not None
+
+
+def _takes_embeds(module: nn.Module) -> bool:
+    """Whether its forward reads embeddings in place of token ids."""
+    return "inputs_embeds" in inspect.signature(module.forward).parameters
+
+
+def _check_embeds(model: nn.Module, tokens: int) -> None:
+    """Refuses an LM that cannot read virtual tokens.
+
+    Args:
+        model: The LM.
+        tokens: Virtual tokens of a soft prompt.
+
+    Raises:
+        ValueError: What is under its head takes no `inputs_embeds`, or its layers read the tokens' ids too.
+    """
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    for module in _backbones(model):
+        reason = ""
+        if not _takes_embeds(module):
+            reason = "takes no inputs_embeds"
+        elif getattr(config, "hidden_size_per_layer_input", 0):
+            reason = "reads token ids in every layer (hidden_size_per_layer_input)"
+        if reason:
+            raise ValueError(
+                f"soft_prompt={tokens}: {type(module).__name__} {reason}, wanted an LM that reads virtual "
+                "tokens: set soft_prompt=0, or choose another LM"
+            )
 
 
 class GatedCheckpoint:
@@ -81,9 +129,7 @@ class RecLoraModel(BaseTuner):
         self.reclora_gate = nn.ModuleDict()
         self.reclora_prompt = nn.ModuleDict()
         self._current_gates = CurrentGates()
-        self._outermost: nn.Module | None = None  # the module whose forward brought the representation
         self._enabled = True
-        self._num_prepended = 0
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         # PEFT itself only complains when none of the names is found. A string is a regular expression.
@@ -100,6 +146,8 @@ class RecLoraModel(BaseTuner):
                     f"target module {target!r} is not in the model; its linear modules are: "
                     f"{', '.join(sorted(linears)) or 'none'}"
                 )
+        if peft_config.soft_prompt:
+            _check_embeds(self.model, peft_config.soft_prompt)
         return super()._prepare_adapter_config(peft_config, model_config)
 
     def _create_and_replace(
@@ -158,15 +206,18 @@ class RecLoraModel(BaseTuner):
             parameter.requires_grad = flag
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
-        # Hooks, because PEFT calls the LM itself, past the tuner. On the backbone too, for callers that apply
-        # the LM head to a few positions only.
-        backbone = getattr(model, "base_model", model)
+        # Hooks, because PEFT calls the LM itself, past the tuner. On what is under its head too, for callers
+        # that apply the head to a few positions only.
+        backbones = _backbones(model)
         self._handles = []
-        for module in {id(m): m for m in (model, backbone)}.values():
+        for module in backbones:
+            self._handles.append(module.register_forward_hook(self._remove_prompt))
+        self._handles.append(model.register_forward_hook(self._check_prompt))
+        for module in {id(m): m for m in (model, *backbones)}.values():
             self._handles.append(module.register_forward_pre_hook(self._set_gates, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._clear_gates, always_call=True))
-        self._handles.append(backbone.register_forward_pre_hook(self._prepend_prompt, with_kwargs=True))
-        self._handles.append(backbone.register_forward_hook(self._remove_prompt))
+        for module in backbones:
+            self._handles.append(module.register_forward_pre_hook(self._prepend_prompt, with_kwargs=True))
         if hasattr(model, "prepare_inputs_for_generation"):
             # `generate` refuses arguments that this function does not name.
             vars(model)["prepare_inputs_for_generation"] = self._prepare_inputs_for_generation
@@ -190,11 +241,10 @@ class RecLoraModel(BaseTuner):
             function = vars(layer).get("_gradient_checkpointing_func")
             if function is not None and not isinstance(function, GatedCheckpoint):
                 vars(layer)["_gradient_checkpointing_func"] = GatedCheckpoint(function, self._current_gates)
-        state = self._gate_state(representation, segments, scored)
+        state = replace(self._gate_state(representation, segments, scored), outermost=module)
         if isinstance(kept, Tensor):
             state = replace(state, kept=kept)
         self._current_gates.state = state
-        self._outermost = module
         return args, kwargs
 
     def _gate_state(
@@ -222,35 +272,59 @@ class RecLoraModel(BaseTuner):
 
     def _clear_gates(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forgets the gates when the forward that brought them is over."""
-        if module is self._outermost:
+        state = self._current_gates.state
+        if state is not None and module is state.outermost:
             self._current_gates.state = None
-            self._outermost = None
 
     def _enter_head(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Brings the gates into the form that the LM head needs; no module comes behind it."""
         state = self._current_gates.state
         if state is not None:
-            self._current_gates.state = state.at_head(args[0].shape[1], self._num_prepended)
+            self._current_gates.state = state.at_head(args[0].shape[1])
+
+    @property
+    def _has_prompt(self) -> bool:
+        """Whether a forward has a soft prompt."""
+        return self._enabled and any(name in self.reclora_prompt for name in self.active_adapters)
 
     def _prepend_prompt(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        """Puts the soft prompts of the active adapters before the inputs of the backbone."""
-        self._num_prepended = 0
-        if not self._enabled or not any(name in self.reclora_prompt for name in self.active_adapters):
+        """Puts the soft prompts of the active adapters before the inputs of the outermost backbone."""
+        if not self._has_prompt:
             return args, kwargs
         state = self._current_gates.state
         if state is None or state.prompts is None:
             raise ValueError(MISSING)
-        inputs = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
+        if state.prepended is not None:
+            return args, kwargs  # the backbone around this one has them
+        names = list(inspect.signature(module.forward).parameters)
+        inputs = {**dict(zip(names, args, strict=False)), **kwargs}
         embed = self.model.get_input_embeddings()
-        inputs, segments, self._num_prepended = prepend_tokens(inputs, state.prompts, state.segments, embed)
-        self._current_gates.state = replace(state, segments=segments)
+        inputs, segments, prepended = prepend_tokens(inputs, state.prompts, state.segments, embed)
+        self._current_gates.state = replace(state, segments=segments, prepended=prepended, prepending=module)
         return (), inputs
 
     def _remove_prompt(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Takes them off the backbone's output again."""
-        return remove_tokens(output, self._num_prepended) if self._num_prepended else output
+        """Takes them off its output again."""
+        state = self._current_gates.state
+        if state is None or state.prepended is None or state.prepending is not module:
+            return output
+        return remove_tokens(output, state.prepended)
+
+    def _check_prompt(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Refuses a forward that passed the soft prompt by.
+
+        Raises:
+            ValueError: The LM called none of the modules that were to be given it.
+        """
+        state = self._current_gates.state
+        if self._has_prompt and (state is None or state.prepended is None):
+            raise ValueError(
+                f"the soft prompt was not read: {type(module).__name__} does not call "
+                f"{' or '.join(type(m).__name__ for m in _backbones(module))}; wanted an LM that does, or "
+                "soft_prompt=0"
+            )
 
     def _prepare_inputs_for_generation(
         self,
@@ -263,6 +337,41 @@ class RecLoraModel(BaseTuner):
         inputs = prepare(self.model, input_ids, inputs_embeds=inputs_embeds, **kwargs)
         inputs["representation"] = representation
         return inputs
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """PEFT's door for arguments of `forward` and `generate` that the LM is not given.
+
+        Raises:
+            ValueError: One that this tuner would drop, or that runs the LM without the representation.
+        """
+        names = kwargs.get("adapter_names")
+        if names is not None:
+            raise ValueError(
+                f"adapter_names={list(names)} is not known to RecLoRA, whose forward has the same active "
+                "adapter for all rows; call set_adapter(name) and the model once for the rows of each"
+            )
+        scale = kwargs.get("guidance_scale")
+        if scale is None:
+            scale = getattr(kwargs.get("generation_config"), "guidance_scale", None)
+        reads = any(self._config(name).reads_representation for name in self.active_adapters)
+        if reads and scale not in (None, 1):
+            raise ValueError(
+                f"guidance_scale={scale} runs the LM a second time without a representation, which RecLoRA "
+                "needs; leave guidance_scale out, or use the plain LoRA of recllm.reclora.export_user"
+            )
+        yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuses what PEFT's LoRA has: gates of their own make no weighted sum of adapters one adapter.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            "add_weighted_adapter is not known to RecLoRA, whose adapters are functions of a representation; "
+            "activate several, whose updates add up: model.base_model.set_adapter([...])"
+        )
 
     def _config(self, adapter_name: str) -> RecLoraConfig:
         return cast(RecLoraConfig, self.peft_config[adapter_name])
@@ -277,7 +386,8 @@ class RecLoraModel(BaseTuner):
     def head_logits(self, states: Tensor, representation: Tensor) -> Tensor:
         """Logits of the LM head alone, gated as in a whole forward.
 
-        What a model does to logits behind its head (softcapping, a scale) is not done here.
+        What a model does to logits behind its head (softcapping, a scale) is not done here: such LMs are
+        refused by `recllm.training.gate_first.check_logits`.
 
         Args:
             states: What the head reads, one position a row: `[batch, width]`.

@@ -157,28 +157,24 @@ def auc_and_loss(system: str, lm: str) -> Column:
     return Column(f"`{system}`", show, system=system, lm=lm)
 
 
-def span(name: str) -> Column:
-    """A column of the lowest and the highest of the seeds."""
+def of_seeds(name: str, write: Callable[[Sequence[float]], str], candidates: str | None = None) -> Column:
+    """A column of the seeds' figures, as `write` puts them; empty where all are the same."""
 
     def show(row: ResultRow) -> str:
-        values = seed_values(row, name)
-        if min(values) == max(values):
-            return ""
-        return f"{number(min(values))} to {number(max(values))}"
+        values = [entry["metrics"][name] for entry in row.seeds]
+        return "" if min(values) == max(values) else write(values)
 
-    return Column("of the seeds", show)
+    return Column("of the seeds", show, candidates=candidates)
+
+
+def span(name: str) -> Column:
+    """A column of the lowest and the highest of the seeds."""
+    return of_seeds(name, lambda values: f"{number(min(values))} to {number(max(values))}")
 
 
 def each_seed(name: str, candidates: str) -> Column:
     """A column of every seed's figure, in their order."""
-
-    def show(row: ResultRow) -> str:
-        values = seed_values(row, name)
-        if min(values) == max(values):
-            return ""
-        return ", ".join(number(value) for value in values)
-
-    return Column("of the seeds", show, candidates=candidates)
+    return of_seeds(name, lambda values: ", ".join(map(number, values)), candidates)
 
 
 def difference(candidates: str | None = None, heading: str = "difference") -> Column:
@@ -216,11 +212,6 @@ def of_paper(figures: Mapping[str, float | None]) -> str:
     """The paper's AUC and log loss, as far as it has them."""
     values = [number(figures.get(name)) for name in ("auc", "logloss")]
     return " / ".join(value for value in values if value)
-
-
-def seed_values(row: ResultRow, name: str) -> list[float]:
-    """A metric of every seed, in their order."""
-    return [entry["metrics"][name] for entry in row.seeds]
 
 
 def p_values(values: Sequence[float | None]) -> str:

@@ -76,7 +76,7 @@ class Crm:
     @property
     def ranks(self) -> bool:
         """Whether it was trained to tell liked items from drawn ones: its logit is then no click's."""
-        return self.made_by.config.stage1.objective == "rank"
+        return self.made_by.config.stage1.objective != "ctr"
 
     def read_as(self, gate_input: str | None, seed: int) -> Crm | None:
         """The CRM as a gate reads it (`AdapterConfig.gate_input`), or None where nothing is read.
@@ -142,7 +142,8 @@ class CrmSystem(System):
 
     def __init__(self, name: str, crm: Crm) -> None:
         """See the class."""
-        super().__init__(f"crm-{name}" if crm.ranks else name, made_by=crm.made_by)
+        by_list = crm.made_by.config.stage1.objective == "rank"
+        super().__init__(f"crm-{name}" if by_list else name, made_by=crm.made_by)
         self.crm = crm
         if crm.ranks:
             self.tasks = (Task.RANKING,)

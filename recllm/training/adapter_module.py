@@ -15,7 +15,7 @@ from recllm.files import load_weights
 from recllm.lm.logprobs import candidate_logps
 from recllm.metrics import ranking_values
 from recllm.pipeline.run import Run
-from recllm.training.callbacks import broken, rows_of
+from recllm.training.callbacks import broken, part_of, rows_of
 from recllm.training.checkpoints import best
 from recllm.training.sharding import ShardedStrategy, shard
 
@@ -56,8 +56,10 @@ class AdapterModule(lightning.LightningModule):
             raise StageError(broken("a gradient", self.trainer.global_step, self.rows_of_step))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Remember which rows of the log the step reads."""
-        self.rows_of_step = rows_of(batch)
+        """Remember which rows of the log the step reads, all its parts together."""
+        if part_of(self.trainer, batch_idx) == 0:
+            self.rows_of_step = []
+        self.rows_of_step += rows_of(batch)
 
     def load_best(self, run: Run, monitor: str) -> None:
         """Take the adapter weights of the checkpoint with the best score of a monitor."""

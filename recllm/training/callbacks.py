@@ -22,12 +22,27 @@ FILE_ONLY = ("reward_chosen", "reward_rejected", "reward_accuracy", "margin", "r
 """Validation figures that the curves' file and the report show, and the terminal does not."""
 
 
+WEIGHTS = "weights"
+"""What a training step says of its other figures beside the loss: name -> how many of a part's rows they are
+means over, against the mean over the parts of a step. 1 for those that it does not name."""
+
+
 class NotFinite(StageError):
     """A loss that is no number any more."""
 
 
+def part_of(trainer: lightning.Trainer, batch_index: int) -> int:
+    """Which part of its step a batch is."""
+    return batch_index % trainer.accumulate_grad_batches
+
+
+def ends_step(trainer: lightning.Trainer, batch_index: int) -> bool:
+    """Whether a batch is the last part of its step, behind which the optimizer steps."""
+    return part_of(trainer, batch_index) == trainer.accumulate_grad_batches - 1
+
+
 class StepSeed(Callback):
-    """Seeds torch before every step from (seed, step, rank).
+    """Seeds torch before every part of a step from (seed, step, rank), ranks as `StepLoader` counts them.
 
     So the random state at a step does not depend on how often the run was interrupted, and a checkpoint needs
     no generator state.
@@ -37,9 +52,10 @@ class StepSeed(Callback):
         """Take the run's seed."""
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, batch: Any, index: int) -> None:
         """Seed."""
-        torch.manual_seed((self.seed * 1_000_003 + trainer.global_step) * 1_009 + trainer.global_rank)
+        rank = part_of(trainer, index) * trainer.world_size + trainer.global_rank
+        torch.manual_seed((self.seed * 1_000_003 + trainer.global_step) * 1_009 + rank)
 
 
 class Curves(Callback):
@@ -54,41 +70,55 @@ class Curves(Callback):
         self.path, self.every, self.monitors = path, every, monitors
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, float] = {}
         self._clock = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         """The rows so far."""
         sums = {name: float(value) for name, value in self._sums.items()}
-        return {"rows": self.rows, "sums": sums, "count": self._count}
+        return {"rows": self.rows, "sums": sums, "counts": self._counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the rows of the interrupted run."""
-        self.rows, self._count = state["rows"], state["count"]
+        self.rows = state["rows"]
         self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
+        # Checkpoints of earlier versions have one count for all.
+        self._counts = state["counts"] if "counts" in state else dict.fromkeys(self._sums, state["count"])
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, *_: Any
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
     ) -> None:
-        """Sum what the step returned."""
+        """Sum what the step, or a part of it, returned."""
+        weights = outputs.get(WEIGHTS, {})
+        is_end = ends_step(trainer, index)
         for name, value in outputs.items():
+            if name == WEIGHTS:
+                continue
             if not torch.isfinite(value).all():
-                raise NotFinite(broken(f"train/{name}", trainer.global_step, rows_of(batch), float(value)))
-            self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu()
-        self._count += 1
-        if trainer.global_step % self.every == 0:
+                step = trainer.global_step + (0 if is_end else 1)
+                raise NotFinite(broken(f"train/{name}", step, rows_of(batch), float(value)))
+            weight = float(weights.get(name, 1))
+            count = weight
+            if name == "loss":  # Lightning has divided it by the number of parts
+                count = weight / trainer.accumulate_grad_batches
+            self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu() * weight
+            self._counts[name] = self._counts.get(name, 0) + count
+        if is_end and trainer.global_step % self.every == 0:
             self._flush(trainer)
 
     def _flush(self, trainer: lightning.Trainer, **scores: float) -> None:
         losses = {
-            f"train/{name}": float(value) / self._count for name, value in self._sums.items() if self._count
+            f"train/{name}": float(value) / self._counts[name]
+            for name, value in self._sums.items()
+            if self._counts[name]
         }
         for logger in trainer.loggers:  # the scores are logged by who measures them
             logger.log_metrics(losses, trainer.global_step)
         if not self.rows or self.rows[-1]["step"] != trainer.global_step:
             self.rows.append({"step": trainer.global_step})
         self.rows[-1] |= {**losses, **scores}
-        self._sums, self._count = {}, 0
+        self._sums = {}
+        self._counts = {}
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Add the scores, print them, write the file.
@@ -106,8 +136,8 @@ class Curves(Callback):
                 raise NotFinite(broken(name, trainer.global_step, [], scores[name]))
         self._flush(trainer, **scores)
         losses = {name: value for name, value in self.rows[-1].items() if name.startswith("train/loss")}
-        told = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **told}.items())
+        printed = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}
+        text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **printed}.items())
         say(f"step {trainer.global_step:>5}  {text}  ({time.monotonic() - self._clock:.0f} s)")
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,16 +164,52 @@ class Last(Checkpoint):
             partial.replace(self.path)
             self.run.tick()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Say how many parts the steps so far were computed in."""
+        checkpoint["accumulate"] = trainer.accumulate_grad_batches
+
+    def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        """Count the batches so far as if they had been of the present number of parts.
+
+        A checkpoint is written behind the last part of a step, whose batch may not count as completed yet.
+        """
+        parts = checkpoint.get("accumulate", 1)
+        batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (batches["total"], batches["current"]):
+            open_batches = counts["ready"] - counts["completed"]
+            counts["ready"] = counts["ready"] // parts * trainer.accumulate_grad_batches
+            counts["started"] = counts["ready"]
+            counts["processed"] = counts["ready"]
+            counts["completed"] = counts["ready"] - open_batches
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
         """Save between validations; at a validation's step it is saved after the validation."""
         step = trainer.global_step
-        if step % self.every == 0 and step % self.interval:
+        if ends_step(trainer, index) and step % self.every == 0 and step % self.interval:
             self._save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Save after the selection and the early stopping have taken the new score."""
         if trainer.state.fn == "fit":
             self._save(trainer)
+
+
+class InStep(Callback):
+    """Knows whether a training step is being computed: whether what fails there could do with less memory."""
+
+    def __init__(self) -> None:
+        """None is yet."""
+        self.is_open = False
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """A part of a step begins."""
+        self.is_open = True
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """It ends."""
+        self.is_open = False
 
 
 class Stop(EarlyStopping):

@@ -117,9 +117,12 @@ def _put_aside(folder: Path, mine: dict[str, Any]) -> None:
         say(f"removes the checkpoint at step {old} that was put aside earlier ({why})")
     shutil.rmtree(aside, ignore_errors=True)
     swap.rename(aside)
+    less_memory = (
+        " (trainer.accumulate needs less memory for the same steps)" if smaller(before, mine) else ""
+    )
     say(
         f"cannot go on from the checkpoint at step {step}: {changed}; it is put aside until this training is "
-        "done, and goes on where all is configured as before"
+        f"done, and goes on where all is configured as before{less_memory}"
     )
 
 
@@ -137,6 +140,13 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> str:
         if before["parents"].get(parent) != identity:
             words.append(f"{parent} was made anew")
     return "; ".join(words) or "what it is made from differs"
+
+
+def smaller(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a step has fewer rows or tokens than it had."""
+    old, new = _flat(before.get("config", {})), _flat(now["config"])
+    names = [name for name in new if name.endswith((".batch_size", ".batch_tokens")) and name in old]
+    return any(new[name] < old[name] for name in names)
 
 
 def _flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:

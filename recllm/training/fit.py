@@ -18,9 +18,10 @@ from recllm.config.stages import FitConfig
 from recllm.errors import StageError
 from recllm.pipeline.run import Run
 from recllm.training.adapter_module import AdapterModule
-from recllm.training.callbacks import Curves, Last, StepSeed, Stop
+from recllm.training.callbacks import Curves, InStep, Last, StepSeed, Stop
 from recllm.training.checkpoints import best, forget_others, resumable
 from recllm.training.loaders import Loaders
+from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
 
 
@@ -60,6 +61,9 @@ def fit(
 
     Returns:
         The trainer; `best(run, monitor)` is where the checkpoints are.
+
+    Raises:
+        StageError: a step's rows cannot be dealt to devices and parts; memory does not do for a step.
     """
     quiet()
     config = run.config.trainer
@@ -69,6 +73,7 @@ def fit(
         raise StageError(
             f"batch_size={settings.batch_size} cannot be dealt to {config.devices} devices; wanted a multiple"
         )
+    check_parts(loaders.step_rows or settings.batch_size, config)
     folder = run.folder / paths.CHECKPOINTS
     last = resumable(run, folder)
     selections = [
@@ -78,27 +83,42 @@ def fit(
             monitor=monitor,
             mode="max",
             save_top_k=1,
+            # Where a validation follows each step, Lightning takes the interval 1 for a whole epoch.
+            save_on_train_epoch_end=False,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
         for monitor in monitors
     ]
+    in_step = InStep()
     watching: list[Callback] = [
+        in_step,
         StepSeed(run.config.seed or 0),
         Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50), monitors),
-        Stop(monitors[0], mode="max", patience=settings.patience, min_delta=0.0),
+        Stop(
+            monitors[0],
+            mode="max",
+            patience=settings.patience,
+            min_delta=0.0,
+            check_on_train_epoch_end=False,
+        ),
         *selections,
         *callbacks,
         Last(run, config.checkpoint_every, interval),
     ]
+    plugins: list[Any] = []
+    if settings.precision == "bf16-true" and isinstance(module, AdapterModule):
+        plugins.append(AdapterPrecision("bf16-true"))
     trainer = lightning.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         strategy=strategy(config),
-        precision=settings.precision,
+        precision=None if plugins else settings.precision,
+        plugins=plugins,
         max_epochs=1,
         max_steps=loaders.steps,
-        val_check_interval=interval,
+        accumulate_grad_batches=config.accumulate,
+        val_check_interval=interval * config.accumulate,  # of batches, which are parts of steps
         gradient_clip_val=settings.clip or None,
         callbacks=watching,
         logger=_loggers(run),
@@ -117,10 +137,55 @@ def fit(
     torch.manual_seed(run.config.seed or 0)
     if first and last is None:
         trainer.validate(module, datamodule=loaders, verbose=False)
-    trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
+    except RuntimeError as error:
+        keys = memory_keys(
+            loaders.step_rows or settings.batch_size, config, isinstance(module, AdapterModule)
+        )
+        if not (in_step.is_open and keys and is_out_of_memory(error)):
+            raise
+        raise StageError(
+            f"out of memory in step {trainer.global_step + 1}; add ARGS={' or ARGS='.join(keys)}, which "
+            "leaves the steps what they are, and run make again: it goes on at the last checkpoint"
+        ) from error
     trainer.strategy.barrier()
     forget_others(folder)
     return trainer
+
+
+def check_parts(rows: int, trainer: TrainerConfig) -> None:
+    """Refuse more parts of a step than its rows fill.
+
+    Raises:
+        StageError: the most parts that they do.
+    """
+    if rows < trainer.devices * trainer.accumulate:
+        raise StageError(
+            f"trainer.accumulate={trainer.accumulate} parts of a step of {rows} rows leave some without any; "
+            f"wanted at most {max(1, rows // trainer.devices)}"
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory, of a GPU or the CPU, does not do."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def memory_keys(rows: int, trainer: TrainerConfig, recomputes: bool) -> list[str]:
+    """Which keys make a step need less memory and leave it what it is.
+
+    Args:
+        rows: of a step.
+        trainer: how it is computed now.
+        recomputes: whether `trainer.recompute` means anything for what trains.
+    """
+    keys = []
+    if rows >= 2 * trainer.accumulate * trainer.devices:
+        keys.append(f"trainer.accumulate={2 * trainer.accumulate}")
+    if recomputes and not trainer.recompute:
+        keys.append("trainer.recompute=true")
+    return keys
 
 
 def _loggers(run: Run) -> list[Any]:

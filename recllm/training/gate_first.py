@@ -5,13 +5,49 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from recllm.config.stages import FitConfig
+from recllm.errors import StageError
 from recllm.lm.logprobs import answer_loss
 from recllm.lm.predict import Scores
 from recllm.lm.tasks import YesNoPrompts
 from recllm.training.loaders import Stream, plan_steps
 from recllm.training.optimizer import optimizer
+
+
+@torch.no_grad()
+def check_logits(model: Any, passes: float) -> None:
+    """Refuse an LM whose logits are not what its head gives: the head alone would learn other ones.
+
+    Args:
+        model: the LM with an adapter.
+        passes: `stage2.gate_first`.
+
+    Raises:
+        StageError: a softcap or scale stands behind the head.
+    """
+    given: list[Tensor] = []
+
+    def replace(module: Any, args: Any, output: Tensor) -> Tensor:
+        # Of any size that logits have: what bends or cuts them shows, in 16 bit too.
+        values = torch.linspace(-100, 100, output.numel(), device=output.device)
+        given.append(values.view(output.shape).to(output.dtype))
+        return given[-1]
+
+    handle = model.get_output_embeddings().register_forward_hook(replace)
+    try:
+        ids = torch.arange(3, device=next(model.parameters()).device)[None]
+        with model.disable_adapter():
+            logits = model(ids, use_cache=False).logits
+    finally:
+        handle.remove()
+    if not torch.equal(logits, given[-1].to(logits.dtype)):
+        name = type(model.get_base_model()).__name__
+        raise StageError(
+            f"stage2.gate_first={passes:g} trains the LM head apart, and {name} changes the logits behind it "
+            "(a softcap or a scale); wanted stage2.gate_first=0"
+        )
 
 
 def train_gate(

@@ -75,10 +75,16 @@ class Stream:
             result[chosen] = self._order(int(number))[within[chosen]]
         return result
 
+    def passes(self, step: int, rank: int = 0, world: int = 1) -> Rows:
+        """The number of the pass that each index of `indices` is of, int64, from 0."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rank::world]
+        return positions // self.count
+
     def loss_scale(self, rank: int, world: int) -> float:
         """How many rows this process has of a batch, against the mean over processes.
 
-        A mean over a process's rows, times this, averages over processes to the mean over the batch.
+        A mean over a process's rows, times this, averages over processes to the mean over the batch. Parts
+        that one process computes one after another count as processes.
         """
         return len(range(rank, self.batch_size, world)) * world / self.batch_size
 
@@ -94,28 +100,34 @@ def plan_steps(count: int, batch_size: int, epochs: float, validations: int) -> 
 
 
 class StepLoader:
-    """Yields `make(step, rank, world)` for every step; its state is the step."""
+    """Yields `make(step, rank, world)` for every step; its state is the step.
 
-    def __init__(self, make: Callable[[int, int, int], Batch], steps: int, rank: int, world: int) -> None:
+    A process that computes a step in parts yields one after another what as many processes would have.
+    """
+
+    def __init__(
+        self, make: Callable[[int, int, int], Batch], steps: int, rank: int, world: int, parts: int = 1
+    ) -> None:
         """Take the function that builds the batch of a step for a process."""
-        self.make, self.steps, self.rank, self.world = make, steps, rank, world
+        self.make, self.steps, self.rank, self.world, self.parts = make, steps, rank, world, parts
         self.next = 0
 
     def __len__(self) -> int:
-        return self.steps
+        return self.steps * self.parts
 
     def __iter__(self) -> Iterator[Batch]:
-        while self.next < self.steps:
+        while self.next < len(self):
+            step, part = divmod(self.next, self.parts)
             self.next += 1
-            yield self.make(self.next - 1, self.rank, self.world)
+            yield self.make(step, part * self.world + self.rank, self.world * self.parts)
 
     def state_dict(self) -> dict[str, int]:
-        """The step that comes next."""
-        return {"next": self.next}
+        """The step that comes next; between two parts, the one that they are of."""
+        return {"next": self.next // self.parts}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at a stored step."""
-        self.next = state["next"]
+        """Go on at the first part of a stored step."""
+        self.next = state["next"] * self.parts
 
 
 class RowLoader:
@@ -163,6 +175,7 @@ class Loaders(lightning.LightningDataModule):
         valid: one `(make, count)` per validation loader; `make(indices) -> batch`.
         valid_batch: rows of a validation batch.
         finish: what is left to do to a batch once it lies on its device.
+        step_rows: rows of a step, where they are not its `fit.batch_size`.
     """
 
     def __init__(
@@ -172,19 +185,25 @@ class Loaders(lightning.LightningDataModule):
         valid: list[tuple[Callable[[Rows], Batch], int]],
         valid_batch: int,
         finish: Callable[[Batch], Batch] | None = None,
+        step_rows: int | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
         self.train, self.steps, self.valid, self.valid_batch = train, steps, valid, valid_batch
         self.finish = finish
+        self.step_rows = step_rows
 
     def _place(self) -> tuple[int, int]:
         assert self.trainer is not None
         return self.trainer.global_rank, self.trainer.world_size
 
+    def _step_loader(self) -> StepLoader:
+        assert self.trainer is not None
+        return StepLoader(self.train, self.steps, *self._place(), self.trainer.accumulate_grad_batches)
+
     def train_dataloader(self) -> StepLoader:
         """The training batches."""
-        return StepLoader(self.train, self.steps, *self._place())
+        return self._step_loader()
 
     def val_dataloader(self) -> list[RowLoader]:
         """The validation batches, one loader for each task."""
@@ -192,7 +211,7 @@ class Loaders(lightning.LightningDataModule):
 
     def example(self, device: torch.device) -> Batch:
         """The first training batch, on a device."""
-        return self.on_after_batch_transfer(move_data_to_device(self.train(0, *self._place()), device), 0)
+        return self.on_after_batch_transfer(move_data_to_device(next(iter(self._step_loader())), device), 0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Finish a batch on its device."""

@@ -42,9 +42,9 @@ def clip_norm(parameters: Iterable[Tensor], largest: float) -> Tensor:
     Returns:
         The norm before, a scalar.
     """
-    held = [parameter for parameter in parameters if parameter.grad is not None]
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
     parts = []
-    for parameter in held:
+    for parameter in with_gradient:
         assert parameter.grad is not None
         if parameter.grad.is_sparse:
             parameter.grad = merged(parameter.grad)

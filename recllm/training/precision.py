@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.plugins.precision import HalfPrecision
 
 from recllm.config.schema import TrainerConfig
 from recllm.console import say
@@ -20,13 +21,27 @@ def device_of(trainer: TrainerConfig) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+class AdapterPrecision(HalfPrecision):
+    """Lightning's `bf16-true` for an LM with an adapter: its batches stay as they are.
+
+    The frozen LM and the adapter's A and B are converted. What reads a representation stays float32
+    (`recllm.reclora.heads.Head`), and so do representations and the log-probabilities of a reference, which
+    Lightning would round.
+    """
+
+    def convert_input(self, data: Any) -> Any:
+        """The batch, as it is."""
+        return data
+
+
 def training_precision(model: torch.nn.Module, precision: str) -> AbstractContextManager[Any]:
     """A context in which a model computes as it does when Lightning trains it.
 
     Args:
         model: the model, on its device. Of a `-true` precision its weights are converted at once, as `fit`
             would.
-        precision: Lightning's name: `32-true`, `bf16-mixed`, `bf16-true`, `16-mixed`, `16-true`.
+        precision: Lightning's name: `32-true`, `bf16-mixed`, `bf16-true`, `16-mixed`, `16-true`. What reads a
+            representation stays float32 in all of them.
     """
     dtypes = {"bf16": torch.bfloat16, "16": torch.float16}
     bits, _, kind = precision.partition("-")

@@ -8,11 +8,11 @@ import fcntl
 import math
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning
 import optuna
@@ -28,6 +28,8 @@ from recllm.pipeline.manifest import commit
 from recllm.pipeline.run import Run
 from recllm.training.callbacks import NotFinite
 from recllm.training.checkpoints import best_scores
+
+Inputs = TypeVar("Inputs")
 
 DATABASE = "study.db"
 BEST = "best.yaml"
@@ -45,8 +47,9 @@ class Pruning(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Report, but for a score that a resumed training computes again: the study has it."""
-        assert isinstance(trainer.val_check_interval, int)  # steps; the last validation may come earlier
-        step = math.ceil(trainer.global_step / trainer.val_check_interval) - 1
+        assert isinstance(trainer.val_check_interval, int)  # of batches, which are parts of steps
+        interval = trainer.val_check_interval // trainer.accumulate_grad_batches
+        step = math.ceil(trainer.global_step / interval) - 1  # the last validation may come earlier
         reported = self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values
         if step not in reported:
             self.trial.report(float(trainer.callback_metrics[self.monitor]), step)
@@ -209,6 +212,28 @@ class Search:
         path = self.run.folder / BEST
         write_text(path, text)
         say(f"{text}  -> {path}")
+
+
+def search(
+    run: Run, data: Callable[[Run], Inputs], train: Callable[[Run, Inputs, list[Pruning]], Any]
+) -> None:
+    """Train trial after trial of a study until its budget is spent; what reads alike is read once.
+
+    Args:
+        run: of stage `tune`.
+        data: what a trial's batches are made of.
+        train: trains a trial, watched by these callbacks.
+    """
+    study = Search.open(run)
+    read_with: dict[str, Any] | None = None
+    while claimed := study.claim():
+        trial, one = claimed
+        with study.watch(trial, one) as pruning:
+            if one.config.stage1.inputs != read_with:
+                read_with = one.config.stage1.inputs
+                inputs = data(one)
+            train(one, inputs, [pruning])
+    study.report()
 
 
 def _enqueue_configured(study: optuna.Study, space: list[Range], configured: dict[str, Any]) -> None:

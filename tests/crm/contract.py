@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,14 @@ VARIANTS = {
     "sim": {},
     "sim-hard": {"retrieval": "hard"},
     "sim-soft": {"retrieval": "soft", "soft_k": 3, "soft_recent": 2},
+    "retriever": {"hidden": 16},
+    "retriever-hstu": {"hidden": 16, "block": "hstu"},
+    "retriever-text": {"hidden": 16, "text_dim": 6},
 }
 """Every CRM and its settings, small; the name before the hyphen is the CRM's (`stage1.crm.name`)."""
 
 RECENT = ["recent_item", "recent_rating", "recent_interval"]
+COLUMNS = [*RECENT, "recent_elapsed", "recent_dense"]
 RETRIEVED = ["retrieved_item", "retrieved_rating", "retrieved_interval", "retrieved_rank"]
 
 SIZE = 6_000
@@ -75,6 +79,9 @@ def random_batch(size: int, recent: int, retrieved: int = 4, seed: int = 0) -> d
         batch[f"{kind}_item"] = torch.stack([draw(high, size, length) for high in FIELDS.item_sizes], 2)
         batch[f"{kind}_rating"] = draw(6, size, length)
         batch[f"{kind}_interval"] = draw(32, size, length)
+    batch["recent_elapsed"] = draw(100_000, size, recent).sort(1, descending=True).values
+    batch["dense"] = batch["item"][:, 0]
+    batch["recent_dense"] = batch["recent_item"][..., 0]
     real = draw(recent + 1, size, 1)
     real[0] = recent
     batch["recent_mask"] = torch.arange(recent) >= recent - real
@@ -173,13 +180,13 @@ def altered(batch: dict[str, Tensor], key: str, real: bool) -> dict[str, Tensor]
 def reordered(batch: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
     """The batch with the recent events in another order, `order` [B, T]."""
     new = dict(batch)
-    for key in [*RECENT, "recent_mask"]:
+    for key in [*COLUMNS, "recent_mask"]:
         index = order[..., None].expand_as(batch[key]) if key.endswith("item") else order
         new[key] = batch[key].gather(1, index)
     return new
 
 
-class CrmContract:
+class ModelContract:
     """What must hold of any conventional recommendation model; the tests of each one inherit it.
 
     A new CRM `mine` is a subclass of `recllm.crm.layers.Model` in `recllm/crm/mine.py`, named in `NAMES`
@@ -201,10 +208,12 @@ class CrmContract:
 
     Attributes:
         variant: a key of `VARIANTS`.
+        reads: columns of a recent event that the logit depends on.
         reads_retrieved: whether the model reads the events that were retrieved before it sees a batch.
     """
 
     variant: str
+    reads: Sequence[str] = RECENT
     reads_retrieved = False
 
     def test_it_returns_a_logit_and_a_representation(self, make_model, make_batch):
@@ -217,7 +226,7 @@ class CrmContract:
         model = make_model(self.variant).train(training)
         batch = make_batch(64, 6)
         changed = batch
-        for key in [*RECENT, *RETRIEVED]:
+        for key in [*COLUMNS, *RETRIEVED]:
             assert cells(batch, key, False).any()
             changed = altered(changed, key, False)
         results = []
@@ -230,25 +239,6 @@ class CrmContract:
             results.append([logit, representation, *grads])
         assert len(results[0]) > 10
         assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
-
-    def test_no_training_learns_what_stands_in_padding(self, make_model):
-        score = train_and_score(make_model(self.variant), padded())
-        assert abs(score - 0.5) < 3 * ERROR
-
-    def test_events_without_a_rating_or_a_time_train_no_padding(self, make_model, make_batch):
-        """Code 0 of an event that is there reads row 0, which stays zero, by lookup and by counting."""
-        batch = make_batch(64, 6)
-        for kind in ("recent", "retrieved"):
-            batch[f"{kind}_rating"][::2] = 0
-            batch[f"{kind}_interval"][:] = 0
-        model = make_model(self.variant).train()
-        logit, _ = model(batch)
-        (functional.binary_cross_entropy_with_logits(logit, batch["label"]) + model.l2(batch)).backward()
-        tables = [module for module in model.embeddings.modules() if isinstance(module, Table)]
-        assert len(tables) > 3
-        for table in tables:
-            assert not table.weight[0].any()
-            assert table.weight.grad is None or not table.weight.grad[0].any()
 
     def test_it_does_not_matter_where_the_padding_stands(self, make_model, make_batch):
         """On the right instead of the left, and in between: the events keep their order."""
@@ -293,19 +283,10 @@ class CrmContract:
     def test_every_feature_of_an_event_changes_the_logit(self, make_model, make_batch):
         model = make_model(self.variant).eval()
         batch = make_batch(16, 6)
-        for key in [*RECENT, *(RETRIEVED if self.reads_retrieved else [])]:
+        for key in [*self.reads, *(RETRIEVED if self.reads_retrieved else [])]:
             has_events = cells(batch, key, True).flatten(1).any(1)
             changed = model(altered(batch, key, True))[0] != model(batch)[0]
             assert changed[has_events].all(), key
-
-    def test_it_learns_of_what_was_retrieved_if_it_reads_that_and_only_then(self, make_model):
-        score = train_and_score(make_model(self.variant), rated("retrieved"))
-        assert score > 0.9 if self.reads_retrieved else abs(score - 0.5) < 3 * ERROR
-
-    @pytest.mark.parametrize("statistics", [False, True])
-    def test_it_learns_of_statistics_if_it_is_asked_to_read_them_and_only_then(self, statistics, make_model):
-        score = train_and_score(make_model(self.variant, statistics=statistics), counted())
-        assert score > 0.9 if statistics else abs(score - 0.5) < 3 * ERROR
 
     @pytest.mark.parametrize("length", [1, 60])
     @pytest.mark.parametrize("full", ["none", "all", "one"])
@@ -350,3 +331,35 @@ class CrmContract:
         for one, other in zip(model.eval()(batch), loaded(batch), strict=True):
             assert torch.equal(one, other)
         assert json.loads((tmp_path / "export/config.json").read_text())["extra"] == {"recent": 30}
+
+
+class CrmContract(ModelContract):
+    """What must hold besides of a model that is trained on labels: what it learns, and what it cannot."""
+
+    def test_no_training_learns_what_stands_in_padding(self, make_model):
+        score = train_and_score(make_model(self.variant), padded())
+        assert abs(score - 0.5) < 3 * ERROR
+
+    def test_events_without_a_rating_or_a_time_train_no_padding(self, make_model, make_batch):
+        """Code 0 of an event that is there reads row 0, which stays zero, by lookup and by counting."""
+        batch = make_batch(64, 6)
+        for kind in ("recent", "retrieved"):
+            batch[f"{kind}_rating"][::2] = 0
+            batch[f"{kind}_interval"][:] = 0
+        model = make_model(self.variant).train()
+        logit, _ = model(batch)
+        (functional.binary_cross_entropy_with_logits(logit, batch["label"]) + model.l2(batch)).backward()
+        tables = [module for module in model.embeddings.modules() if isinstance(module, Table)]
+        assert len(tables) > 3
+        for table in tables:
+            assert not table.weight[0].any()
+            assert table.weight.grad is None or not table.weight.grad[0].any()
+
+    def test_it_learns_of_what_was_retrieved_if_it_reads_that_and_only_then(self, make_model):
+        score = train_and_score(make_model(self.variant), rated("retrieved"))
+        assert score > 0.9 if self.reads_retrieved else abs(score - 0.5) < 3 * ERROR
+
+    @pytest.mark.parametrize("statistics", [False, True])
+    def test_it_learns_of_statistics_if_it_is_asked_to_read_them_and_only_then(self, statistics, make_model):
+        score = train_and_score(make_model(self.variant, statistics=statistics), counted())
+        assert score > 0.9 if statistics else abs(score - 0.5) < 3 * ERROR

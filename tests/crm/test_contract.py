@@ -19,4 +19,4 @@ def test_every_crm_has_a_variant():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_under_the_contract(variant):
     path = Path(__file__).with_name(f"test_{variant.partition('-')[0]}.py")
-    assert re.search(rf'\(CrmContract\):\n    variant = "{variant}"\n', path.read_text())
+    assert re.search(rf'\((Crm|Model)Contract\):\n    variant = "{variant}"\n', path.read_text())

@@ -36,7 +36,11 @@ def test_a_batch_by_hand():
     assert batch["recent_mask"].tolist() == [[True, True, True], [False, False, True]]
     # 1 + floor(log2(1 + seconds)): 1000 s: log2(1001) = 9.97, so 10; 997 s: log2(998) = 9.96, so 10; 0 s: 1
     assert batch["recent_interval"].tolist() == [[10, 10, 10], [0, 0, 1]]
+    assert batch["recent_elapsed"][0].tolist() == [1000, 1000, 997]
+    assert batch["dense"].tolist() == [5, 3]
+    assert batch["recent_dense"][0].tolist() == [2, 3, 4]
     dtypes = {name: value.dtype for name, value in batch.items()}
+    assert dtypes.pop("recent_elapsed") == torch.int64
     assert dtypes.pop("label") == torch.float32
     assert dtypes.pop("recent_mask") == torch.bool
     assert set(dtypes.values()) == {torch.int32}

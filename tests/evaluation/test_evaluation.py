@@ -1,10 +1,13 @@
 """An evaluation of everything: who stands in which table, under what name, beside whom."""
 
+import dataclasses
+
 import pytest
 
 from recllm.evaluation.context import Evaluation
 from recllm.evaluation.ctr import alignment_cost, ctr
 from recllm.evaluation.ranking import ranking
+from recllm.pipeline.stage_file import Group, Role
 from recllm.systems.system import Kind
 from tests.systems.finished_demo import CRMS_ALONE, SWEEP, FinishedDemo
 
@@ -86,6 +89,40 @@ def test_every_system_stands_where_it_belongs(new_run):
     ]
     writing = [row.system for row in ranked[:13] if "valid_ratio" in row.metrics]
     assert writing == ["lm", "lora", "sft", "sft-continued", "s-dpo"]
+
+
+def test_what_is_aligned_is_compared_with_its_own_start(new_run):
+    """A file of stage 3 may name another start than the table's."""
+    run = new_run()
+    lora = run.systems[Group.TUNED]["lora"].name
+    for name in ("s-dpo-k7", "s-dpo-pointwise"):
+        finished = run.systems[Group.ALIGNED][name]
+        parents = {**finished.file.parents, Role.START: lora}
+        file = dataclasses.replace(finished.file, parents=parents)
+        run.systems[Group.ALIGNED][name] = dataclasses.replace(finished, file=file)
+    evaluation = Evaluation.open(run)
+    assert lines(alignment_cost(evaluation)) == [
+        ("sft", "stage2", None, "tiny", None),
+        ("sft-lora", "stage2", None, "tiny", None),
+        ("sft-pointwise-lora", "stage2", None, "tiny", None),
+        ("sft-continued", "stage3", None, "tiny", "sft"),
+        ("s-dpo", "stage3", 7, "tiny", "sft-lora"),
+        ("s-dpo-pointwise", "stage3", 3, "tiny", "sft-pointwise-lora"),
+    ]
+    assert lines(ranking(evaluation))[7:13] == [
+        ("sft-lora", "stage2", None, "tiny", "lm"),
+        ("sft", "stage2", None, "tiny", "lm"),
+        ("sft-continued", "stage3", None, "tiny", "sft"),
+        ("s-dpo", "stage3", 7, "tiny", "sft-lora"),
+        ("s-dpo-pointwise", "stage3", 3, "tiny", "sft-pointwise-lora"),
+        ("sft-pointwise-lora", "stage2", None, "tiny", "lm"),
+    ]
+    made_by = {system.name: system.finished.name for system in evaluation.lms.starts}
+    assert made_by == {
+        "sft": evaluation.lms.start.finished.name,
+        "sft-lora": lora,
+        "sft-pointwise-lora": lora,
+    }
 
 
 def test_each_lm_is_opened_once_a_task(new_run, monkeypatch):

@@ -54,6 +54,15 @@ def test_half_are_the_highest_and_the_others_random(scores):
     assert (one[:, 4:] != two[:, 4:]).any()
 
 
+def test_rows_of_two_passes_draw_each_by_its_own_seed():
+    seeds = np.where(np.arange(60) < 23, 5, 6)
+    together, present = drawn("random", 2, seed=seeds)
+    for seed in (5, 6):
+        alone, alone_present = drawn("random", 2, seed=seed)
+        np.testing.assert_array_equal(together[seeds == seed], alone[seeds == seed])
+        np.testing.assert_array_equal(present[seeds == seed], alone_present[seeds == seed])
+
+
 def test_a_pass_draws_anew_and_a_row_alone_draws_as_in_a_batch():
     one, _ = drawn("random", 2, seed=1)
     assert (drawn("random", 2, seed=2)[0] != one).any()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.plain_folders import plain_folders
@@ -69,17 +70,20 @@ def curve(folder):
 
 
 @pytest.mark.parametrize(
-    ("folder", "strategy"),
+    ("folder", "strategy", "parts"),
     [
-        ("lm/tiny/text", "ddp"),
-        ("stage1/sim+heldout-0.1", "ddp"),
-        ("stage2/reclora", "ddp"),
-        ("stage3/s-dpo", "ddp"),
-        ("stage2/reclora", "sharded"),
-        ("stage3/s-dpo", "sharded"),
+        ("lm/tiny/text", "ddp", 1),
+        ("stage1/sim+heldout-0.1", "ddp", 1),
+        ("stage2/reclora", "ddp", 1),
+        ("stage3/s-dpo", "ddp", 1),
+        ("stage2/reclora", "sharded", 1),
+        ("stage3/s-dpo", "sharded", 1),
+        ("lm/tiny/text", "ddp", 3),
+        ("stage1/sim+heldout-0.1", "ddp", 3),
+        ("stage2/reclora", "sharded", 3),
     ],
 )
-def test_two_processes_train_as_one(single, tmp_path, folder, strategy):
+def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts):
     artifacts = tmp_path / "artifacts"
     shutil.copytree(single, artifacts)
     plain = folder
@@ -92,6 +96,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy):
         "trainer.accelerator=cpu",
         "trainer.devices=2",
         f"trainer.strategy={strategy}",
+        f"trainer.accumulate={parts}",
         "trainer.threads=1",
     ]
     line = [sys.executable, "-m", "stages", str(stage), *keys]
@@ -123,3 +128,32 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy):
         for name, value in load_file(path).items():
             got = load_file(stage / "adapter" / path.name)[name]
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_sharded_processes_with_unequal_validation_rows_wait_for_none(single, tmp_path):
+    """257 rows are 129 and 128: two batches of one process, and the other's must be as many."""
+    name = plain_folders(["stage3", "SYSTEM=reclora s-dpo", "CRM=sim"], SIZES.split())["stage2/reclora"]
+    curves = []
+    for devices in (1, 2):
+        artifacts = tmp_path / f"artifacts-{devices}"
+        shutil.copytree(single, artifacts)
+        stage = artifacts / "demo" / name
+        content = OmegaConf.load(stage / "config.yaml")
+        content.config.stage2.fit.valid_rows = "uniform257"
+        content.config.stage2.fit.validations = 2
+        content.config.stage2.fit.epochs = 0.3
+        for path in stage.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        OmegaConf.save(content, stage / "config.yaml")
+        keys = ["trainer.accelerator=cpu", f"trainer.devices={devices}", "trainer.threads=1"]
+        if devices == 2:
+            keys.append("trainer.strategy=sharded")
+        line = [sys.executable, "-m", "stages", str(stage), *keys]
+        options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
+        done = subprocess.run(line, **options, timeout=600)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        curves.append(curve(stage))
+    (steps, wanted), (got_steps, got) = curves
+    assert steps == got_steps
+    assert len(steps) == 3
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)

@@ -161,10 +161,10 @@ def test_the_last_event_of_a_history_does_reach_its_sample(case, vectors, tiny_l
 
 def text_of(run, log, prompts, retrieval):
     """All text that the tiny LM reads, as pieces."""
-    told = lm_stage.Told.of(run, log)
+    text_rows = lm_stage.TextRows.open(run, log)
     kinds = [
-        *lm_stage.first_phase(run, log, prompts, told),
-        *lm_stage.second_phase(run, log, prompts, told, retrieval),
+        *lm_stage.first_phase(run, log, prompts, text_rows),
+        *lm_stage.second_phase(run, log, prompts, text_rows, retrieval),
     ]
     return [matrix for matrix, _ in kinds]
 
@@ -210,10 +210,10 @@ def test_the_lm_reads_nothing_of_the_events_that_it_holds_out(case, vectors, dem
     run, prompts = SimpleNamespace(config=config), Prompts(log, tiny_lm.pieces, 512)
     retrieval = Retrieval(Neighbors(log, *vectors).search(np.arange(len(log.user)), k=10), None)
     held = log.rows("train", rows)
-    asked = lm_stage.Told.of(run, log).asked
-    assert len(asked) == len(np.unique(asked)) == len(held)
-    assert not np.isin(asked, held).any()
-    assert np.isin(asked, log.rows("train", "1.0")).all()
+    questions = lm_stage.TextRows.open(run, log).questions
+    assert len(questions) == len(np.unique(questions)) == len(held)
+    assert not np.isin(questions, held).any()
+    assert np.isin(questions, log.rows("train", "1.0")).all()
     before = text_of(run, log, prompts, retrieval)
     events = held[held < log.n_events]
     prompts.log = altered(log, events)
@@ -222,10 +222,10 @@ def test_the_lm_reads_nothing_of_the_events_that_it_holds_out(case, vectors, dem
     run.config = dataclasses.replace(
         config, lm=demo_config.lm
     )  # the same exchange, where nothing is held out
-    told = [
+    texts = [
         text_of(run, other, Prompts(other, tiny_lm.pieces, 512), retrieval) for other in (log, prompts.log)
     ]
-    assert any(not np.array_equal(*pair) for pair in zip(*told, strict=True))
+    assert any(not np.array_equal(*pair) for pair in zip(*texts, strict=True))
 
 
 def test_held_out_opinions_leave_the_rest_of_the_log_as_it_is(case, tmp_path):

@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
+)
 
-from recllm.lm.load import LmConfig, context_length, load_checked_lm, load_lm
+from recllm.lm.load import LmConfig, _reads_padding, context_length, load_checked_lm, load_lm
 from recllm.lm.logprobs import answer_logits
 from recllm.text.collate import pad_left
 from recllm.text.pieces import Pieces, Wording
@@ -262,3 +270,35 @@ def test_a_tokenizer_of_another_lm_is_refused(lm_folder):
     config = lm_folder(lambda w: w | {EMBEDDING: w[EMBEDDING][:500].clone()}, vocab_size=500)
     with pytest.raises(ValueError, match=r"tokens of the tokenizer lie beyond the LM's embedding.*below 500"):
         load_lm(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_lm_that_reads_padding_is_refused(tiny_lm, tmp_path, dtype):
+    """Its convolution and its state walk over padding, so that an answer would depend on the batch."""
+    sizes = {"vocab_size": len(tiny_lm.tokenizer), "hidden_size": 32, "num_hidden_layers": 3}
+    griffin = RecurrentGemmaConfig(**sizes, num_attention_heads=4, intermediate_size=48, lru_width=32)
+    rwkv = RwkvConfig(**sizes, attention_hidden_size=32)
+    for kind, lm_config in ((RecurrentGemmaForCausalLM, griffin), (RwkvForCausalLM, rwkv)):
+        torch.manual_seed(0)
+        kind(lm_config).to(dtype).save_pretrained(tmp_path / kind.__name__)
+        tiny_lm.tokenizer.save_pretrained(tmp_path / kind.__name__)
+        with pytest.raises(
+            ValueError, match=rf"\({kind.__name__}\) reads padding .* choose another LM"
+        ) as caught:
+            load_checked_lm(LmConfig(path=str(tmp_path / kind.__name__)))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [None, 0.02, 0.3])
+def test_rounding_is_not_taken_for_padding_that_is_read(dtype, scale):
+    """Experts are chosen by token, and rows share their products: padding moves others by rounding."""
+    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    lm_config = MixtralConfig(**sizes, intermediate_size=48, num_key_value_heads=2, num_local_experts=4)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = MixtralForCausalLM(lm_config).to(dtype).eval()
+        for value in model.parameters() if scale else ():
+            if value.dim() > 1:
+                value.data.normal_(0, scale)
+        assert not _reads_padding(model)

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -178,3 +179,34 @@ def test_wrong_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="mixture='factor', wanted 'product'"):
         export_users(reclora(mixture="factor"), torch.zeros(2, 4), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_users_give_the_same_bytes(tmp_path):
+    """The order of safetensors' metadata is drawn anew each time."""
+    model, users = reclora(), torch.randn(3, 4, generator=torch.Generator().manual_seed(4))
+    for number in range(8):
+        export_users(model, users, tmp_path / str(number))
+    for file in (tmp_path / "0").iterdir():
+        assert {(tmp_path / str(number) / file.name).read_bytes() for number in range(8)} == {
+            file.read_bytes()
+        }
+    with safe_open(tmp_path / "0" / "gates.safetensors", "pt") as file:
+        metadata = file.metadata()
+        assert torch.equal(file.get_tensor("alpha"), model.alpha(users))
+    assert {"modules", "num_meta", "r"} == metadata.keys()
+    assert (metadata["num_meta"], metadata["r"]) == ("3", "2")
+
+
+def test_chosen_layers_are_exported_alone_and_whole_modules_not_at_all(tmp_path):
+    ids, users = inputs()
+    model = reclora(layers_to_transform=[1])
+    export_user(model, users[0], tmp_path)
+    stock = PeftModel.from_pretrained(tiny_lm(), str(tmp_path), autocast_adapter_dtype=False)
+    assert sum("lora_A" in name for name, _ in stock.named_parameters()) == 2
+    close(stock(ids).logits, model(ids, representation=users[:1].expand(2, -1)).logits)
+    whole = reclora(modules_to_save=["lm_head"])
+    with pytest.raises(
+        ValueError, match=r"trains whole modules \(lm_head\), which a LoRA cannot hold"
+    ) as error:
+        export_user(whole, users[0], tmp_path / "none")
+    assert "\n" not in str(error.value)

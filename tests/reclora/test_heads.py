@@ -7,6 +7,7 @@ import torch
 
 from recllm.reclora import Gate, RecLoraConfig
 from recllm.reclora.heads import SoftPrompt
+from tests.reclora.gated import D, inputs, trained
 
 
 def small_gate(num_gates=1, **arguments):
@@ -135,3 +136,53 @@ def test_a_soft_prompt_starts_as_tokens_of_the_vocabulary_whoever_asks():
     prompt.weight_2.data.normal_()
     tokens = prompt(torch.randn(5, 2, 2))
     assert not torch.allclose(tokens[0, 0], tokens[1, 0])
+
+
+@pytest.mark.parametrize("convert", [
+    lambda model: model.half(),
+    lambda model: model.bfloat16(),
+    lambda model: model.to(torch.bfloat16),
+    lambda model: model.to(device="cpu", dtype=torch.float16),
+    lambda model: model.type(torch.bfloat16),
+    lambda model: model.bfloat16().half().to(torch.bfloat16),
+])  # fmt: skip
+def test_in_16_bit_heads_stay_what_they_are(convert):
+    """Lightning's `bf16-true` converts so; whitening entries of thousands would be off by 8."""
+    model = trained(soft_prompt=2).float()
+    generator = torch.Generator().manual_seed(3)
+    sample = torch.randn(100, D, generator=generator) * torch.tensor([0.3, 1e-2, 1e-3, 1e-4, 2e-5])
+    model.base_model.set_statistics(sample.mean(0), torch.cov(sample.T))
+    assert model.base_model.reclora_gate["default"].whiten.abs().max() > 300
+    expected = model.base_model.alpha(sample)
+    before = {name: value.clone() for name, value in model.base_model.reclora_gate.state_dict().items()}
+    convert(model)
+    after = model.base_model.reclora_gate.state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+    assert torch.equal(model.base_model.alpha(sample), expected)
+    heads = (*model.base_model.reclora_gate.values(), *model.base_model.reclora_prompt.values())
+    assert {value.dtype for head in heads for value in head.state_dict().values()} == {torch.float32}
+    layer = model.base_model.layers("default")[0][1]
+    assert {layer.reclora_A["default"].dtype, layer.base_layer.weight.dtype} <= {
+        torch.bfloat16,
+        torch.float16,
+    }
+    ids, _ = inputs()
+    assert model(ids, representation=sample[:3]).logits.dtype == layer.base_layer.weight.dtype
+
+
+def test_wider_and_other_devices_are_taken():
+    model = trained().float()
+    gate = model.base_model.reclora_gate["default"]
+    assert gate.mean.dtype == gate.weight_1.dtype == torch.float32
+    before = gate.weight_1.detach().clone()
+    model.double()
+    assert gate.weight_1.dtype == torch.float64
+    model.half()
+    assert gate.weight_1.dtype == torch.float64
+    model.float()
+    assert torch.equal(gate.weight_1, before)
+    gate.weight_1.grad = torch.ones_like(gate.weight_1)
+    model.bfloat16()
+    assert gate.weight_1.grad.dtype == torch.float32
+    assert model.to("meta").base_model.reclora_gate["default"].weight_1.is_meta

@@ -8,6 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from recllm.reclora import RecLoraConfig
+from tests.lm.families import FAMILIES
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -165,6 +166,20 @@ def test_a_cache_of_something_else_and_a_block_mask_are_refused():
         model(ids, attention_mask=mask, representation=representation)
 
 
+@pytest.mark.parametrize("name", ["Llama", "Gemma-2"])
+def test_a_static_cache_is_refused(name):
+    """Its masks have places for tokens to come, which the virtual ones would take."""
+    model = get_peft_model(
+        FAMILIES[name].build(), RecLoraConfig(r=2, num_meta=2, representation_dim=D, soft_prompt=M)
+    )
+    ids, representation = inputs()
+    options = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": 99}
+    with pytest.raises(ValueError, match=r"static cache is given.*leave cache_implementation out") as error:
+        model.generate(ids, representation=representation, cache_implementation="static", **options)
+    assert "\n" not in str(error.value)
+    model.generate(ids, representation=representation, **options)
+
+
 def test_checkpointing_changes_nothing():
     plain, checkpointed = prompted(gate="module").train(), prompted(gate="module").train()
     checkpointed.get_base_model()._set_gradient_checkpointing(
@@ -199,3 +214,95 @@ def test_saved_loaded_added_and_deleted(tmp_path):
     assert "default" not in model.base_model.reclora_prompt
     model.set_adapter("plain")
     assert torch.equal(model(ids, representation=representation).logits, tiny_lm()(ids).logits)
+
+
+def test_no_padding_right_padding_and_positions_are_the_same_to_the_bit():
+    model = prompted()
+    ids, representation = inputs()
+    expected = model(ids, representation=representation).logits
+    ones = torch.ones_like(ids)
+    assert torch.equal(model(ids, attention_mask=ones, representation=representation).logits, expected)
+    positions = torch.arange(7)[None]
+    assert torch.equal(model(ids, position_ids=positions, representation=representation).logits, expected)
+    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 6 + [0]])
+    padded = model(ids, attention_mask=mask, representation=representation).logits
+    short = model(ids[1:2, :5], representation=representation[1:2]).logits
+    close(padded[1:2, :5], short)
+
+
+def test_a_row_of_padding_alone_and_labels():
+    """All states come back to their own places, so that losses read what they should."""
+    model = prompted()
+    ids, representation = inputs()
+    mask = torch.tensor([[0] * 7, [0] * 3 + [1] * 4, [1] * 7])
+    arguments = {"attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    arguments["labels"] = ids.masked_fill(mask == 0, -100)
+    output = model(ids, representation=representation, output_hidden_states=True, **arguments)
+    assert output.logits.isfinite().all()
+    assert {states.shape[1] for states in output.hidden_states} == {7}
+    short = model(ids[1:2, 3:], labels=ids[1:2, 3:], representation=representation[1:2])
+    whole = model(ids[2:], labels=ids[2:], representation=representation[2:])
+    close(output.logits[1:2, 3:], short.logits)
+    # Three tokens of the second row are predicted (and its first, off its padding), six of the third.
+    first = F.cross_entropy(output.logits[1, 2], ids[1, 3])
+    expected = (3 * short.loss + first + 6 * whole.loss) / 10
+    assert float(output.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+
+
+def test_a_prompt_in_chunks_and_a_cropped_cache():
+    model = prompted(lora_alpha=64)
+    ids, representation = inputs()
+    mask = torch.tensor([[0] * 4 + [1] * 3, [1] * 7, [0] + [1] * 6])
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": 99}
+    arguments = {"attention_mask": mask, "representation": representation, **options}
+    expected = model.generate(ids, **arguments)
+    # The first row's first chunk is all padding: its virtual tokens stand there, and stay where they are.
+    for size in (2, 3, 5):
+        assert torch.equal(model.generate(ids, prefill_chunk_size=size, **arguments), expected)
+    one = {"representation": representation[1:2], **options}
+    assert torch.equal(
+        model.generate(ids[1:2], prompt_lookup_num_tokens=2, **one), model.generate(ids[1:2], **one)
+    )
+
+
+def test_an_lm_that_passes_the_soft_prompt_by_is_an_error():
+    model = prompted()
+    ids, representation = inputs()
+    lm = model.get_base_model()
+    decoder = lm.get_decoder().forward
+    lm.forward = lambda input_ids, **kwargs: lm.lm_head(decoder(input_ids).last_hidden_state)
+    with pytest.raises(
+        ValueError, match="the soft prompt was not read: LlamaForCausalLM does not call Ll"
+    ) as error:
+        model.base_model(ids, representation=representation)
+    assert "\n" not in str(error.value)
+    with model.disable_adapter():
+        model.base_model(ids)
+    assert model.base_model._current_gates.state is None
+
+
+def test_lms_that_cannot_read_virtual_tokens_are_refused_before_anything_changes(monkeypatch):
+    lm = tiny_lm()
+    config = RecLoraConfig(r=2, num_meta=2, representation_dim=D, soft_prompt=M)
+    names = list(lm.state_dict())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(lm.model), "forward", lambda self, input_ids, attention_mask=None: None)
+        with pytest.raises(
+            ValueError, match=r"soft_prompt=3: LlamaModel takes no inputs_embeds.*soft_prompt=0"
+        ) as error:
+            get_peft_model(lm, config)
+        assert "\n" not in str(error.value)
+    lm.config.hidden_size_per_layer_input = 8  # as Gemma-3n and Gemma-4
+    with pytest.raises(ValueError, match=r"reads token ids in every layer.*soft_prompt=0"):
+        get_peft_model(lm, config)
+    assert list(lm.state_dict()) == names
+    get_peft_model(lm, RecLoraConfig(r=2, num_meta=2, representation_dim=D))
+
+
+def test_arguments_with_a_place_for_every_token_are_not_left_short():
+    model = prompted()
+    ids, representation = inputs()
+    with pytest.raises(ValueError, match=r"cannot extend token_type_ids \[3, 7\]; leave it out"):
+        model(ids, representation=representation, token_type_ids=torch.zeros_like(ids))
+    with pytest.raises(ValueError, match="leave return_dict out"):
+        model.get_decoder()(ids, representation=representation, return_dict=False)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from recllm.reclora import RecLoraConfig, RecLoraLinear
 
@@ -309,3 +309,79 @@ def test_positions_that_are_kept_by_a_tensor_have_their_own_gates():
     for kept in (torch.tensor([0, 3]), torch.tensor([5, 1, 2]), torch.tensor([6])):
         torch.testing.assert_close(model(ids, **packed, logits_to_keep=kept).logits, whole[:, kept])
     torch.testing.assert_close(model(ids, **packed, logits_to_keep=3).logits, whole[:, -3:])
+
+
+def test_arguments_that_would_be_dropped_are_refused():
+    """PEFT's LoRA knows them; here all rows would get the active adapter, or R not reach a forward."""
+    model = trained()
+    model.add_adapter("second", config())
+    ids, representation = inputs()
+    expected = logits(model)
+    cases = [
+        (lambda: model(ids, representation=representation, adapter_names=["default", "second", "default"]),
+         r"adapter_names=\['default', 'second', 'default'\] is not known.*set_adapter"),
+        (lambda: model.generate(ids, representation=representation, adapter_names=["second"] * 3),
+         "adapter_names=.*set_adapter"),
+        (lambda: model.generate(ids, representation=representation, guidance_scale=2.0),
+         r"guidance_scale=2.0 runs the LM a second time without a representation.*leave guidance_scale out"),
+        (lambda: model.generate(
+            ids, representation=representation, generation_config=GenerationConfig(guidance_scale=1.5)),
+         "guidance_scale=1.5 runs"),
+        (lambda: model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "both"),
+         "add_weighted_adapter is not known.*activate several"),
+    ]  # fmt: skip
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert torch.equal(logits(model), expected)
+    options = {"max_new_tokens": 2, "pad_token_id": 0, "do_sample": False}
+    model.generate(ids, representation=representation, guidance_scale=1, **options)
+    with model.disable_adapter():  # the LM alone may be guided
+        model.generate(ids, guidance_scale=2.0, **options)
+    trained(gate_input="none").generate(ids, guidance_scale=2.0, **options)
+
+
+def test_layers_are_chosen_by_their_numbers(tmp_path):
+    model = trained(layers_to_transform=[1])
+    names = [name for name, _ in model.base_model.layers("default")]
+    assert names == [f"model.layers.1.self_attn.{name}" for name in ("q_proj", "v_proj")]
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_lm(), str(tmp_path))), logits(model))
+    pattern = trained(layers_to_transform=0, layers_pattern="layers")
+    assert len(pattern.base_model.layers("default")) == 2
+    for wrong, message in (
+        ({"layers_to_transform": [0], "target_modules": ".*q_proj"}, "with the regular expression"),
+        ({"layers_pattern": "layers"}, "without layers_to_transform"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            config(**wrong)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"soft_prompt": 2}, {"gate_input": "none"}])
+def test_the_head_of_a_classifier_trains_and_is_saved(tmp_path, arguments):
+    def classifier(seed):
+        torch.manual_seed(seed)
+        sizes = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+        lm_config = LlamaConfig(**sizes, num_attention_heads=4, num_labels=3, pad_token_id=0)
+        lm = LlamaForSequenceClassification(lm_config).to(torch.float64).eval()
+        torch.manual_seed(0)
+        for name, value in lm.named_parameters():
+            if "score" not in name:  # the LM is known, its new head is drawn anew in each process
+                value.data.normal_(0, 0.1)
+        return lm
+
+    ids, representation = inputs()
+    model = get_peft_model(classifier(1), config(task_type="SEQ_CLS", **arguments)).eval()
+    head = [name for name, value in model.named_parameters() if value.requires_grad and "score" in name]
+    assert head == ["base_model.model.score.modules_to_save.default.weight"]
+    perturbed(model)
+    model(ids, representation=representation, labels=torch.tensor([0, 1, 2])).loss.backward()
+    assert model.get_parameter(head[0]).grad.abs().max() > 0
+    model.get_parameter(head[0]).data += 1
+    expected = logits(model)
+    assert expected.shape == (3, 3)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(classifier(2), str(tmp_path)).eval()
+    torch.testing.assert_close(logits(loaded), expected, rtol=1e-9, atol=1e-9)

@@ -6,6 +6,7 @@ import pytest
 from recllm.config.request import parse
 from recllm.errors import ConfigError
 from recllm.pipeline.graph import Plan
+from recllm.pipeline.manifest import Manifest
 from stages import plan
 from tests.stages.plans import finish, needed, of_stage, states
 
@@ -43,6 +44,22 @@ def test_crms_are_evaluated_without_an_lm(root):
     assert with_sim["evaluate/din,sim"].parents["neighbors"].folder == "neighbors/both"
     with pytest.raises(ConfigError, match="SYSTEM=none leaves stage2 nothing to do"):
         parse(["stage2", "SYSTEM=none"])
+
+
+def test_before_work_begins_no_more_is_read_than_the_log_and_its_tables(root, monkeypatch, capsys):
+    words = ["stage3", "SYSTEM=lora s-dpo"]
+    assert plan.main(["write", *words]) == 0
+    finish(Plan(parse(words)))
+    read = []
+    of_folder = Manifest.read.__func__
+
+    def reads(cls, folder):
+        read.append(str(folder.relative_to(root)))
+        return of_folder(cls, folder)
+
+    monkeypatch.setattr(Manifest, "read", classmethod(reads))
+    plan.check_texts(Plan(parse(words)))
+    assert read == ["tables", "log"]
 
 
 def test_a_goal_needs_its_ancestors_only(root):

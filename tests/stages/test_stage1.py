@@ -10,13 +10,15 @@ import torch
 
 from recllm.config.merge import merge
 from recllm.crm import build
+from recllm.crm.inputs import table_sizes
 from recllm.errors import ConfigError, StageError
+from recllm.eventlog.candidates import negatives
 from recllm.pipeline.run import Run
 from recllm.systems.crm import crm_inputs
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
-from recllm.training.loaders import plan_steps
-from stages.stage1 import CrmModule, ctr_loaders, fields, training_rows
+from recllm.training.loaders import Stream, plan_steps
+from stages.stage1 import CrmModule, ctr_loaders, rank_loaders, training_rows
 
 
 class Killed(BaseException):
@@ -47,7 +49,9 @@ def train(make_stage, demo_log):
             steps, interval = plan_steps(len(rows), *size)
             torch.manual_seed(0)
             inputs = crm_inputs(demo_log, stage1.inputs, None)
-            module = CrmModule(build(fields(demo_log), stage1.crm), stage1, steps, run.config.trainer.compile)
+            module = CrmModule(
+                build(table_sizes(demo_log), stage1.crm), stage1, steps, run.config.trainer.compile
+            )
             if kill is not None:
                 module.on_train_batch_start = lambda batch, index: _killed(module, kill)
             fit(run, module, ctr_loaders(run, inputs, rows, steps), stage1.fit, interval, ["valid/auc"])
@@ -181,3 +185,22 @@ def test_a_missing_library_is_said_before_anything_runs(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install wandb"):
         merge([], {"trainer.wandb": True})
+
+
+def test_a_batch_of_the_ranker_that_reaches_into_the_next_pass_draws_there_anew(demo_log, make_stage):
+    """50 liked rows in batches of 16: the fourth one has 2 rows of the first pass and 14 of the second."""
+    config = merge([], {**SMALL, "stage1.objective": "rank", "stage1.fit.batch_size": 128})
+    folder = make_stage("stage1/ranker", {"stage1": asdict(config)["stage1"], "seed": 0})
+    run = Run.start([str(folder)])
+    liked = demo_log.rows("train", "all")
+    liked = liked[demo_log.label[liked] == 1][:50]
+    inputs = crm_inputs(demo_log, run.config.stage1.inputs, None)
+    draw = rank_loaders(run, inputs, liked, 10).train
+    stream = Stream(50, 16, 0)
+    items = draw(3, 0, 1)["dense"].numpy().reshape(16, 8)
+    rows = liked[stream.indices(3)]
+    for number, part in ((0, slice(2)), (1, slice(2, 16))):
+        uniform = negatives(demo_log, rows[part], "uniform", 3, number)
+        popular = negatives(demo_log, rows[part], "popular", 4, number)
+        wanted = np.concatenate([demo_log.item[rows[part], None], uniform, popular], 1)
+        np.testing.assert_array_equal(items[part], wanted)

@@ -11,6 +11,7 @@ from recllm.config.stages import FitConfig, Stage2Config
 from recllm.errors import StageError
 from recllm.lm import adalora
 from recllm.systems.crm import Crm
+from recllm.training.callbacks import ends_step
 from stages.stage2 import TuneModule, check_out_of_fold, rows_of_step
 
 
@@ -54,7 +55,8 @@ def test_every_device_gets_some_of_each_kind(size, share, devices, wanted):
             rows_of_step(of)
 
 
-def test_adalora_prunes_before_anything_saves_the_weights(monkeypatch, tmp_path):
+@pytest.mark.parametrize("parts", [1, 3])
+def test_adalora_prunes_once_a_step_and_before_anything_saves_the_weights(monkeypatch, tmp_path, parts):
     happened = []
 
     class Module(TuneModule):
@@ -72,17 +74,32 @@ def test_adalora_prunes_before_anything_saves_the_weights(monkeypatch, tmp_path)
         on_train_batch_start = on_before_optimizer_step = on_save_checkpoint = lambda self, *_: None
 
     class Saves(lightning.Callback):
-        def on_train_batch_end(self, trainer, *_):
-            happened.append(("saved", trainer.global_step))
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if ends_step(trainer, index):
+                happened.append(("saved", trainer.global_step))
 
     def allocate(model, step):
-        assert model.weight.grad is not None  # importances are made of this step's gradients
+        # Importances are made of this step's gradients, all its parts together.
+        torch.testing.assert_close(model.weight.grad, torch.ones(1, 2))
         happened.append(("pruned", step))
 
     monkeypatch.setattr(adalora, "allocate", allocate)
     trainer = lightning.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[Saves()],
+        max_steps=2, accumulate_grad_batches=parts, accelerator="cpu", logger=False,
+        enable_checkpointing=False, callbacks=[Saves()],
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(4, 2)))
+    trainer.fit(Module(), torch.utils.data.DataLoader(torch.ones(4 * parts, 2)))
     assert happened == [("pruned", 1), ("saved", 1), ("pruned", 2), ("saved", 2)]
+
+
+def test_every_part_of_a_step_gets_some_of_each_kind():
+    stage2 = Stage2Config(title_share=0.2, fit=FitConfig(batch_size=20))
+
+    def of(parts, devices):
+        trainer = TrainerConfig(devices=devices, accumulate=parts)
+        return SimpleNamespace(config=SimpleNamespace(stage2=stage2, trainer=trainer))
+
+    assert rows_of_step(of(4, 1)) == rows_of_step(of(2, 2)) == (16, 4)
+    with pytest.raises(StageError, match=r"4 titles a step for 2 devices in 3 parts \(trainer\.accumulate\)"):
+        rows_of_step(of(3, 2))

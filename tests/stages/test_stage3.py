@@ -11,6 +11,8 @@ from recllm.cache import Cache
 from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig, Stage3Config
 from recllm.errors import StageError
+from recllm.eventlog import draws
+from recllm.eventlog.rejected import draw, usable
 from recllm.eventlog.rowsets import drawn_lists
 from recllm.lm.adapters import add_adapter
 from recllm.lm.config import AdapterConfig
@@ -164,6 +166,27 @@ def test_a_batch_holds_k_rejected_titles_and_their_reference(task, model, negati
     assert again["reference"].shape == (16, 5)
 
 
+def test_a_batch_that_reaches_into_the_next_pass_draws_there_anew(task):
+    """40 rows in steps of 16: step 2 holds 8 rows of the first pass and 8 of the second."""
+    config = Stage3Config(negatives=4, fit=FitConfig(batch_size=16))
+    logps = torch.arange(task.candidates.size, dtype=torch.float32).reshape(task.candidates.shape)
+    batches = [batch_of(task, config, logps, step=step) for step in range(8)]  # three passes and eight rows
+    sets = [{}, {}, {}, {}]
+    place = 0
+    for batch in batches:
+        for row, rejected in zip(batch["row"].tolist(), batch["reference"][:, 1:].tolist(), strict=True):
+            sets[place // 40][row] = sorted(rejected)
+            place += 1
+    for one, other in ((0, 1), (1, 2), (0, 2)):
+        # 4 of 19 that are drawn anew are the same by a chance of 1 in 3,876.
+        assert sum(sets[one][row] == sets[other][row] for row in task.rows.tolist()) <= 1
+    seed = draws.derive(0, "rejected", "1")
+    usable_ones = usable(task.texts, task.chosen)
+    columns, _ = draw(task.rows, task.chosen, usable_ones, 4, seed)
+    for index, row in enumerate(task.rows.tolist()):  # all rows of the second pass, by its one seed
+        assert sets[1][row] == sorted(logps[index, columns[index, 1:]].tolist())
+
+
 def test_point_wise_a_batch_holds_a_prompt_a_candidate(tmp_path, task, model):
     """Answers instead of titles: the same draws and the same loss at the start."""
     history = np.broadcast_to(task.history[:, None], (*task.candidates.shape, task.history.shape[1]))
@@ -245,6 +268,36 @@ def test_validation_rows_that_rank_nothing_are_refused(task):
     item[alone.candidates[0]] = own
     with pytest.raises(StageError, match="none of 3 validation rows has a title to choose and another one"):
         check_comparable(alone)
+
+
+def test_means_over_rows_with_a_rejected_title_count_those_rows(task, model):
+    """Of 40 rows in batches of 30 and 10 most have nothing to reject: the figures are those of one batch."""
+    module, logps = module_of(task, model)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if "lora_B" in name:
+                value.mul_(-1)
+    allowed = torch.from_numpy(usable(task.texts, task.chosen))
+    allowed.scatter_(1, torch.from_numpy(task.chosen)[:, None], True)
+    alone = torch.arange(40) < 28  # of the first batch two rows count, of the second all ten
+    allowed[alone] = torch.arange(20) == torch.from_numpy(task.chosen)[alone, None]
+    found = []
+    for parts in ([np.arange(40)], [np.arange(30), np.arange(30, 40)], [np.arange(28), np.arange(28, 40)]):
+        module, _ = module_of(task, model)
+        module.valid = Compared(logps, allowed)
+        with torch.no_grad():
+            for rows in parts:
+                module.validation_step(task(rows), 0)
+        found.append({name: metric.compute().item() for name, metric in module.statistics.items()})
+    policy = torch.from_numpy(candidate_scores(model, task))
+    reward = policy - logps
+    others = allowed.clone().scatter_(1, torch.from_numpy(task.chosen)[:, None], False)
+    mine = reward.gather(1, torch.from_numpy(task.chosen)[:, None])[:, 0]
+    rejected = (reward * others).sum(1)[28:] / others.sum(1)[28:]
+    assert found[0]["margin"] == pytest.approx((mine[28:] - rejected).mean().item(), rel=1e-3)
+    assert found[0]["reward_chosen"] == pytest.approx(mine.mean().item(), rel=1e-3)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4, abs=1e-5)
 
 
 def test_validation_compares_with_the_reference(task, model):

@@ -19,6 +19,7 @@ from recllm.config.request import parse
 from recllm.config.schema import Config
 from recllm.config.stages import FitConfig
 from recllm.crm import build, export
+from recllm.crm.inputs import table_sizes
 from recllm.eventlog.log import EventLog
 from recllm.lm.adapters import add_adapter, load_adapter, save_adapter
 from recllm.lm.encoder import add_mask_token, build_encoder
@@ -30,7 +31,6 @@ from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Group, Role, StageFile
 from recllm.reclora import AdapterCard
 from recllm.retrieval.neighbors import Neighbors
-from stages.stage1 import fields
 
 EVERYTHING = (
     "stage3",
@@ -167,7 +167,7 @@ class FinishedDemo:
 
     def _crm(self, file: StageFile, folder: Path) -> dict[str, Any]:
         config = file.sections().stage1
-        export(build(fields(self.log), config.crm), folder / paths.EXPORT, {"inputs": config.inputs})
+        export(build(table_sizes(self.log), config.crm), folder / paths.EXPORT, {"inputs": config.inputs})
         return {"valid/auc": 0.5}
 
     def _tuned(self, file: StageFile, folder: Path) -> dict[str, Any]:

@@ -384,6 +384,27 @@ def test_early_stopping_is_remembered(make_stage):
     assert again["curve"] == wanted["curve"]
 
 
+@pytest.mark.parametrize("killed", [None, 5, 8])
+def test_with_a_validation_after_each_step_the_best_is_kept_and_patience_ends_it(
+    make_stage, monkeypatch, killed
+):
+    """Lightning takes an interval of 1 for one of a whole epoch, and selected at the end only."""
+    monkeypatch.setattr(sys.modules[__name__], "INTERVAL", 1)
+    scores = [0.0, 0.1, 0.2, 0.9, 0.3, 0.4, 0.5, 0.8, 0.6, 0.7, 0.95]
+    settings = FitConfig(batch_size=8, lr=0.05, patience=6)
+    folder = make_stage("stage1/each")
+    if killed is not None:
+        with pytest.raises(Killed):
+            train(folder, Small(scores=scores, kill_step=killed), settings=settings)
+    module = Small(scores=scores)
+    run = train(folder, module, settings=settings)
+    assert load(folder / "checkpoints" / "last.ckpt")["global_step"] == 9
+    for monitor in ("valid/auc", "valid/hr@1"):
+        step = best_scores(run, monitor)["step"]
+        assert load(best(run, monitor))["global_step"] == step
+    assert best_scores(run, "valid/auc")["step"] == 3
+
+
 @pytest.mark.parametrize("score", [float("nan"), float("-inf")])
 def test_a_score_that_is_none_selects_nothing(make_stage, score):
     folder = make_stage("stage1/no-score")

@@ -6,13 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 
 from recllm.config.stages import FitConfig
+from recllm.errors import StageError
 from recllm.lm.adapters import add_adapter
 from recllm.lm.config import AdapterConfig
 from recllm.lm.predict import answer_scores, answer_states
 from recllm.lm.tasks import YesNoPrompts
-from recllm.training.gate_first import train_gate
+from recllm.reclora import RecLoraConfig
+from recllm.training.gate_first import check_logits, train_gate
+from tests.lm.families import FAMILIES
 
 MODULES = ["q_proj", "v_proj", "lm_head"]
 
@@ -80,3 +84,27 @@ def test_the_gate_of_a_16_bit_lm_learns_too(demo_log, tiny_lm, settings):
     fit = FitConfig(batch_size=16, lr=2e-2)
     loss = train_gate(model, answer_states(model, task), task, answers, 40, fit, seed=1)
     assert loss < 0.4 < math.log(2)
+
+
+def lm_of(name):
+    family = FAMILIES[name]
+    model = family.build()
+    config = RecLoraConfig(r=2, num_meta=2, representation_dim=4, target_modules=["lm_head"])
+    return get_peft_model(model, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_stands_behind_the_head_is_found(dtype):
+    """A softcap (Gemma-2), a divisor (Granite), a factor (Cohere): the head alone learns other logits."""
+    for name in ("Llama", "OPT", "GPT-J", "Mamba"):
+        check_logits(lm_of(name).to(dtype), 3)
+    for name in ("Gemma-2", "Granite", "Cohere-2", "Falcon-H1"):
+        model = lm_of(name).to(dtype)
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with pytest.raises(
+            StageError, match=r"stage2.gate_first=3 .* changes the logits behind.*gate_first=0"
+        ) as error:
+            check_logits(model, 3)
+        assert "\n" not in str(error.value)
+        assert not model.get_output_embeddings()._forward_hooks
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

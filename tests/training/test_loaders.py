@@ -60,6 +60,22 @@ def test_the_last_step_is_a_validation(count, batch, epochs, validations):
     assert steps - interval < max(1, epochs * count / batch) + 1  # at most a part of an interval is added
 
 
+@given(count=st.integers(1, 20), batch=st.integers(1, 30), world=st.integers(1, 3))
+def test_every_index_knows_its_pass(count, batch, world):
+    stream = Stream(count, batch, 0)
+    seen = {}
+    for step in range(5):
+        shares = np.full((2, batch), -1)
+        for rank in range(world):
+            shares[0, rank::world] = stream.passes(step, rank, world)
+            shares[1, rank::world] = stream.indices(step, rank, world)
+        for number, index in shares.T.tolist():
+            seen.setdefault(number, []).append(index)
+    assert sorted(seen) == list(range(len(seen)))
+    for number in range(len(seen) - 1):  # whole passes: each row once
+        assert sorted(seen[number]) == list(range(count))
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
@@ -86,6 +102,22 @@ def test_a_step_loader_goes_on_from_its_state():
     assert list(second) == [(4, 1, 2), (5, 1, 2)]
     assert list(second) == []
     assert len(second) == 6
+
+
+def test_parts_of_a_step_are_what_as_many_processes_would_have():
+    def loader(parts):
+        return StepLoader(lambda step, rank, world: (step, rank, world), 3, 1, 2, parts)
+
+    parts = loader(3)
+    assert len(parts) == 9
+    iterator = iter(parts)
+    assert [next(iterator) for _ in range(6)] == [(step, rank, 6) for step in (0, 1) for rank in (1, 3, 5)]
+    assert parts.state_dict() == {"next": 2}
+    next(iterator)  # a step that is begun is the one that comes next
+    assert parts.state_dict() == {"next": 2}
+    fewer = loader(2)
+    fewer.load_state_dict(parts.state_dict())
+    assert list(fewer) == [(2, 1, 4), (2, 3, 4)]
 
 
 @given(count=st.integers(0, 50), batch=st.integers(1, 9), world=st.integers(1, 4))
@@ -118,7 +150,7 @@ def test_one_row_more_than_the_batches_of_all_processes(rank, wanted):
 
 def test_loaders_take_their_place_from_the_trainer():
     class Trainer:
-        global_rank, world_size = 1, 3
+        global_rank, world_size, accumulate_grad_batches = 1, 3, 1
 
     loaders = Loaders(lambda *place: place, steps=2, valid=[(lambda rows: rows, 4)], valid_batch=5)
     loaders.trainer = Trainer
