@@ -148,8 +148,9 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             f"ties=rows: {tied:.1%} of the samples have an event of their own second as their last one"
         )
     if config.sampled_negatives:
+        which = "met or not" if config.draws_met else "that the user had not met"
         sentences.append(
-            f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
+            f"{metrics['sampled_negatives']:,} samples are drawn items {which} "
             f"({config.sampled_by}); nobody is known to dislike them"
         )
     if seen := metrics.get("liked_without_negatives", 0):

@@ -465,6 +465,8 @@ def test_repeats_do_not_give_the_target_away_or_are_told(tmp_path, repeats, draw
     assert (drawn > 0) == draws_met
     assert metrics["liked_met_before_share"] == pytest.approx(share)
     assert metrics["drawn_met_before_share"] == pytest.approx(drawn)
+    which = "met or not" if draws_met else "that the user had not met"
+    assert any(f"samples are drawn items {which} (uniform)" in note for note in metrics["notes"])
     told = f"{share:.1%} of the liked samples are of an item that the user had met before, {drawn:.1%} of"
     assert any(note.startswith(told) for note in metrics["notes"])
     train = log.rows("train", "all")
