@@ -17,7 +17,7 @@ import polars as pl
 
 from recllm.eventlog import candidates, draws
 from recllm.eventlog.config import PrepareConfig
-from recllm.eventlog.ids import FIRST_ID, UNUSED
+from recllm.eventlog.ids import FIRST_ID, SPLITS, UNUSED
 from recllm.eventlog.log import EventLog
 from recllm.eventlog.names import CandidateKind
 from recllm.eventlog.splits import split_samples, training_events
@@ -74,7 +74,8 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     columns, rating_levels, shows_labels = _columns(frame, config)
     del frame
     histories = _histories(columns["user"], columns["timestamp"] if timed else None, len(users), config)
-    split, order, training = _split(columns, histories, timed, config)
+    given = _Given.taken_from(columns, config)
+    split, order, training = _split(columns, histories, timed, config, given)
 
     item_count = np.bincount(columns["item"][training], minlength=FIRST_ID + len(items)).astype(np.int32)
     user_count = np.bincount(columns["user"][training], minlength=FIRST_ID + len(users))
@@ -104,6 +105,8 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "n_events": len(columns["user"]),
         "timed": timed,
         "candidates": config.candidates,
+        "window": config.window,
+        "given_candidates": given.splits_with_lists(split),
         "category_field": 1 + config.item_fields.index(config.category),
     }
     log = EventLog(out_folder, arrays, meta)
@@ -113,10 +116,12 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     _check_labels(log.label[order["train"]], config)
 
     _write(out_folder, arrays, users, items)
-    ranking = _row_orders(log, config, order, users["external"])
+    ranking = _row_orders(log, config, order, users["external"], given)
     # Last, as a folder without it is no log.
     write_text(out_folder / "meta.json", json.dumps(meta, indent=1) + "\n")
     metrics = _metrics(log, order, histories, dropped, config) | ranking
+    if config.split == "given":
+        metrics["train_after_held_out"] = _after_held_out(log, order["train"])
     return metrics | {"notes": notes(config, metrics)}
 
 
@@ -137,6 +142,15 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             "split=random: test events stand in histories of training samples, and later events train what "
             "earlier ones test; figures are better than those of a split by time"
         )
+    if config.split == "given":
+        sentences.append(
+            f"split=given: {metrics['train_after_held_out']:,} of {metrics['train']:,} training samples have "
+            "held-out events in their histories"
+        )
+    if config.window:
+        sentences.append(f"window={config.window}: a history is the last {config.window} events before")
+    if config.labels == "liked" and not config.sampled_negatives and metrics["positive_rate_train"] == 1:
+        sentences.append("labels=liked: all samples are liked; nothing learns to answer Yes or No here")
     tied = metrics.get("tied_sample_share", 0.0)
     if config.ties == "strict":
         sentences.append(
@@ -288,6 +302,7 @@ def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Arra
         "rating": code,
         "label": label,
         "timestamp": frame["timestamp"].to_numpy(),
+        **_given_columns(frame),
     }
     return columns, [f"{level:g}" for level in levels], shows_labels
 
@@ -296,6 +311,75 @@ def _repeats(columns: dict[str, Array], items: int) -> int:
     """How many events are of an item that their user had met before."""
     pairs = columns["user"].astype(np.int64) * items + columns["item"]
     return len(pairs) - len(np.unique(pairs))
+
+
+def _given_columns(frame: pl.DataFrame) -> dict[str, Array]:
+    """What the data set says itself, as far as it does; see `_Given`."""
+    columns: dict[str, Array] = {}
+    if "split" in frame.columns:
+        columns["given_split"] = frame["split"].fill_null(UNUSED).to_numpy()
+    if "candidates" in frame.columns:
+        has_list = frame["candidates"].is_not_null()
+        columns["given_rows"] = np.flatnonzero(has_list.to_numpy())
+        lists = frame["candidates"].filter(has_list).to_list()
+        columns["given_lists"] = np.array(lists, np.int32).reshape(len(lists), -1)
+    return columns
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Splits and candidate lists that the data set says itself.
+
+    Attributes:
+        split: code of each event's split, -1 for none, int8 `[N]`; None: the data set says none.
+        rows: the rows that have a list, ascending, int64 `[R]`.
+        lists: their candidates, int32 `[R, C]`.
+    """
+
+    split: Array | None
+    rows: Array
+    lists: Array
+
+    @classmethod
+    def taken_from(cls, columns: dict[str, Array], config: PrepareConfig) -> "_Given":
+        """Takes them out of the columns of a log.
+
+        Raises:
+            ValueError: `prepare.split` wants what the data set does not say, or lists are of another length
+                than those that are drawn.
+        """
+        split = columns.pop("given_split", None)
+        if split is None and config.split == "given":
+            raise ValueError(
+                "prepare.split=given, but events.parquet has no column split; wanted source.events.split, or "
+                "source.valid.path and source.test.path, in conf/dataset/"
+            )
+        rows = columns.pop("given_rows", np.zeros(0, np.int64))
+        lists = columns.pop("given_lists", np.zeros((0, config.candidates), np.int32))
+        if len(rows) and lists.shape[1] != config.candidates:
+            raise ValueError(
+                f"the data set's lists have {lists.shape[1]} candidates, wanted prepare.candidates="
+                f"{config.candidates}; ARGS='prepare.candidates={lists.shape[1]}'"
+            )
+        return cls(split, rows, lists)
+
+    def of(self, rows: Array) -> tuple[Array, Array]:
+        """Those of the rows that have a list, in their order, and the lists."""
+        place = np.searchsorted(self.rows, rows)
+        has_list = np.isin(rows, self.rows)
+        return rows[has_list], self.lists[place[has_list]]
+
+    def splits_with_lists(self, split: Array) -> list[str]:
+        """Names of the held-out splits some of whose samples have a list."""
+        present = split[self.rows]
+        return [name for name in ("valid", "test") if (present == SPLITS[name]).any()]
+
+
+def _after_held_out(log: EventLog, rows: Array) -> int:
+    """How many of the rows have a held-out sample in their history."""
+    held_out = np.concatenate([[0], np.cumsum(log.split[: log.n_events] > SPLITS["train"])])
+    start, end = log.history(rows)
+    return int((held_out[end] > held_out[start]).sum())
 
 
 @dataclass(frozen=True)
@@ -328,7 +412,7 @@ def _histories(user: Array, timestamp: Array | None, users: int, config: Prepare
 
 
 def _split(
-    columns: dict[str, Array], histories: _Histories, timed: bool, config: PrepareConfig
+    columns: dict[str, Array], histories: _Histories, timed: bool, config: PrepareConfig, given: _Given
 ) -> tuple[Array, dict[str, Array], Array]:
     """The split of each event, the rows of each split, and the training events; see `splits`.
 
@@ -338,18 +422,20 @@ def _split(
     user = columns["user"]
     times = columns["timestamp"] if timed else None
     labeled = columns["label"] >= 0
-    split, order = split_samples(config, user, histories.long_enough & labeled, times)
+    split, order = split_samples(config, user, histories.long_enough & labeled, times, given.split)
     if not all(len(rows) for rows in order.values()):
         parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
         raise ValueError(
             f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
             f"{config.min_history} earlier events ({parts}), wanted some of each; "
-            f"{_split_remedy(config, user, labeled, times)}"
+            f"{_split_remedy(config, user, labeled, times, given.split)}"
         )
-    return split, order, training_events(config, user, split, order, times)
+    return split, order, training_events(config, user, split, order, times, given.split)
 
 
-def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Array | None) -> str:
+def _split_remedy(
+    config: PrepareConfig, user: Array, labeled: Array, times: Array | None, given: Array | None
+) -> str:
     """The first of some changes that leaves no split empty, in words; each is tried."""
     fewer: dict[str, Any] = {"min_history": 0} if config.min_history else {}
     changes: list[tuple[dict[str, Any], str]] = [(fewer, "lower it: ARGS='prepare.min_history=<fewer>'")]
@@ -360,7 +446,7 @@ def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Arr
         changes.append(
             ({**fewer, **shares, "split": "random"}, "ARGS='{history}prepare.split=random {shares}'")
         )
-    else:
+    elif config.split != "given":
         changes.append(({**fewer, **shares}, "ARGS='{history}{shares}'"))
     if config.split == "user":
         changes.append(
@@ -369,7 +455,7 @@ def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Arr
     for change, words in changes:
         if not change:
             continue
-        _, order = split_samples(replace(config, **change), user, labeled, times)
+        _, order = split_samples(replace(config, **change), user, labeled, times, given)
         if all(len(rows) for rows in order.values()):
             history = "prepare.min_history=0 " if fewer else ""
             return words.format(history=history, shares="prepare.shares=[0.5,0.25]")
@@ -378,7 +464,7 @@ def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Arr
 
 def _check_labels(label: Array, config: PrepareConfig) -> None:
     """Refuse training samples that are all alike: there is nothing to learn, and no AUC."""
-    if label.min() != label.max():
+    if label.min() != label.max() or (config.labels == "liked" and label[0] == 1):
         return
     threshold = "prepare.label_threshold"
     if config.label_threshold is None:
@@ -460,6 +546,7 @@ def _dense(
         place = ["place"]
     users = _with_events(users, "user", events)
     items = _with_events(items, "item", events)
+    given = [column for column in canonical.GIVEN if column in events.collect_schema()]
     frame = (
         events.join(users.lazy().select("external", dense_user="user"), left_on="user", right_on="external")
         .join(items.lazy().select("external", dense_item="item"), left_on="item", right_on="external")
@@ -470,18 +557,33 @@ def _dense(
             rating=pl.col("rating").fill_null(float("nan")),
             label="label",
             timestamp="timestamp",
+            **{column: pl.col(column) for column in given},
         )
         .collect(engine="streaming")
     )
     dropped = {"dropped_no_time": total - frame.height}
     # Dense ids ascend with external ids. Rating and label as last keys make the order, and all that follows
     # from it, independent of the order of the files, and of the one that the join hands rows on in.
-    frame = frame.sort("user", *place)
+    frame = frame.sort("user", *place, *(["split"] if timed and "split" in given else []))
     dropped |= dict.fromkeys(MERGED, 0)
     if timed:
         frame, merged = _merge(frame)
         dropped |= merged
+    if "candidates" in given:
+        frame = frame.with_columns(_dense_lists(frame["candidates"], items))
     return frame, users, items, dropped
+
+
+def _dense_lists(lists: pl.Series, items: pl.DataFrame) -> pl.Series:
+    """Lists of external item ids as lists of dense ones."""
+    places = pl.DataFrame({"place": range(len(lists)), "external": lists}).drop_nulls()
+    long = places.explode("external").join(
+        items.select("external", "item"), on="external", how="left", maintain_order="left"
+    )
+    dense = long.group_by("place", maintain_order=True).agg("item")
+    every = pl.DataFrame({"place": range(len(lists))})
+    joined = every.join(dense, on="place", how="left", maintain_order="left")
+    return joined["item"].alias(lists.name)
 
 
 def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -509,6 +611,9 @@ def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     alike = same_moment.copy()
     alike[1:] &= (rating[1:] == rating[:-1]) | (is_unrated[1:] & is_unrated[:-1])
     alike[1:] &= label[1:] == label[:-1]
+    if "split" in frame.columns:
+        split = frame["split"].fill_null(UNUSED).to_numpy()
+        alike[1:] &= split[1:] == split[:-1]
     says_nothing = is_unrated & (label < 0)
     moment = np.cumsum(~same_moment) - 1
     says_something = np.bincount(moment, ~says_nothing) > 0
@@ -526,10 +631,15 @@ def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
 def _with_events(table: pl.DataFrame, name: str, events: pl.LazyFrame) -> pl.DataFrame:
     """The users or items that have events, by ascending external id, with their dense ids in column `name`.
 
+    Items that stand in given lists of candidates are there too.
+
     Raises:
         ValueError: an event's user or item is not in the table.
     """
     ids = events.select(pl.col(name).unique()).collect(engine="streaming")
+    if name == "item" and "candidates" in events.collect_schema():
+        listed = events.select(pl.col("candidates").drop_nulls().explode().unique().alias(name)).collect()
+        ids = pl.concat([ids, listed]).unique()
     missing = ids.join(table, on=name, how="anti")
     if missing.height:
         raise ValueError(
@@ -576,9 +686,11 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def _row_orders(
-    log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series
+    log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series, given: _Given
 ) -> dict[str, float]:
     """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold.
+
+    Where the data set has lists of its own for a split, those samples are its ranking rows.
 
     Raises:
         ValueError: no row can be ranked, as the users have met nearly everything.
@@ -590,7 +702,9 @@ def _row_orders(
         _save(log.folder, f"order_{name}", rows)
         permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
         _save(log.folder, f"permutation_{name}", permuted)
-        if name != "train":
+        if name in log.meta["given_candidates"]:
+            liked[name] = given.of(permuted[log.label[permuted] == 1])[0]
+        elif name != "train":
             liked[name], counts = _without_repeats(log, config, permuted[log.label[permuted] == 1], name)
             metrics |= counts
     rankable = {
@@ -605,6 +719,9 @@ def _row_orders(
         _save(log.folder, f"ranking_{name}", ranking)
         metrics[f"ranking_{name}_rows"] = len(ranking)
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
+        if name in log.meta["given_candidates"]:
+            given_kind = CandidateKind("given", config.candidates)
+            _save(log.folder, f"candidates_{name}_{given_kind}", given.of(ranking)[1])
         if most[name]:
             metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
             met = int(candidates.met_before(log, ranking).sum()) if config.repeats == "keep" else 0

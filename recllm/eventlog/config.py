@@ -19,9 +19,10 @@ class PrepareConfig:
     seed: int = 0
     """Seed of the split (`user`, `random`), of sampled negatives, permutations and candidate lists; apart
     from `seed`, so that all runs share a split."""
-    split: Literal["time", "last", "user", "random"] = "time"
+    split: Literal["time", "last", "user", "random", "given"] = "time"
     """Which samples are held out: `time` the latest of all (the paper), `last` the latest of each user,
-    `user` those of whole users, `random` any; see `recllm.eventlog.splits`."""
+    `user` those of whole users, `random` any, `given` those that the files of the data set say; see
+    `recllm.eventlog.splits`."""
     shares: list[float] = field(default_factory=lambda: [0.8, 0.1])
     """Shares of training and validation (of samples; of users for split=user); the rest tests. Not read by
     split=last."""
@@ -29,6 +30,8 @@ class PrepareConfig:
     """Split `last` only: samples of a user that test, and as many before them that validate."""
     min_history: int = 5
     """Earlier events that an event needs to be a sample (the paper: 5)."""
+    window: int = 0
+    """Most events of a history, the latest ones, for whatever reads histories (0: all events before)."""
     ties: Literal["rows", "strict"] = "rows"
     """`rows`: the history is all rows above (the paper); `strict`: rows of the same second are left out."""
     label_threshold: float | None = None
@@ -43,6 +46,9 @@ class PrepareConfig:
     sampled_by: Literal["uniform", "popular"] = "uniform"
     """What they are drawn from: `uniform` over the items with a training event, or `popular`, in proportion
     to an item's training events; never an item of the history, nor the liked one."""
+    labels: Literal["both", "liked"] = "both"
+    """`both`: training samples of one label only are an error; `liked`: all may be liked, for systems that
+    learn and rank what comes next, and answer no Yes or No."""
     user_fields: list[str] = field(default_factory=list)
     """Columns of the users table that a CRM reads, beside the user itself."""
     item_fields: list[str] = field(default_factory=lambda: ["title", "genre"])
@@ -70,6 +76,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         check_choices("prepare", self)
+        wanted = f"0 (all events), or prepare.min_history={self.min_history} or more"
+        check(self.window == 0 or self.window >= self.min_history, "prepare.window", self.window, wanted)
         shares = self.shares
         two_shares = len(shares) == 2 and min(shares) > 0 and sum(shares) < 1
         wanted = "two shares above 0 that leave some for the test split, e.g. [0.8,0.1]"
@@ -82,6 +90,7 @@ class PrepareConfig:
         check(not (self.draw_met and self.repeats == "leave_out"), "prepare.draw_met", True, wanted)
         for name, unit in (
             ("min_history", "events"),
+            ("window", "events"),
             ("sampled_negatives", "items"),
             ("ranking_valid_rows", "rows"),
             ("ranking_test_rows", "rows"),

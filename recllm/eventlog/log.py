@@ -148,11 +148,12 @@ class EventLog:
         """First row (inclusive) and last row (exclusive) of each row's history, int64 `[B]` each.
 
         The rows above the event at which the row stands; with `prepare.ties=strict` without those of its own
-        second.
+        second, with `prepare.window` the last ones.
         """
         at = self.anchors(rows)
         start = self.offsets.take(self.user.take(at))
-        return start, at if self._history_end is None else self._history_end.take(at)
+        end = at if self._history_end is None else self._history_end.take(at)
+        return np.maximum(start, end - self.window) if self.window else start, end
 
     def recent(self, rows: Rows, k: int) -> Rows:
         """The last k rows of each history in time order, int64 `[B, k]`, padded with -1 on the left."""
@@ -188,17 +189,27 @@ class EventLog:
         return load_array(self.folder / f"{name}.npy")
 
     @property
+    def window(self) -> int:
+        """Most events of a history, the latest ones; 0: all (`prepare.window`)."""
+        return int(self.meta.get("window", 0))
+
+    @property
     def candidate_kinds(self) -> tuple[str, ...]:
-        """Kinds of the stored candidate lists, as `ranking` takes them: `uniform20`, `popular20`."""
+        """Kinds of lists that are stored for `valid`, as `ranking` takes them: `uniform20`, `given20`.
+
+        The last one is the one to go by where one kind selects: the data set's own, where it has some.
+        """
         size = self.meta["candidates"]
-        return tuple(str(CandidateKind(kind, size)) for kind in KINDS)
+        kinds = [*KINDS, "given"] if "valid" in self.meta.get("given_candidates", ()) else KINDS
+        return tuple(str(CandidateKind.parse(f"{kind}{size}")) for kind in kinds)
 
     def ranking(self, split: str, kind: str, folder: Path | None = None) -> tuple[Rows, NDArray[np.int32]]:
         """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.
 
         Args:
             split: `valid` or `test`.
-            kind: how the negatives were drawn, and how long a list is: `uniform20`, `popular20`, `hard20`.
+            kind: how the negatives were drawn, and how long a list is: `uniform20`, `popular20`, `hard20`;
+                `given20`: the data set's own lists.
             folder: where the lists lie; the log's own folder by default.
 
         Raises:

@@ -154,6 +154,7 @@ def keys():
     for prefix, cls in (
         ("", config.FileSource),
         ("events", config.EventsSource),
+        ("valid", config.HeldOutSource),
         ("items", config.ItemsSource),
         ("users", config.UsersSource),
         ("label", config.LabelSource),
