@@ -68,7 +68,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
 
 def _items(source: ItemsSource, base: Path, scratch: Path, drop: bool) -> tuple[pl.DataFrame, dict[str, int]]:
     roles = {"item": ("source.items.item", source.item), "title": ("source.items.title", source.title)}
-    files = open_files("items", source, base, roles, scratch, rest=True)
+    files = open_files("items", source, base, roles, scratch, rest=True, drop=drop)
     frame = _attributes("items", files, dict.fromkeys(source.lists, source.list_separator))
     if not source.title:
         frame = frame.with_columns(title=pl.lit(None, pl.String))
@@ -100,7 +100,7 @@ def _users(
     if not source.path:
         return met.select("user"), {}
     files = open_files(
-        "users", source, base, {"user": ("source.users.user", source.user)}, scratch, rest=True
+        "users", source, base, {"user": ("source.users.user", source.user)}, scratch, rest=True, drop=drop
     )
     users, counts = _once("users", _attributes("users", files, {}), files, [], drop)
     strangers = met.join(users, on="user", how="anti", maintain_order="left")

@@ -22,7 +22,7 @@ CANDIDATES = ("uniform", "popular", "hard")
 
 # fmt: off
 SYSTEMS = (
-    "popularity", "cooccurrence", "cooccurrence-directed",
+    "popularity", "met-before", "cooccurrence", "cooccurrence-directed",
     "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
     "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
     "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",

@@ -71,7 +71,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     events, items, users = canonical.read(tables_folder)
     total, timed = _times(events, config)
     frame, users, items, dropped = _dense(events, users, items, total, timed)
-    columns, rating_levels = _columns(frame, config)
+    columns, rating_levels, shows_labels = _columns(frame, config)
     del frame
     histories = _histories(columns["user"], columns["timestamp"] if timed else None, len(users), config)
     given = _Given.taken_from(columns, config)
@@ -96,6 +96,10 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "user_fields": _sizes(users, "user", config.user_fields),
         "item_fields": _sizes(items, "item", config.item_fields),
         "rating_levels": rating_levels,
+        "shows_labels": shows_labels,
+        "draws_met": config.draws_met,
+        "ranks_repeats": config.repeats == "keep",
+        "repeats": _repeats(columns, len(item_count)),
         "n_users": FIRST_ID + len(users),
         "n_items": FIRST_ID + len(items),
         "n_events": len(columns["user"]),
@@ -158,8 +162,9 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             f"ties=rows: {tied:.1%} of the samples have an event of their own second as their last one"
         )
     if config.sampled_negatives:
+        which = "met or not" if config.draws_met else "that the user had not met"
         sentences.append(
-            f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
+            f"{metrics['sampled_negatives']:,} samples are drawn items {which} "
             f"({config.sampled_by}); nobody is known to dislike them"
         )
     if seen := metrics.get("liked_without_negatives", 0):
@@ -175,6 +180,7 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             f"their users: {counts}"
         )
     sentences += _notes_on_repeats(config, metrics)
+    sentences += _notes_on_histories(config, metrics)
     early = metrics.get("events_before_1973", 0)
     late = metrics.get("events_of_the_future", 0)
     if early or late:
@@ -211,21 +217,41 @@ def _notes_on_repeats(config: PrepareConfig, metrics: dict[str, Any]) -> list[st
             "repeats=leave_out: liked samples of items that their users had met before are no ranking rows: "
             f"{shares}"
         )
-    kept = {name: metrics.get(f"ranking_{name}_met_before", 0) for name in ("valid", "test")}
-    if any(kept.values()):
-        shares = ", ".join(
-            f"{count / metrics[f'ranking_{name}_rows']:.1%} of {metrics[f'ranking_{name}_rows']:,} {name}"
-            for name, count in kept.items()
-            if count
-        )
-        sentences.append(
-            "repeats=keep: ranking rows whose target the user had met before, as no other candidate, so that "
-            f"the history tells the answer: {shares}"
-        )
+    for name in ("valid", "test"):
+        if kept := metrics.get(f"ranking_{name}_met_before", 0):
+            rows = metrics[f"ranking_{name}_rows"]
+            others = metrics[f"ranking_{name}_candidates_met_before_share"]
+            sentences.append(
+                f"repeats=keep: the target of {kept / rows:.1%} of {rows:,} {name} ranking rows was met "
+                f"before, and {others:.1%} of the other candidates: see the row 'met-before'"
+            )
     if share := metrics.get("liked_met_before_share", 0.0):
         sentences.append(
-            f"{share:.1%} of the liked samples are of an item that the user had met before, no drawn one is: "
-            "there the history tells the label"
+            f"{share:.1%} of the liked samples are of an item that the user had met before, "
+            f"{metrics['drawn_met_before_share']:.1%} of the drawn ones: see the row 'met-before'"
+        )
+    return sentences
+
+
+def _notes_on_histories(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
+    """What of the events in histories is disliked or says nothing, and whether anything shows it."""
+    sentences = []
+    if disliked := metrics.get("unrated_disliked_share", 0.0):
+        shown = "nothing shows it (history_labels=hide)"
+        if metrics["shows_labels"]:
+            shown = "histories mark which are liked and which are not (history_labels=mark)"
+        sentences.append(
+            f"{disliked:.1%} of the events that stand in histories are disliked and have no rating; {shown}"
+        )
+    if unlabeled := metrics.get("unrated_unlabeled_share", 0.0):
+        sentences.append(
+            f"{unlabeled:.1%} of the events that stand in histories have neither rating nor label: "
+            "their items stand there alone"
+        )
+    if hidden := metrics.get("label_beside_rating_share", 0.0):
+        sentences.append(
+            f"{hidden:.1%} of the events have a rating that others have too whose label is the other one: "
+            "histories show the rating alone"
         )
     return sentences
 
@@ -247,8 +273,13 @@ def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
     return total, timed
 
 
-def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str]]:
-    """Arrays `[N]` of what an event itself is, user to timestamp; and the text of each rating level."""
+def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str], bool]:
+    """Arrays `[N]` of what an event itself is, user to timestamp.
+
+    Returns:
+        The arrays, the text of each rating level, and whether two codes behind those of the levels show the
+        labels of events without a rating.
+    """
     rating = frame["rating"].to_numpy()
     label = frame["label"].fill_null(-1).to_numpy()
     if config.label_threshold is not None:
@@ -258,7 +289,13 @@ def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Arra
         raise ValueError(
             f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
         )
-    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    is_unrated = np.isnan(rating)
+    code = np.where(is_unrated, 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    all_alike = is_unrated.all() and label.min() == label.max()
+    shows_labels = config.history_labels == "mark" and bool((label[is_unrated] >= 0).any()) and not all_alike
+    if shows_labels:
+        for value in (0, 1):
+            code[is_unrated & (label == value)] = len(levels) + 1 + value
     columns = {
         "user": frame["user"].to_numpy(),
         "item": frame["item"].to_numpy(),
@@ -267,7 +304,13 @@ def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Arra
         "timestamp": frame["timestamp"].to_numpy(),
         **_given_columns(frame),
     }
-    return columns, [f"{level:g}" for level in levels]
+    return columns, [f"{level:g}" for level in levels], shows_labels
+
+
+def _repeats(columns: dict[str, Array], items: int) -> int:
+    """How many events are of an item that their user had met before."""
+    pairs = columns["user"].astype(np.int64) * items + columns["item"]
+    return len(pairs) - len(np.unique(pairs))
 
 
 def _given_columns(frame: pl.DataFrame) -> dict[str, Array]:
@@ -644,7 +687,7 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 def _row_orders(
     log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series, given: _Given
-) -> dict[str, int]:
+) -> dict[str, float]:
     """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold.
 
     Where the data set has lists of its own for a split, those samples are its ranking rows.
@@ -652,7 +695,7 @@ def _row_orders(
     Raises:
         ValueError: no row can be ranked, as the users have met nearly everything.
     """
-    metrics: dict[str, int] = {}
+    metrics: dict[str, float] = {}
     most = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
     liked = {}
     for name, rows in order.items():
@@ -683,9 +726,14 @@ def _row_orders(
             metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
             met = int(candidates.met_before(log, ranking).sum()) if config.repeats == "keep" else 0
             metrics[f"ranking_{name}_met_before"] = met
+            metrics[f"ranking_{name}_candidates_met_before_share"] = 0.0
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
             _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
+            if kind == "uniform" and log.draws_met and len(ranking):
+                others = candidates.met_before(log, ranking, lists) & (lists != log.item[ranking, None])
+                share = others.sum() / (len(ranking) * (config.candidates - 1))
+                metrics[f"ranking_{name}_candidates_met_before_share"] = float(share)
     return metrics
 
 
@@ -702,8 +750,11 @@ def _without_repeats(
         return liked, {}
     new = liked[~candidates.met_before(log, liked)]
     if not len(new):
-        keeping_helps = candidates.have_new_items(log, liked, config.candidates - 1).any()
-        mend = "repeats=keep" if keeping_helps else "ranking_valid_rows=0 prepare.ranking_test_rows=0"
+        # Then other candidates may be items that were met, too.
+        keeping_helps = (log.item_count > 0).sum() - (
+            log.item_count[log.item[liked]] > 0
+        ) >= config.candidates - 1
+        mend = "repeats=keep" if keeping_helps.any() else "ranking_valid_rows=0 prepare.ranking_test_rows=0"
         raise ValueError(
             f"prepare.repeats=leave_out, but all {len(liked):,} liked {name} samples are of items that their "
             f"users had met before, wanted others to rank; ARGS='prepare.{mend}'"
@@ -766,6 +817,11 @@ def _metrics(
         metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
         met = candidates.met_before(log, np.flatnonzero(liked))
         metrics["liked_met_before_share"] = float(met.mean()) if len(met) else 0.0
+        metrics["drawn_met_before_share"] = 0.0
+        if log.draws_met and len(log.user) > log.n_events:
+            drawn = candidates.met_before(log, np.arange(log.n_events, len(log.user)))
+            metrics["drawn_met_before_share"] = float(drawn.mean())
+    metrics |= _shown_in_histories(log)
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
     if config.ties == "strict":
@@ -788,6 +844,26 @@ def _metrics(
         metrics["shared_second_share"] = float(histories.same_second.mean())
         metrics["tied_sample_share"] = float(histories.same_second[log.split[events] != UNUSED].mean())
     return metrics
+
+
+def _shown_in_histories(log: EventLog) -> dict[str, Any]:
+    """Shares of the events whose label their rating does not tell, or that have none, and what shows it."""
+    events = slice(log.n_events)
+    code, label = log.rating[events], log.label[events]
+    levels = len(log.meta["rating_levels"])
+    is_rated = (code > 0) & (code <= levels)
+    liked, disliked = (
+        np.bincount(code[is_rated & (label == value)], minlength=levels + 1) for value in (1, 0)
+    )
+    tells_no_label = (liked > 0) & (disliked > 0)
+    return {
+        "shows_labels": log.shows_labels,
+        "unrated_disliked_share": float((~is_rated & (label == 0)).mean()),
+        "unrated_unlabeled_share": float((~is_rated & (label < 0)).mean()),
+        "label_beside_rating_share": float(
+            (is_rated & (label >= 0) & tells_no_label[code * is_rated]).mean()
+        ),
+    }
 
 
 def _cold_shares(name: str, ids: Array, count: Array, order: dict[str, Array]) -> dict[str, float]:

@@ -36,6 +36,10 @@ class PrepareConfig:
     """`rows`: the history is all rows above (the paper); `strict`: rows of the same second are left out."""
     label_threshold: float | None = None
     """Liked = rating > threshold, in stars; null keeps the labels that the recipe wrote."""
+    history_labels: Literal["mark", "hide"] = "mark"
+    """Labels of events without a rating, in histories: `mark` which of them are liked and which are not, by a
+    code that CRMs read as a rating and by `wording.liked` and `wording.disliked` (nothing where all events
+    are alike, as clicks are); or `hide` it. A rating is always shown, and shown alone."""
     sampled_negatives: int = 0
     """Items drawn as further samples with label 0 for each liked sample: for logs without dislikes (0: none).
     They share its history, time and split, and stand in no history."""
@@ -57,9 +61,17 @@ class PrepareConfig:
     """Liked test samples that carry the ranking task, at most."""
     repeats: Literal["leave_out", "keep"] = "leave_out"
     """Samples of an item that the user had met before: `leave_out` of the ranking rows, as no other item of a
-    list ever is, so that the history alone tells the answer; or `keep` them."""
+    list is, so that the history alone would tell the answer; or `keep` them, see `draw_met`."""
+    draw_met: bool | None = None
+    """Whether other candidates and drawn dislikes may be items that the user had met before, the sample's own
+    item apart; null: with `repeats=keep`. The system `met-before` reads nothing else."""
     candidates: int = 20
     """Items in a ranking row's list, the target included."""
+
+    @property
+    def draws_met(self) -> bool:
+        """`draw_met`, with what null means."""
+        return self.repeats == "keep" if self.draw_met is None else self.draw_met
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -74,6 +86,8 @@ class PrepareConfig:
         wanted = f"one of item_fields {self.item_fields}"
         check(self.category in self.item_fields, "prepare.category", self.category, wanted)
         check(self.candidates >= 2, "prepare.candidates", self.candidates, "2 or more items")
+        wanted = "false or null with prepare.repeats=leave_out, where no target of a list was met before"
+        check(not (self.draw_met and self.repeats == "leave_out"), "prepare.draw_met", True, wanted)
         for name, unit in (
             ("min_history", "events"),
             ("window", "events"),

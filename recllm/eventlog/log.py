@@ -42,7 +42,8 @@ class EventLog:
 
     Attributes:
         user, item: int32 `[N]` dense ids (0 padding, 1 unknown, real ids from 2 on).
-        rating: int16 `[N]` code; 0 = not rated, code c reads `rating_levels[c - 1]`.
+        rating: int16 `[N]` code of what a history shows; 0 = nothing, code c reads `rating_levels[c - 1]`.
+            With `shows_labels` two codes follow the levels, for events without a rating: disliked, liked.
         label: int8 `[N]`, 1 = liked.
         timestamp: int64 `[N]` seconds.
         split: int8 `[N]`, 0 train, 1 valid, 2 test, -1 unused.
@@ -110,6 +111,31 @@ class EventLog:
     def timed(self) -> bool:
         """Whether events have times; without, `timestamp` is 0 everywhere."""
         return bool(self.meta["timed"])
+
+    @property
+    def shows_labels(self) -> bool:
+        """Whether histories show the label of an event that has no rating (`prepare.history_labels`)."""
+        return bool(self.meta.get("shows_labels", False))
+
+    @property
+    def repeats(self) -> int:
+        """How many events are of an item that their user had met before."""
+        return int(self.meta.get("repeats", 0))
+
+    @property
+    def ranks_repeats(self) -> bool:
+        """Whether such events are rows of the ranking task (`prepare.repeats`)."""
+        return bool(self.meta.get("ranks_repeats", False))
+
+    @property
+    def draws_met(self) -> bool:
+        """Whether negatives may be items that the user had met before (`prepare.draw_met`)."""
+        return bool(self.meta.get("draws_met", False))
+
+    @property
+    def codes(self) -> int:
+        """How many codes `rating` has beside 0."""
+        return len(self.meta["rating_levels"]) + (2 if self.shows_labels else 0)
 
     def anchors(self, rows: Rows) -> Rows:
         """The event at which each row stands, int64 `[B]`: itself, a sampled negative's liked event."""

@@ -29,7 +29,7 @@ class File:
 
     Attributes:
         display_name: its path as the user gave it.
-        rows: its rows; empty lines of text are among them.
+        rows: its rows; empty lines of text are among them, broken ones are not.
         names: the name in the file of each column of the frame that was asked for by role.
         frame: `@at`, the roles (as `@role`), and the other columns under their own names; text as it stands.
         delimited: how its text lies in lines; None for parquet and JSON lines.
@@ -40,6 +40,11 @@ class File:
     names: dict[str, str]
     frame: pl.LazyFrame
     delimited: Delimited | None
+
+    @property
+    def broken(self) -> int:
+        """Lines that cannot be read and were left out."""
+        return 0 if self.delimited is None else len(self.delimited.broken)
 
     def place(self, at: int) -> str:
         """`clicks.csv line 7` or `clicks.parquet row 6` of the row at this place."""
@@ -65,6 +70,7 @@ def open_files(
     roles: Mapping[str, tuple[str, str]],
     scratch: Path,
     rest: bool,
+    drop: bool = False,
     first: int = 0,
 ) -> list[File]:
     """Opens a table's file, or all files of its folder in the order of their names.
@@ -76,6 +82,7 @@ def open_files(
         roles: role -> its configuration key and the name of its column; where that is empty, there is none.
         scratch: a folder for copies.
         rest: whether the other columns are wanted too.
+        drop: whether lines that cannot be read are left out.
         first: number of the first file, where others of the table were opened before.
 
     Raises:
@@ -95,7 +102,7 @@ def open_files(
             dialect = Dialect(
                 separator, source.quote, source.encoding, tuple(source.columns), section, source.escape
             )
-            delimited = inspect(path, dialect, scratch / f"{table}-{number}.csv", display_name)
+            delimited = inspect(path, dialect, scratch / f"{table}-{number}.csv", display_name, drop)
             frame, columns, rows = _scan_text(delimited, [text for text in source.nulls if text is not None])
         read_as = frame.collect_schema().names()
         chosen = [

@@ -74,7 +74,16 @@ def open_events(
     roles = {}
     for name, part in _parts(config):
         roles[name] = _roles(config, name, part)
-        opened = open_files(name, part or events, base, roles[name], scratch, rest=False, first=len(files))
+        opened = open_files(
+            name,
+            part or events,
+            base,
+            roles[name],
+            scratch,
+            rest=False,
+            drop=config.faulty == "drop",
+            first=len(files),
+        )
         for number, file in enumerate(opened, start=len(files)):
             named_by[number] = (part.named_by if part else "") or events.named_by
             split = "train" if name == "events" else name
