@@ -147,6 +147,25 @@ def test_ids_keep_their_type(hand_log):
     assert unsorted.dense(["a", "b", "c"]).tolist() == [3, 2, 1]
 
 
+def test_a_window_shows_the_last_events(hand_log):
+    log = hand_log(window=2)
+    queries = build_queries(log, [2], np.array([NO_SECOND]))
+    assert items_of(queries, 0) == [4, 2]
+    start, end = queries.all_events()
+    assert queries.log.item[start[0] : end[0]].tolist() == [2, 3, 4, 2]
+
+
+def test_labels_are_shown_as_the_log_shows_them(hand_log):
+    log = hand_log()
+    shows = EventLog(log.folder, vars(log), {**log.meta, "shows_labels": True})
+    histories = pl.DataFrame(
+        {"query": [0] * 4, "item": [10] * 4, "label": [0, 1, None, 1], "rating": [None] * 3 + [4.0]}
+    )
+    events = QueryMaker(shows).events(histories)
+    assert events.rating.tolist() == [6, 7, 0, 4]  # five levels, disliked, liked
+    assert events.label.tolist() == [0, 1, -1, 1]
+
+
 def test_a_log_without_times_keeps_the_given_order(hand_log):
     log = hand_log()
     untimed = EventLog(log.folder, vars(log), {**log.meta, "timed": False})
@@ -157,7 +176,7 @@ def test_a_log_without_times_keeps_the_given_order(hand_log):
     assert queries.log.timestamp.tolist() == [0] * 7
 
 
-@pytest.fixture(scope="module", params=["rows", "strict", "sampled"])
+@pytest.fixture(scope="module", params=["rows", "strict", "sampled", "window"])
 def log(request, tmp_path_factory, demo_log, demo_config):
     """The demo's log, also with strict ties (times in days, so that there are some) and sampled negatives."""
     if request.param == "rows":
@@ -167,10 +186,11 @@ def log(request, tmp_path_factory, demo_log, demo_config):
     tables.mkdir()
     for name in ("items", "users", "events"):
         table = pl.read_parquet(demo_log.folder.parent / "tables" / f"{name}.parquet")
-        if name == "events":
+        if name == "events" and request.param != "window":
             table = table.with_columns(pl.col("timestamp") // 86400 * 86400)
         table.write_parquet(tables / f"{name}.parquet")
-    changed = {"ties": "strict"} if request.param == "strict" else {"sampled_negatives": 1}
+    changed = {"strict": {"ties": "strict"}, "sampled": {"sampled_negatives": 1}, "window": {"window": 12}}
+    changed = changed[request.param]
     build_log(tables, folder / "log", dataclasses.replace(demo_config.prepare, **changed))
     return EventLog.open(folder / "log")
 
