@@ -21,6 +21,7 @@ ROWS = "rows.json"
 RESULTS = "results.json"
 REPORT = "report.html"
 DESCRIPTION = "describe.html"
+ONNX = "onnx"
 
 
 def artifacts() -> Path:
