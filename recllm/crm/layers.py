@@ -358,8 +358,9 @@ def aligned(batch: Batch, end: str) -> dict[str, Tensor]:
     order = torch.where(mask if end == "right" else ~mask, place + 2**32, place).argsort(dim=1)
     columns = [f"recent_{what}" for what in ("rating", "interval", "elapsed", "dense", "mask")]
     moved = {column: batch[column].gather(1, order) for column in columns if column in batch}
-    items = batch["recent_item"]
-    moved["recent_item"] = items.gather(1, order.unsqueeze(2).expand_as(items))
+    if "recent_item" in batch:
+        items = batch["recent_item"]
+        moved["recent_item"] = items.gather(1, order.unsqueeze(2).expand_as(items))
     return {**batch, **moved}
 
 

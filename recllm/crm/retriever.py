@@ -259,7 +259,7 @@ class Retriever(Model):
         """
         batch = aligned(batch, "left")
         mask = batch["recent_mask"]
-        items = self._ids(batch["recent_item"][..., 0], batch["recent_dense"]).masked_fill(~mask, 0)
+        items = self._ids(batch, "recent_item", "recent_dense").masked_fill(~mask, 0)
         ratings = batch["recent_rating"].masked_fill(~mask, 0)
         # In seconds before the sample, which stands behind the last event.
         seconds = -batch["recent_elapsed"].masked_fill(~mask, 0)
@@ -278,9 +278,9 @@ class Retriever(Model):
             items = torch.arange(self.item.num_embeddings, device=self.item.weight.device)
         return self._vectors(items, masked=self.text is not None)
 
-    def _ids(self, fields: Tensor, dense: Tensor) -> Tensor:
+    def _ids(self, batch: Batch, fields: str, dense: str) -> Tensor:
         """What `_vectors` looks up: of an item without a training event its text, or the unknown item."""
-        return fields if self.text is None else dense
+        return batch[fields][..., 0] if self.text is None else batch[dense]
 
     def _vectors(self, items: Tensor, masked: bool) -> Tensor:
         """Vectors of items; in training some of them read as unknown, where they may be `masked`."""
@@ -296,7 +296,7 @@ class Retriever(Model):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score [B] of each target, and user vector [B, hidden]; see `Model`."""
         users = self.user_vectors(batch)
-        items = self._vectors(self._ids(batch["item"][:, 0], batch["dense"]), masked=False)
+        items = self._vectors(self._ids(batch, "item", "dense"), masked=False)
         return (users * items).sum(1), users
 
 
