@@ -76,7 +76,7 @@ PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
 BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3 bench-recommend
 
-.PHONY: help env own-environment few2many sweep describe config recommend score bundle $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment few2many sweep describe config recommend score bundle onnx $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -110,6 +110,12 @@ sweep:         ## the same over any key of stage 1 or 2: KEY=stage2.adapter.num_
 describe: | $(READY) ## look at the data: splits, histories, popularity, prompts and their tokens; describe.html
 	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -f "$$rules" describe
 	@$(PYTHON) -m stages.describe $(CHOICE)
+
+onnx: | $(READY)  ## CRMs as ONNX, the retriever's two towers too, checked: artifacts/<DATASET>/onnx/<crm> (CRM=sim)
+	@$(PYTHON) -m stages.onnx check
+	@rules=$$($(PYTHON) -m stages.plan write stage1 $(CHOICE)) && \
+	  $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' stage1
+	@$(PYTHON) -m stages.onnx $(CHOICE)
 
 config: | $(READY)  ## every key with value, meaning and origin (of one CRM and one SYSTEM; KEY=stage2: keys that begin so)
 	@$(PYTHON) -m stages.config show $(CHOICE)

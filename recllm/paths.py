@@ -26,6 +26,7 @@ ITEM_INDEX = "index"
 BUNDLE = "bundle.json"
 BUNDLES = "bundle"
 """Folder of a data set's bundles."""
+ONNX = "onnx"
 
 
 def artifacts() -> Path:

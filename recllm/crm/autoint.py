@@ -69,5 +69,5 @@ class AutoInt(FieldModel):
         """Logit [B] and representation [B, d_c] of a batch, float."""
         sample, _ = self.embeddings.sample(batch)
         history = self.history(self.embeddings, batch)
-        fields = torch.cat([sample.view(len(sample), -1, history.shape[2]), history], dim=1)
+        fields = torch.cat([sample.view(sample.shape[0], -1, history.shape[2]), history], dim=1)
         return self.tower(torch.cat([fields.flatten(1), self.interacting(fields).flatten(1)], dim=1))

@@ -42,7 +42,7 @@ class DeepFM(FieldModel):
         ids = self.embeddings.ids(batch)
         sample, _ = self.embeddings.lookup(batch, *ids)
         history = self.history(self.embeddings, batch)
-        fields = torch.cat([sample.view(len(sample), -1, history.shape[2]), history], dim=1)
+        fields = torch.cat([sample.view(sample.shape[0], -1, history.shape[2]), history], dim=1)
         logit, representation = self.tower(fields.flatten(1))
         return logit + self.first_order(torch.cat(ids, dim=1)) + pairs(fields), representation
 

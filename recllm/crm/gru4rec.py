@@ -46,5 +46,5 @@ class GRU4Rec(FieldModel):
         events, mask = self.embeddings.events(aligned(batch, "left"), "recent")
         states, _ = self.gru(events)
         count = mask.sum(1)
-        state = states[torch.arange(len(states), device=states.device), (count - 1).clamp_min(0)]
+        state = states[torch.arange(states.shape[0], device=states.device), (count - 1).clamp_min(0)]
         return self.head(sample, query, state * (count > 0).unsqueeze(1))

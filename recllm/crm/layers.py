@@ -145,8 +145,9 @@ class Embeddings(nn.Module):
     def ranks(self, rank: Tensor) -> Tensor:
         """Embeds ranks by similarity, 1 the best and 0 padding, int64 of any shape [...]: [..., e] float."""
         assert self.rank is not None  # the model was built to read retrieved events
-        bucket = torch.floor(torch.log2(rank.clamp_min(1))).long() + 1
-        return self.rank(bucket.masked_fill(rank == 0, 0))
+        # Whole numbers are compared: ONNX's logarithm to base 2 is no whole number at the powers of 2.
+        bounds = 2 ** torch.arange(RANK_BUCKETS - 1, device=rank.device)
+        return self.rank(torch.bucketize(rank.long(), bounds, right=True))
 
     def l2(self, batch: Batch) -> Tensor:
         """Squared norm of the rows that identify the users and target items, mean over samples; scalar.
@@ -348,13 +349,18 @@ def aligned(batch: Batch, end: str) -> dict[str, Tensor]:
         end: `left` or `right`.
     """
     mask = batch["recent_mask"]
-    if end == "right" and mask.device.type == "cpu" and not (mask[:, :-1] > mask[:, 1:]).any():
-        return dict(batch)  # as the log gives them; on a GPU the question would cost more than the sorting
-    order = (mask if end == "right" else ~mask).int().argsort(dim=1, stable=True)
+    # As the log gives them? On a GPU asking would cost more than sorting, and a compiler cannot ask.
+    asks = end == "right" and mask.device.type == "cpu" and not torch.compiler.is_compiling()
+    if asks and not (mask[:, :-1] > mask[:, 1:]).any():
+        return dict(batch)
+    # No two keys are the same: ONNX has no sorting that keeps the order of equal ones.
+    place = torch.arange(mask.shape[1], device=mask.device)
+    order = torch.where(mask if end == "right" else ~mask, place + 2**32, place).argsort(dim=1)
     columns = [f"recent_{what}" for what in ("rating", "interval", "elapsed", "dense", "mask")]
     moved = {column: batch[column].gather(1, order) for column in columns if column in batch}
-    items = batch["recent_item"]
-    moved["recent_item"] = items.gather(1, order.unsqueeze(2).expand_as(items))
+    if "recent_item" in batch:
+        items = batch["recent_item"]
+        moved["recent_item"] = items.gather(1, order.unsqueeze(2).expand_as(items))
     return {**batch, **moved}
 
 

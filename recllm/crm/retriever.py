@@ -59,30 +59,39 @@ class Rotation(nn.Module):
         """Deals out the pairs."""
         super().__init__()
         pairs = width // 2
-        self.by_time = pairs // 2 if timed else 0
-        self.by_place = pairs - self.by_time
+        by_time = pairs // 2 if timed else 0
+        self.by_place = _frequencies(pairs - by_time, *PLACES)
+        self.by_time = _frequencies(by_time, *SECONDS)
 
     def forward(self, places: Tensor, seconds: Tensor) -> Tensor:
-        """Complex numbers of length 1, [B, 1, T, width / 2], for places [T] and seconds [B, T]."""
+        """Cosines and sines [B, 1, T, width / 2, 2] for places [T] and seconds [B, T], float32."""
         # In float64: a time is large beside the periods that are told apart.
-        of_place = places.double()[:, None] * _frequencies(self.by_place, *PLACES, places.device)
-        of_time = seconds.double()[..., None] * _frequencies(self.by_time, *SECONDS, places.device)
-        angle = torch.cat([of_place.expand(len(seconds), *of_place.shape), of_time], dim=2)
-        return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).unsqueeze(1)
+        by_place = torch.tensor(self.by_place, dtype=torch.float64, device=places.device)
+        by_time = torch.tensor(self.by_time, dtype=torch.float64, device=places.device)
+        of_place = places.double()[:, None] * by_place
+        of_time = seconds.double()[..., None] * by_time
+        angle = torch.cat([of_place.expand(seconds.shape[0], *of_place.shape), of_time], dim=2)
+        return torch.stack([angle.cos(), angle.sin()], dim=3).float().unsqueeze(1)
 
 
-def _frequencies(count: int, shortest: float, longest: float, device: torch.device) -> Tensor:
-    """Angles a unit, float64 [count], of geometric periods."""
-    periods = torch.logspace(
-        math.log10(shortest), math.log10(longest), count, dtype=torch.float64, device=device
-    )
-    return 2 * math.pi / periods
+def _frequencies(count: int, shortest: float, longest: float) -> list[float]:
+    """Angles a unit, of `count` geometric periods."""
+    ends = math.log10(shortest), math.log10(longest)
+    periods = torch.logspace(*ends, count, dtype=torch.float64, device="cpu")
+    angles: list[float] = (2 * math.pi / periods).tolist()
+    return angles
 
 
 def rotate(values: Tensor, angles: Tensor) -> Tensor:
-    """Columns [B, heads, T, width] turned in pairs, by complex numbers [B, 1, T, width / 2]."""
-    pairs = torch.view_as_complex(values.float().unflatten(3, (-1, 2)))
-    return torch.view_as_real(pairs * angles).flatten(3).to(values.dtype)
+    """Columns [B, heads, T, width] turned in pairs, by what `Rotation` returns."""
+    pairs = values.float().unflatten(3, (-1, 2))
+    if torch.compiler.is_compiling():  # neither the compiler nor ONNX knows complex numbers
+        first, second = pairs.unbind(4)
+        cosine, sine = angles.unbind(4)
+        turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=4)
+    else:  # the same numbers; forward and backward in a sixth of the time
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(angles))
+    return turned.flatten(3).to(values.dtype)
 
 
 class GatedBlock(nn.Module):
@@ -250,14 +259,14 @@ class Retriever(Model):
         """
         batch = aligned(batch, "left")
         mask = batch["recent_mask"]
-        items = self._ids(batch["recent_item"][..., 0], batch["recent_dense"]).masked_fill(~mask, 0)
+        items = self._ids(batch, "recent_item", "recent_dense").masked_fill(~mask, 0)
         ratings = batch["recent_rating"].masked_fill(~mask, 0)
         # In seconds before the sample, which stands behind the last event.
         seconds = -batch["recent_elapsed"].masked_fill(~mask, 0)
         seconds = functional.pad(seconds, (0, 1))
         last = mask.sum(1).clamp(min=1) - 1
         states = self.states(items, ratings, seconds)
-        state = states[torch.arange(len(last), device=last.device), last]
+        state = states[torch.arange(last.shape[0], device=last.device), last]
         return state * mask[:, :1]
 
     def item_vectors(self, items: Tensor | None = None) -> Tensor:
@@ -269,9 +278,9 @@ class Retriever(Model):
             items = torch.arange(self.item.num_embeddings, device=self.item.weight.device)
         return self._vectors(items, masked=self.text is not None)
 
-    def _ids(self, fields: Tensor, dense: Tensor) -> Tensor:
+    def _ids(self, batch: Batch, fields: str, dense: str) -> Tensor:
         """What `_vectors` looks up: of an item without a training event its text, or the unknown item."""
-        return fields if self.text is None else dense
+        return batch[fields][..., 0] if self.text is None else batch[dense]
 
     def _vectors(self, items: Tensor, masked: bool) -> Tensor:
         """Vectors of items; in training some of them read as unknown, where they may be `masked`."""
@@ -287,11 +296,12 @@ class Retriever(Model):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Score [B] of each target, and user vector [B, hidden]; see `Model`."""
         users = self.user_vectors(batch)
-        items = self._vectors(self._ids(batch["item"][:, 0], batch["dense"]), masked=False)
+        items = self._vectors(self._ids(batch, "item", "dense"), masked=False)
         return (users * items).sum(1), users
 
 
 def _bucket(elapsed: Tensor) -> Tensor:
     """Buckets of times in seconds, 1 + floor(log2(1 + t)), the last one for all that are longer."""
-    logarithm = torch.log2(1 + elapsed.clamp(min=0).double()).floor()
-    return (1 + logarithm).clamp(max=INTERVAL_BUCKETS - 1).long()
+    # Whole numbers are compared: ONNX's logarithm to base 2 is no whole number at the powers of 2.
+    bounds = 2 ** torch.arange(INTERVAL_BUCKETS - 1, device=elapsed.device) - 1
+    return torch.bucketize(elapsed.clamp(min=0), bounds, right=True)

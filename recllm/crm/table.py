@@ -71,6 +71,8 @@ class Table(nn.Embedding):
 
     def counts(self, length: int) -> bool:
         """Whether events are counted by row, rather than looked up; not where rows are trained alone."""
+        if not isinstance(length, int):  # of an export for histories of any length
+            return False
         return not self.sparse and self.num_embeddings <= COUNTED * length
 
 

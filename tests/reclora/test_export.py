@@ -42,6 +42,15 @@ CASES = {
 USERS = {"users": {"rescale": True}, "users-module": {"gate": "module", "init": "milora", "rescale": True}}
 
 
+MEANS = {
+    "mean-factor": (8, {"mixture": "factor", "rescale": True}),
+    "mean-factor-module": (8, {"mixture": "factor", "init": "pissa", "gate": "module"}),
+    "mean-core": (8, {"mixture": "core"}),
+    "mean-core-pissa": (16, {"mixture": "core", "init": "pissa", "gate": "module", "r": 5}),
+    "mean-product": (16, {"r": 4, "gate": "module"}),  # 3 * 4, filled up
+}
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """All exports, and what stock PEFT makes of them in a process without recllm: folder, name -> logits."""
@@ -50,7 +59,9 @@ def exported(tmp_path_factory):
     for name, (_, arguments) in CASES.items():
         model = reclora(**arguments)
         export_user(model, None if name == "no-gate" else users[0], folder / name)
-    names = list(CASES)
+    for name, (_, arguments) in MEANS.items():
+        export_mean(reclora(**arguments), users, folder / name)
+    names = [*CASES, *MEANS]
     for name, arguments in USERS.items():
         model = reclora(**arguments)
         export_users(model, users, folder / name)
@@ -102,6 +113,25 @@ def test_exported_user_equals_gated_in_stock_peft(exported, name):
     other = tiny_lm() if name == "no-gate" else model
     extra = {} if name == "no-gate" else {"representation": users[1:2].expand(2, -1)}
     assert (stock[name] - other(ids, **extra).logits).abs().max() > 1e-5  # far above the equality's 1e-9
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_the_mean_export_is_the_gated_model_at_the_mean_gate(exported, name, monkeypatch):
+    folder, stock = exported
+    rank, arguments = MEANS[name]
+    config = json.loads((folder / name / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", rank, rank)
+    model, (ids, users) = reclora(**arguments), inputs()
+    one = model(ids, representation=users[:1].expand(2, -1)).logits
+    assert (stock[name] - one).abs().max() > 1e-6  # a user's own gate is another
+    head = model.base_model.reclora_gate["default"]
+    mean = head(users[:, None]).mean(1, keepdim=True)  # [gates, users, 1, ...]
+
+    def forward(representation):
+        return mean.expand(-1, *representation.shape[:2], *mean.shape[3:])
+
+    monkeypatch.setattr(head, "forward", forward)
+    close(stock[name], model(ids, representation=users[:2]).logits)
 
 
 @pytest.mark.parametrize("name", USERS)
