@@ -1,5 +1,6 @@
 # recllm: raw logs -> tables -> event log -> LM text -> neighbors -> CRM (stage 1) -> LM prompts
 #         -> personalized LoRA (stage 2) -> preference alignment (stage 3) -> evaluation, table, report
+#                                                                          -> cascade -> recommendations, bundle
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
 # TASK, CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
@@ -22,6 +23,17 @@ KEY ?=
 VALUES ?=
 RAW ?=
 ARGS ?=
+USERS ?=
+PAIRS ?=
+OUT ?=
+K ?=
+HISTORIES ?=
+TIME ?=
+ON_UNKNOWN ?=
+ITEMS ?=
+EXCLUDE ?=
+KEEP_SEEN ?=
+BUNDLE ?=
 HERE := $(or $(RECLLM_ARTIFACTS),artifacts)/$(or $(strip $(DATASET)),demo)
 
 # An environment of your own: make PYTHON=/path/to/python ...; BASE_PYTHON is what .venv is made from.
@@ -57,14 +69,14 @@ export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
 
 CHOICE = DATASET="$(DATASET)" TASK="$(TASK)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
          EXPERIMENT="$(EXPERIMENT)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
-WORK := prepare stage1 stage2 stage3 evaluate report tune
+WORK := prepare stage1 stage2 stage3 evaluate report tune cascade
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3
+BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3 bench-recommend
 
-.PHONY: help env own-environment few2many sweep describe config $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment few2many sweep describe config recommend score bundle $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -80,6 +92,7 @@ stage3: | $(READY)   ## align the LM to preferences, evaluate every system, prin
 evaluate: | $(READY) ## evaluate every system and print the table (TASK=next: over the whole catalog)
 report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
 tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
+cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
 	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' $(RUN)
@@ -103,6 +116,25 @@ config: | $(READY)  ## every key with value, meaning and origin (of one CRM and 
 
 status: | $(READY)  ## what is done, stale or missing, and by which commit
 	@$(PYTHON) -m stages.plan status $(or $(ASKED),report) $(CHOICE)
+
+# What `make recommend` and `make score` ask of a cascade, or of a BUNDLE.
+ASKS = $(foreach v,USERS PAIRS OUT K HISTORIES TIME ON_UNKNOWN ITEMS EXCLUDE KEEP_SEEN BUNDLE,$(if $($v),$v="$($v)"))
+MAKE_CASCADE = rules=$$($(PYTHON) -m stages.plan write cascade $(CHOICE)) && \
+  $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' cascade
+
+recommend: | $(READY)  ## recommend to the users of a file: USERS=users.parquet K=20 OUT=recs.parquet (csv, jsonl)
+	@$(if $(and $(USERS),$(OUT)),,$(error wanted USERS and OUT, e.g. make recommend USERS=users.parquet K=20 OUT=recs.parquet))
+	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
+	@$(PYTHON) -m stages.recommend recommend $(CHOICE) $(ASKS)
+
+score: | $(READY)  ## how likely users are to like items: PAIRS=pairs.csv OUT=scores.csv
+	@$(if $(and $(PAIRS),$(OUT)),,$(error wanted PAIRS and OUT, e.g. make score PAIRS=pairs.csv OUT=scores.csv))
+	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
+	@$(PYTHON) -m stages.recommend score $(CHOICE) $(ASKS)
+
+bundle: | $(READY)  ## one folder that recommends anywhere: artifacts/<DATASET>/bundle/<SYSTEM>
+	@$(MAKE_CASCADE)
+	@$(PYTHON) -m stages.recommend bundle $(CHOICE)
 
 table: | $(READY)  ## merge artifacts/<dataset>/results.json into the tracked results/<dataset>/table.json
 	@$(PYTHON) -m stages.report table $(HERE)
@@ -172,6 +204,9 @@ bench-stage2: | $(READY)  ## a training step of RecLoRA beside LoRA, loops, X-Lo
 
 bench-stage3: | $(READY)  ## a preference step and scoring: shared prompts against whole sequences
 	@$(PYTHON) -m bench.stage3
+
+bench-recommend: | $(READY)  ## users a second of each step of a finished cascade, and of searches in a million items
+	@$(PYTHON) -m bench.recommend $(if $(SYSTEM),$(CHOICE))
 
 .bench/%/.installed: bench/peers/%.txt
 	@echo "installing $* into .bench/$* (minutes)"

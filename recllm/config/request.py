@@ -14,7 +14,7 @@ from recllm.config.sweep import SweepValue, parse_sweep
 from recllm.errors import ConfigError
 
 VARIABLES = ("DATASET", "TASK", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW", "KEY", "VALUES")
-GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune")
+GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune", "cascade")
 GATE = "sim"
 START = "reclora"
 ALIGNED = ("sft-continued", "dpo", "s-dpo")
@@ -161,6 +161,8 @@ def _systems(names: list[str], goals: list[str], conf: Path) -> tuple[str, ...]:
         if name not in (*stage2_files, *stage3_files):
             wanted = ", ".join(sorted(stage2_files + stage3_files))
             raise ConfigError(f"SYSTEM={name} is not known; wanted some of {wanted}")
+    if goals == ["cascade"]:
+        return tuple(names or [START])
     stage2 = [name for name in names if name in stage2_files]
     stage3 = [name for name in names if name in stage3_files]
     # Who names systems of stage 2 alone wants them evaluated, and nothing aligned for it.

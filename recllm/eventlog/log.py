@@ -113,6 +113,11 @@ class EventLog:
         return bool(self.meta["timed"])
 
     @property
+    def strict_ties(self) -> bool:
+        """Whether histories leave out events of the sample's own second (`prepare.ties=strict`)."""
+        return self._history_end is not None
+
+    @property
     def shows_labels(self) -> bool:
         """Whether histories show the label of an event that has no rating (`prepare.history_labels`)."""
         return bool(self.meta.get("shows_labels", False))

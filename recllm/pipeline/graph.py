@@ -284,6 +284,8 @@ class Plan:
                 self._evaluate_catalog(seed, parents, {Group.CRMS: crms})
             else:
                 self._evaluate_crms(crms, gate, seed, neighbors, parents)
+            if "cascade" in request.goals:
+                self._cascades(seed, {Role.LOG: log, **gate.parents, Role.CRM: gate}, {})
             return
         shared = {Role.LOG: log, Role.NEIGHBORS: neighbors, Role.LM: lm}
         evaluated_crms = dict(crms)
@@ -299,6 +301,9 @@ class Plan:
             aligned = {
                 system: self._aligned_system(system, seed, shared, tuned) for system in self._of("stage3")
             }
+        if "cascade" in request.goals:
+            ranking = {name: node for name, node in {**tuned, **aligned}.items() if name in request.systems}
+            self._cascades(seed, {**shared, Role.CRM: gate}, ranking)
         self.goals["stage2"] += [*tuned.values(), *towers.values()]
         self.goals["stage3"] += aligned.values()
         systems = {
@@ -402,6 +407,26 @@ class Plan:
             systems=systems,
         )
         self.goals["evaluate"].append(node)
+
+    def _cascades(self, seed: int, parents: dict[Role, Node], ranking: dict[str, Node]) -> None:
+        """A cascade for each system whose LM ranks; where there is none, one that ends with the CRM.
+
+        Raises:
+            ConfigError: a system has no LM that could rank.
+        """
+        for system in self.request.systems:
+            if system not in ranking:
+                raise ConfigError(
+                    f"SYSTEM={system} has two towers, no LM that ranks titles; wanted e.g. SYSTEM={START}"
+                )
+        if self.configured.cascade.first == "retriever":
+            retriever = self._crm("retriever", seed, parents[Role.LOG], parents[Role.LOG], None)
+            parents = {**parents, Role.RETRIEVER: retriever}
+        cascades = {name: {**parents, Role.SYSTEM: node} for name, node in ranking.items()}
+        for name, above in (cascades or {self.request.gate: parents}).items():
+            parts = self._gate_parts if cascades else ()
+            node = self._node(STAGES["cascade"], f"cascade/{name}", above, seed=seed, parts=parts)
+            self.goals["cascade"].append(node)
 
     def _evaluate_catalog(
         self, seed: int, parents: dict[Role, Node], systems: dict[Group, dict[str, Node]]

@@ -172,6 +172,14 @@ _ALL = (
         ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
         unread=("lm.seed", "lm.tiny", *_OF_CANDIDATES),
     ),
+    Stage(
+        "cascade",
+        "cascade",
+        "cascade",
+        "stages.cascade",
+        ("dataset", "wording", "prompt", "lm", "cascade", "seed"),
+        unread=_MADE_INTO_LM,
+    ),
 )
 
 STAGES = {stage.name: stage for stage in _ALL}

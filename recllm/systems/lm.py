@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from recllm.config.schema import Config
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import Queries
 from recllm.lm.config import LmConfig
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
@@ -67,6 +69,15 @@ class Lm:
                 model.set_attn_implementation("flex_attention")  # after the example, which runs on any device
         prompts = Prompts(log, pieces, context - reserved)
         return cls(model, tokenizer, prompts, log, config, retrieval, layout)
+
+    def for_queries(self, queries: Queries) -> Lm:
+        """The same LM, asked of queries."""
+        return dataclasses.replace(
+            self,
+            prompts=self.prompts.for_queries(queries),
+            log=queries.log,
+            retrieval=None if self.retrieval is None else self.retrieval.for_queries(queries),
+        )
 
     def history(self, rows: Rows, retrieved: bool) -> Rows:
         """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""

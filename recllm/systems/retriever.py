@@ -49,6 +49,18 @@ class Retriever(CatalogScorer):
         self._unknown = np.flatnonzero(ids < FIRST_ID)
         self._inputs: tuple[EventLog, CrmInputs] | None = None
 
+    @property
+    def item_vectors(self) -> NDArray[np.float32]:
+        """Vectors float32 `[n_items, d]` by dense item id."""
+        return self._vectors
+
+    @property
+    def is_known(self) -> NDArray[np.bool_]:
+        """Which items have a vector of their own, bool `[n_items]`."""
+        known = np.ones(len(self._vectors), np.bool_)
+        known[self._unknown] = False
+        return known
+
     def users(self, log: EventLog, rows: Rows) -> NDArray[np.float32]:
         """Vectors float32 `[B, d]` of the rows' users at the rows' seconds.
 
