@@ -135,10 +135,12 @@ class Cascade(System):
     def _steps(self, rows: Rows, before: Recommended) -> list[Scores]:
         """Scores of all steps, of the items above the cut."""
         items = before.items[:, : self.cut]
+        # No list of these rows is longer: what stands behind is not scored.
+        items = items[:, : max(1, int((items != NO_ITEM).any(axis=0).sum()))]
         there = items != NO_ITEM
         own = self._score(rows, np.where(there, items, np.int32(UNKNOWN)).astype(np.int32))
         own = np.where(there, own, -np.inf).astype(np.float32)
-        return [*(step[:, : self.cut] for step in before.steps), own]
+        return [*(step[:, : items.shape[1]] for step in before.steps), own]
 
     def _joined(self, before: Recommended, steps: list[Scores]) -> Recommended:
         assert self.weights is not None

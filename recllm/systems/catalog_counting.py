@@ -17,7 +17,7 @@ from scipy import linalg, sparse
 
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
-from recllm.systems.catalog import CatalogScorer, CatalogScores, hide_reserved
+from recllm.systems.catalog import CatalogScorer, CatalogScores, block_size, hide_reserved, top
 from recllm.systems.system import Kind
 
 DAY = 86_400
@@ -136,9 +136,9 @@ class ItemKnn(CatalogBaseline):
         length = np.sqrt(np.maximum(np.asarray(users.sum(axis=0)).ravel(), 1.0)).astype(np.float32)
         unit = sparse.csr_matrix(users @ sparse.diags(1.0 / length))
         by_item = unit.T.tocsr()
-        size = max(1, _PAIRS_AT_ONCE // log.n_items)
+        size = block_size(log.n_items)
         self._table = _stacked(
-            _largest(_without_self(by_item[first : first + size] @ unit, first), neighbors)
+            _nearest((by_item[first : first + size] @ unit).toarray(), first, neighbors)
             for first in range(0, log.n_items, size)
         )
 
@@ -306,12 +306,20 @@ def _per_event(counts: sparse.csr_matrix, events: NDArray[np.int32], first: int)
     return sparse.csr_matrix(sparse.diags(1.0 / of_rows) @ counts)
 
 
-def _without_self(similarities: sparse.csr_matrix, first: int) -> sparse.csr_matrix:
-    """The matrix without those of an item to itself; row 0 is the item `first`."""
-    cells = sparse.coo_matrix(similarities)
-    other = cells.row + first != cells.col
-    values = (cells.data[other], (cells.row[other], cells.col[other]))
-    return sparse.csr_matrix(values, shape=similarities.shape)
+def _nearest(similarities: NDArray[np.float32], first: int, k: int) -> sparse.csr_matrix:
+    """The k largest entries above 0 of each row `[n, n_items]`, but for that of an item to itself.
+
+    Args:
+        similarities: written into.
+        first: the item of row 0.
+        k: entries of a row.
+    """
+    rows = np.arange(len(similarities))
+    similarities[rows, first + rows] = 0.0
+    items, values = top(similarities, k)
+    there = values > 0
+    cells = (np.repeat(rows, k)[there.ravel()], items[there])
+    return sparse.csr_matrix((values[there], cells), shape=similarities.shape)
 
 
 def _largest(matrix: sparse.csr_matrix, k: int) -> sparse.csr_matrix:

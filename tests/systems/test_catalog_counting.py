@@ -83,6 +83,7 @@ def test_item_knn_and_transitions_in_blocks_keep_the_largest(monkeypatch):
     rows = np.flatnonzero(log.split == 2)
     whole = ItemKnn(log).scores(log, rows), Transitions(log).scores(log, rows)
     monkeypatch.setattr(catalog_counting, "_PAIRS_AT_ONCE", 90)
+    monkeypatch.setattr(catalog_counting, "block_size", lambda n_items: 7)
     np.testing.assert_allclose(ItemKnn(log).scores(log, rows), whole[0], rtol=1e-5)
     np.testing.assert_allclose(Transitions(log).scores(log, rows), whole[1], rtol=1e-5)
     x = training_matrix(log).toarray()
