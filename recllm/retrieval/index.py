@@ -33,6 +33,8 @@ LINKS = 32
 """HNSW: links of a node."""
 BREADTH = 200
 """HNSW: nodes that are kept open while it is built, and at least while it is searched."""
+POINTS = 64
+"""IVF: vectors that a list's center is learned from, at most."""
 PROBED = 0.04
 """IVF: fraction of the lists that a query looks through, and"""
 LEAST_PROBED = 8
@@ -123,6 +125,7 @@ class ItemIndex:
             lists = min(lists, max(1, len(vectors) // 40))
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
             index.cp.seed = 0
+            index.cp.max_points_per_centroid = POINTS
             index.train(vectors)
         index.add(vectors)
         made = cls(index, np.asarray(items, np.int32), vectors, IndexFacts(kind, len(vectors), width))
