@@ -46,6 +46,8 @@ GAINS = (5, 10, 20, 100)
 """Cutoffs of NDCG."""
 TOP = 10
 """Recommended items by which coverage and popularity bias are measured."""
+ROWS_AT_ONCE = 4096
+"""Rows whose lists are in memory at once."""
 TIMED_ROWS = 32
 """Rows by which the time of an LM is measured, whose scores may have been kept."""
 
@@ -54,15 +56,22 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a system recommends for some rows.
+    """What is known of a system's lists for some rows; the lists themselves would not fit for many.
 
     Attributes:
-        lists: the lists.
+        columns: int64 `[R]`, where each row's own item stands in its list; -1: it is not there.
+        top: int32 `[R, TOP]`, the first items of each list.
         milliseconds: a row.
     """
 
-    lists: Recommended
+    columns: Rows
+    top: Items
     milliseconds: float
+
+    @classmethod
+    def of(cls, lists: Recommended, own: Items, milliseconds: float) -> Answer:
+        """From lists, and the rows' own items `[R]`."""
+        return cls(lists.columns(own), lists.items[:, :TOP], milliseconds)
 
 
 @dataclass
@@ -206,33 +215,45 @@ def next_items(evaluation: NextEvaluation) -> list[ResultRow]:
     return table
 
 
-def _ask(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Answer:
-    """What a system recommends for rows, and how long that takes."""
-    started = time.monotonic()
+def _lists(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Recommended:
+    """What a system recommends for rows."""
     seen = evaluation.config.seen == "kept"
-    lists = retrieve(system, evaluation.log, rows, evaluation.config.retrieved, seen)
-    return Answer(lists, 1000 * (time.monotonic() - started) / len(rows))
+    return retrieve(system, evaluation.log, rows, evaluation.config.retrieved, seen)
 
 
-def _cascaded(
-    evaluation: NextEvaluation, rows: Rows, answers: Mapping[System, Answer]
-) -> dict[System, Answer]:
+def _ask(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Answer:
+    """What is known of a system's lists for rows, and how long they take."""
+    columns = np.empty(len(rows), np.int64)
+    top = np.empty((len(rows), TOP), np.int32)
+    seconds = 0.0
+    for first in range(0, len(rows), ROWS_AT_ONCE):
+        part = rows[first : first + ROWS_AT_ONCE]
+        started = time.monotonic()
+        lists = _lists(evaluation, system, part)
+        seconds += time.monotonic() - started
+        columns[first : first + ROWS_AT_ONCE] = lists.columns(evaluation.log.item[part])
+        top[first : first + ROWS_AT_ONCE] = lists.items[:, :TOP]
+    return Answer(columns, top, 1000 * seconds / len(rows))
+
+
+def _cascaded(evaluation: NextEvaluation, rows: Rows, answers: dict[System, Answer]) -> dict[System, Answer]:
     """What the cascades make of the retriever's lists; each is fitted on validation rows first."""
     log = evaluation.log
     valid = evaluation.rows("valid", evaluation.config.joined_rows)
     retriever = evaluation.retrievers[0]
-    fitted: dict[System, Recommended] = {retriever: _ask(evaluation, retriever, valid).lists}
-    ordered: dict[System, Answer] = {retriever: answers[retriever]}
+    fitted: dict[System, Recommended] = {retriever: _lists(evaluation, retriever, valid)}
+    ordered: dict[System, Recommended] = {retriever: _lists(evaluation, retriever, rows)}
     result: dict[System, Answer] = {}
     for cascade in evaluation.cascades:
         fitted[cascade] = cascade.fit(valid, fitted[cascade.before], log.item[valid])
         before = ordered[cascade.before]
         started = time.monotonic()
-        lists = cascade.order(rows, before.lists)
+        ordered[cascade] = cascade.order(rows, before)
         milliseconds = 1000 * (time.monotonic() - started) / len(rows)
         if cascade.lm is not None:
-            milliseconds = _milliseconds(cascade, rows, before.lists)
-        result[cascade] = ordered[cascade] = Answer(lists, before.milliseconds + milliseconds)
+            milliseconds = _milliseconds(cascade, rows, before)
+        milliseconds += (answers | result)[cascade.before].milliseconds
+        result[cascade] = Answer.of(ordered[cascade], log.item[rows], milliseconds)
         assert cascade.weights is not None
         say(f"{cascade.name}: weights {', '.join(f'{weight:.3f}' for weight in cascade.weights)}")
     return result
@@ -256,7 +277,7 @@ def _table(
         f"{tied:,} of {len(rows):,} targets ({name}) share their second with another event of their user: "
         "another order of ties could change them"
     )
-    values = {system: values_of_ranks(answer.lists.columns(own)) for system, answer in answers.items()}
+    values = {system: values_of_ranks(answer.columns) for system, answer in answers.items()}
     headline = HEADLINE[Task.NEXT]
     resampled = {
         system: bootstrap.of_mean(of_rows[headline], log.user[rows], evaluation.run.config.evaluate.bootstrap)
@@ -265,15 +286,15 @@ def _table(
     comparisons = catalog_comparisons(list(answers), evaluation.retrievers)
     found = None
     if evaluation.retrievers:
-        found = answers[evaluation.retrievers[0]].lists.columns(own) >= 0
+        found = answers[evaluation.retrievers[0]].columns >= 0
     table = []
     for system, answer in answers.items():
         of_rows = values[system]
         figures: dict[str, Any] = means(of_rows)
         longest = evaluation.config.retrieved
-        figures[f"recall@{longest}"] = float((answer.lists.columns(own) >= 0).mean())
-        figures |= _of_lists(log, answer.lists.items[:, :TOP])
-        figures |= _by_coldness(log, own, of_rows, answer.lists.columns(own) >= 0, longest)
+        figures[f"recall@{longest}"] = float((answer.columns >= 0).mean())
+        figures |= _of_lists(log, answer.top)
+        figures |= _by_coldness(log, own, of_rows, answer.columns >= 0, longest)
         if found is not None:
             figures |= _given_recall(of_rows, values[evaluation.retrievers[0]], found)
         if isinstance(system, Cascade) and system.weights is not None:

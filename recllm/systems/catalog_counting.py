@@ -219,15 +219,17 @@ class Als(CatalogBaseline):
         if not has_implicit():
             raise StageError("als: the library implicit is not installed; pip install 'recllm[als]'")
         from implicit.cpu.als import AlternatingLeastSquares
+        from threadpoolctl import threadpool_limits
 
-        self._model: Any = AlternatingLeastSquares(
-            factors=factors,
-            regularization=regularization,
-            alpha=alpha,
-            iterations=iterations,
-            random_state=seed,
-        )
-        self._model.fit(training_matrix(log), show_progress=False)
+        with threadpool_limits(1, "blas"):  # the library has threads of its own, and warns of others
+            self._model: Any = AlternatingLeastSquares(
+                factors=factors,
+                regularization=regularization,
+                alpha=alpha,
+                iterations=iterations,
+                random_state=seed,
+            )
+            self._model.fit(training_matrix(log), show_progress=False)
 
     def _scores(self, log: EventLog, rows: Rows) -> NDArray[np.floating]:
         vectors = self._model.recalculate_user(np.arange(len(rows)), histories(log, rows))

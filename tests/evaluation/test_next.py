@@ -111,6 +111,16 @@ def test_a_row_that_is_looked_up_by_hand(make_evaluation):
     assert result.metrics["hr@10"] == pytest.approx(np.mean(hits))
 
 
+def test_lists_of_a_few_rows_at_once_change_nothing(make_evaluation, monkeypatch):
+    words = ("evaluate", "TASK=next", "CRM=retriever")
+    whole = next_items(make_evaluation(words))
+    monkeypatch.setattr(evaluation_next, "ROWS_AT_ONCE", 7)
+    parts = next_items(make_evaluation(words))
+    for one, other in zip(whole, parts, strict=True):
+        for name in one.metrics.keys() - {"milliseconds"}:
+            assert one.metrics[name] == pytest.approx(other.metrics[name], nan_ok=True), name
+
+
 def test_liked_targets_and_seen_items_are_said_by_the_row_set(make_evaluation):
     evaluation = make_evaluation(
         ("evaluate", "TASK=next", "CRM=none"), targets="liked", seen="kept", baselines=["popularity"]
