@@ -27,6 +27,13 @@ class Prepended:
     start: Tensor | None
 
 
+STATIC = (
+    "a soft prompt cannot extend {}, as a static cache is given; wanted a cache that grows, and a 2-D mask: "
+    "leave cache_implementation out"
+)
+"""What is said of a cache, or its mask, that has no room for virtual tokens."""
+
+
 def prepend_tokens(
     inputs: dict[str, Any], prompts: Tensor, segments: Tensor | None, embed: nn.Module
 ) -> tuple[dict[str, Any], Tensor | None, Prepended]:
@@ -62,6 +69,9 @@ def prepend_tokens(
     cache = find_cache(inputs)
     is_filled = cache is not None and _is_filled(cache)
     _check_inputs(inputs, batch, length)
+    if getattr(cache, "is_compileable", False):
+        # One of a fixed length has no room for virtual tokens, whether or not a mask comes with it.
+        raise ValueError(STATIC.format("a cache of fixed length"))
     _check_mask(mask, length, cache if is_filled else None, prompts, packed=segments is not None)
 
     start = None
@@ -173,10 +183,7 @@ def _check_mask(mask: Any, length: int, filled: Any, prompts: Tensor, packed: bo
     is_tensor = isinstance(mask, Tensor)
     if isinstance(mask, dict) or (is_tensor and mask.dim() == 4 and mask.shape[2:] != (length, length)):
         form = list(mask.shape) if is_tensor else "of a dict"
-        raise ValueError(
-            f"a soft prompt cannot extend the attention_mask {form} that a static cache is given; wanted a "
-            f"2-D one, or [batch, 1, {length}, {length}]: leave cache_implementation out"
-        )
+        raise ValueError(STATIC.format(f"the attention_mask {form}"))
     if mask is not None and not is_tensor:
         raise ValueError(
             f"a soft prompt cannot extend a {type(mask).__name__}; wanted a tensor: trainer.attention=sdpa"

@@ -283,7 +283,7 @@ def test_an_lm_that_reads_padding_is_refused(tiny_lm, tmp_path, dtype):
         kind(lm_config).to(dtype).save_pretrained(tmp_path / kind.__name__)
         tiny_lm.tokenizer.save_pretrained(tmp_path / kind.__name__)
         with pytest.raises(
-            ValueError, match=rf"\({kind.__name__}\) reads padding .* choose another LM"
+            ValueError, match=rf"\({kind.__name__}\) reads padding, .* choose another LM"
         ) as caught:
             load_checked_lm(LmConfig(path=str(tmp_path / kind.__name__)))
         assert "\n" not in str(caught.value)
