@@ -11,7 +11,7 @@ a user's list does not depend on who else is in the batch, as FAISS's own produc
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,10 +33,12 @@ LINKS = 32
 """HNSW: links of a node."""
 BREADTH = 200
 """HNSW: nodes that are kept open while it is built, and at least while it is searched."""
-PROBED = 0.04
-"""IVF: fraction of the lists that a query looks through, and"""
+POINTS = 64
+"""IVF: vectors that a list's center is learned from, at most."""
 LEAST_PROBED = 8
-"""how many lists it looks through at least."""
+"""IVF: lists that a query looks through; twice as many until it finds"""
+WANTED_RECALL = 0.95
+"""so much of the exact results, in the mean over the queries that recall is measured with."""
 INDEX = "index.faiss"
 ITEMS = "items.npy"
 VECTORS = "vectors.npy"
@@ -54,6 +56,7 @@ class IndexFacts:
         recall: of the exact `recall_at` best items of a query it finds so many, in the mean; 1 if exact.
         recall_at: see `recall`.
         queries: over how many queries that was measured.
+        probed: `ivf`: lists that a query looks through.
     """
 
     kind: Literal["exact", "ivf", "hnsw"]
@@ -62,6 +65,7 @@ class IndexFacts:
     recall: float = 1.0
     recall_at: int = 0
     queries: int = 0
+    probed: int = LEAST_PROBED
 
 
 class ItemIndex:
@@ -123,6 +127,7 @@ class ItemIndex:
             lists = min(lists, max(1, len(vectors) // 40))
             index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, lists, faiss.METRIC_INNER_PRODUCT)
             index.cp.seed = 0
+            index.cp.max_points_per_centroid = POINTS
             index.train(vectors)
         index.add(vectors)
         made = cls(index, np.asarray(items, np.int32), vectors, IndexFacts(kind, len(vectors), width))
@@ -132,9 +137,16 @@ class ItemIndex:
         if queries is None:
             queries = vectors[np.random.default_rng(0).permutation(len(vectors))[:SAMPLE]]
         at = min(k, len(vectors))
-        recall = made.measure_recall(queries[:SAMPLE], at)
-        made.facts = IndexFacts(kind, len(vectors), width, recall, at, len(queries[:SAMPLE]))
-        return made
+        queries = queries[:SAMPLE]
+        wanted = made.exact_places(queries, at)
+        probed = LEAST_PROBED
+        while True:
+            made.facts = IndexFacts(kind, len(vectors), width, 1.0, at, len(queries), probed)
+            recall = made.measure_recall(queries, at, wanted)
+            made.facts = replace(made.facts, recall=recall)
+            if kind != "ivf" or recall >= WANTED_RECALL or probed >= index.nlist:
+                return made
+            probed *= 2
 
     def save(self, folder: Path) -> None:
         """Write the index, its items, its vectors, and what is known of it; each file whole or not at all."""
@@ -206,11 +218,23 @@ class ItemIndex:
         scores[found < 0] = -np.inf
         return scores
 
-    def measure_recall(self, queries: Vectors, k: int) -> float:
-        """Of the exact k best items of each query, the fraction that the index finds, in the mean."""
+    def exact_places(self, queries: Vectors, k: int) -> NDArray[np.int64]:
+        """Places of the exact k best vectors of each query, `[q, k]`."""
         exact = faiss.IndexFlatIP(self.facts.width)
         exact.add(np.ascontiguousarray(self.vectors))
-        _, wanted = exact.search(np.ascontiguousarray(queries, np.float32), k)
+        places: NDArray[np.int64] = exact.search(np.ascontiguousarray(queries, np.float32), k)[1]
+        return places
+
+    def measure_recall(self, queries: Vectors, k: int, wanted: NDArray[np.int64] | None = None) -> float:
+        """Of the exact k best items of each query, the fraction that the index finds, in the mean.
+
+        Args:
+            queries: float32 `[q, d]`.
+            k: see above.
+            wanted: what `exact_places` says of them; None: it is computed.
+        """
+        if wanted is None:
+            wanted = self.exact_places(queries, k)
         self._set_breadth(k)
         _, found = self.index.search(np.ascontiguousarray(queries, np.float32), k)
         hits = [np.isin(found[place], wanted[place]).sum() for place in range(len(queries))]
@@ -221,4 +245,4 @@ class ItemIndex:
         if self.facts.kind == "hnsw":
             self.index.hnsw.efSearch = max(BREADTH, 2 * k)
         elif self.facts.kind == "ivf":
-            self.index.nprobe = max(LEAST_PROBED, int(np.ceil(PROBED * self.index.nlist)))
+            self.index.nprobe = self.facts.probed

@@ -50,7 +50,7 @@ def test_recall_is_measured_and_survives_the_disk(tmp_path, kind):
     index = ItemIndex.build(
         vectors, np.arange(2, 5002, dtype=np.int32), kind, queries=drawn(100, 16, 4), k=50
     )
-    assert 0.5 < index.facts.recall <= 1
+    assert (0.95 if kind == "ivf" else 0.5) <= index.facts.recall <= 1
     assert (index.facts.recall_at, index.facts.queries) == (50, 100)
     index.save(tmp_path / "index")
     again = ItemIndex.open(tmp_path / "index")
