@@ -1,8 +1,9 @@
 # recllm: raw logs -> tables -> event log -> LM text -> neighbors -> CRM (stage 1) -> LM prompts
 #         -> personalized LoRA (stage 2) -> preference alignment (stage 3) -> evaluation, table, report
+#                                                                          -> cascade -> recommendations, bundle
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
-# CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
+# TASK, CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
 # configuration before anything runs, and writes the rules to artifacts/<dataset>/plans/, which Make then follows.
 
 SHELL := /bin/bash
@@ -12,6 +13,7 @@ MAKEFLAGS += --no-builtin-rules
 .NOTPARALLEL:
 
 DATASET ?= demo
+TASK ?=
 CRM ?=
 SYSTEM ?=
 LM ?=
@@ -21,6 +23,17 @@ KEY ?=
 VALUES ?=
 RAW ?=
 ARGS ?=
+USERS ?=
+PAIRS ?=
+OUT ?=
+K ?=
+HISTORIES ?=
+TIME ?=
+ON_UNKNOWN ?=
+ITEMS ?=
+EXCLUDE ?=
+KEEP_SEEN ?=
+BUNDLE ?=
 HERE := $(or $(RECLLM_ARTIFACTS),artifacts)/$(or $(strip $(DATASET)),demo)
 
 # An environment of your own: make PYTHON=/path/to/python ...; BASE_PYTHON is what .venv is made from.
@@ -52,33 +65,34 @@ export PYTHON
 # What was typed, for the tables; paths of this machine (RAW, PYTHON) stay out.
 TYPED = $(if $(filter-out file undefined,$(origin $1)),$1='$($1)')
 export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
-  $(foreach v,DATASET CRM SYSTEM LM SEED EXPERIMENT KEY VALUES ARGS,$(call TYPED,$v)))
+  $(foreach v,DATASET TASK CRM SYSTEM LM SEED EXPERIMENT KEY VALUES ARGS,$(call TYPED,$v)))
 
-CHOICE = DATASET="$(DATASET)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
+CHOICE = DATASET="$(DATASET)" TASK="$(TASK)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
          EXPERIMENT="$(EXPERIMENT)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
-WORK := prepare stage1 stage2 stage3 evaluate report tune
+WORK := prepare stage1 stage2 stage3 evaluate report tune cascade
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3
+BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3 bench-recommend
 
-.PHONY: help env own-environment few2many sweep describe config $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment few2many sweep describe config recommend score bundle $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
 	@echo
 	@echo '  variables: DATASET=demo|ml-1m|ml-25m|goodreads|your own  CRM="din sim"  SYSTEM="lora reclora s-dpo"  LM=tiny|path|hub-id'
-	@echo '             SEED="0 1 2"  EXPERIMENT=quick  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."'
+	@echo '             SEED="0 1 2"  EXPERIMENT=quick  TASK=next  KEY=key VALUES="4 8"  RAW=folder-or-archive  ARGS="key=value ..."'
 	@echo '             JOBS=1 (stages side by side; 2 where there is no GPU)  PYTHON=...'
 
 prepare: | $(READY)  ## raw logs -> tables -> event log, splits, ids, candidates
 stage1: | $(READY)   ## train the conventional recommendation models on all data
 stage2: | $(READY)   ## tune the LM on the subsample, with and without the gate
 stage3: | $(READY)   ## align the LM to preferences, evaluate every system, print the table
-evaluate: | $(READY) ## evaluate every system and print the table
+evaluate: | $(READY) ## evaluate every system and print the table (TASK=next: over the whole catalog)
 report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
 tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
+cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
 	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' $(RUN)
@@ -102,6 +116,25 @@ config: | $(READY)  ## every key with value, meaning and origin (of one CRM and 
 
 status: | $(READY)  ## what is done, stale or missing, and by which commit
 	@$(PYTHON) -m stages.plan status $(or $(ASKED),report) $(CHOICE)
+
+# What `make recommend` and `make score` ask of a cascade, or of a BUNDLE.
+ASKS = $(foreach v,USERS PAIRS OUT K HISTORIES TIME ON_UNKNOWN ITEMS EXCLUDE KEEP_SEEN BUNDLE,$(if $($v),$v="$($v)"))
+MAKE_CASCADE = rules=$$($(PYTHON) -m stages.plan write cascade $(CHOICE)) && \
+  $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' cascade
+
+recommend: | $(READY)  ## recommend to the users of a file: USERS=users.parquet K=20 OUT=recs.parquet (csv, jsonl)
+	@$(if $(and $(USERS),$(OUT)),,$(error wanted USERS and OUT, e.g. make recommend USERS=users.parquet K=20 OUT=recs.parquet))
+	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
+	@$(PYTHON) -m stages.recommend recommend $(CHOICE) $(ASKS)
+
+score: | $(READY)  ## how likely users are to like items: PAIRS=pairs.csv OUT=scores.csv
+	@$(if $(and $(PAIRS),$(OUT)),,$(error wanted PAIRS and OUT, e.g. make score PAIRS=pairs.csv OUT=scores.csv))
+	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
+	@$(PYTHON) -m stages.recommend score $(CHOICE) $(ASKS)
+
+bundle: | $(READY)  ## one folder that recommends anywhere: artifacts/<DATASET>/bundle/<SYSTEM>
+	@$(MAKE_CASCADE)
+	@$(PYTHON) -m stages.recommend bundle $(CHOICE)
 
 table: | $(READY)  ## merge artifacts/<dataset>/results.json into the tracked results/<dataset>/table.json
 	@$(PYTHON) -m stages.report table $(HERE)
@@ -171,6 +204,9 @@ bench-stage2: | $(READY)  ## a training step of RecLoRA beside LoRA, loops, X-Lo
 
 bench-stage3: | $(READY)  ## a preference step and scoring: shared prompts against whole sequences
 	@$(PYTHON) -m bench.stage3
+
+bench-recommend: | $(READY)  ## users a second of each step of a finished cascade, and of searches in a million items
+	@$(PYTHON) -m bench.recommend $(if $(SYSTEM),$(CHOICE))
 
 .bench/%/.installed: bench/peers/%.txt
 	@echo "installing $* into .bench/$* (minutes)"

@@ -21,6 +21,11 @@ ROWS = "rows.json"
 RESULTS = "results.json"
 REPORT = "report.html"
 DESCRIPTION = "describe.html"
+CASCADE = "cascade.json"
+ITEM_INDEX = "index"
+BUNDLE = "bundle.json"
+BUNDLES = "bundle"
+"""Folder of a data set's bundles."""
 
 
 def artifacts() -> Path:

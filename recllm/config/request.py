@@ -13,13 +13,17 @@ from recllm.config.merge import parse_overrides
 from recllm.config.sweep import SweepValue, parse_sweep
 from recllm.errors import ConfigError
 
-VARIABLES = ("DATASET", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW", "KEY", "VALUES")
-GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune")
+VARIABLES = ("DATASET", "TASK", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW", "KEY", "VALUES")
+GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune", "cascade")
 GATE = "sim"
 START = "reclora"
 ALIGNED = ("sft-continued", "dpo", "s-dpo")
 NOTHING = "none"
-"""`SYSTEM=none`: CRMs are evaluated alone, without any LM; `Request.systems` is then empty."""
+"""`SYSTEM=none`: CRMs are evaluated alone, without any LM; `Request.systems` is then empty. With `TASK=next`
+also `CRM=none`: baselines alone."""
+NEXT = "next"
+"""`TASK=next`: evaluations are over the whole catalog."""
+RETRIEVER = "retriever"
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class Request:
     overrides: dict[str, Any]
     points: tuple[SweepValue, ...]
     """Values of a sweep, all of one key; empty where nothing is swept."""
+    whole_catalog: bool = False
+    """Whether evaluations are over the whole catalog."""
 
     @property
     def gate(self) -> str:
-        """The CRM whose representation gates stage 2: the last one named."""
+        """The CRM whose representation gates stage 2: the last one named; there is one where an LM is."""
         return self.crms[-1]
 
 
@@ -84,8 +90,10 @@ def parse(arguments: Sequence[str]) -> Request:
     conf = paths.repository() / "conf"
     dataset = values["DATASET"] or "demo"
     choice("DATASET", dataset, conf / "dataset")
-    systems = _systems(values["SYSTEM"].split(), words.goals, conf)
-    crms = tuple(values["CRM"].split() or ("din", GATE))
+    whole_catalog = _is_whole_catalog(words)
+    named = values["SYSTEM"].split() or ([NOTHING] if whole_catalog else [])
+    systems = _systems(named, words.goals, conf)
+    crms = _crms(values["CRM"].split(), whole_catalog, systems)
     for crm in crms:
         choice("CRM", crm, conf / "stage1")
     if values["EXPERIMENT"]:
@@ -107,7 +115,35 @@ def parse(arguments: Sequence[str]) -> Request:
         raw=values["RAW"],
         overrides=overrides,
         points=_sweep(words, systems),
+        whole_catalog=whole_catalog,
     )
+
+
+def _is_whole_catalog(words: Words) -> bool:
+    """Whether `TASK=` asks for an evaluation over the whole catalog."""
+    task = words.values["TASK"]
+    if not task:
+        return False
+    if task != NEXT:
+        raise ConfigError(f"TASK={task} is not known; wanted {NEXT}, or none for clicks and candidate lists")
+    if words.values["KEY"]:
+        raise ConfigError(
+            f"KEY={words.values['KEY']} is not swept over the whole catalog; wanted no TASK={NEXT}"
+        )
+    return True
+
+
+def _crms(names: list[str], whole_catalog: bool, systems: tuple[str, ...]) -> tuple[str, ...]:
+    """The CRMs that `CRM=` names, or the usual ones."""
+    if names == [NOTHING] and whole_catalog:
+        if systems:
+            raise ConfigError(
+                f"CRM=none leaves SYSTEM={' '.join(systems)} nothing to order; wanted a retriever"
+            )
+        return ()
+    if whole_catalog:
+        return tuple(names or (RETRIEVER,))
+    return tuple(names or ("din", GATE))
 
 
 def _systems(names: list[str], goals: list[str], conf: Path) -> tuple[str, ...]:
@@ -125,6 +161,8 @@ def _systems(names: list[str], goals: list[str], conf: Path) -> tuple[str, ...]:
         if name not in (*stage2_files, *stage3_files):
             wanted = ", ".join(sorted(stage2_files + stage3_files))
             raise ConfigError(f"SYSTEM={name} is not known; wanted some of {wanted}")
+    if goals == ["cascade"]:
+        return tuple(names or [START])
     stage2 = [name for name in names if name in stage2_files]
     stage3 = [name for name in names if name in stage3_files]
     # Who names systems of stage 2 alone wants them evaluated, and nothing aligned for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from recllm.config.cascade import CascadeConfig
 from recllm.config.evaluate import EvaluateConfig
 from recllm.config.stages import Stage1Config, Stage2Config, Stage3Config
 from recllm.config.trainer import TrainerConfig
@@ -50,6 +51,7 @@ class Config:
     towers: TowersConfig = field(default_factory=TowersConfig)
     stage3: Stage3Config = field(default_factory=Stage3Config)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cascade: CascadeConfig = field(default_factory=CascadeConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
     seed: int = 0
     """Seed of stages 1 to 3 (`SEED=`); the split and the LM have their own."""

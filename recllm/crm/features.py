@@ -52,6 +52,36 @@ def representations(
     return logits, vectors
 
 
+class Features(Protocol):
+    """What gives logits and representations of pairs, from a store or anew."""
+
+    model: nn.Module
+    inputs: Inputs
+
+    def get(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None) -> Arrays:
+        """Logits float32 [n] and representations float32 [n, d_c]; arguments as in `representations`."""
+
+
+class Uncached:
+    """Computes `representations` each time: for what is asked once, such as queries.
+
+    Args:
+        model: the CRM.
+        inputs: builds the batches.
+        batch_size: pairs a forward pass.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, batch_size: int = 4096) -> None:
+        """See the class."""
+        self.model = model
+        self.inputs = inputs
+        self.batch_size = batch_size
+
+    def get(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None) -> Arrays:
+        """See `Features`."""
+        return representations(self.model, self.inputs, rows, targets, self.batch_size)
+
+
 class FeatureCache:
     """Keeps `representations` of each set of (row, target) pairs that was asked for.
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from recllm.crm.config import Fields
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import Queries
 from recllm.eventlog.statistics import Statistics
 
 INTERVAL_BUCKETS = 32
@@ -26,6 +27,10 @@ class Searcher(Protocol):
 
     def search(self, rows: Rows, targets: NDArray[np.int32] | None, k: int) -> NDArray[np.integer]:
         """Positions `[B, k]` of the nearest history rows, best first, padded with -1 at the end."""
+        ...
+
+    def for_queries(self, queries: Queries) -> Searcher:
+        """The same of queries' histories."""
         ...
 
 
@@ -82,6 +87,16 @@ class CrmInputs:
         self._items = _Lines(log.item_fields, log.item_fields.shape[1])
         self._fields = torch.from_numpy(np.array(log.item_fields, np.int32))
         self._powers = 2 ** torch.arange(INTERVAL_BUCKETS - 1) - 1  # seconds from which on a bucket holds
+
+    def for_queries(self, queries: Queries) -> CrmInputs:
+        """The same of queries; targets must be given, as their own rows have no item."""
+        return CrmInputs(
+            queries.log,
+            self.recent,
+            self.retrieved,
+            searcher=None if self.searcher is None else self.searcher.for_queries(queries),
+            statistics=None if self.statistics is None else self.statistics.for_queries(queries),
+        )
 
     def neighbors(self, rows: Rows, targets: NDArray[np.int32] | None) -> Rows:
         """Retrieved positions `[B, retrieved]`, best first, padded with -1 at the end."""

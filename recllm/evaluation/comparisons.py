@@ -78,6 +78,28 @@ def ranking_comparisons(systems: Collection[System]) -> Comparisons:
     return comparisons
 
 
+def catalog_comparisons(systems: Collection[System], retrievers: Collection[System]) -> Comparisons:
+    """Comparisons over the whole catalog.
+
+    A cascade stands against what it begins with, all else against `popularity`, which stands against
+    nothing; everything besides against the retrievers and the baselines.
+
+    Args:
+        systems: all systems of the table.
+        retrievers: the CRMs among them that recommend by themselves.
+    """
+    baselines = [system.name for system in systems if system.kind is Kind.COUNTING]
+    comparisons: Comparisons = {}
+    for system in systems:
+        before = getattr(system, "before", None)
+        first = "popularity" if before is None else before.name
+        wanted = [first, *(retriever.name for retriever in retrievers), *baselines]
+        if system.name == first:
+            wanted = []
+        comparisons[system] = _present(system, wanted, systems)
+    return comparisons
+
+
 def compare(
     system: System, others: Iterable[System], resampled: Mapping[System, Resampled]
 ) -> dict[System, Difference]:

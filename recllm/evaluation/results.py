@@ -15,14 +15,15 @@ from recllm.files import write_text
 
 Metrics = dict[str, float | None]
 
-HEADLINE = {"ctr": "auc", "ranking": "hr@1"}
+HEADLINE = {"ctr": "auc", "ranking": "hr@1", "next": "ndcg@10"}
 """Task -> the metric that `delta`, `interval95` and `p_value` are about."""
 
 CANDIDATES = ("uniform", "popular", "hard")
 
 # fmt: off
 SYSTEMS = (
-    "popularity", "cooccurrence", "cooccurrence-directed",
+    "popularity", "popularity-7-days", "cooccurrence", "cooccurrence-directed", "transitions", "item-knn",
+    "ease", "als", "sasrec-rectools", "retriever",
     "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
     "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
     "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",
@@ -42,11 +43,12 @@ class ResultRow:
     Attributes:
         system: name of the system.
         stage: the stage that trained it (`stage1` ...), or `none` for what is only counted.
-        task: `ctr` or `ranking`.
-        row_set: named rows, e.g. `test/all`.
+        task: `ctr`, `ranking`, or `next` (over the whole catalog).
+        row_set: named rows, e.g. `test/all`; of `next` also which of them count, `test/all/liked`.
         rows: number of rows.
         metrics: mean over seeds by name; None where it is undefined (AUC of one class).
-        candidates: `uniform20`, `popular20` or `hard20` (ranking only).
+        candidates: `uniform20`, `popular20` or `hard20` (ranking); of `next` `unseen` where items of a row's
+            history are not recommended, else `catalog`.
         k: number of rejected candidates in training (preference systems only).
         lm: the language model, where there is one.
         variant: the gate's CRM, stage 3's start, the retrieval's vectors and the experiment where they are
@@ -54,13 +56,14 @@ class ResultRow:
             table.
         seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against", "crm_auc_same_rows"}` of each
             seed, ascending.
-        delta: difference to `paired_with` in the task's headline metric (AUC or HR@1) on the same rows.
+        delta: difference to `paired_with` in the task's headline metric (`HEADLINE`) on the same rows.
         interval95: 95 % interval of `delta`, bootstrap clustered by user. Over several seeds: the mean of
             their bounds. It covers the choice of users, not the choice of seeds.
         p_value: two-sided; over several seeds the largest.
         paired_with: the system that it is compared with.
         against: `{"delta", "interval95", "p_value"}` of the differences to further systems, by name.
         crm_auc_same_rows: AUC on the same rows of the CRM beside which a language model stands.
+        split: how the log was split, `prepare.split` (`next` only).
         commit: the code's commit.
         date: when it was computed, UTC.
         hardware: processor and GPU.
@@ -84,6 +87,7 @@ class ResultRow:
     paired_with: str | None = None
     against: dict[str, dict[str, Any]] = field(default_factory=dict)
     crm_auc_same_rows: float | None = None
+    split: str | None = None
     commit: str = "unknown"
     date: str = ""
     hardware: str = ""

@@ -39,6 +39,7 @@ def result_row(
     *,
     crm_auc: float | None = None,
     candidates: str | None = None,
+    split: str | None = None,
 ) -> ResultRow:
     """A row of the table; whatever is known of the system, the system itself is asked.
 
@@ -51,7 +52,8 @@ def result_row(
         figures: what was measured, by name.
         differences: to other systems on the same rows, the row's own comparison first.
         crm_auc: AUC on the same rows of the CRM beside it; None: it stands beside none.
-        candidates: kind of candidates, of the ranking task.
+        candidates: kind of candidates, of the ranking task; what may be recommended, of the whole catalog.
+        split: how the log was split, of the whole catalog.
     """
     sweep = run.file.sweep
     against = {row_name(other, sweep): asdict(difference) for other, difference in differences.items()}
@@ -72,6 +74,7 @@ def result_row(
         **own,
         against=against,
         crm_auc_same_rows=crm_auc,
+        split=split,
         commit=commit(),
         date=now(),
         hardware=hardware(),

@@ -17,11 +17,30 @@ from recllm.evaluation.slices import SLICES
 COLUMNS = {
     "ctr": {"auc": "AUC", "logloss": "log loss", "per_user_auc": "user AUC", "ece": "ECE"},
     "ranking": {"hr@1": "HR@1", "hr@5": "HR@5", "ndcg@10": "NDCG@10", "mrr": "MRR", "valid_ratio": "valid"},
+    "next": {
+        "hr@1": "HR@1",
+        "hr@10": "HR@10",
+        "ndcg@10": "NDCG@10",
+        "mrr": "MRR",
+        "hr@100": "HR@100",
+        "recall@500": "recall@500",
+        "ndcg@10/found": "NDCG@10, if found",
+        "ndcg@10/cold": "NDCG@10, cold",
+        "coverage@10": "coverage@10",
+        "popularity_bias@10": "popularity@10",
+        "milliseconds": "ms a user",
+    },
 }
 """Task -> metrics that the report shows, with their headings; every other metric is in the file only."""
 
-NARROW = ("auc", "logloss", "hr@1", "ndcg@10", "valid_ratio")
+NARROW = {
+    "ctr": ("auc", "logloss"),
+    "ranking": ("hr@1", "ndcg@10", "valid_ratio"),
+    "next": ("hr@10", "ndcg@10", "recall@500"),
+}
 """Those of them that fit a terminal of 100 columns."""
+SAID_IF_ABSENT = ("ctr", "ranking")
+"""Tasks of which it is said where nothing was measured, unless the whole catalog was."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +65,13 @@ def result_tables(rows: Iterable[ResultRow], task: str, narrow: bool = False) ->
 
     Args:
         rows: any rows.
-        task: `ctr` or `ranking`.
+        task: `ctr`, `ranking` or `next`.
         narrow: only the metrics that fit a terminal.
 
     Returns:
         Tables in order of variant, row set and candidates.
     """
-    names = [name for name in COLUMNS[task] if not narrow or name in NARROW]
+    names = [name for name in COLUMNS[task] if not narrow or name in NARROW[task]]
     return [_result_table(group, names) for group in by_table(row for row in rows if row.task == task)]
 
 
@@ -121,14 +140,15 @@ def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> No
         console = Console()
         if not console.is_terminal:
             console = Console(width=100)
+    over_catalog = any(row.task == "next" for row in rows)
     for task in HEADLINE:
         tables = result_tables(rows, task, narrow=True)
-        if not tables:
+        if not tables and task in SAID_IF_ABSENT and not over_catalog:
             console.print(f"No {task} results.")
         for result_table in tables:
             console.print(_printed(result_table, console))
     console.print(
-        "Differences: headline metric (AUC, HR@1), 95 % interval by users (bootstrap), not by seeds."
+        "Differences: headline metric (AUC, HR@1, NDCG@10), 95 % interval by users (bootstrap), not by seeds."
     )
 
 
@@ -177,7 +197,12 @@ def _result_table(rows: list[ResultRow], wanted: list[str]) -> ResultTable:
 
 
 def _title(row: ResultRow) -> str:
-    kind = "CTR" if row.task == "ctr" else f"Ranking, {row.candidates or 'unnamed'} candidates"
+    kind = "CTR"
+    if row.task == "ranking":
+        kind = f"Ranking, {row.candidates or 'unnamed'} candidates"
+    if row.task == "next":
+        offered = "items new to the user" if row.candidates == "unseen" else "all items"
+        kind = f"Next item of the whole catalog, {offered}, split {row.split}"
     return f"{kind}, rows {row.row_label}"
 
 

@@ -111,6 +111,11 @@ class EventLog:
         """Whether events have times; without, `timestamp` is 0 everywhere."""
         return bool(self.meta["timed"])
 
+    @property
+    def strict_ties(self) -> bool:
+        """Whether histories leave out events of the sample's own second (`prepare.ties=strict`)."""
+        return self._history_end is not None
+
     def anchors(self, rows: Rows) -> Rows:
         """The event at which each row stands, int64 `[B]`: itself, a sampled negative's liked event."""
         rows = np.asarray(rows, np.int64)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog.groups import CategoryHistories, Groups, Range
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import Queries
 
 STATISTICS = ("user_count", "user_likes", "item_count", "item_likes", "category_count", "category_likes")
 """The columns of `Statistics`, in this order."""
@@ -45,8 +48,8 @@ class Statistics:
         liked = log.label[events] == 1
         second = log.timestamp[events]
         self._first = int(second.min())
-        span = int(second.max()) - self._first + 1
-        self._items = Groups(log.item[events], second - self._first, span, liked)
+        self._span = int(second.max()) - self._first + 1
+        self._items = Groups(log.item[events], second - self._first, self._span, liked)
         self._categories = CategoryHistories(log, liked)
         # The log itself is sorted by user: a history is a range of it.
         self._liked = {
@@ -55,6 +58,19 @@ class Statistics:
             "category": _running(self._categories.values),
         }
         self._liked_share = float(log.item_likes.sum()) / max(1, int(log.item_count.sum()))
+
+    def for_queries(self, queries: Queries) -> Statistics:
+        """The same of queries: of an item the trained log's events, of a user the query's own history."""
+        other = copy.copy(self)
+        other.log = queries.log
+        liked = queries.log.label == 1
+        other._categories = CategoryHistories(queries.log, liked)
+        other._liked = {
+            "user": _running(liked),
+            "item": self._liked["item"],
+            "category": _running(other._categories.values),
+        }
+        return other
 
     def __call__(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
         """Codes of (row, target) pairs.
@@ -71,7 +87,8 @@ class Statistics:
         events, liked = self._count("user", log.history(rows))
         user_share = _liked_share(liked, events, self._liked_share)
         codes = [_magnitude(events), _level(user_share)]
-        second = log.timestamp.take(rows) - self._first
+        # A query may stand before the log's first second, or behind its last.
+        second = np.clip(log.timestamp.take(rows) - self._first, 0, self._span)
         events, liked = self._count("item", self._items.before(item, second))
         codes += [_magnitude(events), _level(_liked_share(liked, events, self._liked_share))]
         events, liked = self._count("category", self._categories.ranges(rows, item))

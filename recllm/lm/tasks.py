@@ -121,6 +121,7 @@ class NextTitleLists:
             first token, by the mean; or None for an LM without a gate.
         lists_candidates: whether the prompt lists the candidates.
         layout: how the LM is given several titles, see `recllm.lm.layout`.
+        has_chosen: false: the rows' own items are not looked for, and need not be there: `chosen` is 0.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class NextTitleLists:
         representation: Tensor | None,
         lists_candidates: bool = False,
         layout: str = SHARED,
+        has_chosen: bool = True,
     ) -> None:
         """See the class.
 
@@ -146,7 +148,8 @@ class NextTitleLists:
         self.representation = representation
         self.lists_candidates = lists_candidates
         self.layout = layout
-        self.chosen = _places(log, rows, candidates)
+        self.has_chosen = has_chosen
+        self.chosen = _places(log, rows, candidates) if has_chosen else np.zeros(len(rows), np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -183,6 +186,7 @@ class NextTitleLists:
             None if self.representation is None else self.representation[torch.from_numpy(rows)],
             self.lists_candidates,
             self.layout,
+            self.has_chosen,
         )
 
     def __call__(
@@ -262,6 +266,7 @@ class YesNoCandidates:
         history: int64 `[n, C, k]` events that each candidate's prompt shows, in time order.
         candidates: int32 `[n, C]` dense items, the chosen one among them.
         representation: float32 `[n, C, d_c]`, each candidate's own, or None for an LM without a gate.
+        has_chosen: as of `NextTitleLists`.
     """
 
     lists_candidates = False
@@ -274,6 +279,7 @@ class YesNoCandidates:
         history: Rows,
         candidates: NDArray[np.int32],
         representation: Tensor | None,
+        has_chosen: bool = True,
     ) -> None:
         """See the class.
 
@@ -285,7 +291,8 @@ class YesNoCandidates:
         self.history = history
         self.candidates = candidates
         self.representation = representation
-        self.chosen = _places(log, rows, candidates)
+        self.has_chosen = has_chosen
+        self.chosen = _places(log, rows, candidates) if has_chosen else np.zeros(len(rows), np.int64)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -317,6 +324,7 @@ class YesNoCandidates:
             self.history[rows],
             self.candidates[rows],
             None if self.representation is None else self.representation[torch.from_numpy(rows)],
+            self.has_chosen,
         )
 
     def __call__(

@@ -270,13 +270,22 @@ class Plan:
     def _systems(self, seed: int, log: Node, neighbors: Node, lm: Node, sweep: SweepValue | None) -> None:
         """CRMs, systems and evaluation of a seed; at a value of a sweep stage 2 and what gates it only."""
         request = self.request
+        if not request.crms:
+            self._evaluate_catalog(seed, {Role.LOG: log}, {})
+            return
         crms = {crm: self._crm(crm, seed, log, neighbors, sweep) for crm in self._crms(sweep)}
         gate = crms[request.gate]
         self.goals["stage1"] += [node for crm, node in crms.items() if crm in request.crms]
         if "tune" in request.goals:
             self.goals["tune"] += [self._tuned(crm, crms[crm], seed) for crm in request.crms]
         if not request.systems:
-            self._evaluate_crms(crms, gate, seed, neighbors)
+            parents = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
+            if request.whole_catalog:
+                self._evaluate_catalog(seed, parents, {Group.CRMS: crms})
+            else:
+                self._evaluate_crms(crms, gate, seed, neighbors, parents)
+            if "cascade" in request.goals:
+                self._cascades(seed, {Role.LOG: log, **gate.parents, Role.CRM: gate}, {})
             return
         shared = {Role.LOG: log, Role.NEIGHBORS: neighbors, Role.LM: lm}
         evaluated_crms = dict(crms)
@@ -292,6 +301,9 @@ class Plan:
             aligned = {
                 system: self._aligned_system(system, seed, shared, tuned) for system in self._of("stage3")
             }
+        if "cascade" in request.goals:
+            ranking = {name: node for name, node in {**tuned, **aligned}.items() if name in request.systems}
+            self._cascades(seed, {**shared, Role.CRM: gate}, ranking)
         self.goals["stage2"] += [*tuned.values(), *towers.values()]
         self.goals["stage3"] += aligned.values()
         systems = {
@@ -300,13 +312,17 @@ class Plan:
             Group.TOWERS: towers,
             Group.ALIGNED: aligned,
         }
-        self._evaluate(seed, {**shared, Role.CRM: gate}, systems, sweep)
+        if request.whole_catalog:
+            self._evaluate_catalog(seed, {**shared, Role.CRM: gate}, systems)
+        else:
+            self._evaluate(seed, {**shared, Role.CRM: gate}, systems, sweep)
 
     def _crms(self, sweep: SweepValue | None) -> list[str]:
         """CRMs to train: the asked-for ones, and a ranker where LMs rank beside it."""
         if sweep:
             return [self.request.gate]
-        ranks = self.request.systems and self.configured.evaluate.candidates
+        lists = self.configured.evaluate.candidates and not self.request.whole_catalog
+        ranks = self.request.systems and lists
         return list(dict.fromkeys((*self.request.crms, "ranker") if ranks else self.request.crms))
 
     @property
@@ -392,9 +408,49 @@ class Plan:
         )
         self.goals["evaluate"].append(node)
 
-    def _evaluate_crms(self, crms: dict[str, Node], gate: Node, seed: int, neighbors: Node) -> None:
+    def _cascades(self, seed: int, parents: dict[Role, Node], ranking: dict[str, Node]) -> None:
+        """A cascade for each system whose LM ranks; where there is none, one that ends with the CRM.
+
+        Raises:
+            ConfigError: a system has no LM that could rank.
+        """
+        for system in self.request.systems:
+            if system not in ranking:
+                raise ConfigError(
+                    f"SYSTEM={system} has two towers, no LM that ranks titles; wanted e.g. SYSTEM={START}"
+                )
+        if self.configured.cascade.first == "retriever":
+            retriever = self._crm("retriever", seed, parents[Role.LOG], parents[Role.LOG], None)
+            parents = {**parents, Role.RETRIEVER: retriever}
+        cascades = {name: {**parents, Role.SYSTEM: node} for name, node in ranking.items()}
+        for name, above in (cascades or {self.request.gate: parents}).items():
+            parts = self._gate_parts if cascades else ()
+            node = self._node(STAGES["cascade"], f"cascade/{name}", above, seed=seed, parts=parts)
+            self.goals["cascade"].append(node)
+
+    def _evaluate_catalog(
+        self, seed: int, parents: dict[Role, Node], systems: dict[Group, dict[str, Node]]
+    ) -> None:
+        """An evaluation over the whole catalog: baselines, and whatever retrieves or orders anew."""
+        parents = dict(parents)
+        if systems.get(Group.TUNED):
+            parents[Role.START] = systems[Group.TUNED][self._start()]
+        named = dict.fromkeys(self.request.crms + self.request.systems)
+        name = f"next/{','.join(named) or 'baselines'}"
+        parts = self._gate_parts if self.request.systems else ()
+        node = self._node(STAGES["next"], name, parents, seed=seed, parts=parts, systems=systems)
+        self.goals["evaluate"].append(node)
+
+    def _evaluate_crms(
+        self,
+        crms: dict[str, Node],
+        gate: Node,
+        seed: int,
+        neighbors: Node,
+        parents: dict[Role, Node],
+    ) -> None:
         """An evaluation of CRMs without any LM: what they read is a parent besides, and hard candidates."""
-        parents = {role: parent for crm in crms.values() for role, parent in crm.parents.items()}
+        parents = dict(parents)
         if any(kind.startswith("hard") for kind in self.configured.evaluate.candidates):
             parents[Role.NEIGHBORS] = neighbors
         parents[Role.CRM] = gate

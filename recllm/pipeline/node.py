@@ -86,7 +86,7 @@ class Node:
                 for group, systems in self.systems.items()
             },
             sweep={"key": self.sweep.key, "value": self.sweep.text} if self.sweep else {},
-            variant=variant if self.stage.name == "evaluate" and variant else None,
+            variant=variant if self.stage.goal == "evaluate" and variant else None,
         )
 
 

@@ -34,6 +34,10 @@ class Role(StrEnum):
     """The CRM: of a stage 2 or 3 the one that gates, of an evaluation the one that LMs stand beside."""
     START = "stage2"
     """What a stage 3 aligns; of an evaluation what its alignments started from."""
+    RETRIEVER = "retriever"
+    """Of a cascade: what scores the whole catalog."""
+    SYSTEM = "system"
+    """Of a cascade: the system of stage 2 or 3 whose LM ranks."""
 
 
 class Group(StrEnum):

@@ -67,6 +67,10 @@ _OF_ADAPTERS = tuple(
         "title_weight",
     )
 )
+_OF_CANDIDATES = tuple(
+    f"evaluate.{key}"
+    for key in ("ctr_rows", "aligned_rows", "blend_rows", "candidates", "ranking_rows", "generate_rows")
+)
 
 _ALL = (
     Stage("tables", "prepare", "tables", "", ("dataset", "source"), unread=("dataset.description",)),
@@ -158,7 +162,23 @@ _ALL = (
         "evaluate",
         "stages.evaluate",
         ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
-        unread=("lm.seed", "lm.tiny"),
+        unread=("lm.seed", "lm.tiny", "evaluate.next"),
+    ),
+    Stage(
+        "next",
+        "evaluate",
+        "next",
+        "stages.next",
+        ("dataset", "wording", "prompt", "lm", "evaluate", "seed"),
+        unread=("lm.seed", "lm.tiny", *_OF_CANDIDATES),
+    ),
+    Stage(
+        "cascade",
+        "cascade",
+        "cascade",
+        "stages.cascade",
+        ("dataset", "wording", "prompt", "lm", "cascade", "seed"),
+        unread=_MADE_INTO_LM,
     ),
 )
 

@@ -17,7 +17,11 @@ from recllm.report.html import write_page
 from recllm.report.stages import files, finished_stages, reported
 from recllm.report.sweeps import sweeps
 
-TASKS = {"ctr": "Will this user like this item (CTR)", "ranking": "Which item comes next (ranking)"}
+TASKS = {
+    "ctr": "Will this user like this item (CTR)",
+    "ranking": "Which item comes next (ranking)",
+    "next": "Which item of the whole catalog comes next",
+}
 
 
 def write_report(folder: Path, out: Path) -> list[str]:

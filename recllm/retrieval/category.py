@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from recllm.eventlog.groups import CategoryHistories
 from recllm.eventlog.ids import UNKNOWN
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import Queries
 
 
 class SameCategory:
@@ -24,6 +25,10 @@ class SameCategory:
         """Sorts the events: 16 bytes an event, seconds for 25 million events."""
         self.log = log
         self.histories = CategoryHistories(log, np.arange(log.n_events))
+
+    def for_queries(self, queries: Queries) -> SameCategory:
+        """The same of queries' histories."""
+        return SameCategory(queries.log)
 
     def search(self, rows: Rows, targets: NDArray[np.integer] | None = None, k: int = 30) -> Rows:
         """The k latest events of each row's history whose item has its target's category.

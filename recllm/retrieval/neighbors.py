@@ -18,6 +18,7 @@ of the LM's vectors (`recllm.retrieval.vectors`).
 
 from __future__ import annotations
 
+import copy
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,7 +30,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from recllm.eventlog.ids import UNKNOWN
 from recllm.eventlog.log import EventLog
+from recllm.eventlog.queries import Queries
 from recllm.files import write_json
 from recllm.retrieval.vectors import Vectors
 
@@ -86,6 +89,13 @@ class Neighbors:
                     f"item vectors of length {length.max()}; wanted finite numbers and lengths up to 1; "
                     "run `make stage1`"
                 )
+
+    def for_queries(self, queries: Queries) -> Neighbors:
+        """The same search of queries' histories: a known user keeps his fold, all others have fold 0."""
+        other = copy.copy(self)
+        other.log = queries.log
+        other.fold = np.where(queries.user == UNKNOWN, 0, queries.of_users(self.fold))
+        return other
 
     def search(
         self,

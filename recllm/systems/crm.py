@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from recllm.cache import Cache
 from recllm.crm import Model, load
-from recllm.crm.features import FeatureCache
+from recllm.crm.features import FeatureCache, Features, Uncached
 from recllm.crm.inputs import CrmInputs
 from recllm.eventlog.ids import UNKNOWN
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import Queries
 from recllm.eventlog.statistics import Statistics
 from recllm.pipeline.finished import Finished
 from recllm.retrieval.category import SameCategory
@@ -54,7 +55,7 @@ class Crm:
     """A trained CRM, its inputs, and its cached representations."""
 
     model: Model
-    cache: FeatureCache
+    cache: Features
     made_by: Finished
     gate_input: str = "target"
     seed: int = 0
@@ -72,6 +73,18 @@ class Crm:
         model = load(stage.export)
         inputs = crm_inputs(log, stage.config.stage1.inputs, retrieval)
         return cls(model, FeatureCache(cache, model, inputs, stage.identity), stage)
+
+    @classmethod
+    def open_uncached(cls, stage: Finished, log: EventLog, retrieval: Retrieval | None) -> Crm:
+        """The same, of which nothing is kept: for what is asked once."""
+        model = load(stage.export)
+        return cls(model, Uncached(model, crm_inputs(log, stage.config.stage1.inputs, retrieval)), stage)
+
+    def for_queries(self, queries: Queries) -> Crm:
+        """The same CRM, asked of queries; nothing of them is kept."""
+        inputs = self.cache.inputs
+        assert isinstance(inputs, CrmInputs)
+        return dataclasses.replace(self, cache=Uncached(self.model, inputs.for_queries(queries)))
 
     @property
     def ranks(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from recllm.config.schema import Config
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import Queries
 from recllm.lm.config import LmConfig
 from recllm.lm.layout import SEPARATE, SHARED
 from recllm.lm.load import context_length, load_lm
@@ -68,6 +70,15 @@ class Lm:
         prompts = Prompts(log, pieces, context - reserved)
         return cls(model, tokenizer, prompts, log, config, retrieval, layout)
 
+    def for_queries(self, queries: Queries) -> Lm:
+        """The same LM, asked of queries."""
+        return dataclasses.replace(
+            self,
+            prompts=self.prompts.for_queries(queries),
+            log=queries.log,
+            retrieval=None if self.retrieval is None else self.retrieval.for_queries(queries),
+        )
+
     def history(self, rows: Rows, retrieved: bool) -> Rows:
         """Short histories `[B, k]` of Yes/No prompts: nearest to the target, or the most recent events."""
         k = self.config.prompt.history
@@ -88,11 +99,17 @@ class Lm:
         return YesNoPrompts(self.prompts, rows, history, crm.representations(rows) if crm else None)
 
     def titles(
-        self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, each: bool = False
+        self,
+        rows: Rows,
+        candidates: NDArray[np.int32],
+        crm: Crm | None,
+        each: bool = False,
+        has_chosen: bool = True,
     ) -> NextTitleLists:
         """The next-title task on liked rows, after the most recent events, which tell nothing of the target.
 
         A gate reads the mean over all candidates of the CRM's representation; with `each` every title's own.
+        Without `has_chosen` the rows' own items need not be among their candidates.
         """
         recent = self.log.recent(rows, self.config.prompt.history)
         representation = None
@@ -107,12 +124,21 @@ class Lm:
             representation,
             self.config.prompt.list_candidates,
             self.layout,
+            has_chosen,
         )
 
     def verdicts(
-        self, rows: Rows, candidates: NDArray[np.int32], crm: Crm | None, retrieved: bool
+        self,
+        rows: Rows,
+        candidates: NDArray[np.int32],
+        crm: Crm | None,
+        retrieved: bool,
+        has_chosen: bool = True,
     ) -> YesNoCandidates:
-        """The Yes/No task on every candidate of liked rows; a gate reads each candidate's representation."""
+        """The Yes/No task on every candidate of liked rows; a gate reads each candidate's representation.
+
+        Without `has_chosen` the rows' own items need not be among their candidates.
+        """
         k = self.config.prompt.history
         if retrieved:
             assert self.retrieval is not None
@@ -120,7 +146,7 @@ class Lm:
         else:
             history = np.broadcast_to(self.log.recent(rows, k)[:, None], (*candidates.shape, k))
         representation = crm.each(rows, candidates) if crm else None
-        return YesNoCandidates(self.prompts, self.log, rows, history, candidates, representation)
+        return YesNoCandidates(self.prompts, self.log, rows, history, candidates, representation, has_chosen)
 
     def valid_titles(self, count: int, crm: Crm | None, each: bool = False) -> NextTitleLists:
         """The next-title task on stored validation rows, each once with every kind of candidate list."""

@@ -6,7 +6,9 @@ computes only what is missing.
 
 from __future__ import annotations
 
+import functools
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -192,6 +194,16 @@ class LmSystem(System):
             return self._verdicts(rows, lists)
         return self._choices(rows, lists)[..., 0]
 
+    def milliseconds(self, rows: Rows, lists: NDArray[np.int32]) -> float:
+        """See `System`."""
+        self.open_lm.open(self.finished, self.titles)  # loading is no part of it
+        started = time.monotonic()
+        if self.pointwise:
+            self._score_verdicts(rows, lists)
+        else:
+            self._score_titles(rows, lists)
+        return 1000 * (time.monotonic() - started) / len(rows)
+
     def decoding(self, rows: Rows, lists: NDArray[np.int32], generated: int) -> dict[str, float]:
         """See `System`.
 
@@ -217,25 +229,25 @@ class LmSystem(System):
 
     def _choices(self, rows: Rows, lists: NDArray[np.int32]) -> NDArray[np.float32]:
         """Log-probability of every candidate's title, and where constrained decoding ends, `[n, C, 2]`."""
-
-        def compute() -> NDArray[np.float32]:
-            opened = self.open_lm.open(self.finished, self.titles)
-            task = say_cut(opened.lm.titles(rows, lists, opened.crm, self.own_gates))
-            return title_choices(opened.model, task, self._batch_size(4))
-
         given = [rows.tolist(), lists.tolist()]
+        compute = functools.partial(self._score_titles, rows, lists)
         return self.open_lm.kept("titles", self.finished, self.titles, given, compute)
+
+    def _score_titles(self, rows: Rows, lists: NDArray[np.int32]) -> NDArray[np.float32]:
+        opened = self.open_lm.open(self.finished, self.titles)
+        task = say_cut(opened.lm.titles(rows, lists, opened.crm, self.own_gates, has_chosen=False))
+        return title_choices(opened.model, task, self._batch_size(4))
 
     def _verdicts(self, rows: Rows, lists: NDArray[np.int32]) -> NDArray[np.float32]:
         """Log-probability of Yes to every candidate, `[n, C]`."""
-
-        def compute() -> NDArray[np.float32]:
-            opened = self.open_lm.open(self.finished, self.titles)
-            task = say_cut(opened.lm.verdicts(rows, lists, opened.crm, opened.retrieved))
-            return candidate_scores(opened.model, task, self._batch_size(16))
-
         given = [rows.tolist(), lists.tolist()]
+        compute = functools.partial(self._score_verdicts, rows, lists)
         return self.open_lm.kept("verdicts", self.finished, self.titles, given, compute)
+
+    def _score_verdicts(self, rows: Rows, lists: NDArray[np.int32]) -> NDArray[np.float32]:
+        opened = self.open_lm.open(self.finished, self.titles)
+        task = say_cut(opened.lm.verdicts(rows, lists, opened.crm, opened.retrieved, has_chosen=False))
+        return candidate_scores(opened.model, task, self._batch_size(16))
 
     def _generated(self, rows: Rows, lists: NDArray[np.int32]) -> NDArray[np.float32]:
         """Per row 1 where the freely decoded title is a candidate, and where it is the own one, `[n, 2]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -58,6 +59,8 @@ class Task(StrEnum):
     """Whether a user will like an item."""
     RANKING = "ranking"
     """Which of several items a user will like next."""
+    NEXT = "next"
+    """Which item of the whole catalog comes next."""
 
 
 class System:
@@ -124,12 +127,23 @@ class System:
 
         Args:
             rows: int64 `[n]`, rows of the log.
-            lists: int32 `[n, C]`, dense items, each row's own item among them.
+            lists: int32 `[n, C]`, dense items; each row's own item is among them, or is not looked for.
 
         Returns:
             `[n, C]`, in the order of rows and candidates.
         """
         raise self._unanswered(Task.RANKING)
+
+    def milliseconds(self, rows: Rows, lists: NDArray[np.int32]) -> float:
+        """Time that `rank` takes a row where nothing is kept.
+
+        Args:
+            rows: as of `rank`.
+            lists: as of `rank`.
+        """
+        started = time.monotonic()
+        self.rank(rows, lists)
+        return 1000 * (time.monotonic() - started) / len(rows)
 
     def decoding(self, rows: Rows, lists: NDArray[np.int32], generated: int) -> dict[str, float]:
         """Figures of titles that are decoded instead of scored; none of what writes no titles.

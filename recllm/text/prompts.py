@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from recllm.text.pieces import Ints, Pieces, Wording, fill, resolve_answers
 
 if TYPE_CHECKING:
     from recllm.eventlog.log import EventLog
+    from recllm.eventlog.queries import Queries
 
 __all__ = ["Pieces", "Prompts", "Ragged", "Wording", "fill", "resolve_answers"]
 
@@ -35,6 +37,15 @@ class Prompts:
         self.pieces = pieces
         self.max_length = max_length
         self.statistics = Statistics(log) if pieces.statistics_sentence else None
+
+    def for_queries(self, queries: Queries) -> Prompts:
+        """The same of queries; a user that the log does not know has no profile."""
+        other = copy.copy(self)
+        other.log = queries.log
+        other.pieces = replace(self.pieces, profile=queries.of_users(self.pieces.profile))
+        if self.statistics is not None:
+            other.statistics = self.statistics.for_queries(queries)
+        return other
 
     def ctr(self, rows: Ints, history: Ints, targets: Ints | None = None) -> Ragged:
         """Yes/No prompts up to where the answer is scored.

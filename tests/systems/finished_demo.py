@@ -84,7 +84,7 @@ class FinishedDemo:
             folder = root / node.folder
             folder.mkdir(parents=True, exist_ok=True)
             (folder / paths.CONFIG).write_text(file.text())
-            if file.stage == "evaluate":
+            if file.table.goal == "evaluate":
                 self.evaluation = folder
                 continue
             torch.manual_seed(number)

@@ -1,0 +1,378 @@
+"""Rows over the whole catalog: which item comes next?
+
+Every system recommends a list of `evaluate.next.retrieved` items out of the whole catalog, without sampled
+candidates, and a row's own item is looked up in it. An item that is not in the list is not found: its
+reciprocal rank is 0. With one item a row, recall at k is the hit rate at k.
+
+Baselines and retrievers recommend on `evaluate.next.rows`. CRMs and LMs order anew what a retriever found, on
+`evaluate.next.cascade_rows`, where all else is measured, too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recllm.config.evaluate import NextConfig
+from recllm.console import say
+from recllm.errors import StageError
+from recllm.evaluation import bootstrap
+from recllm.evaluation.comparisons import catalog_comparisons, compare
+from recllm.evaluation.context import LmSystems
+from recllm.evaluation.results import HEADLINE, ResultRow
+from recllm.evaluation.rows import result_row
+from recllm.eventlog.ids import FIRST_ID
+from recllm.eventlog.log import EventLog, Rows
+from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Group, Role
+from recllm.retrieval.stored import Retrieval
+from recllm.systems.cascade import Cascade, Recommended, crm_scores, retrieve
+from recllm.systems.catalog import NO_ITEM, CatalogScorer, Items
+from recllm.systems.catalog_counting import Als, CatalogPopularity, Ease, ItemKnn, Transitions
+from recllm.systems.crm import Crm, CrmSystem
+from recllm.systems.lm_systems import OpenLm
+from recllm.systems.retriever import Retriever, retrieves
+from recllm.systems.system import System, Task
+
+HITS = (1, 5, 10, 20, 100)
+"""Cutoffs of the hit rate."""
+GAINS = (5, 10, 20, 100)
+"""Cutoffs of NDCG."""
+TOP = 10
+"""Recommended items by which coverage and popularity bias are measured."""
+TIMED_ROWS = 32
+"""Rows by which the time of an LM is measured, whose scores may have been kept."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a system recommends for some rows.
+
+    Attributes:
+        lists: the lists.
+        milliseconds: a row.
+    """
+
+    lists: Recommended
+    milliseconds: float
+
+
+@dataclass
+class NextEvaluation:
+    """The log and all systems of an evaluation over the whole catalog.
+
+    Attributes:
+        run: the evaluation.
+        log: the event log.
+        crms: all CRMs, retrievers among them.
+        lms: systems of stages 2 and 3 with the LM; None: there are none.
+    """
+
+    run: Run
+    log: EventLog
+    crms: dict[str, Crm]
+    lms: LmSystems | None = None
+    _fitted: dict[str, CatalogScorer] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, run: Run) -> NextEvaluation:
+        """Open the parents; LMs are loaded when they are asked."""
+        log = EventLog.open(run.parents[Role.LOG].folder)
+        retrieval = None
+        if Role.NEIGHBORS in run.parents:
+            retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
+        stages = run.systems.get(Group.CRMS, {})
+        crms = {name: Crm.open(stage, log, retrieval, run.cache) for name, stage in stages.items()}
+        lms = None
+        if retrieval is not None and run.systems.get(Group.TUNED):
+            systems = [CrmSystem(name, crm) for name, crm in crms.items()]
+            lms = LmSystems.open(run, OpenLm(run, log, retrieval, systems))
+        return cls(run, log, crms, lms)
+
+    @property
+    def config(self) -> NextConfig:
+        """What is measured."""
+        return self.run.config.evaluate.next
+
+    @property
+    def split(self) -> str:
+        """How the log was split (`prepare.split`)."""
+        return str(self.run.parents[Role.LOG].config.prepare.split)
+
+    @property
+    def row_set(self) -> str:
+        """What a row set's name is followed by: which of its rows count."""
+        return self.config.targets
+
+    @property
+    def catalog(self) -> str:
+        """What may be recommended, as the table says it."""
+        return "unseen" if self.config.seen == "removed" else "catalog"
+
+    def rows(self, split: str, name: str) -> Rows:
+        """The rows of a row set whose event counts.
+
+        Raises:
+            StageError: there is none.
+        """
+        rows = self.log.rows(split, name)
+        rows = rows[rows < self.log.n_events]  # a sampled negative is no event
+        if self.config.targets == "liked":
+            rows = rows[self.log.label[rows] == 1]
+        if not len(rows):
+            raise StageError(
+                f"no row of the {split} split ({name}) has a target (evaluate.next.targets="
+                f"{self.config.targets}); wanted some, e.g. ARGS=evaluate.next.targets=any"
+            )
+        return rows
+
+    @cached_property
+    def baselines(self) -> list[CatalogScorer]:
+        """The baselines that can be had here; of others it is said why they cannot."""
+        config = self.config
+        log = self.log
+        builders: dict[str, Callable[[], CatalogScorer]] = {
+            "popularity": lambda: CatalogPopularity(log),
+            "popularity-7-days": lambda: CatalogPopularity(log, days=7),
+            "transitions": lambda: Transitions(log),
+            "item-knn": lambda: ItemKnn(log, config.item_knn_neighbors),
+            "ease": lambda: Ease(log, config.ease_l2),
+            "als": lambda: Als(
+                log, self.run.config.seed, config.als_factors, config.als_l2, config.als_alpha
+            ),
+        }
+        fitted = []
+        for name in config.baselines:
+            started = time.monotonic()
+            try:
+                fitted.append(builders[name]())
+            except StageError as error:
+                say(f"without {error}")
+                continue
+            say(f"fitted {name} in {time.monotonic() - started:.0f} s")
+        return fitted
+
+    @cached_property
+    def retrievers(self) -> list[Retriever]:
+        """The CRMs that score a whole catalog."""
+        return [Retriever(name, crm, self.log) for name, crm in self.crms.items() if retrieves(crm)]
+
+    @cached_property
+    def cascades(self) -> list[Cascade]:
+        """What orders anew the items of the first retriever: each CRM, and behind the gate's the LM systems.
+
+        Every cascade comes after the one that it begins with. CRMs that left rows out of their training only
+        gate.
+        """
+        if not self.retrievers:
+            return []
+        retriever = self.retrievers[0]
+        cascades: list[Cascade] = []
+        orders = [
+            name for name, crm in self.crms.items() if not retrieves(crm) and not name.endswith("-heldout")
+        ]
+        for name in orders:
+            crm = self.crms[name]
+            step = CrmSystem(name, crm)
+            cascades.append(Cascade(retriever, name, step, crm_scores(crm), self.config.retrieved))
+        if self.lms is not None:
+            before: CatalogScorer | Cascade = cascades[-1] if cascades else retriever
+            for system in self.lms.ranking:
+                cascades.append(Cascade(before, system.name, system, system.rank, self.config.reranked))
+        return cascades
+
+
+def next_items(evaluation: NextEvaluation) -> list[ResultRow]:
+    """Rows of all systems: of what recommends by itself on all rows, and of cascades on fewer."""
+    config = evaluation.config
+    alone: list[CatalogScorer] = [*evaluation.baselines, *evaluation.retrievers]
+    if not alone:
+        raise StageError("no system recommends anything; wanted evaluate.next.baselines, or CRM=retriever")
+    rows = evaluation.rows("test", config.rows)
+    answers: dict[System, Answer] = {system: _ask(evaluation, system, rows) for system in alone}
+    table = _table(evaluation, config.rows, rows, answers)
+    if evaluation.cascades:
+        rows = evaluation.rows("test", config.cascade_rows)
+        answers = {system: _ask(evaluation, system, rows) for system in alone}
+        table += _table(evaluation, config.cascade_rows, rows, answers | _cascaded(evaluation, rows, answers))
+    return table
+
+
+def _ask(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Answer:
+    """What a system recommends for rows, and how long that takes."""
+    started = time.monotonic()
+    seen = evaluation.config.seen == "kept"
+    lists = retrieve(system, evaluation.log, rows, evaluation.config.retrieved, seen)
+    return Answer(lists, 1000 * (time.monotonic() - started) / len(rows))
+
+
+def _cascaded(
+    evaluation: NextEvaluation, rows: Rows, answers: Mapping[System, Answer]
+) -> dict[System, Answer]:
+    """What the cascades make of the retriever's lists; each is fitted on validation rows first."""
+    log = evaluation.log
+    valid = evaluation.rows("valid", evaluation.config.joined_rows)
+    retriever = evaluation.retrievers[0]
+    fitted: dict[System, Recommended] = {retriever: _ask(evaluation, retriever, valid).lists}
+    ordered: dict[System, Answer] = {retriever: answers[retriever]}
+    result: dict[System, Answer] = {}
+    for cascade in evaluation.cascades:
+        fitted[cascade] = cascade.fit(valid, fitted[cascade.before], log.item[valid])
+        before = ordered[cascade.before]
+        started = time.monotonic()
+        lists = cascade.order(rows, before.lists)
+        milliseconds = 1000 * (time.monotonic() - started) / len(rows)
+        if cascade.lm is not None:
+            milliseconds = _milliseconds(cascade, rows, before.lists)
+        result[cascade] = ordered[cascade] = Answer(lists, before.milliseconds + milliseconds)
+        assert cascade.weights is not None
+        say(f"{cascade.name}: weights {', '.join(f'{weight:.3f}' for weight in cascade.weights)}")
+    return result
+
+
+def _milliseconds(cascade: Cascade, rows: Rows, before: Recommended) -> float:
+    """Time a row of an LM's step, on a few rows of which nothing is kept."""
+    few = slice(min(TIMED_ROWS, len(rows)))
+    lists = before.items[few, : cascade.cut]
+    return cascade.step.milliseconds(rows[few], lists)
+
+
+def _table(
+    evaluation: NextEvaluation, name: str, rows: Rows, answers: Mapping[System, Answer]
+) -> list[ResultRow]:
+    """Rows of the table of a row set."""
+    log = evaluation.log
+    own = log.item[rows]
+    tied = count_tied(log, rows)
+    say(
+        f"{tied:,} of {len(rows):,} targets ({name}) share their second with another event of their user: "
+        "another order of ties could change them"
+    )
+    values = {system: values_of_ranks(answer.lists.columns(own)) for system, answer in answers.items()}
+    headline = HEADLINE[Task.NEXT]
+    resampled = {
+        system: bootstrap.of_mean(of_rows[headline], log.user[rows], evaluation.run.config.evaluate.bootstrap)
+        for system, of_rows in values.items()
+    }
+    comparisons = catalog_comparisons(list(answers), evaluation.retrievers)
+    found = None
+    if evaluation.retrievers:
+        found = answers[evaluation.retrievers[0]].lists.columns(own) >= 0
+    table = []
+    for system, answer in answers.items():
+        of_rows = values[system]
+        figures: dict[str, Any] = means(of_rows)
+        longest = evaluation.config.retrieved
+        figures[f"recall@{longest}"] = float((answer.lists.columns(own) >= 0).mean())
+        figures |= _of_lists(log, answer.lists.items[:, :TOP])
+        figures |= _by_coldness(log, own, of_rows, answer.lists.columns(own) >= 0, longest)
+        if found is not None:
+            figures |= _given_recall(of_rows, values[evaluation.retrievers[0]], found)
+        if isinstance(system, Cascade) and system.weights is not None:
+            steps = [system.retriever.name, *system.name.removeprefix(f"{system.retriever.name}+").split("+")]
+            figures |= {f"weight/{step}": float(w) for step, w in zip(steps, system.weights, strict=True)}
+        figures["tied_targets"] = float(tied)
+        figures["milliseconds"] = answer.milliseconds
+        table.append(
+            result_row(
+                evaluation.run,
+                system,
+                Task.NEXT,
+                f"test/{name}/{evaluation.row_set}",
+                len(rows),
+                figures,
+                compare(system, comparisons[system], resampled),
+                candidates=evaluation.catalog,
+                split=evaluation.split,
+            )
+        )
+    return table
+
+
+def values_of_ranks(columns: Rows) -> dict[str, Floats]:
+    """Metrics of each row, by the place of its own item in its list.
+
+    HR@k = [p <= k], NDCG@k = [p <= k] / log2(1 + p), reciprocal rank = 1 / p, at place p (1 is best); all 0
+    where the item is not in the list.
+
+    Args:
+        columns: int64 `[R]`, p - 1; -1: it is not in the list.
+    """
+    found = columns >= 0
+    place = np.where(found, columns + 1, 1).astype(np.float64)
+    values = {f"hr@{k}": (found & (place <= k)).astype(np.float64) for k in HITS}
+    values |= {f"ndcg@{k}": np.where(found & (place <= k), 1.0 / np.log2(1.0 + place), 0.0) for k in GAINS}
+    values["mrr"] = np.where(found, 1.0 / place, 0.0)
+    return values
+
+
+def means(values: Mapping[str, Floats], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
+    """Means of metrics over all rows, or some; NaN over none."""
+    result = {}
+    for name, of_rows in values.items():
+        chosen = of_rows if rows is None else of_rows[rows]
+        result[name] = float(chosen.mean()) if len(chosen) else float("nan")
+    return result
+
+
+def count_tied(log: EventLog, rows: Rows) -> int:
+    """How many rows share user and second with the event above or below them.
+
+    Events of one second are ordered by their items' ids, for want of anything else: another order could make
+    another one the row. In a log without times there is none, as its order is given.
+    """
+    if not log.timed:
+        return 0
+    tied = np.zeros(len(rows), bool)
+    for step in (-1, 1):
+        other = np.clip(rows + step, 0, log.n_events - 1)
+        tied |= (
+            (other != rows)
+            & (log.user[other] == log.user[rows])
+            & (log.timestamp[other] == log.timestamp[rows])
+        )
+    return int(tied.sum())
+
+
+def _of_lists(log: EventLog, items: Items) -> dict[str, float]:
+    """Coverage and popularity bias of recommended items `[R, k]`.
+
+    Coverage is the share of the catalog's items that anybody is recommended; popularity bias is the mean of
+    log(1 + training events) of what is recommended.
+    """
+    there = items[items != NO_ITEM]
+    covered = len(np.unique(there)) / (log.n_items - FIRST_ID)
+    bias = float(np.log1p(log.item_count[there].astype(np.float64)).mean()) if len(there) else float("nan")
+    return {f"coverage@{TOP}": covered, f"popularity_bias@{TOP}": bias}
+
+
+def _by_coldness(
+    log: EventLog, own: Items, values: Mapping[str, Floats], found: NDArray[np.bool_], longest: int
+) -> dict[str, float]:
+    """Figures of rows whose item has a training event (warm), and of those whose item has none (cold)."""
+    cold = log.item_count[own] == 0
+    figures: dict[str, float] = {}
+    chosen = {name: values[name] for name in ("hr@10", "ndcg@10")}
+    chosen[f"recall@{longest}"] = found.astype(np.float64)
+    for name, rows in (("warm", ~cold), ("cold", cold)):
+        figures |= {f"{metric}/{name}": value for metric, value in means(chosen, rows).items()}
+        figures[f"rows/{name}"] = float(rows.sum())
+    return figures
+
+
+def _given_recall(
+    values: Mapping[str, Floats], of_retriever: Mapping[str, Floats], found: NDArray[np.bool_]
+) -> dict[str, float]:
+    """How good the order is where the retriever found the item, and what it gains over the retriever's."""
+    chosen = {name: values[name] for name in ("hr@1", "hr@10", "ndcg@10")}
+    figures = {f"{metric}/found": value for metric, value in means(chosen, found).items()}
+    gain = means({"ndcg@10": values["ndcg@10"] - of_retriever["ndcg@10"]}, found)
+    return {**figures, "rows/found": float(found.sum()), "gain_ndcg@10/found": gain["ndcg@10"]}

@@ -1,0 +1,91 @@
+"""A CRM whose user vector meets item vectors in a dot product, as a system that scores a whole catalog."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recllm.crm.inputs import CrmInputs
+from recllm.eventlog.ids import FIRST_ID
+from recllm.eventlog.log import EventLog, Rows
+from recllm.systems.catalog import CatalogScorer, CatalogScores
+from recllm.systems.crm import Crm, crm_inputs
+from recllm.systems.system import Kind
+
+_BATCH = 256
+"""Rows of a forward pass."""
+
+
+def retrieves(crm: Crm) -> bool:
+    """Whether a CRM has vectors of users that know no target, and vectors of items."""
+    return hasattr(crm.model, "user_vectors") and hasattr(crm.model, "item_vectors")
+
+
+class Retriever(CatalogScorer):
+    """User vectors times item vectors.
+
+    An item without a training event has no vector of its own, and is not recommended.
+
+    Args:
+        name: of the CRM.
+        crm: one of which `retrieves` is true.
+        log: the log that it was trained on.
+    """
+
+    kind = Kind.CRM
+
+    def __init__(self, name: str, crm: Crm, log: EventLog) -> None:
+        """Takes the item vectors."""
+        super().__init__(name, made_by=crm.made_by)
+        self.crm = crm
+        self._model = cast(Any, crm.model)
+        with torch.inference_mode():
+            vectors = self._model.item_vectors().float().cpu().numpy()
+        ids = log.item_fields[:, 0]
+        self._vectors = np.ascontiguousarray(vectors[ids])
+        self._unknown = np.flatnonzero(ids < FIRST_ID)
+        self._inputs: tuple[EventLog, CrmInputs] | None = None
+
+    @property
+    def item_vectors(self) -> NDArray[np.float32]:
+        """Vectors float32 `[n_items, d]` by dense item id."""
+        return self._vectors
+
+    @property
+    def is_known(self) -> NDArray[np.bool_]:
+        """Which items have a vector of their own, bool `[n_items]`."""
+        known = np.ones(len(self._vectors), np.bool_)
+        known[self._unknown] = False
+        return known
+
+    def users(self, log: EventLog, rows: Rows) -> NDArray[np.float32]:
+        """Vectors float32 `[B, d]` of the rows' users at the rows' seconds.
+
+        Args:
+            log: as of `scores`.
+            rows: int64 `[B]`.
+        """
+        inputs = self._inputs_of(log)
+        parameter = next(self._model.parameters())
+        parts = [np.empty((0, self._vectors.shape[1]), np.float32)]
+        with torch.inference_mode():
+            for first in range(0, len(rows), _BATCH):
+                batch = inputs(rows[first : first + _BATCH])
+                moved = {name: value.to(parameter.device) for name, value in batch.items()}
+                parts.append(self._model.user_vectors(moved).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def scores(self, log: EventLog, rows: Rows) -> CatalogScores:
+        """See `CatalogScorer`."""
+        scores = cast(CatalogScores, self.users(log, np.asarray(rows, np.int64)) @ self._vectors.T)
+        scores[:, self._unknown] = -np.inf
+        return scores
+
+    def _inputs_of(self, log: EventLog) -> CrmInputs:
+        """What makes batches of a log's rows; that of the last log is kept."""
+        if self._inputs is None or self._inputs[0] is not log:
+            self._inputs = (log, crm_inputs(log, self.crm.made_by.config.stage1.inputs, None))
+        return self._inputs[1]

@@ -1,0 +1,18 @@
+"""Evaluation over the whole catalog: what every system recommends on the test split, with intervals.
+
+Validation rows fit how the scores of a cascade's steps are joined; nothing else is selected here.
+"""
+
+from __future__ import annotations
+
+from recllm.evaluation.next import NextEvaluation, next_items
+from recllm.evaluation.results import write
+from recllm.paths import ROWS
+from recllm.pipeline.run import Run
+
+
+def work(run: Run) -> None:
+    """Ask every system, write the rows of the table."""
+    rows = next_items(NextEvaluation.open(run))
+    write(run.folder / ROWS, rows)
+    run.finish([run.folder / ROWS], dict(row.headline for row in rows))

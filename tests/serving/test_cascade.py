@@ -1,0 +1,121 @@
+"""The cascade: its order by hand, and a query's scores against those of the row that it stands for."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from recllm.eventlog.queries import queries_of_rows
+from recllm.lm.predict import candidate_scores
+from recllm.serving.cascade import Cascade, Lists, Popular, Reranker, rerank
+from recllm.serving.fitting import _Scored, fit_weights
+from recllm.systems.catalog import Excluded
+
+
+class Given:
+    """A step whose score of each item is given, the same for everybody."""
+
+    def __init__(self, name, score):
+        self.name = name
+        self.score = np.asarray(score, np.float32)
+
+    def scores(self, queries, items):
+        return np.where(items >= 2, self.score[items], -np.inf).astype(np.float32)
+
+
+def lists_of(items, scores):
+    items = np.array(items, np.int32)
+    scores = np.array(scores, np.float32)
+    return Lists(items, scores.astype(np.float64), {"first": np.where(items > 0, scores, np.nan)})
+
+
+def test_a_step_orders_what_is_above_its_cut():
+    lists = lists_of([[5, 4, 3, 2]], [[9, 8, 7, 4]])
+    found = rerank(None, lists, Reranker(Given("second", [0, 0, 50, 6, 7, 5]), 3))
+    assert found.items.tolist() == [[4, 3, 5, 2]]
+    assert found.steps["second"][0, :3].tolist() == [7, 6, 5]
+    assert np.isnan(found.steps["second"][0, 3])
+    assert found.steps["first"].tolist() == [[8, 7, 9, 4]]
+    # Those below keep their distance to each other, and the best of them lies 1 below the worst above.
+    assert found.score.tolist() == [[7, 6, 5, 4]]
+
+
+def test_weights_join_standardized_scores():
+    lists = lists_of([[2, 3]], [[3, 1]])
+    step = Given("second", [0, 0, 10, 30])
+    first_wins = rerank(None, lists, Reranker(step, 2, np.array([2.0, 1.0])))
+    assert first_wins.items.tolist() == [[2, 3]]
+    assert first_wins.score.tolist() == [[1.0, -1.0]]  # 2 (1) + 1 (-1), and the other way round
+    second_wins = rerank(None, lists, Reranker(step, 2, np.array([1.0, 2.0])))
+    assert second_wins.items.tolist() == [[3, 2]]
+
+
+def test_ties_go_to_the_smaller_id_and_short_lists_end_with_nothing():
+    lists = lists_of([[5, 3, 4, 0]], [[9, 9, 9, -np.inf]])
+    found = rerank(None, lists, Reranker(Given("second", np.zeros(6)), 4))
+    assert found.items.tolist() == [[3, 4, 5, 0]]
+    assert np.isneginf(found.score[0, 3])
+    assert np.isnan(found.steps["second"][0, 3])
+
+
+def test_popular_items_first_and_none_that_nobody_met():
+    log = SimpleNamespace(item_count=np.array([0, 0, 3, 0, 5, 5], np.int32), n_items=6)
+    items, scores = Popular(log).best(log, np.arange(2), 4, Excluded.of([[], [4]]))
+    assert items.tolist() == [[4, 5, 2, 0], [5, 2, 0, 0]]
+    assert scores[0, :3].tolist() == [5, 5, 3]
+
+
+def test_known_scores_follow_a_new_order():
+    scored = _Scored("s", np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[7, 5, 9]], np.int32))
+    other = lists_of([[9, 7, 5]], [[3, 2, 1]])
+    assert scored.aligned_to(other).scores(None, other.items).tolist() == [[3.0, 1.0, 2.0]]
+
+
+def test_a_step_that_knows_gets_the_weight(demo_log):
+    rows = demo_log.rows("valid", "all")[:60]
+    score = np.random.default_rng(0).normal(size=demo_log.n_items)
+    exact = Cascade(Popular(demo_log), demo_log.n_items, [Reranker(Given("noise", score), demo_log.n_items)])
+    fitted = fit_weights(exact, demo_log, rows, remove_seen=False)
+    popularity, noise = fitted.weights["noise"]
+    assert abs(noise) < 0.4
+    assert fitted.measured[f"recall@{demo_log.n_items}"] == 1.0
+    assert set(fitted.weights) == {"noise"}
+    assert 0 <= fitted.measured["noise/hr@10"] <= 1
+    assert popularity == popularity
+
+
+def test_a_querys_scores_are_the_rows_to_the_bit(recommender, cascades):
+    """CRM and LM, asked of queries that stand where rows stand, answer what they answer of the rows."""
+    torch.set_num_threads(1)
+    parts = recommender.parts
+    log = parts.log
+    rows = log.ranking("test", "popular20")[0][:8]
+    lists = log.ranking("test", "popular20")[1][:8, :6].copy()
+    lists[:, 0] = np.where((lists == log.item[rows][:, None]).any(1), lists[:, 0], log.item[rows])
+    queries = queries_of_rows(log, rows)
+    wanted = parts.crm.logits(rows, lists)
+    crm_step = parts.cascade.rerankers[0].step
+    assert (crm_step.scores(queries, lists) == wanted).all()
+    opened = parts.lm._open(parts.lm._ranking)
+    task = opened.lm.titles(rows, lists, opened.crm, parts.lm.own_gates)
+    by_rows = candidate_scores(opened.model, task, parts.lm.batch_size)
+    assert (parts.lm.scores(queries, lists) == by_rows).all()
+    assert np.isfinite(by_rows).all()
+    # Each user's own gate: without it the scores are others.
+    ungated = opened.lm.titles(rows, lists, replace(opened.crm, gate_input="user"), False)
+    assert not (candidate_scores(opened.model, ungated, 16) == by_rows).all()
+
+
+def test_lists_of_unlike_length_are_scored_alone(recommender):
+    """A shorter list's titles and gate are those of its own items, not of what fills the line."""
+    log = recommender.log
+    rows = log.rows("test", "all")[:3]
+    queries = queries_of_rows(log, rows)
+    items = np.array([[2, 3, 4, 5], [6, 7, 0, 0], [0, 0, 0, 0]], np.int32)
+    scores = recommender.parts.lm.scores(queries, items)
+    alone = recommender.parts.lm.scores(queries.some(np.array([1])), items[1:2, :2])
+    assert (scores[1, :2] == alone[0]).all()
+    assert np.isfinite(scores[0]).all()
+    assert np.isneginf(scores[1, 2:]).all()
+    assert np.isneginf(scores[2]).all()
