@@ -80,8 +80,8 @@ class HitRate(Callback):
 class CatalogProducts(DistanceSimilarityModule):
     """RecTools' logits of the positive and the negatives, taken out of one product with the whole catalog.
 
-    RecTools gathers a vector for each of them, 1.7 GB a batch, and as much again for the gradient: three times
-    as slow on CPUs. The logits are the same, up to rounding; those of padding are 0, and no loss reads them.
+    RecTools gathers a vector for each of them, 1.7 GB a batch, and as much for the gradient: a CPU takes five
+    times as long. The logits are the same, up to rounding; those of padding are 0, and no loss reads them.
     """
 
     def _get_pos_neg_logits(
