@@ -108,7 +108,7 @@ def ours(folder: Path, name: str, threads: int, whole: bool) -> None:
     settings, recent, retrieved = OURS[name]
     inputs = CrmInputs(log, recent, retrieved, searcher=SameCategory(log) if retrieved else None)
     sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
-    fields = Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
+    fields = Fields(sizes["user"], sizes["item"], log.codes, log.meta["category_field"])
     model = build(fields, CrmConfig(**settings, **SHAPE, **PLAIN))
     rows, valid = log.rows("train", "all"), log.rows("valid", "all")
     steps = len(rows) // BATCH

@@ -193,7 +193,7 @@ def work(run: Run) -> None:
     export = run.export
     bert.base_model.save_pretrained(export)
     tokenizer.save_pretrained(export)
-    ratings = int(log.train_events().sum())
+    ratings = int((log.rating[log.train_events()] > 0).sum())
     run.finish([export], {**facts, "name": "tiny", "ratings_as_text": ratings, **figures, **_size(bert)})
 
 

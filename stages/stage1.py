@@ -157,7 +157,7 @@ def rank_loaders(run: Run, inputs: CrmInputs, liked: Rows, steps: int) -> Loader
         return batch | {"loss_scale": torch.tensor(stream.loss_scale(rank, world))}
 
     check_ranking_rows(log)
-    rows, candidates = log.ranking("valid", log.candidate_kinds[-1])  # popular ones: the harder
+    rows, candidates = log.ranking("valid", log.candidate_kinds[-1])  # popular ones, the harder, or given
     rows, candidates = rows[:1000], candidates[:1000]
 
     def valid(indices: Rows) -> Batch:

@@ -8,7 +8,7 @@ import polars as pl
 
 from recllm.console import say
 from recllm.pipeline import run
-from recllm.tables import canonical, faults, joins, parse
+from recllm.tables import canonical, faults, joins, parse, sequences
 from recllm.tables.config import (
     ISO,
     TIME_UNITS,
@@ -48,7 +48,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
     with canonical.staging(out) as scratch:
         items, counts = _items(config.items, base, scratch, drop)
         items.write_parquet(scratch / "items.parquet")
-        counts |= _events(config, base, scratch, items["item"], drop)
+        counts |= _events(config, base, scratch, items, drop)
         events = pl.scan_parquet(scratch / "events.parquet")
         met = events.group_by("user").agg(events=pl.len()).collect(engine="streaming").sort("user")
         users, user_counts = _users(config.users, base, scratch, met, drop)
@@ -68,7 +68,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
 
 def _items(source: ItemsSource, base: Path, scratch: Path, drop: bool) -> tuple[pl.DataFrame, dict[str, int]]:
     roles = {"item": ("source.items.item", source.item), "title": ("source.items.title", source.title)}
-    files = open_files("items", source, base, roles, scratch, rest=True)
+    files = open_files("items", source, base, roles, scratch, rest=True, drop=drop)
     frame = _attributes("items", files, dict.fromkeys(source.lists, source.list_separator))
     if not source.title:
         frame = frame.with_columns(title=pl.lit(None, pl.String))
@@ -100,7 +100,7 @@ def _users(
     if not source.path:
         return met.select("user"), {}
     files = open_files(
-        "users", source, base, {"user": ("source.users.user", source.user)}, scratch, rest=True
+        "users", source, base, {"user": ("source.users.user", source.user)}, scratch, rest=True, drop=drop
     )
     users, counts = _once("users", _attributes("users", files, {}), files, [], drop)
     strangers = met.join(users, on="user", how="anti", maintain_order="left")
@@ -185,17 +185,14 @@ def _once(
     return flagged.filter(pl.col(FAULT) == 0).drop(AT, FAULT), counts
 
 
-def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, drop: bool) -> dict[str, int]:
+def _events(
+    config: SourceConfig, base: Path, scratch: Path, catalog_items: pl.DataFrame, drop: bool
+) -> dict[str, int]:
     """Writes events.parquet, in the files' order; counts what was read and what was left out."""
     source = config.events
     label = config.label
-    roles = {
-        name: (f"source.events.{name}", getattr(source, name))
-        for name in ("user", "item", "rating", "timestamp")
-    }
-    if label.rule == "column":
-        roles["label"] = ("source.label.column", label.column)
-    files = open_files("events", source, base, roles, scratch, rest=False)
+    items = catalog_items["item"]
+    files, lists = sequences.open_events(config, base, scratch, catalog_items)
     causes = _causes(config, items)
     catalog = pl.LazyFrame({"item": items, "@in_catalog": pl.repeat(True, len(items), eager=True)})
     frame = pl.concat([_typed(file, source) for file in files])
@@ -204,7 +201,7 @@ def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, d
         pl.col("user", "item", "@label").is_null(), ~pl.col("@rated"), ~pl.col("@timed")
     )
     frame = faults.flag(frame, causes, empty)
-    good = frame.filter(pl.col(FAULT) == 0).with_columns(label=_label(label))
+    good = _with_given(frame.filter(pl.col(FAULT) == 0).with_columns(label=_label(label)), config)
     queries = [canonical.sink(good, scratch), faults.summarize(frame)]
     _, summary = pl.collect_all(queries, engine="streaming")
     misses = _unknown_items(config, files, causes, summary, items)
@@ -218,7 +215,22 @@ def _events(config: SourceConfig, base: Path, scratch: Path, items: pl.Series, d
             f"{datetime.fromtimestamp(latest, UTC):%Y}, wanted {source.time_unit} since 1970; "
             "it looks like source.events.time_unit: seconds"
         )
-    return counts
+    return counts | lists
+
+
+def _with_given(good: pl.LazyFrame, config: SourceConfig) -> pl.LazyFrame:
+    """Good events with what files say beside their own columns: who is history only, splits, candidates."""
+    columns = good.collect_schema().names()
+    if "@history" in columns:
+        good = good.with_columns(label=pl.when(~pl.col("@history")).then(pl.col("label")))
+    if "@split" in columns:
+        texts = canonical.SPLITS if config.valid.path else config.events.split_texts
+        codes = dict(zip(texts, range(len(texts)), strict=True))
+        split = pl.col("@split").replace_strict(codes, default=None, return_dtype=pl.Int8)
+        good = good.with_columns(split=split)
+    if "@candidates" in columns:
+        good = good.rename({"@candidates": "candidates"})
+    return good
 
 
 def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
@@ -241,6 +253,9 @@ def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
     rated = text("rating").is_not_null()
     if source.not_rated is not None:
         rated = rated & (stars.is_null() | (stars != source.not_rated))
+    beside = {column: pl.col(column) for column in ("@history", "@candidates") if column in schema}
+    if "@split" in schema:
+        beside["@split"] = text("split")
     return file.frame.select(
         AT,
         user=text("user"),
@@ -252,6 +267,7 @@ def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
             "@rating": stars,
             "@timed": text("timestamp").is_not_null(),
             "@label": text("label"),
+            **beside,
         },
     )
 
@@ -304,6 +320,11 @@ def _causes(config: SourceConfig, items: pl.Series) -> list[Fault]:
         texts = [*label.liked, *label.disliked, *label.history]
         wanted = f"one of {', '.join(map(str, texts))} (source.label: liked, disliked, history), or nothing"
         causes.append(Fault("label_unknown", "label", text.is_not_null() & ~text.is_in(texts), wanted))
+    if source.split:
+        text = pl.col("@split")
+        wanted = f"one of {', '.join(source.split_texts)} (source.events.split_texts), or nothing"
+        is_unknown = text.is_not_null() & ~text.is_in(source.split_texts)
+        causes.append(Fault("split_unknown", "split", is_unknown, wanted))
     if source.timestamp:
         unit = source.time_unit
         causes += [

@@ -37,9 +37,9 @@ class NextConfig:
     """Row set of the validation split on which it is fitted how much the score of each step weighs."""
     item_knn_neighbors: int = 20
     """Nearest items of an item that `item-knn` keeps."""
-    ease_l2: float = 500.0
+    ease_l2: float = 300.0
     """Penalty of `ease`."""
-    als_factors: int = 64
+    als_factors: int = 128
     """Length of the vectors of `als`."""
     als_alpha: float = 1.0
     """How much more an event weighs in `als` than its absence."""
@@ -76,7 +76,8 @@ class EvaluateConfig:
     blend_rows: str = "uniform6000"
     """Row set of the validation split on which the stacking control is fitted."""
     candidates: list[str] = field(default_factory=lambda: ["uniform20", "popular20"])
-    """Kinds of candidate lists: `uniform20`, `popular20`, `hard20` (items that are alike)."""
+    """Kinds of candidate lists: `uniform20`, `popular20`, `hard20` (items that are alike), `given20`
+    (the data set's own)."""
     ranking_rows: int = 2000
     """Rows of the ranking task, at most those stored by `prepare`."""
     generate_rows: int = 200
@@ -93,5 +94,7 @@ class EvaluateConfig:
         check_rows("evaluate.ctr_rows", self.ctr_rows)
         check_rows("evaluate.aligned_rows", self.aligned_rows)
         check_rows("evaluate.blend_rows", self.blend_rows)
-        lists = [kind for kind in self.candidates if not re.fullmatch(r"(uniform|popular|hard)\d+", kind)]
-        check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20")
+        lists = [
+            kind for kind in self.candidates if not re.fullmatch(r"(uniform|popular|hard|given)\d+", kind)
+        ]
+        check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20, or given20")

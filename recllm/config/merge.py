@@ -13,8 +13,9 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,6 +40,22 @@ KEYS = keys(SCHEMA)
 """Every dotted key, sections included."""
 LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other in KEYS)]
 """Every dotted key that has a value of its own."""
+
+
+def _texts(section: type, prefix: str = "") -> list[str]:
+    """Dotted keys of a section, and of those in it, whose values are lists of texts."""
+    found = []
+    for name, type_ in get_type_hints(section).items():
+        if dataclasses.is_dataclass(type_):
+            assert isinstance(type_, type)
+            found += _texts(type_, f"{prefix}{name}.")
+        elif type_ in (list[str], list[str | None]):
+            found.append(prefix + name)
+    return found
+
+
+TEXTS = _texts(Config)
+"""Every dotted key whose value is a list of texts: as `yes` and `007`, and not what YAML makes of them."""
 DEFAULT = "default"
 """Where a value comes from that no layer states."""
 
@@ -94,6 +111,8 @@ def parse_overrides(arguments: Iterable[str], source: str = "command line") -> d
             if not is_text:
                 raise ConfigError(f"{argument!r} ({source}) cannot be read: {_first_line(error)}") from error
             read = value
+        if key in TEXTS:
+            read = _as_written(read, yaml.compose(value, yaml.SafeLoader))
         # A format string such as "{title}" reads as a mapping; where a text is wanted it is one.
         flat[key] = value if is_text and isinstance(read, dict | list) else read
     return flat
@@ -118,13 +137,44 @@ def load_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         content = OmegaConf.to_container(OmegaConf.load(path)) or {}
+        written = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
     except Exception as error:  # YAML and OmegaConf raise many types, all of them a fault of the file
         raise ConfigError(f"{path} cannot be read: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is no mapping of keys to values")
     sections = {str(key): value for key, value in content.items()}
     check_keys(sections, str(path))
+    for key in TEXTS:
+        *above, last = key.split(".")
+        section: Any = sections
+        node = written
+        for name in above:
+            section = section.get(name) if isinstance(section, dict) else None
+            node = _value_of(node, name)
+        if isinstance(section, dict) and last in section:
+            section[last] = _as_written(section[last], _value_of(node, last))
     return sections
+
+
+def _value_of(node: Any, name: str) -> Any:
+    """What stands behind a name in a mapping as YAML composes it; None where nothing does."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for key, value in pairs if key.value == name), None)
+
+
+def _as_written(values: Any, node: Any) -> Any:
+    """A list of texts in which truth values and numbers are the texts that they were read from.
+
+    YAML reads yes, no, on and off as truth values, 007 as 7 and 1.50 as 1.5; a file's texts are none of them.
+
+    Args:
+        values: as they were read.
+        node: the list as YAML composes it.
+    """
+    if not isinstance(values, list) or not isinstance(node, yaml.SequenceNode):
+        return values
+    pairs = zip(values, node.value, strict=True)
+    return [one.value if isinstance(value, bool | int | float) else value for value, one in pairs]
 
 
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[str, Any]) -> Config:

@@ -78,10 +78,14 @@ def check_own(config: Config) -> None:
     )
     threshold, negatives = prepare.label_threshold, prepare.sampled_negatives
     check(threshold is None, "prepare.label_threshold", threshold, "null, as source.label has the rule")
-    has_dislikes = source.label.rule != "clicks" or negatives > 0
-    check(has_dislikes, "prepare.sampled_negatives", negatives, "1 or more, as clicks know no dislike")
+    has_dislikes = source.label.rule != "clicks" or negatives > 0 or prepare.labels == "liked"
+    wanted = "1 or more, as clicks know no dislike, or prepare.labels=liked"
+    check(has_dislikes, "prepare.sampled_negatives", negatives, wanted)
+    has_splits = prepare.split != "given" or source.splits_are_given
+    wanted = "another, as neither source.events.split nor source.valid.path is given"
+    check(has_splits, "prepare.split", prepare.split, wanted)
     if not source.events.timestamp:
-        wanted = "last, user or random, as source.events.timestamp is empty"
+        wanted = "last, user, random or given, as source.events.timestamp is empty"
         check(prepare.split != "time", "prepare.split", prepare.split, wanted)
     if not source.users.path:
         fields, profile = prepare.user_fields, config.wording.profile

@@ -19,7 +19,7 @@ class Fields:
     item_sizes: tuple[int, ...]
     """Ids of each item field; field 0 is the item itself."""
     rating_levels: int
-    """Number of distinct ratings; rating codes are 1 to this, 0 means no rating."""
+    """Rating codes are 1 to this (ratings, and labels where the log shows them); 0 means none."""
     category: int
     """Which of the item fields is the category (genre): the one that history events carry beside the item."""
 

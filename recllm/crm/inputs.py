@@ -37,7 +37,7 @@ class Searcher(Protocol):
 def table_sizes(log: EventLog) -> Fields:
     """Sizes of a CRM's tables, as `prepare` counted them."""
     sizes = {side: tuple(f["size"] for f in log.meta[f"{side}_fields"]) for side in ("user", "item")}
-    return Fields(sizes["user"], sizes["item"], len(log.meta["rating_levels"]), log.meta["category_field"])
+    return Fields(sizes["user"], sizes["item"], log.codes, log.meta["category_field"])
 
 
 class CrmInputs:

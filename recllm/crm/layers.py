@@ -334,7 +334,7 @@ class HistoryFields(nn.Module):
             means.append(weighted_sums(table, ids, mean_weight.unsqueeze(1)).squeeze(1))
             # Once a value of few. A row more in front: the first one has no gradient, and events without a
             # rating, of code 0, have a weight all the same.
-            weights = weights + rows_of(functional.pad(weigh(table.weight), (0, 0, 1, 0)), ids + 1)
+            weights = weights + rows_of(functional.pad(weigh(table.rows()), (0, 0, 1, 0)), ids + 1)
         weights = (weights * mean_weight.unsqueeze(2)).transpose(1, 2)
         pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
         return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)

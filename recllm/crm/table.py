@@ -65,6 +65,10 @@ class Table(nn.Embedding):
         """Rows of integer ids [...]: [..., d]."""
         return super().forward(input) if self.sparse else rows_of(self.weight, input)
 
+    def rows(self) -> Tensor:
+        """All rows [n, d], of which row 0 gets no gradient, whatever is made of them."""
+        return torch.cat([self.weight[:1].detach(), self.weight[1:]])
+
     def counts(self, length: int) -> bool:
         """Whether events are counted by row, rather than looked up; not where rows are trained alone."""
         return not self.sparse and self.num_embeddings <= COUNTED * length
@@ -82,9 +86,9 @@ def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of a table's rows, for several sets of weights at once.
 
     Args:
-        table: n rows of width d.
+        table: n rows of width d; row 0, which is zero, gets no gradient, whatever its weights.
         ids: integers [B, T].
-        weights: [B, C, T], 0 where `ids` is padding.
+        weights: [B, C, T], 0 where `ids` is padding; events of code 0, as those without a rating, have some.
 
     Returns:
         [B, C, d].
@@ -92,5 +96,5 @@ def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
     samples, length = ids.shape
     if table.counts(length):
         often = weights.new_zeros(samples, weights.shape[1], table.num_embeddings)
-        return often.scatter_add(2, ids.long().unsqueeze(1).expand_as(weights), weights) @ table.weight
+        return often.scatter_add(2, ids.long().unsqueeze(1).expand_as(weights), weights) @ table.rows()
     return torch.bmm(weights, table(ids))

@@ -14,7 +14,7 @@ from recllm.evaluation.results import ResultRow
 from recllm.evaluation.rows import result_row
 from recllm.evaluation.slices import Slices
 from recllm.eventlog.log import Rows
-from recllm.systems.counting import Popularity
+from recllm.systems.counting import MetBefore, Popularity
 from recllm.systems.system import Kind, Scores, System, Task
 
 
@@ -24,13 +24,16 @@ def ctr(evaluation: Evaluation) -> list[ResultRow]:
     At a value of a sweep the former are left out, and so is the untuned LM: they are the same at every value.
     """
     popularity = Popularity(evaluation.log)
+    counting: list[System] = [popularity]
+    if evaluation.log.repeats:
+        counting.append(MetBefore(evaluation.log))
     crms = [system for system in evaluation.crms if Task.CTR in system.tasks]
     of_all = "all"
     of_lms = evaluation.config.ctr_rows
     systems: dict[str, list[System]] = {}
     if not evaluation.run.file.sweep:
-        systems[of_all] = [popularity, *crms]
-    systems[of_lms] = [popularity, *crms, *_lm_systems(evaluation)]
+        systems[of_all] = [*counting, *crms]
+    systems[of_lms] = [*counting, *crms, *_lm_systems(evaluation)]
     table = []
     for row_set, asked in systems.items():
         table += _ctr(evaluation, row_set, asked, popularity)

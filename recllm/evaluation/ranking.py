@@ -15,7 +15,7 @@ from recllm.evaluation.context import Evaluation
 from recllm.evaluation.results import ResultRow
 from recllm.evaluation.rows import result_row
 from recllm.eventlog.log import EventLog, Rows
-from recllm.systems.counting import Cooccurrence, Popularity
+from recllm.systems.counting import Cooccurrence, MetBefore, Popularity
 from recllm.systems.system import Scores, System, Task
 
 
@@ -40,6 +40,7 @@ def ranking_systems(evaluation: Evaluation) -> list[System]:
     log = evaluation.log
     systems: list[System] = [
         Popularity(log),
+        *([MetBefore(log)] if log.repeats else []),
         Cooccurrence(log, directed=False),
         Cooccurrence(log, directed=True),
     ]

@@ -22,8 +22,8 @@ CANDIDATES = ("uniform", "popular", "hard")
 
 # fmt: off
 SYSTEMS = (
-    "popularity", "popularity-7-days", "cooccurrence", "cooccurrence-directed", "transitions", "item-knn",
-    "ease", "als", "sasrec-rectools", "retriever",
+    "popularity", "popularity-7-days", "met-before", "cooccurrence", "cooccurrence-directed", "transitions",
+    "item-knn", "ease", "als", "sasrec-rectools", "retriever",
     "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
     "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
     "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",

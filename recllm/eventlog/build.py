@@ -17,7 +17,7 @@ import polars as pl
 
 from recllm.eventlog import candidates, draws
 from recllm.eventlog.config import PrepareConfig
-from recllm.eventlog.ids import FIRST_ID, UNUSED
+from recllm.eventlog.ids import FIRST_ID, SPLITS, UNUSED
 from recllm.eventlog.log import EventLog
 from recllm.eventlog.names import CandidateKind
 from recllm.eventlog.splits import split_samples, training_events
@@ -71,10 +71,11 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     events, items, users = canonical.read(tables_folder)
     total, timed = _times(events, config)
     frame, users, items, dropped = _dense(events, users, items, total, timed)
-    columns, rating_levels = _columns(frame, config)
+    columns, rating_levels, shows_labels = _columns(frame, config)
     del frame
     histories = _histories(columns["user"], columns["timestamp"] if timed else None, len(users), config)
-    split, order, training = _split(columns, histories, timed, config)
+    given = _Given.taken_from(columns, config)
+    split, order, training = _split(columns, histories, timed, config, given)
 
     item_count = np.bincount(columns["item"][training], minlength=FIRST_ID + len(items)).astype(np.int32)
     user_count = np.bincount(columns["user"][training], minlength=FIRST_ID + len(users))
@@ -95,11 +96,17 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "user_fields": _sizes(users, "user", config.user_fields),
         "item_fields": _sizes(items, "item", config.item_fields),
         "rating_levels": rating_levels,
+        "shows_labels": shows_labels,
+        "draws_met": config.draws_met,
+        "ranks_repeats": config.repeats == "keep",
+        "repeats": _repeats(columns, len(item_count)),
         "n_users": FIRST_ID + len(users),
         "n_items": FIRST_ID + len(items),
         "n_events": len(columns["user"]),
         "timed": timed,
         "candidates": config.candidates,
+        "window": config.window,
+        "given_candidates": given.splits_with_lists(split),
         "category_field": 1 + config.item_fields.index(config.category),
     }
     log = EventLog(out_folder, arrays, meta)
@@ -109,10 +116,12 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     _check_labels(log.label[order["train"]], config)
 
     _write(out_folder, arrays, users, items)
-    ranking = _row_orders(log, config, order, users["external"])
+    ranking = _row_orders(log, config, order, users["external"], given)
     # Last, as a folder without it is no log.
     write_text(out_folder / "meta.json", json.dumps(meta, indent=1) + "\n")
     metrics = _metrics(log, order, histories, dropped, config) | ranking
+    if config.split == "given":
+        metrics["train_after_held_out"] = _after_held_out(log, order["train"])
     return metrics | {"notes": notes(config, metrics)}
 
 
@@ -133,6 +142,15 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             "split=random: test events stand in histories of training samples, and later events train what "
             "earlier ones test; figures are better than those of a split by time"
         )
+    if config.split == "given":
+        sentences.append(
+            f"split=given: {metrics['train_after_held_out']:,} of {metrics['train']:,} training samples have "
+            "held-out events in their histories"
+        )
+    if config.window:
+        sentences.append(f"window={config.window}: a history is the last {config.window} events before")
+    if config.labels == "liked" and not config.sampled_negatives and metrics["positive_rate_train"] == 1:
+        sentences.append("labels=liked: all samples are liked; nothing learns to answer Yes or No here")
     tied = metrics.get("tied_sample_share", 0.0)
     if config.ties == "strict":
         sentences.append(
@@ -144,8 +162,9 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             f"ties=rows: {tied:.1%} of the samples have an event of their own second as their last one"
         )
     if config.sampled_negatives:
+        which = "met or not" if config.draws_met else "that the user had not met"
         sentences.append(
-            f"{metrics['sampled_negatives']:,} samples are drawn items that the user had not met "
+            f"{metrics['sampled_negatives']:,} samples are drawn items {which} "
             f"({config.sampled_by}); nobody is known to dislike them"
         )
     if seen := metrics.get("liked_without_negatives", 0):
@@ -161,6 +180,7 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
             f"their users: {counts}"
         )
     sentences += _notes_on_repeats(config, metrics)
+    sentences += _notes_on_histories(config, metrics)
     early = metrics.get("events_before_1973", 0)
     late = metrics.get("events_of_the_future", 0)
     if early or late:
@@ -197,21 +217,41 @@ def _notes_on_repeats(config: PrepareConfig, metrics: dict[str, Any]) -> list[st
             "repeats=leave_out: liked samples of items that their users had met before are no ranking rows: "
             f"{shares}"
         )
-    kept = {name: metrics.get(f"ranking_{name}_met_before", 0) for name in ("valid", "test")}
-    if any(kept.values()):
-        shares = ", ".join(
-            f"{count / metrics[f'ranking_{name}_rows']:.1%} of {metrics[f'ranking_{name}_rows']:,} {name}"
-            for name, count in kept.items()
-            if count
-        )
-        sentences.append(
-            "repeats=keep: ranking rows whose target the user had met before, as no other candidate, so that "
-            f"the history tells the answer: {shares}"
-        )
+    for name in ("valid", "test"):
+        if kept := metrics.get(f"ranking_{name}_met_before", 0):
+            rows = metrics[f"ranking_{name}_rows"]
+            others = metrics[f"ranking_{name}_candidates_met_before_share"]
+            sentences.append(
+                f"repeats=keep: the target of {kept / rows:.1%} of {rows:,} {name} ranking rows was met "
+                f"before, and {others:.1%} of the other candidates: see the row 'met-before'"
+            )
     if share := metrics.get("liked_met_before_share", 0.0):
         sentences.append(
-            f"{share:.1%} of the liked samples are of an item that the user had met before, no drawn one is: "
-            "there the history tells the label"
+            f"{share:.1%} of the liked samples are of an item that the user had met before, "
+            f"{metrics['drawn_met_before_share']:.1%} of the drawn ones: see the row 'met-before'"
+        )
+    return sentences
+
+
+def _notes_on_histories(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
+    """What of the events in histories is disliked or says nothing, and whether anything shows it."""
+    sentences = []
+    if disliked := metrics.get("unrated_disliked_share", 0.0):
+        shown = "nothing shows it (history_labels=hide)"
+        if metrics["shows_labels"]:
+            shown = "histories mark which are liked and which are not (history_labels=mark)"
+        sentences.append(
+            f"{disliked:.1%} of the events that stand in histories are disliked and have no rating; {shown}"
+        )
+    if unlabeled := metrics.get("unrated_unlabeled_share", 0.0):
+        sentences.append(
+            f"{unlabeled:.1%} of the events that stand in histories have neither rating nor label: "
+            "their items stand there alone"
+        )
+    if hidden := metrics.get("label_beside_rating_share", 0.0):
+        sentences.append(
+            f"{hidden:.1%} of the events have a rating that others have too whose label is the other one: "
+            "histories show the rating alone"
         )
     return sentences
 
@@ -233,8 +273,13 @@ def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
     return total, timed
 
 
-def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str]]:
-    """Arrays `[N]` of what an event itself is, user to timestamp; and the text of each rating level."""
+def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Array], list[str], bool]:
+    """Arrays `[N]` of what an event itself is, user to timestamp.
+
+    Returns:
+        The arrays, the text of each rating level, and whether two codes behind those of the levels show the
+        labels of events without a rating.
+    """
     rating = frame["rating"].to_numpy()
     label = frame["label"].fill_null(-1).to_numpy()
     if config.label_threshold is not None:
@@ -244,15 +289,97 @@ def _columns(frame: pl.DataFrame, config: PrepareConfig) -> tuple[dict[str, Arra
         raise ValueError(
             f"{len(levels)} distinct ratings, wanted at most 100; round them in the dataset's recipe.py"
         )
-    code = np.where(np.isnan(rating), 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    is_unrated = np.isnan(rating)
+    code = np.where(is_unrated, 0, np.searchsorted(levels, rating) + 1).astype(np.int16)
+    all_alike = is_unrated.all() and label.min() == label.max()
+    shows_labels = config.history_labels == "mark" and bool((label[is_unrated] >= 0).any()) and not all_alike
+    if shows_labels:
+        for value in (0, 1):
+            code[is_unrated & (label == value)] = len(levels) + 1 + value
     columns = {
         "user": frame["user"].to_numpy(),
         "item": frame["item"].to_numpy(),
         "rating": code,
         "label": label,
         "timestamp": frame["timestamp"].to_numpy(),
+        **_given_columns(frame),
     }
-    return columns, [f"{level:g}" for level in levels]
+    return columns, [f"{level:g}" for level in levels], shows_labels
+
+
+def _repeats(columns: dict[str, Array], items: int) -> int:
+    """How many events are of an item that their user had met before."""
+    pairs = columns["user"].astype(np.int64) * items + columns["item"]
+    return len(pairs) - len(np.unique(pairs))
+
+
+def _given_columns(frame: pl.DataFrame) -> dict[str, Array]:
+    """What the data set says itself, as far as it does; see `_Given`."""
+    columns: dict[str, Array] = {}
+    if "split" in frame.columns:
+        columns["given_split"] = frame["split"].fill_null(UNUSED).to_numpy()
+    if "candidates" in frame.columns:
+        has_list = frame["candidates"].is_not_null()
+        columns["given_rows"] = np.flatnonzero(has_list.to_numpy())
+        lists = frame["candidates"].filter(has_list).to_list()
+        columns["given_lists"] = np.array(lists, np.int32).reshape(len(lists), -1)
+    return columns
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Splits and candidate lists that the data set says itself.
+
+    Attributes:
+        split: code of each event's split, -1 for none, int8 `[N]`; None: the data set says none.
+        rows: the rows that have a list, ascending, int64 `[R]`.
+        lists: their candidates, int32 `[R, C]`.
+    """
+
+    split: Array | None
+    rows: Array
+    lists: Array
+
+    @classmethod
+    def taken_from(cls, columns: dict[str, Array], config: PrepareConfig) -> "_Given":
+        """Takes them out of the columns of a log.
+
+        Raises:
+            ValueError: `prepare.split` wants what the data set does not say, or lists are of another length
+                than those that are drawn.
+        """
+        split = columns.pop("given_split", None)
+        if split is None and config.split == "given":
+            raise ValueError(
+                "prepare.split=given, but events.parquet has no column split; wanted source.events.split, or "
+                "source.valid.path and source.test.path, in conf/dataset/"
+            )
+        rows = columns.pop("given_rows", np.zeros(0, np.int64))
+        lists = columns.pop("given_lists", np.zeros((0, config.candidates), np.int32))
+        if len(rows) and lists.shape[1] != config.candidates:
+            raise ValueError(
+                f"the data set's lists have {lists.shape[1]} candidates, wanted prepare.candidates="
+                f"{config.candidates}; ARGS='prepare.candidates={lists.shape[1]}'"
+            )
+        return cls(split, rows, lists)
+
+    def of(self, rows: Array) -> tuple[Array, Array]:
+        """Those of the rows that have a list, in their order, and the lists."""
+        place = np.searchsorted(self.rows, rows)
+        has_list = np.isin(rows, self.rows)
+        return rows[has_list], self.lists[place[has_list]]
+
+    def splits_with_lists(self, split: Array) -> list[str]:
+        """Names of the held-out splits some of whose samples have a list."""
+        present = split[self.rows]
+        return [name for name in ("valid", "test") if (present == SPLITS[name]).any()]
+
+
+def _after_held_out(log: EventLog, rows: Array) -> int:
+    """How many of the rows have a held-out sample in their history."""
+    held_out = np.concatenate([[0], np.cumsum(log.split[: log.n_events] > SPLITS["train"])])
+    start, end = log.history(rows)
+    return int((held_out[end] > held_out[start]).sum())
 
 
 @dataclass(frozen=True)
@@ -285,7 +412,7 @@ def _histories(user: Array, timestamp: Array | None, users: int, config: Prepare
 
 
 def _split(
-    columns: dict[str, Array], histories: _Histories, timed: bool, config: PrepareConfig
+    columns: dict[str, Array], histories: _Histories, timed: bool, config: PrepareConfig, given: _Given
 ) -> tuple[Array, dict[str, Array], Array]:
     """The split of each event, the rows of each split, and the training events; see `splits`.
 
@@ -295,18 +422,20 @@ def _split(
     user = columns["user"]
     times = columns["timestamp"] if timed else None
     labeled = columns["label"] >= 0
-    split, order = split_samples(config, user, histories.long_enough & labeled, times)
+    split, order = split_samples(config, user, histories.long_enough & labeled, times, given.split)
     if not all(len(rows) for rows in order.values()):
         parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
         raise ValueError(
             f"{sum(map(len, order.values()))} of {len(user)} events are samples, with a label and "
             f"{config.min_history} earlier events ({parts}), wanted some of each; "
-            f"{_split_remedy(config, user, labeled, times)}"
+            f"{_split_remedy(config, user, labeled, times, given.split)}"
         )
-    return split, order, training_events(config, user, split, order, times)
+    return split, order, training_events(config, user, split, order, times, given.split)
 
 
-def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Array | None) -> str:
+def _split_remedy(
+    config: PrepareConfig, user: Array, labeled: Array, times: Array | None, given: Array | None
+) -> str:
     """The first of some changes that leaves no split empty, in words; each is tried."""
     fewer: dict[str, Any] = {"min_history": 0} if config.min_history else {}
     changes: list[tuple[dict[str, Any], str]] = [(fewer, "lower it: ARGS='prepare.min_history=<fewer>'")]
@@ -317,7 +446,7 @@ def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Arr
         changes.append(
             ({**fewer, **shares, "split": "random"}, "ARGS='{history}prepare.split=random {shares}'")
         )
-    else:
+    elif config.split != "given":
         changes.append(({**fewer, **shares}, "ARGS='{history}{shares}'"))
     if config.split == "user":
         changes.append(
@@ -326,7 +455,7 @@ def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Arr
     for change, words in changes:
         if not change:
             continue
-        _, order = split_samples(replace(config, **change), user, labeled, times)
+        _, order = split_samples(replace(config, **change), user, labeled, times, given)
         if all(len(rows) for rows in order.values()):
             history = "prepare.min_history=0 " if fewer else ""
             return words.format(history=history, shares="prepare.shares=[0.5,0.25]")
@@ -335,7 +464,7 @@ def _split_remedy(config: PrepareConfig, user: Array, labeled: Array, times: Arr
 
 def _check_labels(label: Array, config: PrepareConfig) -> None:
     """Refuse training samples that are all alike: there is nothing to learn, and no AUC."""
-    if label.min() != label.max():
+    if label.min() != label.max() or (config.labels == "liked" and label[0] == 1):
         return
     threshold = "prepare.label_threshold"
     if config.label_threshold is None:
@@ -417,6 +546,7 @@ def _dense(
         place = ["place"]
     users = _with_events(users, "user", events)
     items = _with_events(items, "item", events)
+    given = [column for column in canonical.GIVEN if column in events.collect_schema()]
     frame = (
         events.join(users.lazy().select("external", dense_user="user"), left_on="user", right_on="external")
         .join(items.lazy().select("external", dense_item="item"), left_on="item", right_on="external")
@@ -427,18 +557,33 @@ def _dense(
             rating=pl.col("rating").fill_null(float("nan")),
             label="label",
             timestamp="timestamp",
+            **{column: pl.col(column) for column in given},
         )
         .collect(engine="streaming")
     )
     dropped = {"dropped_no_time": total - frame.height}
     # Dense ids ascend with external ids. Rating and label as last keys make the order, and all that follows
     # from it, independent of the order of the files, and of the one that the join hands rows on in.
-    frame = frame.sort("user", *place)
+    frame = frame.sort("user", *place, *(["split"] if timed and "split" in given else []))
     dropped |= dict.fromkeys(MERGED, 0)
     if timed:
         frame, merged = _merge(frame)
         dropped |= merged
+    if "candidates" in given:
+        frame = frame.with_columns(_dense_lists(frame["candidates"], items))
     return frame, users, items, dropped
+
+
+def _dense_lists(lists: pl.Series, items: pl.DataFrame) -> pl.Series:
+    """Lists of external item ids as lists of dense ones."""
+    places = pl.DataFrame({"place": range(len(lists)), "external": lists}).drop_nulls()
+    long = places.explode("external").join(
+        items.select("external", "item"), on="external", how="left", maintain_order="left"
+    )
+    dense = long.group_by("place", maintain_order=True).agg("item")
+    every = pl.DataFrame({"place": range(len(lists))})
+    joined = every.join(dense, on="place", how="left", maintain_order="left")
+    return joined["item"].alias(lists.name)
 
 
 def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
@@ -466,6 +611,9 @@ def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
     alike = same_moment.copy()
     alike[1:] &= (rating[1:] == rating[:-1]) | (is_unrated[1:] & is_unrated[:-1])
     alike[1:] &= label[1:] == label[:-1]
+    if "split" in frame.columns:
+        split = frame["split"].fill_null(UNUSED).to_numpy()
+        alike[1:] &= split[1:] == split[:-1]
     says_nothing = is_unrated & (label < 0)
     moment = np.cumsum(~same_moment) - 1
     says_something = np.bincount(moment, ~says_nothing) > 0
@@ -483,10 +631,15 @@ def _merge(frame: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, int]]:
 def _with_events(table: pl.DataFrame, name: str, events: pl.LazyFrame) -> pl.DataFrame:
     """The users or items that have events, by ascending external id, with their dense ids in column `name`.
 
+    Items that stand in given lists of candidates are there too.
+
     Raises:
         ValueError: an event's user or item is not in the table.
     """
     ids = events.select(pl.col(name).unique()).collect(engine="streaming")
+    if name == "item" and "candidates" in events.collect_schema():
+        listed = events.select(pl.col("candidates").drop_nulls().explode().unique().alias(name)).collect()
+        ids = pl.concat([ids, listed]).unique()
     missing = ids.join(table, on=name, how="anti")
     if missing.height:
         raise ValueError(
@@ -533,21 +686,25 @@ def _placeholders(table: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def _row_orders(
-    log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series
-) -> dict[str, int]:
+    log: EventLog, config: PrepareConfig, order: dict[str, Array], external: pl.Series, given: _Given
+) -> dict[str, float]:
     """Writes orders, permutations, ranking rows and candidate lists; counts ranking targets that are cold.
+
+    Where the data set has lists of its own for a split, those samples are its ranking rows.
 
     Raises:
         ValueError: no row can be ranked, as the users have met nearly everything.
     """
-    metrics: dict[str, int] = {}
+    metrics: dict[str, float] = {}
     most = {"valid": config.ranking_valid_rows, "test": config.ranking_test_rows}
     liked = {}
     for name, rows in order.items():
         _save(log.folder, f"order_{name}", rows)
         permuted = draws.permutation(draws.derive(config.seed, "permutation", name), rows)
         _save(log.folder, f"permutation_{name}", permuted)
-        if name != "train":
+        if name in log.meta["given_candidates"]:
+            liked[name] = given.of(permuted[log.label[permuted] == 1])[0]
+        elif name != "train":
             liked[name], counts = _without_repeats(log, config, permuted[log.label[permuted] == 1], name)
             metrics |= counts
     rankable = {
@@ -562,13 +719,21 @@ def _row_orders(
         _save(log.folder, f"ranking_{name}", ranking)
         metrics[f"ranking_{name}_rows"] = len(ranking)
         metrics[f"ranking_{name}_cold_targets"] = int((log.item_count[log.item[ranking]] == 0).sum())
+        if name in log.meta["given_candidates"]:
+            given_kind = CandidateKind("given", config.candidates)
+            _save(log.folder, f"candidates_{name}_{given_kind}", given.of(ranking)[1])
         if most[name]:
             metrics[f"not_ranking_{name}_seen_much"] = len(liked[name]) - len(rows)
             met = int(candidates.met_before(log, ranking).sum()) if config.repeats == "keep" else 0
             metrics[f"ranking_{name}_met_before"] = met
+            metrics[f"ranking_{name}_candidates_met_before_share"] = 0.0
         for kind in candidates.KINDS:
             lists = candidates.candidate_lists(log, ranking, kind, config.candidates, config.seed)
             _save(log.folder, f"candidates_{name}_{CandidateKind(kind, config.candidates)}", lists)
+            if kind == "uniform" and log.draws_met and len(ranking):
+                others = candidates.met_before(log, ranking, lists) & (lists != log.item[ranking, None])
+                share = others.sum() / (len(ranking) * (config.candidates - 1))
+                metrics[f"ranking_{name}_candidates_met_before_share"] = float(share)
     return metrics
 
 
@@ -585,8 +750,11 @@ def _without_repeats(
         return liked, {}
     new = liked[~candidates.met_before(log, liked)]
     if not len(new):
-        keeping_helps = candidates.have_new_items(log, liked, config.candidates - 1).any()
-        mend = "repeats=keep" if keeping_helps else "ranking_valid_rows=0 prepare.ranking_test_rows=0"
+        # Then other candidates may be items that were met, too.
+        keeping_helps = (log.item_count > 0).sum() - (
+            log.item_count[log.item[liked]] > 0
+        ) >= config.candidates - 1
+        mend = "repeats=keep" if keeping_helps.any() else "ranking_valid_rows=0 prepare.ranking_test_rows=0"
         raise ValueError(
             f"prepare.repeats=leave_out, but all {len(liked):,} liked {name} samples are of items that their "
             f"users had met before, wanted others to rank; ARGS='prepare.{mend}'"
@@ -649,6 +817,11 @@ def _metrics(
         metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
         met = candidates.met_before(log, np.flatnonzero(liked))
         metrics["liked_met_before_share"] = float(met.mean()) if len(met) else 0.0
+        metrics["drawn_met_before_share"] = 0.0
+        if log.draws_met and len(log.user) > log.n_events:
+            drawn = candidates.met_before(log, np.arange(log.n_events, len(log.user)))
+            metrics["drawn_met_before_share"] = float(drawn.mean())
+    metrics |= _shown_in_histories(log)
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())
     if config.ties == "strict":
@@ -671,6 +844,26 @@ def _metrics(
         metrics["shared_second_share"] = float(histories.same_second.mean())
         metrics["tied_sample_share"] = float(histories.same_second[log.split[events] != UNUSED].mean())
     return metrics
+
+
+def _shown_in_histories(log: EventLog) -> dict[str, Any]:
+    """Shares of the events whose label their rating does not tell, or that have none, and what shows it."""
+    events = slice(log.n_events)
+    code, label = log.rating[events], log.label[events]
+    levels = len(log.meta["rating_levels"])
+    is_rated = (code > 0) & (code <= levels)
+    liked, disliked = (
+        np.bincount(code[is_rated & (label == value)], minlength=levels + 1) for value in (1, 0)
+    )
+    tells_no_label = (liked > 0) & (disliked > 0)
+    return {
+        "shows_labels": log.shows_labels,
+        "unrated_disliked_share": float((~is_rated & (label == 0)).mean()),
+        "unrated_unlabeled_share": float((~is_rated & (label < 0)).mean()),
+        "label_beside_rating_share": float(
+            (is_rated & (label >= 0) & tells_no_label[code * is_rated]).mean()
+        ),
+    }
 
 
 def _cold_shares(name: str, ids: Array, count: Array, order: dict[str, Array]) -> dict[str, float]:

@@ -33,6 +33,10 @@ class Histories(Protocol):
     offsets: npt.NDArray[np.int64]
     item_count: npt.NDArray[np.int32]
 
+    @property
+    def draws_met(self) -> bool:
+        """Whether negatives may be items that the user had met before."""
+
     def anchors(self, rows: Rows) -> Rows:
         """The event at which each row stands."""
 
@@ -69,15 +73,19 @@ class Seen:
         return (self._keys[place] == keys) & (self._first_row[place] < rows)
 
 
-def met_before(log: Histories, rows: Rows) -> npt.NDArray[np.bool_]:
-    """Whether each row's user had met the row's own item above it, bool `[R]`."""
+def met_before(log: Histories, rows: Rows, lists: Items | None = None) -> npt.NDArray[np.bool_]:
+    """Whether each row's user had met its own item above it, bool `[R]`; of lists each one, `[R, C]`."""
     rows = np.asarray(rows, dtype=np.int64)
     users = log.user[rows]
-    return Seen(log, users).above(users[:, None], log.item[rows, None], log.anchors(rows)[:, None])[:, 0]
+    items = log.item[rows, None] if lists is None else lists
+    met = Seen(log, users).above(users[:, None], items, log.anchors(rows)[:, None])
+    return met[:, 0] if lists is None else met
 
 
 def count_new_items(log: Histories, rows: Rows) -> Rows:
     """How many items with a training event each row's user had not met before it, the row's own left out.
+
+    Where the log draws items that were met as well, these count too.
 
     Args:
         log: the event log.
@@ -90,6 +98,8 @@ def count_new_items(log: Histories, rows: Rows) -> Rows:
     users = log.user[rows]
     stands = log.anchors(rows)
     is_trained = log.item_count > 0
+    if log.draws_met:
+        return int(is_trained.sum()) - is_trained[log.item[rows]]
     events = _rows_of(log.offsets, np.unique(users))
     keys = log.user[events].astype(np.int64) * len(log.item_count) + log.item[events]
     is_first = np.zeros(len(events), dtype=bool)
@@ -122,6 +132,7 @@ def negatives(
 ) -> Items:
     """Items that the user had not met before the row, drawn without replacement.
 
+    Where the log draws items that were met as well (`EventLog.draws_met`), any but the row's own.
     An item of any row above is out, also one of the same second and whatever `history.ties` says: it was met.
     An item that the user meets later may be drawn, as nothing below the row may be known.
 
@@ -207,7 +218,9 @@ def _draw_and_reject(drawing: _Drawing, chosen: Items) -> Rows:
         uniform = draws.uniform(drawing.seed, rows[left], width, start=turn * width)
         place = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(cumulative) - 1)
         items = drawing.catalog[place]
-        free = ~drawing.seen.above(log.user[rows[left], None], items, drawing.stands[left, None])
+        free = np.ones(items.shape, dtype=bool)
+        if not log.draws_met:
+            free = ~drawing.seen.above(log.user[rows[left], None], items, drawing.stands[left, None])
         if drawing.exclude_target:
             free &= items != log.item[rows[left], None]
         free &= ~(items[:, :, None] == chosen[left][:, None, :]).any(axis=2)
@@ -232,9 +245,10 @@ def _draw_exactly(drawing: _Drawing, place: int, drawn: Items, n: int) -> Items:
     log = drawing.log
     catalog = drawing.catalog
     row = drawing.rows[place : place + 1]
-    out = drawing.seen.above(log.user[row, None], catalog[None, :], drawing.stands[place : place + 1, None])[
-        0
-    ]
+    out = np.zeros(len(catalog), dtype=bool)
+    if not log.draws_met:
+        stands = drawing.stands[place : place + 1, None]
+        out = drawing.seen.above(log.user[row, None], catalog[None, :], stands)[0]
     out |= np.isin(catalog, drawn)
     if drawing.exclude_target:
         out |= catalog == log.item[row]
@@ -285,7 +299,8 @@ def hard_lists(
     """The target of each row among n - 1 items that are like it, in an order that does not tell it.
 
     A center is drawn out of the `nearest` items to the target, and the negatives out of the `nearest` items
-    to the center that the user had not met before the row; uniformly, among items with a training event.
+    to the center that the user had not met before the row (or any, where the log draws what was met as well);
+    uniformly, among items with a training event.
     Near is a large inner product; ties (an item without a vector is as near to everything) go by an order of
     the items that the seed draws.
 
@@ -323,9 +338,11 @@ def hard_lists(
             keys = _nearness(table[target] @ table[catalog].T, tie, own)
             center_seed = draws.derive(seed, "hard", "center")
             center = catalog[_draw_of_nearest(keys, rows[part], nearest, 1, center_seed)]
-            line, above = _events_above(log, rows[part])
-            met = (line, place[log.item[above]])
-            keys = _nearness(table[center[:, 0]] @ table[catalog].T, tie, own, met)
+            never = [own]
+            if not log.draws_met:
+                line, above = _events_above(log, rows[part])
+                never.append((line, place[log.item[above]]))
+            keys = _nearness(table[center[:, 0]] @ table[catalog].T, tie, *never)
             negative_seed = draws.derive(seed, "hard")
             chosen[part] = catalog[_draw_of_nearest(keys, rows[part], nearest, n - 1, negative_seed)]
     return _with_target(log, rows, chosen, seed)

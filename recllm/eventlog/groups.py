@@ -83,5 +83,9 @@ class CategoryHistories(Groups):
 
     def ranges(self, rows: Rows, targets: NDArray[np.integer]) -> Range:
         """The events of each row's history whose item has its target's category; `[B]` each."""
-        _, end = self.log.history(rows)
-        return self.before(self._group(self.log.user.take(rows), targets), end)
+        start, end = self.log.history(rows)
+        group = self._group(self.log.user.take(rows), targets)
+        events = self.before(group, end)
+        if not self.log.meta.get("window"):
+            return events
+        return self.before(group, start)[1], events[1]

@@ -42,7 +42,8 @@ class EventLog:
 
     Attributes:
         user, item: int32 `[N]` dense ids (0 padding, 1 unknown, real ids from 2 on).
-        rating: int16 `[N]` code; 0 = not rated, code c reads `rating_levels[c - 1]`.
+        rating: int16 `[N]` code of what a history shows; 0 = nothing, code c reads `rating_levels[c - 1]`.
+            With `shows_labels` two codes follow the levels, for events without a rating: disliked, liked.
         label: int8 `[N]`, 1 = liked.
         timestamp: int64 `[N]` seconds.
         split: int8 `[N]`, 0 train, 1 valid, 2 test, -1 unused.
@@ -116,6 +117,31 @@ class EventLog:
         """Whether histories leave out events of the sample's own second (`prepare.ties=strict`)."""
         return self._history_end is not None
 
+    @property
+    def shows_labels(self) -> bool:
+        """Whether histories show the label of an event that has no rating (`prepare.history_labels`)."""
+        return bool(self.meta.get("shows_labels", False))
+
+    @property
+    def repeats(self) -> int:
+        """How many events are of an item that their user had met before."""
+        return int(self.meta.get("repeats", 0))
+
+    @property
+    def ranks_repeats(self) -> bool:
+        """Whether such events are rows of the ranking task (`prepare.repeats`)."""
+        return bool(self.meta.get("ranks_repeats", False))
+
+    @property
+    def draws_met(self) -> bool:
+        """Whether negatives may be items that the user had met before (`prepare.draw_met`)."""
+        return bool(self.meta.get("draws_met", False))
+
+    @property
+    def codes(self) -> int:
+        """How many codes `rating` has beside 0."""
+        return len(self.meta["rating_levels"]) + (2 if self.shows_labels else 0)
+
     def anchors(self, rows: Rows) -> Rows:
         """The event at which each row stands, int64 `[B]`: itself, a sampled negative's liked event."""
         rows = np.asarray(rows, np.int64)
@@ -127,11 +153,12 @@ class EventLog:
         """First row (inclusive) and last row (exclusive) of each row's history, int64 `[B]` each.
 
         The rows above the event at which the row stands; with `prepare.ties=strict` without those of its own
-        second.
+        second, with `prepare.window` the last ones.
         """
         at = self.anchors(rows)
         start = self.offsets.take(self.user.take(at))
-        return start, at if self._history_end is None else self._history_end.take(at)
+        end = at if self._history_end is None else self._history_end.take(at)
+        return np.maximum(start, end - self.window) if self.window else start, end
 
     def recent(self, rows: Rows, k: int) -> Rows:
         """The last k rows of each history in time order, int64 `[B, k]`, padded with -1 on the left."""
@@ -167,17 +194,27 @@ class EventLog:
         return load_array(self.folder / f"{name}.npy")
 
     @property
+    def window(self) -> int:
+        """Most events of a history, the latest ones; 0: all (`prepare.window`)."""
+        return int(self.meta.get("window", 0))
+
+    @property
     def candidate_kinds(self) -> tuple[str, ...]:
-        """Kinds of the stored candidate lists, as `ranking` takes them: `uniform20`, `popular20`."""
+        """Kinds of lists that are stored for `valid`, as `ranking` takes them: `uniform20`, `given20`.
+
+        The last one is the one to go by where one kind selects: the data set's own, where it has some.
+        """
         size = self.meta["candidates"]
-        return tuple(str(CandidateKind(kind, size)) for kind in KINDS)
+        kinds = [*KINDS, "given"] if "valid" in self.meta.get("given_candidates", ()) else KINDS
+        return tuple(str(CandidateKind.parse(f"{kind}{size}")) for kind in kinds)
 
     def ranking(self, split: str, kind: str, folder: Path | None = None) -> tuple[Rows, NDArray[np.int32]]:
         """Rows `[R]` of the ranking task of `valid` or `test`, and their stored candidates `[R, C]`.
 
         Args:
             split: `valid` or `test`.
-            kind: how the negatives were drawn, and how long a list is: `uniform20`, `popular20`, `hard20`.
+            kind: how the negatives were drawn, and how long a list is: `uniform20`, `popular20`, `hard20`;
+                `given20`: the data set's own lists.
             folder: where the lists lie; the log's own folder by default.
 
         Raises:

@@ -13,18 +13,18 @@ from typing import Literal, cast
 from recllm.errors import ConfigError, check
 
 RowSetKind = Literal["all", "first", "last", "uniform", "fraction"]
-CandidateDraw = Literal["uniform", "popular", "hard"]
+CandidateDraw = Literal["uniform", "popular", "hard", "given"]
 
 ROW_SETS = "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1"
 """What a row set may be called, for messages."""
 HOLD_OUTS = "none, uniform<n>, last<n> or a fraction such as 0.1"
 """What a row set that is held out may be called, for messages."""
-CANDIDATE_KINDS = "uniform<n>, popular<n> or hard<n>, e.g. uniform20"
+CANDIDATE_KINDS = "uniform<n>, popular<n> or hard<n>, e.g. uniform20; given<n> where the data set has lists"
 """What a kind of candidate lists may be called, for messages."""
 
 _COUNTED = re.compile(r"(first|last|uniform)(\d+)")
 _FRACTION = re.compile(r"0?\.\d+|1\.0+")
-_CANDIDATES = re.compile(r"(uniform|popular|hard)(\d+)")
+_CANDIDATES = re.compile(r"(uniform|popular|hard|given)(\d+)")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class CandidateKind:
 
     Attributes:
         kind: what the negatives are drawn from: `uniform` over the training catalog, `popular` in proportion
-            to training events, `hard` out of items that are alike (`recllm.eventlog.candidates`).
+            to training events, `hard` out of items that are alike (`recllm.eventlog.candidates`); `given`:
+            the lists are the data set's own.
         size: items of a list, the target included.
     """
 
@@ -91,7 +92,7 @@ class CandidateKind:
 
     @classmethod
     def parse(cls, text: str) -> CandidateKind:
-        """Reads `uniform20`, `popular20` or `hard20`.
+        """Reads `uniform20`, `popular20`, `hard20` or `given20`.
 
         Raises:
             ConfigError: the text is no kind of candidate lists.

@@ -118,6 +118,13 @@ class Queries:
         """What an array of the trained log's users `[n_users, ...]` says of each user of the queries' log."""
         return values[self.user]
 
+    def all_events(self) -> tuple[Rows, Rows]:
+        """First row of all that is known of each query, and the row behind the last one, int64 `[Q]` each.
+
+        More than `log.history` where histories have a window (`prepare.window`).
+        """
+        return self.log.offsets[self.log.user[self.rows]], self.rows
+
     @property
     def lengths(self) -> Rows:
         """Events of each query's history, int64 `[Q]`."""
@@ -328,6 +335,7 @@ class QueryMaker:
         events = slice(log.n_events)
         code = log.rating[events].astype(np.int64)
         size = len(self._levels) + 1
+        code[code >= size] = 0  # a label that is shown instead of a rating
         liked = np.bincount(code, log.label[events] == 1, size)
         labeled = np.bincount(code, log.label[events] >= 0, size)
         self._label_of_code = np.where(labeled > 0, 2 * liked > labeled, NO_LABEL).astype(np.int8)
@@ -364,6 +372,9 @@ class QueryMaker:
         if "label" in histories.columns:
             given = histories["label"].cast(pl.Int8, strict=False).fill_null(NO_LABEL).to_numpy()
             label = np.where(given >= 0, given, label).astype(np.int8)
+        if self.log.shows_labels:
+            shown = np.where(label >= 0, len(self._levels) + 1 + label, 0)
+            rating = np.where(rating > 0, rating, shown).astype(np.int16)
         second = np.full(histories.height, NO_SECOND, np.int64)
         if "timestamp" in histories.columns:
             second = histories["timestamp"].cast(pl.Int64, strict=False).fill_null(NO_SECOND).to_numpy()

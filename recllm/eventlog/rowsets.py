@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from recllm.console import say
 from recllm.errors import StageError
-from recllm.eventlog.candidates import KINDS, candidate_lists, count_new_items, have_new_items
+from recllm.eventlog.candidates import KINDS, candidate_lists, count_new_items, have_new_items, met_before
 from recllm.eventlog.log import EventLog, Rows
 
 
@@ -68,6 +68,9 @@ def aligned_rows(log: EventLog, tuned: Rows, count: int) -> Rows:
 def with_new_items(log: EventLog, rows: Rows, wanted: int, key: str) -> Rows:
     """The rows that can have as many negatives as wanted; says how many have users who have met too much.
 
+    As in validation and test, rows of an item that the user had met before are left out, where they are no
+    ranking rows (`prepare.repeats`); it is said how many.
+
     Args:
         log: the event log.
         rows: liked training rows `[R]`.
@@ -77,6 +80,8 @@ def with_new_items(log: EventLog, rows: Rows, wanted: int, key: str) -> Rows:
     Raises:
         StageError: none is left.
     """
+    if log.repeats and not log.ranks_repeats and len(rows):
+        rows = _without_repeats(log, rows)
     enough = have_new_items(log, rows, wanted)
     if enough.all():
         return rows
@@ -94,6 +99,26 @@ def with_new_items(log: EventLog, rows: Rows, wanted: int, key: str) -> Rows:
         f"items are new to their users ({key})"
     )
     return rows[enough]
+
+
+def _without_repeats(log: EventLog, rows: Rows) -> Rows:
+    """The rows whose item is new to their user; says how many are not.
+
+    Raises:
+        StageError: none is left.
+    """
+    met = met_before(log, rows)
+    if met.all():
+        raise StageError(
+            f"prepare.repeats=leave_out, but all {len(rows):,} liked training rows are of items that their "
+            "users had met before, wanted others to rank; ARGS=prepare.repeats=keep"
+        )
+    if met.any():
+        say(
+            f"{met.sum():,} of {len(rows):,} liked training rows are left out, as their users had met the "
+            "item before (prepare.repeats=leave_out)"
+        )
+    return rows[~met]
 
 
 def drawn_lists(log: EventLog, rows: Rows, seed: int, kind: str = "mixed") -> NDArray[np.int32]:

@@ -8,6 +8,8 @@
 | `user` | all samples of some users | new users only: every user of valid and test is cold |
 | `random` | any samples | for logs without times; a later event may train what an earlier one tests, and |
 |  |  | an event of the test split stands in later histories, so figures are too good |
+| `given` | what the data set says: a column, or a file a split | what others measured on the same rows; |
+|  |  | what it costs depends on how they split |
 
 **Training events** are what training may count or learn the wording of: ids, attribute values, popularity,
 co-occurrence, text of the LM, vectors. They are the rows of the training split and, of the rows that are no
@@ -16,10 +18,13 @@ samples (early history, no label),
 - `time`: those not later than the last training sample;
 - `last`: those above the first held-out sample of their user;
 - `user`: those of users without a held-out sample;
-- `random`: all.
+- `random`: all;
+- `given`: those that are said to be of the training split, and of those that are of none the ones above the
+  first held-out event of their user.
 
 A held-out sample is never one. In any split it may stand in the history of a later sample, as a feature: in
-`time`, `last` and `user` only of held-out samples, in `random` also of training samples. Running statistics
+`time`, `last` and `user` only of held-out samples, in `random`, and `given` as the case may be, also of
+training samples. Running statistics
 of an item (`recllm.eventlog.statistics`) count it for every sample of a later second, in all but `time` also
 for training samples, as a running system would.
 """
@@ -40,7 +45,7 @@ Array = npt.NDArray[Any]
 
 
 def split_samples(
-    config: PrepareConfig, user: Array, sample: Array, timestamp: Array | None
+    config: PrepareConfig, user: Array, sample: Array, timestamp: Array | None, given: Array | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """Splits the samples of a log.
 
@@ -50,12 +55,14 @@ def split_samples(
       user with no more than 2 last_n samples has none that trains.
     - `user`: users with samples in a seeded order, cut by the shares.
     - `random`: samples in a seeded order, cut by the shares.
+    - `given`: as the data set says; what it says nothing of is no sample.
 
     Args:
         config: `split`, `shares`, `last_n` and `seed` are read.
         user: dense users `[N]`, ascending; in each user's rows time ascends.
         sample: bool `[N]`, the rows that are samples.
         timestamp: seconds `[N]`, or None for a log without times, which `time` does not split.
+        given: the split that the data set says, as a code, -1 for none, int8 `[N]`; read by `given` only.
 
     Returns:
         split int8 `[N]` (0 train, 1 valid, 2 test, -1 no sample), and the rows of each split, int64, sorted
@@ -77,6 +84,9 @@ def split_samples(
         split[rows] = np.select(
             [from_end < config.last_n, from_end < 2 * config.last_n], [TEST, VALID], TRAIN
         )
+    elif config.split == "given":
+        assert given is not None
+        split[rows] = given[rows]
     elif config.split == "user":
         users, which = np.unique(user[rows], return_inverse=True)
         split[rows] = _draw_codes(draws.derive(config.seed, "split", "user"), users, config.shares)[which]
@@ -86,7 +96,12 @@ def split_samples(
 
 
 def training_events(
-    config: PrepareConfig, user: Array, split: Array, order: dict[str, Array], timestamp: Array | None
+    config: PrepareConfig,
+    user: Array,
+    split: Array,
+    order: dict[str, Array],
+    timestamp: Array | None,
+    given: Array | None = None,
 ) -> Array:
     """Rows that training may count, bool `[N]`; the rule is on top of this file.
 
@@ -96,6 +111,7 @@ def training_events(
         split: int8 `[N]`, as `split_samples` returns it.
         order: rows of each split, as it returns them; there is one that trains.
         timestamp: seconds `[N]`; read by `time` only.
+        given: what the data set says of each event, as in `split_samples`; read by `given` only.
     """
     trains = split == TRAIN
     unused = split == UNUSED
@@ -104,6 +120,11 @@ def training_events(
         return trains | (unused & (timestamp <= timestamp[order["train"][-1]]))
     if config.split == "random":
         return trains | unused
+    if config.split == "given":
+        assert given is not None
+        trains = given == TRAIN
+        split = given
+        unused = given == UNUSED
     held_out = np.flatnonzero(split > TRAIN)
     first = np.full(int(user.max(initial=0)) + 1, len(user))
     first[user[held_out[::-1]]] = held_out[::-1]  # the topmost one is written last

@@ -30,6 +30,7 @@ def train_tokenizer(
     rating_levels: Sequence[str],
     texts: Sequence[str],
     counts: Sequence[int] | NDArray[np.integer[Any]],
+    shows_labels: bool = False,
 ) -> PreTrainedTokenizerFast:
     """A byte-level BPE whose merges run over whole titles: a well-known film takes one or two tokens.
 
@@ -43,6 +44,7 @@ def train_tokenizer(
         rating_levels: Text of the rating codes 1, 2, ...
         texts: Items' names, their cards, users' profiles; repeated ones add up, empty ones count for nothing.
         counts: How often each text occurs in training; a text weighs the square root of it.
+        shows_labels: Whether two codes follow the ratings', see `Wording.ratings`.
 
     Raises:
         ValueError: The vocabulary is too small, or a rating or answer is not exactly one token.
@@ -50,7 +52,8 @@ def train_tokenizer(
     from transformers import PreTrainedTokenizerFast
 
     sentences = [wording.intro, wording.question, wording.ask, wording.next, wording.choose]
-    constants = [text for text in dict.fromkeys([*sentences, *wording.ratings(rating_levels)]) if text]
+    ratings = wording.ratings(rating_levels, shows_labels)
+    constants = [text for text in dict.fromkeys([*sentences, *ratings]) if text]
     answers = [wording.yes, wording.no]
     bpe_size = config.vocabulary - len(constants) - len(answers)
     if bpe_size < LEAST_BPE_SIZE:

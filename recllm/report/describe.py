@@ -160,11 +160,11 @@ def _count(count: float) -> str:
 
 def event_table(log: EventLog, metrics: dict[str, Any]) -> Table:
     """What the log holds, and which rows of the tables are no events or no samples, and why."""
-    coded = np.bincount(log.rating[: log.n_events], minlength=len(log.meta["rating_levels"]) + 1)
-    shares = coded[1:] / max(1, coded[1:].sum())
-    ratings = [
-        f"{level}: {share:.1%}" for level, share in zip(log.meta["rating_levels"], shares, strict=True)
-    ]
+    levels = log.meta["rating_levels"]
+    coded = np.bincount(log.rating[: log.n_events], minlength=log.codes + 1)
+    rated = coded[1 : len(levels) + 1]
+    shares = rated / max(1, rated.sum())
+    ratings = [f"{level}: {share:.1%}" for level, share in zip(levels, shares, strict=True)]
     users, items = log.n_users - FIRST_ID, log.n_items - FIRST_ID
     lines = [
         ["events", f"{log.n_events:,}"],
@@ -173,8 +173,16 @@ def event_table(log: EventLog, metrics: dict[str, Any]) -> Table:
         ["density", f"{log.n_events / users / items:.2%} of all pairs of a user and an item"],
         ["ratings", ", ".join(ratings) or "none"],
     ]
-    if ratings and coded[0]:
-        lines.append(["events without a rating", f"{coded[0]:,}"])
+    if ratings and log.n_events > rated.sum():
+        lines.append(["events without a rating", f"{log.n_events - rated.sum():,}"])
+    if log.shows_labels:
+        disliked, liked = coded[len(levels) + 1 :]
+        lines.append(
+            [
+                "events without a rating, as histories show them",
+                f"{liked:,} liked, {disliked:,} not liked, {coded[0]:,} neither",
+            ]
+        )
     if log.timed:
         first, end = _span(log)
         days = (end - 1 - first) / 86_400
@@ -340,7 +348,7 @@ def _popularity(log: EventLog, axis: Axes) -> None:
 def _ratings(log: EventLog, parts: dict[str, Part], axis: Axes) -> None:
     levels = log.meta["rating_levels"]
     for place, (name, part) in enumerate(parts.items()):
-        counts = np.bincount(log.rating.take(part.rows), minlength=len(levels) + 1)[1:]
+        counts = np.bincount(log.rating.take(part.rows), minlength=log.codes + 1)[1 : len(levels) + 1]
         shares = counts / max(1, counts.sum())
         axis.bar(np.arange(len(levels)) + (place - 1) * 0.28, shares, 0.28, label=name)
     every = -(-len(levels) // 10)  # at most ten are named

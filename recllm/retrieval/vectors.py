@@ -193,6 +193,8 @@ def cooccurrence_vectors(
 
     value = log.rating.take(rows).astype(np.float64)
     rated = value > 0
+    if log.shows_labels:  # by codes behind those of the levels
+        rated &= value <= len(log.meta["rating_levels"])
     if rated.any():
         user = user[rated]
         item = item[rated]

@@ -199,7 +199,7 @@ def _answer_file(
         seconds = clock.monotonic() - start
         left = seconds / max(1, done - answered) * (total - done)
         on_progress(
-            f"{done:,} of {total:,} inputs, {(done - answered) / seconds:.0f} a second, {left:.0f} s left"
+            f"{done:,} of {total:,} inputs, {(done - answered) / seconds:.3g} a second, {left:.0f} s left"
         )
     errors = sum(part["errors"] for part in failed.values())
     _join(folder, out, len(failed))

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows
 from recllm.retrieval.index import IndexKind, ItemIndex
+from recllm.serving.cascade import without_excluded
 from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
 from recllm.systems.retriever import Retriever
 from recllm.systems.system import Kind
@@ -57,16 +58,7 @@ class IndexedRetriever(CatalogScorer):
         """The best k items of each user that are not excluded."""
         count = np.bincount(exclude.place, minlength=len(users))
         items, scores = self.index.search(users, k, count)
-        # A number for each pair of a user and an item, to look the excluded ones up by.
-        span = max(int(self.index.items.max()), int(exclude.item.max(initial=0))) + 1
-        pairs = np.arange(len(users))[:, None] * span + items
-        is_out = np.isin(pairs, exclude.place * span + exclude.item)
-        scores = np.where(is_out, -np.inf, scores).astype(np.float32)
-        order = np.argsort(is_out, axis=1, kind="stable")[:, :k]
-        scores = np.take_along_axis(scores, order, 1)
-        items = np.take_along_axis(items, order, 1)
-        items[np.isneginf(scores)] = NO_ITEM
-        return items, scores
+        return without_excluded(items, scores, exclude, k)
 
 
 def build_index(

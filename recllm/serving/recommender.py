@@ -52,6 +52,15 @@ class _Only(CatalogScorer):
         return scores
 
 
+def seen(queries: Queries) -> Excluded:
+    """All items that each query's user is known to have met, whatever part of them a history shows."""
+    start, end = queries.all_events()
+    place = np.repeat(np.arange(len(start)), end - start)
+    first = np.cumsum(end - start) - (end - start)
+    event = np.arange(len(place)) - first[place] + start[place]
+    return Excluded(place, queries.log.item[event])
+
+
 @dataclass(frozen=True)
 class _Filters:
     """What may be recommended.
@@ -77,7 +86,7 @@ class _Filters:
         first, last = np.searchsorted(self.user, (low, low + count))
         parts.append(Excluded(self.user[first:last] - low, self.item[first:last]))
         if self.viewed:
-            parts.append(Excluded.seen(queries.log, queries.rows))
+            parts.append(seen(queries))
         place = np.concatenate([part.place for part in parts])
         item = np.concatenate([part.item for part in parts])
         order = np.argsort(place, kind="stable")

@@ -162,7 +162,7 @@ class Ease(CatalogBaseline):
         StageError: the catalog has more than `MOST_EASE_ITEMS` items with a training event.
     """
 
-    def __init__(self, log: EventLog, l2: float = 500.0) -> None:
+    def __init__(self, log: EventLog, l2: float = 300.0) -> None:
         """Take the inverse: n_items^3 operations, seconds for thousands of items."""
         super().__init__("ease", log)
         self._known = np.flatnonzero(log.item_count)
@@ -209,7 +209,7 @@ class Als(CatalogBaseline):
         self,
         log: EventLog,
         seed: int = 0,
-        factors: int = 64,
+        factors: int = 128,
         regularization: float = 0.01,
         alpha: float = 1.0,
         iterations: int = 15,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from recllm.eventlog.candidates import met_before
 from recllm.eventlog.ids import TRAIN
 from recllm.eventlog.log import EventLog, Rows
 from recllm.systems.system import Kind, Scores, System, Task
@@ -80,6 +81,37 @@ class Popularity(System):
     def rank(self, rows: Rows, lists: NDArray[np.int32]) -> Scores:
         """See `System`."""
         return self._counts[lists]
+
+
+class MetBefore(System):
+    """Whether the user had met the item before: what one bit tells where users meet items again.
+
+    For CTR the log-odds of a like among training samples of items that were met, and of ones that were not.
+
+    Args:
+        log: the event log.
+    """
+
+    kind = Kind.COUNTING
+
+    def __init__(self, log: EventLog) -> None:
+        """Count."""
+        super().__init__("met-before")
+        self.log = log
+        rows = log.rows("train", "all")
+        met = met_before(log, rows).astype(np.int64)
+        samples = np.bincount(met, minlength=2)
+        likes = np.bincount(met, log.label[rows] == 1, minlength=2)
+        # Half a sample of each kind keeps the log-odds finite.
+        self._log_odds = np.log(likes + 0.5) - np.log(samples - likes + 0.5)
+
+    def ctr(self, rows: Rows) -> Scores:
+        """See `System`."""
+        return self._log_odds[met_before(self.log, rows).astype(np.int64)]
+
+    def rank(self, rows: Rows, lists: NDArray[np.int32]) -> Scores:
+        """See `System`."""
+        return met_before(self.log, rows, lists).astype(np.float64)
 
 
 class Cooccurrence(System):

@@ -83,7 +83,8 @@ def tiny_tokenizer(config: Config, log: EventLog, tiny: TinyConfig) -> Any:
         statistics = {text for _, parts in sentence_parts(config.wording.known) for text in parts}
         pieces += sorted(statistics)
         counts += [log.n_events] * len(statistics)
-    return train_tokenizer(tiny, config.wording, log.meta["rating_levels"], pieces, counts)
+    levels = log.meta["rating_levels"]
+    return train_tokenizer(tiny, config.wording, levels, pieces, counts, log.shows_labels)
 
 
 def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig | None = None) -> Pieces:
@@ -101,4 +102,5 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig 
         suffix=model.suffix,
         descriptions=descriptions,
         statistics=config.prompt is not None and config.prompt.statistics,  # retrieval asks nothing
+        shows_labels=log.shows_labels,
     )

@@ -4,6 +4,10 @@
 attributes ...). External ids are int64 or strings. `rating` is float32 and may be null; `label` is int8, 1
 liked, 0 not, null for an event that is history but no sample; `timestamp` is int64 seconds since 1970, null
 in all rows of a log without time: there a user's events happened in the order of their rows.
+
+Where the data set says them itself, events have two more columns: `split` is int8, the code of the split that
+an event is of (`SPLITS`), null for none; `candidates` is a list of external item ids, the event's own among
+them, null for none.
 """
 
 import shutil
@@ -17,6 +21,10 @@ import polars as pl
 from recllm.tables.parse import LATEST
 
 EVENTS = {"rating": pl.Float32, "label": pl.Int8, "timestamp": pl.Int64}
+SPLITS = ("train", "valid", "test")
+"""The splits of the column `split`, by their codes 0, 1 and 2."""
+GIVEN = ("split", "candidates")
+"""Columns of the events that only some data sets have."""
 EXTERNAL_IDS = (pl.Int64, pl.String)
 NAMES = ("events", "items", "users")
 MEND = "mend the raw file, its description in conf/dataset/, or the dataset's recipe.py"
@@ -81,7 +89,8 @@ def write(
 
 def sink(events: pl.LazyFrame, folder: Path) -> pl.LazyFrame:
     """The events on their way to events.parquet, in their order, with the types of `EVENTS`; not run yet."""
-    columns = events.select("user", "item", *EVENTS).cast(EVENTS)  # type: ignore[arg-type]
+    given = [column for column in GIVEN if column in events.collect_schema()]
+    columns = events.select("user", "item", *EVENTS, *given).cast(EVENTS)  # type: ignore[arg-type]
     return columns.sink_parquet(folder / "events.parquet", lazy=True)
 
 
@@ -113,6 +122,11 @@ def read(folder: Path) -> tuple[pl.LazyFrame, pl.DataFrame, pl.DataFrame]:
         if schema[column] != wanted:
             raise ValueError(
                 f"events.{column} is {schema[column]}, wanted {wanted}; cast it in the dataset's recipe.py"
+            )
+    for column, kind in (("split", pl.Int8()), ("candidates", pl.List(schema["item"]))):
+        if schema.get(column, kind) != kind:
+            raise ValueError(
+                f"events.{column} is {schema[column]}, wanted {kind}; cast it in the dataset's recipe.py"
             )
     for name, table in (("item", items), ("user", users)):
         _check_columns(f"{name}s", dict(table.schema), ["item", "title"] if name == "item" else ["user"])

@@ -28,7 +28,7 @@ class FileSource:
     """A table's file, or the folder of its files, and how text is written there."""
 
     path: str = ""
-    """File or folder of files: .csv, .tsv, .txt, .dat (also .gz) or .parquet. Relative paths start at RAW."""
+    """File or folder of files: .csv, .tsv, .txt, .dat (also .gz), .parquet, .jsonl; relative to RAW."""
     separator: str = ""
     """The character between columns of text; empty: a tab for .tsv, else a comma."""
     quote: str = '"'
@@ -48,7 +48,7 @@ class EventsSource(FileSource):
     """The log: one row an event."""
 
     user: str = "user"
-    """Column of the user's id; ids are text, compared letter by letter."""
+    """Column of the user's id; ids are text, compared letter by letter. Lists may be without (empty)."""
     item: str = "item"
     """Column of the item's id."""
     rating: str = ""
@@ -65,6 +65,38 @@ class EventsSource(FileSource):
     """Column of the time; empty: the log has none, and the order of its rows is that of a user's events."""
     time_unit: str = "seconds"
     """seconds, milliseconds or microseconds since 1970, iso, or a strptime format as "%d.%m.%Y %H:%M"."""
+    layout: Literal["rows", "sequences", "windows"] = "rows"
+    """A row is an event (`rows`), all events of a user (`sequences`), or one and those before (`windows`)."""
+    list_separator: str = " "
+    """The text between the values of a list; lists in parquet and JSON lines need none."""
+    history: str = ""
+    """Layout `windows`: column of the list of the items before the row's own, oldest first."""
+    windows: Literal["continue", "begin", "alone"] = "continue"
+    """What goes on from no row before is a fault, or (`begin`) another user; `alone`: every row is one."""
+    named_by: str = ""
+    """Column of the items file by which items are named here, as their title; empty: their id."""
+    split: str = ""
+    """Column that says the split of an event (prepare.split=given); empty there: history only."""
+    split_texts: list[str] = field(default_factory=lambda: ["train", "valid", "test"])
+    """What it says of training, validation and test, in this order."""
+    candidates: str = ""
+    """Column of the list of items that the row's own is ranked among, the own one with them."""
+
+
+@dataclass(frozen=True)
+class HeldOutSource(FileSource):
+    """A split in a file of its own, in the layout of `events`; a column without a name has the one there."""
+
+    user: str = ""
+    """Column of the user's id; empty: as in `events`, as with the others."""
+    item: str = ""
+    """Column of the item's id."""
+    history: str = ""
+    """Layout `windows`: column of the list of the items before."""
+    named_by: str = ""
+    """Column of the items file by which items are named here."""
+    candidates: str = ""
+    """Column of the list of items that the row's own is ranked among."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +113,8 @@ class ItemsSource(FileSource):
     """Columns that hold several values: each is written with commas, and `<column>_first` holds the first."""
     list_separator: str = "|"
     """The text between the values of such a column."""
+    aliases: list[list[str]] = field(default_factory=list)
+    """Other names of items in the events, each with the one in the items file: [['Plus 44', '+44']]."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +148,8 @@ class SourceConfig:
     """A data set of one's own; without `events.path` the recipe of the data set's own name is run."""
 
     events: EventsSource = field(default_factory=EventsSource)
+    valid: HeldOutSource = field(default_factory=HeldOutSource)
+    test: HeldOutSource = field(default_factory=HeldOutSource)
     items: ItemsSource = field(default_factory=ItemsSource)
     users: UsersSource = field(default_factory=UsersSource)
     label: LabelSource = field(default_factory=LabelSource)
@@ -129,13 +165,25 @@ class SourceConfig:
         """Whether this describes a data set."""
         return bool(self.events.path)
 
+    @property
+    def splits_are_given(self) -> bool:
+        """Whether files or a column say which split an event is of."""
+        return bool(self.events.split or self.valid.path or self.test.path)
+
     def __post_init__(self) -> None:
         """Check what can be known before a file is read."""
         if not self.given:
             return
         events, label = self.events, self.label
         _check(bool(self.items.path), "items.path", "", "the file or folder of the items")
-        for name, file in (("events", events), ("items", self.items), ("users", self.users)):
+        _check_lists(self)
+        for name, file in (
+            ("events", events),
+            ("valid", self.valid),
+            ("test", self.test),
+            ("items", self.items),
+            ("users", self.users),
+        ):
             signs = {"separator": file.separator, "quote": file.quote, "escape": file.escape}
             for key, value in signs.items():
                 _check(
@@ -146,8 +194,9 @@ class SourceConfig:
             _check(is_usable, f"{name}.escape", file.escape, f"another sign than {others}, and a quote")
             _check_texts(f"{name}.nulls", file.nulls)
             _check(_is_encoding(file.encoding), f"{name}.encoding", file.encoding, "e.g. utf-8 or latin-1")
-        for key, column in (("events.user", events.user), ("events.item", events.item)):
-            _check(bool(column), key, column, "the name of a column")
+        is_named = bool(events.user) or events.layout != "rows"
+        _check(is_named, "events.user", events.user, "the name of a column")
+        _check(bool(events.item), "events.item", events.item, "the name of a column")
         _check(bool(self.items.item), "items.item", "", "the name of a column")
         _check(
             bool(self.items.title or self.items.untitled), "items.title", "", "a column, or items.untitled"
@@ -171,6 +220,34 @@ class SourceConfig:
             texts = [*label.liked, *label.disliked, *label.history]
             _check(len(texts) == len(set(texts)), "label", texts, "each text in one list only")
             _check(bool(label.liked and label.disliked), "label", texts, "some text in liked and in disliked")
+
+
+def _check_lists(source: SourceConfig) -> None:
+    """Refuse what says lists, windows and given splits wrongly."""
+    events = source.events
+    _check(bool(events.list_separator), "events.list_separator", "", "a text, e.g. ' '")
+    has_windows = events.layout == "windows"
+    wanted = "the column of the items before" if has_windows else "'', as source.events.layout is not windows"
+    _check(bool(events.history) == has_windows, "events.history", events.history, wanted)
+    wanted = "continue, as source.events.layout is not windows"
+    _check(has_windows or events.windows == "continue", "events.windows", events.windows, wanted)
+    wanted = "begin or alone, as source.events.user is empty"
+    named = bool(events.user) or not has_windows or events.windows != "continue"
+    _check(named, "events.windows", events.windows, wanted)
+    both = bool(source.valid.path) == bool(source.test.path)
+    wanted = "a file each, or none of both"
+    _check(both, "valid.path", source.valid.path, f"{wanted} (source.test.path={source.test.path!r})")
+    one_way = not (events.split and source.valid.path)
+    _check(one_way, "events.split", events.split, "'', as source.valid.path is a file of its own")
+    texts = events.split_texts
+    three = len(texts) == 3 and len(set(texts)) == 3
+    _check(three, "events.split_texts", texts, "three texts: of training, validation, test")
+    pairs = [pair for pair in source.items.aliases if len(pair) != 2]
+    _check(not pairs, "items.aliases", source.items.aliases, "pairs of two texts, [['other', 'own']]")
+    if not source.valid.path:
+        for name, part in (("valid", source.valid), ("test", source.test)):
+            stated = [key for key, value in vars(part).items() if value != getattr(HeldOutSource(), key)]
+            _check(not stated, f"{name}.path", "", f"a file, as source.{name} says {', '.join(stated)}")
 
 
 def _check_texts(key: str, texts: Sequence[str | None]) -> None:

@@ -10,15 +10,19 @@ import codecs
 import csv
 import gzip
 import io
+import itertools
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from recllm.console import say
+from recllm.tables.broken_lines import Whole
 
 BLOCK = 1 << 22
 _HEAD = 1 << 20
@@ -64,15 +68,21 @@ class Delimited:
         columns: names of its columns, in order.
         rows: its records, without the line of names; an empty line is one of them.
         dialect: how it is written.
+        broken: lines, from 1, that cannot be read and are not among its records; ascending.
     """
 
     path: Path
     columns: list[str]
     rows: int
     dialect: Dialect
+    broken: Fields = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def line(self, row: int) -> int:
         """The line, from 1, on which the record `row` begins, from 0; line breaks within quotes count."""
+        line = self._line_of_copy(row)
+        return line + int(np.searchsorted(self.broken - np.arange(len(self.broken)), line, side="right"))
+
+    def _line_of_copy(self, row: int) -> int:
         row += not self.dialect.columns
         for fields, lines in _records(
             _Text(self.path, replace(self.dialect, encoding="utf-8", escape=""), ""), self.dialect
@@ -83,21 +93,53 @@ class Delimited:
         raise IndexError(f"{self.path} has no such record")
 
 
-def inspect(path: Path, dialect: Dialect, copy: Path, display_name: str) -> Delimited:
+def inspect(path: Path, dialect: Dialect, copy: Path, display_name: str, drop: bool = False) -> Delimited:
     """Looks a file through, and copies it where it is not plain UTF-8 with line feeds.
+
+    A line is broken that has not as many fields as the first, or a quote where none can be.
 
     Args:
         path: the file; compressed where it ends in `.gz`.
         dialect: how it is written.
         copy: where a UTF-8 copy goes, should one be needed.
         display_name: the file's name in messages.
+        drop: whether broken lines are left out of a copy, which is said.
 
     Raises:
-        ValueError: the file is empty, is not in its encoding, or a line has not as many fields as the first.
+        ValueError: the file is empty, is not in its encoding, or has a broken line and `drop` is not set.
     """
     text = _Text(path, dialect, display_name)
     columns = list(dialect.columns) or _names(text, dialect)
+    try:
+        rows = _count(text, dialect, columns)
+    except BrokenLineError as problem:
+        remedy = _remedy(path, dialect, columns)
+        if drop:
+            return _without_broken_lines(text, dialect, columns, copy, f"{problem}{remedy}")
+        drop_them = dialect.hint(", or leave such lines out with source.faulty: drop")
+        if not any(record.strip() for record in itertools.islice(_whole(text, dialect, columns), 1, None)):
+            drop_them = ""
+        raise ValueError(f"{problem}; mend the line{remedy}{drop_them}") from None
+    if not text.is_unchanged:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with copy.open("wb") as sink:
+            sink.writelines(text)
+        path = copy
+    return Delimited(path, columns, rows, dialect)
+
+
+class BrokenLineError(ValueError):
+    """A line that readers differ on; the text says which one, what is wrong with it and what was wanted."""
+
+
+def _count(text: _Text, dialect: Dialect, columns: list[str]) -> int:
+    """The records of a file below the line of names.
+
+    Raises:
+        BrokenLineError: the first line that is broken.
+    """
     rows = 0
+    display_name = text.display_name
     try:
         for fields, lines in _records(text, dialect):
             wrong = np.flatnonzero((fields != len(columns)) & (fields != BLANK))
@@ -106,22 +148,62 @@ def inspect(path: Path, dialect: Dialect, copy: Path, display_name: str) -> Deli
                 line = lines[wrong[0]]
                 is_ = "opens a quote that is never closed" if got == UNCLOSED else f"has {got} fields"
                 as_in = dialect.hint(" as in {section}.columns") if dialect.columns else " as in line 1"
-                raise ValueError(
-                    f"{display_name} line {line} {is_}, wanted {len(columns)} fields{as_in}; "
-                    f"mend the line{_remedy(path, dialect, columns)}"
+                raise BrokenLineError(
+                    f"{display_name} line {line} {is_}, wanted {len(columns)} fields{as_in}"
                 )
             rows += len(fields)
     except _Stray as stray:
-        raise ValueError(
-            f"{display_name} {stray}, wanted quotes around whole fields, and those within doubled; "
-            f"mend the line{_remedy(path, dialect, columns)}"
+        raise BrokenLineError(
+            f"{display_name} {stray}, wanted quotes around whole fields, and those within doubled"
         ) from None
-    if not text.is_unchanged:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with copy.open("wb") as sink:
-            sink.writelines(text)
-        path = copy
-    return Delimited(path, columns, rows - (not dialect.columns), dialect)
+    return rows - (not dialect.columns)
+
+
+def _without_broken_lines(
+    text: _Text, dialect: Dialect, columns: list[str], copy: Path, problem: str
+) -> Delimited:
+    """Copies what of a file can be read; says which lines cannot.
+
+    Args:
+        text: the file.
+        dialect: how it is written.
+        columns: names of its columns.
+        copy: where the copy goes.
+        problem: what is wrong with the first broken line, and what else may mend it.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    records = _whole(text, dialect, columns)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    rows = -1 if not dialect.columns else 0
+    filled = rows
+    with copy.open("wb") as sink:
+        for record in records:
+            sink.write(record)
+            rows += 1
+            filled += bool(record.strip())
+    count = len(records.broken)
+    if filled < 1:
+        raise ValueError(f"{problem}; none of its {count:,} such lines is left, wanted some; mend them")
+    say(f"{problem}; {count:,} such line{'s are' if count > 1 else ' is'} left out (source.faulty: drop)")
+    return Delimited(copy, columns, rows, dialect, np.array(records.broken, np.int64))
+
+
+def _whole(text: _Text, dialect: Dialect, columns: list[str]) -> Whole:
+    """The records of a file that can be read, that of the names too."""
+    plain = _Text(text.path, replace(dialect, escape=""), text.display_name)
+    sign, separator = dialect.quote.encode(), dialect.separator.encode()
+    return Whole(_lines(plain), len(columns), separator, sign, text.unescape_line)
+
+
+def _lines(text: _Text) -> Iterator[bytes]:
+    """The lines of a file, with their line ends, without a byte order mark."""
+    is_first = True
+    for block in _whole_lines(text):
+        for line in re.findall(b"[^\n]*\n|[^\n]+", block):
+            yield line.removeprefix(codecs.BOM_UTF8) if is_first else line
+            is_first = False
 
 
 def _remedy(path: Path, dialect: Dialect, columns: list[str]) -> str:
@@ -176,20 +258,28 @@ class _Text:
         """The block with quotes doubled that had the escape sign before them.
 
         Raises:
-            ValueError: such quotes are all that a field seems to hold, which doubled would read as nothing.
+            BrokenLineError: such quotes are all that a field seems to hold, which doubled would read as none.
         """
         assert self.escaped is not None
         if found := self.alone.search(block):
             at = line + block[: found.start() + 1].count(b"\n")
-            raise ValueError(
-                f"{self.display_name} line {at} has a field of escaped quotes only, wanted quotes around it; "
-                "mend the line"
+            raise BrokenLineError(
+                f"{self.display_name} line {at} has a field of escaped quotes only, wanted quotes around it"
             )
         double = 2 * self.dialect.quote.encode()
         escape = self.dialect.escape.encode()
         unescaped = self.escaped.sub(lambda found: escape if found[1] == escape else double, block)
         self.is_unchanged &= unescaped == block
         return unescaped
+
+    def unescape_line(self, line: bytes) -> bytes | None:
+        """A line with doubled quotes for escaped ones; None where these are all that a field holds."""
+        if self.escaped is None:
+            return line
+        try:
+            return self._unescape(b"\n" + line, 0)[1:]
+        except BrokenLineError:
+            return None
 
     def __iter__(self) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder(self.encoding)()
@@ -265,10 +355,11 @@ def _names(text: _Text, dialect: Dialect) -> list[str]:
     """The names in the first line, which must lie within the first _HEAD bytes."""
     head = b""
     display_name = text.display_name
-    for block in text:
+    for block in _Text(text.path, replace(dialect, escape=""), display_name):  # what is below may be broken
         head += block
         if len(head) >= _HEAD:
             break
+    head = b"\n".join(text.unescape_line(line) or line for line in head.split(b"\n"))
     if not head.strip(b"\xef\xbb\xbf\r\n"):
         raise ValueError(f"{display_name} is empty, wanted a line of column names and rows below it")
     lines = io.StringIO(head.decode().removeprefix("\ufeff"), newline="")

@@ -70,7 +70,8 @@ def settle(
         explanation: why no row may be left, for the message.
 
     Returns:
-        `read_<table>` without empty lines, and `dropped_<table>_<reason>` for each reason that occurs.
+        `read_<table>` without empty lines, and `dropped_<table>_<reason>` for each reason that occurs;
+        `broken_line` counts lines, all others rows.
 
     Raises:
         ValueError: there are faulty rows and `drop` is not set, no row is left, or rows were lost in reading.
@@ -83,7 +84,8 @@ def settle(
             f"{files[0].display_name} was read as {sum(rows.values())} rows, wanted its {total}; "
             "mend its quotes"
         )
-    counts = {f"read_{table}": total - rows.get(EMPTY, 0)}
+    broken = sum(file.broken for file in files)
+    counts = {f"read_{table}": total + broken - rows.get(EMPTY, 0)}
     reasons = {code: fault.reason for code, fault in enumerate(faults, start=1) if code in rows}
     if reasons and not drop:
         code = min(reasons, key=lambda code: first[code])
@@ -94,12 +96,14 @@ def settle(
         )
     if REPEATED in rows:
         reasons[REPEATED] = "repeated"
-    dropped = {reason: rows[code] for code, reason in reasons.items()}
+    dropped = {"broken_line": broken} if broken else {}
+    dropped |= {reason: rows[code] for code, reason in reasons.items()}
     if not rows.get(0):
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or "all are empty"
         reason = f"; {explanation}" if explanation else ""
         raise ValueError(
-            f"{files[0].display_name} has no usable row of {total} ({why}), wanted the {table}{reason}"
+            f"{files[0].display_name} has no usable row of {total + broken} ({why}), "
+            f"wanted the {table}{reason}"
         )
     return counts | {f"dropped_{table}_{reason}": count for reason, count in dropped.items()}
 

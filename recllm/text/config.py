@@ -39,6 +39,10 @@ class Wording:
     """Format string of a film's name, filled with its title."""
     rating: str = " ({rating} stars)\n"
     """Format string behind a film of the history, filled with the text of its rating level."""
+    liked: str = " (liked)\n"
+    """Text behind a film of the history that was liked and has no rating (`prepare.history_labels`)."""
+    disliked: str = " (not liked)\n"
+    """Text behind one that was not liked and has no rating."""
     question: str = "Will the user like this film?\n"
     """Sentence before the film that is asked about."""
     known: str = (
@@ -61,13 +65,19 @@ class Wording:
         """Check what the texts of items and ratings are filled with."""
         for key, template, column in (("item", self.item, "title"), ("rating", self.rating, "rating")):
             Format.of(template, [column], f"wording.{key}")
+        wanted = f"another text than wording.disliked={self.disliked!r}"
+        check(self.liked != self.disliked, "wording.liked", repr(self.liked), wanted)
 
     def names(self, titles: Iterable[str | None]) -> list[str]:
         """Texts of items with these titles; empty where there is no title."""
         form = Format.of(self.item, ["title"], "wording.item")
         return [form.text({"title": title}) if title else "" for title in titles]
 
-    def ratings(self, levels: Sequence[str]) -> list[str]:
-        """Texts of the rating codes: code 0 (no rating) is a line break, code c is level c - 1."""
+    def ratings(self, levels: Sequence[str], shows_labels: bool = False) -> list[str]:
+        """Texts of the rating codes: code 0 (no rating) is a line break, code c is level c - 1.
+
+        With `shows_labels` there are two more, of disliked and liked events without a rating.
+        """
         form = Format.of(self.rating, ["rating"], "wording.rating")
-        return ["\n", *(form.text({"rating": level}) for level in levels)]
+        labels = [self.disliked, self.liked] if shows_labels else []
+        return ["\n", *(form.text({"rating": level}) for level in levels), *labels]

@@ -209,6 +209,7 @@ class Pieces:
         suffix: str = "",
         descriptions: Sequence[str] | None = None,
         statistics: bool = False,
+        shows_labels: bool = False,
     ) -> Pieces:
         """Tokenizes all pieces.
 
@@ -226,6 +227,7 @@ class Pieces:
             descriptions: What pretraining says of every dense item id, see `fill`; None: nothing. One that
                 begins with the item's name continues it, another one stands on its own line.
             statistics: Whether Yes/No prompts have the sentence of statistics, `wording.known`.
+            shows_labels: Whether two codes follow, of events without a rating: disliked, liked.
 
         Raises:
             ValueError: `wording.known` names what is no statistic, a piece merges with the text before it,
@@ -247,7 +249,7 @@ class Pieces:
         behind = [""] * len(names) if descriptions is None else continuations(names, descriptions)
         description = table.add_texts(behind, AFTER_TITLE, TEXT)
         profile = table.add_texts(profiles, AFTER_LINE, CONSTANT)
-        rating = table.add_texts(wording.ratings(rating_levels)[1:], AFTER_TITLE, LABEL)
+        rating = table.add_texts(wording.ratings(rating_levels, shows_labels)[1:], AFTER_TITLE, LABEL)
         statistics_sentence = [
             (column, table.add_texts(texts, AFTER_TITLE, CONSTANT))
             for column, texts in sentence_parts(wording.known if statistics else "")

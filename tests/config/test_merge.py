@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from recllm.config.merge import KEYS, SCHEMA, check_keys, load_yaml, merge, parse_overrides
+from recllm.config.merge import KEYS, SCHEMA, TEXTS, check_keys, load_yaml, merge, parse_overrides, value_at
 from recllm.errors import ConfigError
 from recllm.losses import PREFERENCE_LOSSES
 from recllm.pipeline.stage_file import StageFile
@@ -82,6 +82,52 @@ def test_a_word_without_a_value_is_refused(word):
 )
 def test_values_are_read_as_yaml(word, value):
     assert parse_overrides([word]) == {word.partition("=")[0]: value}
+
+
+WRITTEN = [
+    "yes", "no", "on", "OFF", "true", "True", "1", "0", "007", "0x10", "1_000", "12:30", "1.50", "1e3", ".5",
+    "+1", "2024-01-01", "buy", "y",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["source.label.liked", "source.label.disliked", "source.label.history", "source.events.nulls",
+     "source.items.lists", "source.users.columns", "prepare.user_fields"],
+)  # fmt: skip
+def test_a_list_of_texts_holds_what_is_written(tmp_path, key):
+    """YAML reads yes as a truth value, 007 as 7 and 1.50 as 1.5; the file of a data set holds texts."""
+    assert key in TEXTS
+    *sections, last = key.split(".")
+    lines = [f"{2 * depth * ' '}{name}:" for depth, name in enumerate(sections)]
+    below = 2 * len(sections) * " "
+    plain = ", ".join(WRITTEN)
+    quoted = ", ".join(f"'{text}'" for text in WRITTEN)
+    dashed = "".join(f"\n{below}  - {text}" for text in WRITTEN)
+    for number, value in enumerate([f"[{plain}]", f"[{quoted}]", dashed]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text("\n".join([*lines, f"{below}{last}: {value}"]) + "\n")
+        layer = load_yaml(path)
+        assert value_at(layer, key) == WRITTEN
+        got = merge([("layer", layer)], {})
+        for name in key.split("."):
+            got = getattr(got, name)
+        assert got == WRITTEN
+    assert parse_overrides([f"{key}=[{plain}]"]) == {key: WRITTEN}
+
+
+def test_what_is_no_list_of_texts_is_read_as_yaml(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        "source: {events: {rating_scale: [1, 5.0], decimal_comma: yes, nulls: [~, 'x']}}\nprompt:\n"
+    )
+    layer = load_yaml(path)
+    assert layer["source"]["events"] == {
+        "rating_scale": [1, 5.0],
+        "decimal_comma": True,
+        "nulls": [None, "x"],
+    }
+    assert layer["prompt"] is None
 
 
 @pytest.mark.parametrize(

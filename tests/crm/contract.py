@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from recllm import crm
 from recllm.crm import CrmConfig, Fields, Model
+from recllm.crm.table import Table
 from recllm.eventlog.statistics import LEVELS, STATISTICS
 
 FIELDS = Fields(user_sizes=(50, 4), item_sizes=(40, 40, 8), rating_levels=5, category=2)
@@ -338,6 +339,21 @@ class CrmContract(ModelContract):
     def test_no_training_learns_what_stands_in_padding(self, make_model):
         score = train_and_score(make_model(self.variant), padded())
         assert abs(score - 0.5) < 3 * ERROR
+
+    def test_events_without_a_rating_or_a_time_train_no_padding(self, make_model, make_batch):
+        """Code 0 of an event that is there reads row 0, which stays zero, by lookup and by counting."""
+        batch = make_batch(64, 6)
+        for kind in ("recent", "retrieved"):
+            batch[f"{kind}_rating"][::2] = 0
+            batch[f"{kind}_interval"][:] = 0
+        model = make_model(self.variant).train()
+        logit, _ = model(batch)
+        (functional.binary_cross_entropy_with_logits(logit, batch["label"]) + model.l2(batch)).backward()
+        tables = [module for module in model.embeddings.modules() if isinstance(module, Table)]
+        assert len(tables) > 3
+        for table in tables:
+            assert not table.weight[0].any()
+            assert table.weight.grad is None or not table.weight.grad[0].any()
 
     def test_it_learns_of_what_was_retrieved_if_it_reads_that_and_only_then(self, make_model):
         score = train_and_score(make_model(self.variant), rated("retrieved"))

@@ -56,7 +56,7 @@ def test_hard_sim_equals_attention_over_what_a_loop_finds(demo_log):
     category = log.meta["category_field"]
     torch.manual_seed(0)
     config = CrmConfig(name="sim", retrieval="hard", embedding_dim=4, mlp=[8], attention_mlp=[4])
-    model = build(Fields(*sizes, len(log.meta["rating_levels"]), category), config).double().eval()
+    model = build(Fields(*sizes, log.codes, category), config).double().eval()
     rows = np.flatnonzero(log.split >= 0)[::97][:12]
     logit, _ = model(CrmInputs(log, 2, k, searcher=SameCategory(log))(rows))
     tables, recent = model.embeddings, CrmInputs(log, 2)(rows)

@@ -54,8 +54,8 @@ def test_sums_and_products_equal_lookups(size):
     table.weight.data[0] = 0.0
     ids = torch.randint(0, size, (4, 6))
     ids[1] = ids[1, 0]  # one value many times
-    weights = torch.randn(4, 2, 6, dtype=torch.float64).masked_fill((ids == 0).unsqueeze(1), 0.0)
-    weights.requires_grad_()
+    ids[2, :3] = 0  # events of code 0, as those without a rating, have weights, and train no row
+    weights = torch.randn(4, 2, 6, dtype=torch.float64, requires_grad=True)
     query = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     grads = torch.randn(4, 2, 3, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
 

@@ -168,6 +168,13 @@ def test_at_a_value_of_a_sweep_nothing_is_measured_that_is_the_same_at_all(make_
     assert len(tuned) == 2  # against the untuned LM, which has no row here
 
 
+def test_logs_with_repeats_have_a_row_of_what_was_met_before(make_evaluation, monkeypatch):
+    evaluation = make_evaluation(CRMS_ALONE)
+    monkeypatch.setitem(evaluation.log.meta, "repeats", 1)
+    for table in (ctr(evaluation), ranking(evaluation)):
+        assert [row.system for row in table][:2] == ["popularity", "met-before"]
+
+
 def test_crms_are_compared_without_any_lm(make_evaluation):
     evaluation = make_evaluation(CRMS_ALONE)
     assert (evaluation.lms, evaluation.towers, evaluation.stacked) == (None, [], [])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recllm.errors import StageError
+from recllm.errors import ConfigError, StageError
 from recllm.eventlog.build import build_log
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.log import EventLog
@@ -192,7 +192,7 @@ def test_the_span_of_each_split_and_times_that_no_log_can_have(tmp_path):
     start = 1_600_000_000
     future = 4_000_000_000  # in 2096
     seconds = [0, *(start + number * day for number in range(18)), future]
-    rows = [(user, f"x{n}", None, n % 2, at) for user in "ab" for n, at in enumerate(seconds)]
+    rows = [(user, f"x{n}", float(n % 2), n % 2, at) for user in "ab" for n, at in enumerate(seconds)]
     config = PrepareConfig(min_history=0, candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
     metrics = build_log(write(tmp_path, rows), tmp_path / "log", config)
     # 40 samples by time, two at each: 32 train, 4 validate, 4 test
@@ -421,15 +421,21 @@ def plays():
     return rows
 
 
-@pytest.mark.parametrize("repeats", ["leave_out", "keep"])
-def test_repeats_do_not_give_the_target_away_or_are_told(tmp_path, repeats):
-    config = PrepareConfig(candidates=4, sampled_negatives=1, repeats=repeats)
+@pytest.mark.parametrize(
+    ("repeats", "draw_met"), [("leave_out", None), ("keep", None), ("keep", False), ("keep", True)]
+)
+def test_repeats_do_not_give_the_target_away_or_are_told(tmp_path, repeats, draw_met):
+    config = PrepareConfig(candidates=4, sampled_negatives=1, repeats=repeats, draw_met=draw_met)
     metrics = build_log(write(tmp_path, plays()), tmp_path / "log", config)
     log = EventLog.open(tmp_path / "log")
+    draws_met = repeats == "keep" and draw_met is not False
+    assert log.draws_met == draws_met
+    pairs = np.stack([log.user, log.item], 1)[: log.n_events]
+    assert log.repeats == len(pairs) - len(np.unique(pairs, axis=0))
 
-    def is_met(row):
+    def is_met(row, item=None):
         at = int(log.anchors(np.array([row]))[0])
-        return log.item[row] in log.item[log.offsets[log.user[row]] : at]
+        return (log.item[row] if item is None else item) in log.item[log.offsets[log.user[row]] : at]
 
     for name in ("valid", "test"):
         rows, lists = log.ranking(name, "uniform4")
@@ -437,30 +443,57 @@ def test_repeats_do_not_give_the_target_away_or_are_told(tmp_path, repeats):
         liked = permuted[log.label[permuted] == 1]
         met = np.array([is_met(row) for row in liked])
         assert rows.tolist() == liked[~met if repeats == "leave_out" else slice(None)].tolist()
-        share = f"{met.mean():.1%} of {len(liked)} {name}"
-        assert any(note.startswith(f"repeats={repeats}: ") and share in note for note in metrics["notes"])
         assert lists.shape == (len(rows), 4)
+        assert (lists == log.item[rows, None]).sum(1).tolist() == [1] * len(rows)
         assert metrics[f"ranking_{name}_met_before"] == (0 if repeats == "leave_out" else met.sum())
+        others = [
+            is_met(row, item)
+            for row, line in zip(rows, lists, strict=True)
+            for item in line
+            if item != log.item[row]
+        ]
+        assert any(others) == draws_met
+        assert metrics[f"ranking_{name}_candidates_met_before_share"] == pytest.approx(np.mean(others))
+        told = f"repeats=leave_out: .*{met.mean():.1%} of {len(liked)} {name}"
+        if repeats == "keep":
+            told = f"repeats=keep: the target of {met.mean():.1%} of {len(rows)} {name}"
+            told = f"{told}.* {np.mean(others):.1%} of"
+        assert any(re.match(told, note) for note in metrics["notes"])
     samples = np.flatnonzero((log.split >= 0) & (log.label == 1))
     share = np.mean([is_met(row) for row in samples])
+    drawn = np.mean([is_met(row) for row in range(log.n_events, len(log.user))])
+    assert (drawn > 0) == draws_met
     assert metrics["liked_met_before_share"] == pytest.approx(share)
-    told = f"{share:.1%} of the liked samples are of an item that the user had met before, no drawn one is"
+    assert metrics["drawn_met_before_share"] == pytest.approx(drawn)
+    which = "met or not" if draws_met else "that the user had not met"
+    assert any(f"samples are drawn items {which} (uniform)" in note for note in metrics["notes"])
+    told = f"{share:.1%} of the liked samples are of an item that the user had met before, {drawn:.1%} of"
     assert any(note.startswith(told) for note in metrics["notes"])
+    train = log.rows("train", "all")
+    train = train[log.label[train] == 1]
+    wanted = [row for row in train if repeats == "keep" or not is_met(row)]
+    assert with_new_items(log, train, 3, "stage1.negatives").tolist() == wanted
+
+
+def test_candidates_that_were_met_are_no_use_where_no_target_was():
+    with pytest.raises(ConfigError, match=r"prepare\.draw_met=True.*wanted false or null with .*leave_out"):
+        PrepareConfig(draw_met=True)
 
 
 def test_only_repeats_are_an_error_whose_remedy_helps(tmp_path):
     rows = [(user, f"x{n % 6}", None, int(n % 4 > 0), n) for user in "abc" for n in range(40)]
     folder = write(tmp_path, rows)
+    with pytest.raises(
+        ValueError, match=r"all .* liked valid samples are of items.*ARGS='prepare.repeats=keep'"
+    ):
+        build_log(folder, tmp_path / "log", PrepareConfig(candidates=6))
+    kept = build_log(folder, tmp_path / "log", PrepareConfig(candidates=6, repeats="keep"))
+    assert kept["ranking_test_rows"]
     off = "ranking_valid_rows=0 prepare.ranking_test_rows=0"
     with pytest.raises(ValueError, match=rf"all .* liked valid samples are of items.*ARGS='prepare.{off}'"):
-        build_log(folder, tmp_path / "log", PrepareConfig(candidates=2))
-    ranked = PrepareConfig(candidates=2, ranking_valid_rows=0, ranking_test_rows=0)
-    assert build_log(folder, tmp_path / "log", ranked)["samples"]
-    others = [("d", f"y{n}", None, n % 2, n) for n in range(10)]
-    folder = write(tmp_path / "others", [*rows, *others])
-    with pytest.raises(ValueError, match=r"liked valid samples are of items.*ARGS='prepare.repeats=keep'"):
-        build_log(folder, tmp_path / "log", PrepareConfig(candidates=2))
-    assert build_log(folder, tmp_path / "log", PrepareConfig(candidates=2, repeats="keep"))["samples"]
+        build_log(folder, tmp_path / "log", PrepareConfig(candidates=7))
+    unranked = PrepareConfig(candidates=7, ranking_valid_rows=0, ranking_test_rows=0)
+    assert build_log(folder, tmp_path / "log", unranked)["samples"]
 
 
 def test_training_rows_whose_users_have_seen_too_much_are_left_out(tmp_path, capsys):
@@ -501,7 +534,9 @@ def test_where_nobody_can_be_ranked_the_remedy_helps(tmp_path):
         build_log(
             folder,
             tmp_path / "log",
-            PrepareConfig(split="last", min_history=9, candidates=2, last_n=4, repeats="keep"),
+            PrepareConfig(
+                split="last", min_history=9, candidates=2, last_n=4, repeats="keep", draw_met=False
+            ),
         )
 
 
@@ -548,3 +583,67 @@ def test_strict_ties_say_what_they_cost(tmp_path):
     ])  # fmt: skip
     assert metrics["not_sample_same_second"] == ((above >= 5) & (before < 5)).sum() > 0
     assert metrics["notes"][0].startswith("ties=strict")
+
+
+def impressions(*kinds):
+    """Of four users forty events each, one a second; their (rating, label) are `kinds` in turns."""
+    return [(user, f"i{n:02d}", *kinds[n % len(kinds)], n) for user in "abcd" for n in range(40)]
+
+
+SHOWN, SKIPPED, CLICKED, SEEN = (3.0, 1), (None, 0), (None, 1), (None, None)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "levels", "codes"),
+    [
+        ([SKIPPED, SKIPPED, SKIPPED, CLICKED], 0, [1, 1, 1, 2]),
+        ([SKIPPED, CLICKED, SEEN], 0, [1, 2, 0]),
+        ([CLICKED, SEEN, CLICKED], 0, [2, 0, 2]),  # with drawn dislikes: views and purchases
+        ([(2.0, 0), (4.0, 1), SKIPPED, CLICKED, SEEN], 2, [1, 2, 3, 4, 0]),
+        ([SHOWN, SKIPPED], 1, [1, 2]),
+    ],
+)
+def test_histories_mark_labels_of_events_without_a_rating(tmp_path, kinds, levels, codes):
+    folder = write(tmp_path, impressions(*kinds))
+    settings = {"min_history": 2, "candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+    settings["sampled_negatives"] = int(kinds == [CLICKED, SEEN, CLICKED])
+    disliked, unlabeled = kinds.count(SKIPPED) / len(kinds), kinds.count(SEEN) / len(kinds)
+    metrics = build_log(folder, tmp_path / "log", PrepareConfig(**settings))
+    log = EventLog.open(tmp_path / "log")
+    assert (log.shows_labels, log.codes) == (True, levels + 2)
+    assert log.rating[: log.n_events].tolist() == [codes[n % len(codes)] for _ in "abcd" for n in range(40)]
+    assert not log.rating[log.n_events :].any()
+    assert metrics["unrated_disliked_share"] == pytest.approx(disliked, abs=0.02)
+    told = f"{metrics['unrated_disliked_share']:.1%} of the events that stand in histories are disliked"
+    assert any(note.startswith(told) and "mark" in note for note in metrics["notes"]) == bool(disliked)
+    told = f"{metrics['unrated_unlabeled_share']:.1%} of the events that stand in histories have neither"
+    assert any(note.startswith(told) for note in metrics["notes"]) == bool(unlabeled)
+
+    metrics = build_log(folder, tmp_path / "hidden", PrepareConfig(history_labels="hide", **settings))
+    hidden = EventLog.open(tmp_path / "hidden")
+    assert (hidden.shows_labels, hidden.codes) == (False, levels)
+    assert (hidden.rating == np.where(log.rating > levels, 0, log.rating)).all()
+    told = "nothing shows it (history_labels=hide)"
+    assert any(told in note for note in metrics["notes"]) == bool(disliked)
+    for name in ("label", "split", "item_count", "item_likes", "training"):
+        assert (getattr(hidden, name) == getattr(log, name)).all()
+
+
+@pytest.mark.parametrize("kinds", [[(2.0, 0), (4.0, 1)], [(2.0, 0), (4.0, 1), SEEN], [CLICKED]])
+def test_where_ratings_or_nothing_tells_labels_no_code_is_added(tmp_path, kinds):
+    settings = {"min_history": 2, "candidates": 2, "ranking_valid_rows": 0, "ranking_test_rows": 0}
+    settings["sampled_negatives"] = int(kinds == [CLICKED])
+    metrics = build_log(write(tmp_path, impressions(*kinds)), tmp_path / "log", PrepareConfig(**settings))
+    log = EventLog.open(tmp_path / "log")
+    assert not log.shows_labels
+    assert log.codes == len(log.meta["rating_levels"])
+    assert not any("disliked" in note and "histories" in note for note in metrics["notes"])
+
+
+def test_a_rating_that_does_not_tell_the_label_is_told(tmp_path):
+    """Ratings of 2 and 4, and a label of its own; a third of the events has a rating of one label."""
+    kinds = [(2.0, 0), (4.0, 1), (4.0, 0)]
+    metrics = build_log(write(tmp_path, impressions(*kinds)), tmp_path / "log", CONFIG)
+    share = np.mean([n % 3 > 0 for n in range(40)])
+    told = f"{share:.1%} of the events have a rating that others have too whose label is the other one"
+    assert any(note.startswith(told) for note in metrics["notes"])

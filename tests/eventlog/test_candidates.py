@@ -12,6 +12,7 @@ from recllm.eventlog.candidates import (
     count_new_items,
     hard_lists,
     have_new_items,
+    met_before,
     negatives,
 )
 
@@ -27,6 +28,7 @@ def log_of(histories, n_items, item_count=None):
             [0, 0] + [1] * (n_items - 2) if item_count is None else item_count, dtype=np.int32
         ),
         anchors=lambda rows: rows,
+        draws_met=False,
     )
 
 
@@ -221,3 +223,33 @@ def test_new_items_are_counted_as_a_loop_does(histories, untrained, wanted):
     assert have_new_items(small, rows, wanted).tolist() == [count >= wanted for count in expected]
     enough = rows[have_new_items(small, rows, wanted)]
     assert negatives(small, enough, "uniform", wanted, seed=0).shape == (len(enough), wanted)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "popular"])
+def test_a_log_that_draws_what_was_met_leaves_out_the_own_item_alone(log, kind):
+    rows = np.arange(len(log.user))
+    every = SimpleNamespace(**{**vars(log), "draws_met": True})
+    drawn = negatives(every, rows, kind, 10, seed=1)
+    met = met_before(log, rows, drawn)
+    assert met.any()
+    assert not met_before(log, rows, negatives(log, rows, kind, 10, seed=1)).any()
+    assert not (drawn == log.item[:, None]).any()
+    assert (log.item_count[drawn] > 0).all()
+    assert all(len(set(line)) == 10 for line in drawn.tolist())
+    catalog = int((log.item_count > 0).sum())
+    wanted = catalog - (log.item_count[log.item] > 0)
+    assert count_new_items(every, rows).tolist() == wanted.tolist()
+    assert have_new_items(every, rows, catalog - 1).tolist() == (wanted >= catalog - 1).tolist()
+    whole = negatives(every, rows[wanted == catalog - 1][:5], kind, catalog - 1, seed=1)
+    assert all(len(set(line)) == catalog - 1 for line in whole.tolist())
+
+
+def test_hard_lists_too_hold_what_was_met_where_the_log_draws_it():
+    rng = np.random.default_rng(0)
+    log = log_of([np.r_[2 + rng.permutation(10), 2 + rng.permutation(10)] for _ in range(30)], 40)
+    every = SimpleNamespace(**{**vars(log), "draws_met": True})
+    rows = np.flatnonzero(np.arange(len(log.user)) - log.offsets[log.user] == 15)
+    vectors = rng.standard_normal((1, 40, 4)).astype(np.float32)
+    lists = [hard_lists(one, rows, vectors, np.zeros(32, int), nearest=12, n=6) for one in (log, every)]
+    met = [met_before(log, rows, of) & (of != log.item[rows, None]) for of in lists]
+    assert [one.any() for one in met] == [False, True]

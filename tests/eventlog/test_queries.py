@@ -147,6 +147,25 @@ def test_ids_keep_their_type(hand_log):
     assert unsorted.dense(["a", "b", "c"]).tolist() == [3, 2, 1]
 
 
+def test_a_window_shows_the_last_events(hand_log):
+    log = hand_log(window=2)
+    queries = build_queries(log, [2], np.array([NO_SECOND]))
+    assert items_of(queries, 0) == [4, 2]
+    start, end = queries.all_events()
+    assert queries.log.item[start[0] : end[0]].tolist() == [2, 3, 4, 2]
+
+
+def test_labels_are_shown_as_the_log_shows_them(hand_log):
+    log = hand_log()
+    shows = EventLog(log.folder, vars(log), {**log.meta, "shows_labels": True})
+    histories = pl.DataFrame(
+        {"query": [0] * 4, "item": [10] * 4, "label": [0, 1, None, 1], "rating": [None] * 3 + [4.0]}
+    )
+    events = QueryMaker(shows).events(histories)
+    assert events.rating.tolist() == [6, 7, 0, 4]  # five levels, disliked, liked
+    assert events.label.tolist() == [0, 1, -1, 1]
+
+
 def test_a_log_without_times_keeps_the_given_order(hand_log):
     log = hand_log()
     untimed = EventLog(log.folder, vars(log), {**log.meta, "timed": False})
@@ -157,7 +176,7 @@ def test_a_log_without_times_keeps_the_given_order(hand_log):
     assert queries.log.timestamp.tolist() == [0] * 7
 
 
-@pytest.fixture(scope="module", params=["rows", "strict", "sampled"])
+@pytest.fixture(scope="module", params=["rows", "strict", "sampled", "window"])
 def log(request, tmp_path_factory, demo_log, demo_config):
     """The demo's log, also with strict ties (times in days, so that there are some) and sampled negatives."""
     if request.param == "rows":
@@ -167,10 +186,11 @@ def log(request, tmp_path_factory, demo_log, demo_config):
     tables.mkdir()
     for name in ("items", "users", "events"):
         table = pl.read_parquet(demo_log.folder.parent / "tables" / f"{name}.parquet")
-        if name == "events":
+        if name == "events" and request.param != "window":
             table = table.with_columns(pl.col("timestamp") // 86400 * 86400)
         table.write_parquet(tables / f"{name}.parquet")
-    changed = {"ties": "strict"} if request.param == "strict" else {"sampled_negatives": 1}
+    changed = {"strict": {"ties": "strict"}, "sampled": {"sampled_negatives": 1}, "window": {"window": 12}}
+    changed = changed[request.param]
     build_log(tables, folder / "log", dataclasses.replace(demo_config.prepare, **changed))
     return EventLog.open(folder / "log")
 
@@ -200,8 +220,11 @@ def test_queries_of_rows_are_the_rows_to_the_bit(log, tiny_lm):
             got = inputs.for_queries(queries)(queries.rows, targets)
             assert wanted.keys() == got.keys()
             for name in wanted:
-                if name != "label":  # the row's own item's, which no query has
-                    assert wanted[name].dtype == got[name].dtype
+                assert wanted[name].dtype == got[name].dtype
+                if name.endswith("_elapsed"):  # means nothing where there is no event
+                    mask = wanted[name.replace("elapsed", "mask")]
+                    assert (wanted[name] == got[name])[mask].all(), name
+                elif name != "label":  # the row's own item's, which no query has
                     assert (wanted[name] == got[name]).all(), name
             found = searcher.search(rows, targets, k=7)
             found_by_query = searcher.for_queries(queries).search(queries.rows, targets, k=7)
@@ -226,10 +249,15 @@ def test_a_query_at_a_rows_second_has_the_rows_history(log):
     above = np.maximum(rows - 1, 0)
     shares = (log.user[above] == log.user[rows]) & (log.timestamp[above] == log.timestamp[rows])
     rows = rows[~shares]
-    by_row = queries_of_rows(log, rows).log
-    by_time = build_queries(log, log.user[rows], log.timestamp[rows]).log
-    for name in ("item", "rating", "label", "timestamp", "offsets"):
-        assert (getattr(by_row, name) == getattr(by_time, name))[: len(by_row.item)].all(), name
+    by_row = queries_of_rows(log, rows)
+    by_time = build_queries(log, log.user[rows], log.timestamp[rows])
+    most = int(by_row.lengths.max())
+    places = by_row.log.recent(by_row.rows, most)
+    other_places = by_time.log.recent(by_time.rows, most)
+    assert ((places >= 0) == (other_places >= 0)).all()
+    for name in ("item", "rating", "label", "timestamp"):
+        values = getattr(by_row.log, name)[places[places >= 0]]
+        assert (values == getattr(by_time.log, name)[other_places[places >= 0]]).all(), name
 
 
 def test_histories_of_requests_are_those_of_rows(demo_log):

@@ -307,3 +307,28 @@ def test_raw_must_be_a_folder_and_source_must_be_given(tmp_path):
         recipe.make(tmp_path / "tables", tmp_path / "x.zip", source({}))
     with pytest.raises(ValueError, match=r"source.events.path is empty"):
         recipe.make(tmp_path / "tables", tmp_path, SourceConfig())
+
+
+def test_broken_lines_are_faulty_rows(tmp_path, capsys):
+    """A wrong number of fields and quotes that cannot be read, in the log and in the items file."""
+    events = EVENTS + '1,A\n1,"A,5,400\n2,B,4,400\n1,B,x,500\n'
+    items = ITEMS + 'C,5" pipe,x\nD,Dates,fruit\n'
+    hint = r"; mend the line, or leave such lines out with source.faulty: drop$"
+    with pytest.raises(
+        ValueError, match=rf"^events.csv line 5 has 2 fields, wanted 4 fields as in line 1{hint}"
+    ):
+        make(tmp_path, events=events)
+    assert not (tmp_path / "tables").exists()
+    counts, got, catalog, _ = make(tmp_path, {"faulty": "drop"}, events=events, items=items)
+    assert {name: count for name, count in counts.items() if name.startswith(("dropped", "read"))} == {
+        "read_events": 7, "dropped_events_broken_line": 2, "dropped_events_rating_no_number": 1,
+        "read_items": 4, "dropped_items_broken_line": 1,
+    }  # fmt: skip
+    assert got.rows() == [*ROWS, ("2", "B", 4.0, 1, 400)]
+    assert catalog["item"].to_list() == ["A", "B", "D"]
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("items.csv line 4 has a quote within a field")
+    assert told[1] == (
+        "events.csv line 5 has 2 fields, wanted 4 fields as in line 1; 2 such lines are left out "
+        "(source.faulty: drop)"
+    )

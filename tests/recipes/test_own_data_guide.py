@@ -135,6 +135,7 @@ def test_a_fault_in_the_shop_s_files_stops_it_in_one_line(shop, capsys):
         ("min_history: 1", "label_threshold: 4", "prepare.label_threshold=4.0"),
         ("threshold: 3 ", "rule: clicks ", "prepare.sampled_negatives=0"),
         ("timestamp: when", "nulls: []", "prepare.split=time"),
+        ("min_history: 1", "split: given", "prepare.split=given"),
         ("path: customers.csv", 'path: ""', "prepare.user_fields=['since']"),
     ],
 )
@@ -154,6 +155,7 @@ def keys():
     for prefix, cls in (
         ("", config.FileSource),
         ("events", config.EventsSource),
+        ("valid", config.HeldOutSource),
         ("items", config.ItemsSource),
         ("users", config.UsersSource),
         ("label", config.LabelSource),

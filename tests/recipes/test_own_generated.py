@@ -202,6 +202,7 @@ DAMAGES = {
     "a quote left open": lambda content: content + b'"a\x1fb\x1f4\x1f5\n',
     "utf-16": lambda content: content.decode().encode("utf-16"),
 }
+BROKEN_LINES = ("last field cut off", "a field too many", "a quote left open")
 
 
 @settings(max_examples=30, deadline=None)
@@ -232,6 +233,14 @@ def test_any_damaged_file_is_one_line_and_leaves_nothing_behind(tmp_path_factory
     }
     config = config_of(sections)
     recipe.make(folder / "whole", folder, config)
+    if damage in BROKEN_LINES:  # one line, which `drop` leaves out, if all else is well without it
+        (folder / "log.csv").write_bytes(DAMAGES[damage](content))
+        try:
+            counts = recipe.make(folder / "left", folder, config)
+            assert counts["dropped_events_broken_line"] == 1
+        except ValueError as error:
+            assert "\n" not in str(error)  # noqa: PT017
+        config = config_of(sections | {"faulty": "error"})
     (folder / "log.csv").write_bytes(DAMAGES[damage](content))
     with pytest.raises(ValueError, match=r"^log\.csv ") as error:
         recipe.make(folder / "tables", folder, config)

@@ -209,6 +209,20 @@ def test_the_page_holds_everything_and_is_written_alike(two_users, tmp_path):
         assert f">{title}<" in svg
 
 
+def test_codes_of_labels_are_no_ratings(two_users):
+    log, metrics = two_users
+    log.meta |= {"shows_labels": True}
+    log.rating = np.array([2] * 6 + [4, 0] + [3] * 4 + [1, 4], np.int16)  # of 5, 2, liked, not liked
+    lines = describe.event_table(log, metrics)[1]
+    assert ["ratings", "2: 14.3%, 5: 85.7%"] in lines
+    assert ["events without a rating", "7"] in lines
+    marks = "events without a rating, as histories show them"
+    assert [marks, "2 liked, 4 not liked, 1 neither"] in lines
+    axis = Figure().subplots()
+    describe._ratings(log, parts(log), axis)
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["2", "5"]
+
+
 def test_a_log_without_times_and_ratings_shows_the_rest(two_users, tmp_path):
     log, metrics = two_users
     log.meta |= {"timed": False, "rating_levels": []}

@@ -197,6 +197,20 @@ def test_cooccurrence_is_deterministic_and_uses_labels_where_nothing_is_rated(wr
     )
 
 
+def test_codes_of_labels_are_no_ratings(write_log):
+    """A log that marks labels in histories has the vectors of one that does not, with ratings and without."""
+    rng = np.random.default_rng(0)
+    histories = [(2 + rng.permutation(30)[:12]).tolist() for _ in range(30)]
+    label = rng.integers(0, 2, 360).astype(np.int8)
+    rated = np.where(rng.random(360) < 0.5, rng.integers(1, 4, 360), 0).astype(np.int16)
+    for levels, rating in ((["1", "2", "3"], rated), ([], np.zeros(360, np.int16))):
+        plain = write_log(histories, 32, label=label, rating=rating)
+        codes = np.where(rating > 0, rating, len(levels) + 1 + label).astype(np.int16)
+        marked = write_log(histories, 32, label=label, rating=codes)
+        marked.meta |= {"rating_levels": levels, "shows_labels": True}
+        assert (cooccurrence_vectors(marked, 4) == cooccurrence_vectors(plain, 4)).all()
+
+
 def test_a_repeated_event_counts_once(write_log):
     histories = [[2, 3], [2, 4], [3, 4, 5], [5, 2]]
     once = cooccurrence_vectors(write_log(histories, 6), 2)[:, :2]

@@ -153,6 +153,26 @@ def test_equals_a_loop_and_reads_only_training_and_the_own_past(directed: bool) 
     np.testing.assert_allclose(again, got[:1], atol=1e-7)
 
 
+def test_what_was_met_before_by_hand(tmp_path):
+    """User 2 plays 2 3 2 3, user 3 plays 4 2 4; then tests. Of met training samples 2 of 3 are liked."""
+    events = [(2, 2, 1, 0), (2, 3, 0, 0), (2, 2, 1, 0), (2, 3, 0, 0), (2, 2, 1, 2), (2, 4, 0, 2)]
+    events += [(3, 4, 0, 0), (3, 2, 1, 0), (3, 4, 1, 0), (3, 3, 1, 2)]
+    log = make_log(events, n_users=4, n_items=5)
+    np.save(tmp_path / "order_train.npy", np.flatnonzero(log.split == 0))
+    log.folder = tmp_path
+    system = counting.MetBefore(log)
+    met, new = np.log(2.5 / 1.5), np.log(2.5 / 2.5)
+    np.testing.assert_allclose(system.ctr(np.array([4, 5, 9])), [met, new, new])
+    lists = np.array([[4, 2, 3], [3, 2, 4]], np.int32)
+    assert system.rank(np.array([4, 9]), lists).tolist() == [[0, 1, 1], [0, 1, 1]]
+
+
+class TestMetBefore(SystemContract):
+    @pytest.fixture
+    def make(self, demo_log):
+        return lambda: counting.MetBefore(demo_log)
+
+
 class TestPopularity(SystemContract):
     @pytest.fixture
     def make(self, demo_log):

@@ -17,9 +17,9 @@ from recllm.tables.delimited import Dialect, inspect
 CELLS = st.text(st.sampled_from('ab ,;\t"\n\r.é🎉'), max_size=5)
 
 
-def look(tmp_path, content, dialect=None, name="x.csv"):
+def look(tmp_path, content, dialect=None, name="x.csv", drop=False):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return inspect(tmp_path / name, dialect or Dialect(), tmp_path / "copy.csv", name)
+    return inspect(tmp_path / name, dialect or Dialect(), tmp_path / "copy.csv", name, drop)
 
 
 def read(file):
@@ -161,15 +161,23 @@ def test_quotes_with_an_escape_sign(tmp_path, monkeypatch, block):
 
 
 def test_a_remedy_is_named_where_it_gets_the_whole_file_through(tmp_path):
-    letters = r", or set source.quote: '' if \" is a letter like any$"
-    escape = r"; mend the line, or set source.escape: '\\', which stands before quotes that are letters$"
+    dropped = ", or leave such lines out with source.faulty: drop$"
+    letters = rf", or set source.quote: '' if \" is a letter like any{dropped}"
+    escape = (
+        rf"; mend the line, or set source.escape: '\\', which stands before quotes that are letters{dropped}"
+    )
     with pytest.raises(ValueError, match=rf"line 3 opens a quote that closes within a field.*{escape}"):
         look(tmp_path, BOOKS, Dialect(";", encoding="latin-1"))
     with pytest.raises(ValueError, match=rf"line 2 has a quote within a field.*{letters}"):
         look(tmp_path, b'a,b\n1,5" pipe\n2,x\n')
-    for content in (b'a,b\n1,5" pipe\n2,"x,y"\n', b'"a",b\n1,5" pipe\n2,x\n', b"a,b\n1,2,3\n"):
+    for content in (b'a,b\n1,5" pipe\n2,"x,y"\n', b'"a",b\n1,5" pipe\n2,x\n', b"a,b\n1,2,3\n4,5\n"):
+        with pytest.raises(ValueError, match=rf"; mend the line{dropped}"):
+            look(tmp_path, content)
+    for content in (b"a,b\n1,2,3\n", b'a,b\n\n1,"2,3\n'):  # nothing would be left
         with pytest.raises(ValueError, match=r"; mend the line$"):
             look(tmp_path, content)
+        with pytest.raises(ValueError, match=r"none of its 1 such lines is left, wanted some; mend them$"):
+            look(tmp_path, content, drop=True)
 
 
 def test_a_field_of_escaped_quotes_only_is_refused(tmp_path):
@@ -234,3 +242,96 @@ def test_any_quotes_are_read_by_polars_as_they_were_seen_or_refused(tmp_path_fac
         rows = [tuple(cell or None for cell in row) or (None, None) for row in csv.reader(stream)][1:]
     assert [tuple(cell or None for cell in row) for row in read(file).rows()] == rows
     assert file.rows == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("content", "dialect", "rows", "lines", "broken"),
+    [
+        ("a,b\n1,2\n3\n4,5\n6,7,8\n9,10", {}, [("1", "2"), ("4", "5"), ("9", "10")], [2, 4, 6], [3, 5]),
+        # An open quote costs its own line, whatever stands below.
+        ('a,b\n1,"2\n3,"4"\n5,"6""7"\n', {}, [("3", "4"), ("5", '6"7')], [3, 4], [2]),
+        ('a,b\n1,2\n3,"4\n5,6\n7,8\n', {}, [("1", "2"), ("5", "6"), ("7", "8")], [2, 4, 5], [3]),
+        ('a,b\n1,5" pipe\n2,x\n', {}, [("2", "x")], [3], [2]),
+        # Line breaks within quotes, before and behind broken lines; one with too many fields goes whole.
+        ('a,b\n"1\n1",2\n3\n"4\n\n4",5\n6,"7\n7",8\n9,0', {},
+         [("1\n1", "2"), ("4\n\n4", "5"), ("9", "0")], [2, 5, 10], [4, 8, 9]),
+        ("\ufeffa,b\r\n1\r\n\r\n2,3\r\n", {}, [(None, None), ("2", "3")], [3, 4], [2]),
+        ('\ufeff"a","b"\n"1"x,2\n3,4', {}, [("3", "4")], [3], [2]),
+        ("1,2\n3\n4,5\n", {"columns": ("a", "b")}, [("1", "2"), ("4", "5")], [1, 3], [2]),
+        ("1;2\n3;caf\xe9;4\n5;\xe9".encode("latin-1"), {"columns": ("a", "b"), "separator": ";",
+         "encoding": "latin-1"}, [("1", "2"), ("5", "é")], [1, 3], [2]),
+        ('a\tb\n1\t"2\n3\t4\t5\n', {"separator": "\t", "quote": ""}, [("1", '"2')], [2], [3]),
+        ('a;b\n"1";"x \\"y\\""\n"2";\\"\n3;"z\n"4";"\\\\"\n', {"separator": ";", "escape": "\\"},
+         [("1", 'x "y"'), ("4", "\\")], [2, 5], [3, 4]),
+    ],
+)  # fmt: skip
+def test_broken_lines_are_left_out_one_by_one(tmp_path, capsys, content, dialect, rows, lines, broken):
+    dialect = Dialect(**dialect)
+    with pytest.raises(ValueError, match=rf"x.csv line {broken[0]} ") as error:
+        look(tmp_path, content, dialect)
+    file = look(tmp_path, content, dialect, drop=True)
+    options = {"separator": dialect.separator, "quote_char": dialect.quote or None}
+    got = pl.read_csv(
+        file.path, infer_schema=False, glob=False, has_header=not dialect.columns, **options
+    ).rows()
+    assert [tuple(cell and cell.replace("\r", "") for cell in row) for row in got] == rows
+    assert (file.columns, file.rows) == (["a", "b"], len(rows))
+    assert file.broken.tolist() == broken
+    assert [file.line(row) for row in range(file.rows)] == lines
+    told = capsys.readouterr().out
+    assert told.startswith(str(error.value).partition("; mend")[0])
+    assert f"; {len(broken)} such line" in told
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lines=st.lists(st.text(st.sampled_from('a,"\n'), max_size=8), min_size=1, max_size=6),
+    block=st.integers(1, 40),
+)
+def test_what_is_left_of_any_lines_is_read_alike_by_all(tmp_path_factory, lines, block):
+    """Broken lines and those of the records are all lines; without a broken one nothing is left out."""
+    folder = tmp_path_factory.mktemp("x")
+    text = "a,b\n0,0\n" + "\n".join(lines) + "\n"
+    whole, delimited.BLOCK = delimited.BLOCK, block
+    try:
+        file = look(folder, text, drop=True)
+        try:
+            assert look(folder, text).rows == file.rows
+            is_whole = True
+        except ValueError:
+            is_whole = False
+        firsts = [file.line(row) for row in range(file.rows)]
+    finally:
+        delimited.BLOCK = whole
+    assert is_whole == (not len(file.broken))
+    file = look(folder, text, drop=True)
+    assert refusal(file.path) is None
+    with file.path.open(newline="") as stream:
+        rows = [tuple(cell or None for cell in row) or (None, None) for row in csv.reader(stream)][1:]
+    assert [tuple(cell or None for cell in row) for row in read(file).rows()] == rows
+    assert file.rows == len(rows)
+    every = text.splitlines(keepends=True)
+    taken = file.path.read_text().splitlines(keepends=True)
+    left = [line for number, line in enumerate(every, 1) if number not in set(file.broken.tolist())]
+    assert taken == left
+    assert not set(firsts) & set(file.broken.tolist())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    table=st.lists(st.tuples(CELLS, CELLS), min_size=1, max_size=8),
+    bad=st.lists(st.tuples(st.integers(0, 8), st.sampled_from(["x", "x,y,z", 'x,5" y', '"x"y,z', "x,,"]))),
+)
+def test_broken_lines_between_good_ones_are_all_that_is_lost(tmp_path_factory, table, bad):
+    pieces = []
+    for row in [("a", "b"), *table]:
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(row)
+        pieces.append(text.getvalue().replace("\r", "\n"))
+    good = "".join(pieces)
+    for place, line in bad:
+        pieces.insert(1 + min(place, len(pieces) - 1), f"{line}\n")
+    folder = tmp_path_factory.mktemp("x")
+    file = look(folder, "".join(pieces), drop=True)
+    assert len(file.broken) == len(bad)
+    assert file.path.read_text() == good

@@ -106,6 +106,11 @@ def test_a_value_that_does_not_go_with_its_format_is_named():
 def test_every_other_wording_takes_its_own_names_only():
     assert Wording(item="<{{{title}}}>").names(["A {b}", None]) == ["<{A {b}}>", ""]
     assert Wording(rating=" ({rating}!)\n").ratings(["4.5"]) == ["\n", " (4.5!)\n"]
+    assert Wording(liked="+", disliked="-").ratings(["4"], True) == ["\n", " (4 stars)\n", "-", "+"]
+    with pytest.raises(
+        ConfigError, match=r"wording\.liked='=' is not usable; wanted another text than .*disliked='='"
+    ):
+        Wording(liked="=", disliked="=")
     with pytest.raises(ConfigError, match=r"wording\.item names 'name'; wanted of title"):
         Wording(item="{name}")
     with pytest.raises(ConfigError, match=r"wording\.rating names 'rating\.x'; wanted of rating"):

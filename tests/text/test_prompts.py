@@ -286,3 +286,21 @@ def test_what_is_no_statistic_is_named(tokenizer):
     wording = Wording(known="{user_count} of {films}")
     with pytest.raises(ValueError, match=r"wording\.known names 'films'; wanted of user_count"):
         Pieces.build(tokenizer, wording, TITLES, LEVELS, PROFILES, statistics=True)
+
+
+def test_events_without_a_rating_say_whether_they_were_liked():
+    """Codes 1 and 2 are levels of ratings, 3 and 4 labels, 0 neither; of the tiny LM each is one token."""
+    wording = Wording(liked=" (clicked)\n", disliked=" (skipped)\n")
+    texts = [*wording.names(TITLES), *PROFILES]
+    tokenizer = train_tokenizer(TinyConfig(), wording, LEVELS[:2], texts, [1] * len(texts), True)
+    pieces = Pieces.build(tokenizer, wording, TITLES, LEVELS[:2], PROFILES, shows_labels=True)
+    assert pieces.lengths[pieces.rating].tolist() == [1] * 5
+    log = SimpleNamespace(
+        user=np.array([2] * 6), item=np.array([2, 3, 4, 5, 2, 6]), rating=np.array([2, 3, 4, 0, 1, 4])
+    )
+    prompt = Prompts(log, pieces, 1000).ctr(np.array([5]), np.arange(5)[None])
+    names = wording.names(TITLES)
+    behind = [" (2 stars)\n", " (skipped)\n", " (clicked)\n", "\n", " (1 stars)\n"]
+    story = "".join(names[item] + text for item, text in zip([2, 3, 4, 5, 2], behind, strict=True))
+    text = text_of(tokenizer, prompt[0])
+    assert text.startswith(f"{PROFILES[2]}{wording.intro}{story}{wording.question}")
