@@ -427,3 +427,61 @@ def test_hard_candidates_lie_with_the_neighbors(root):
         for text in ("evaluate.candidates=[hard20]", "evaluate.candidates=[uniform20]")
     }
     assert ["neighbors" in parents for parents in kinds.values()] == [True, False]
+
+
+def test_baselines_over_the_whole_catalog_need_the_log_only(root):
+    nodes = needed("evaluate", "TASK=next", "CRM=none")
+    assert set(nodes) == {"tables", "log", "next/baselines"}
+    assert nodes["next/baselines"].module == "stages.next"
+    (other,) = (
+        node
+        for node in needed("evaluate", "TASK=next", "CRM=none", "EXPERIMENT=leave-one-out").values()
+        if node.stage.name == "next"
+    )
+    assert (other.folder, other.file.variant) == ("next/baselines+leave-one-out", "leave-one-out")
+
+
+def test_a_retriever_recommends_without_an_lm(root):
+    nodes = needed("evaluate", "TASK=next")
+    assert set(nodes) == {"tables", "log", "stage1/retriever", "next/retriever"}
+    nodes = needed("evaluate", "TASK=next", "CRM=retriever din", "SEED=2")
+    assert nodes["next/retriever,din+s2"].file.systems == {
+        "crms": {"retriever": "stage1/retriever+s2", "din": "stage1/din+s2"}
+    }
+
+
+def test_lms_order_anew_what_was_retrieved(root):
+    nodes = needed("evaluate", "TASK=next", "CRM=retriever sim", "SYSTEM=reclora s-dpo")
+    node = nodes["next/retriever,sim,reclora,s-dpo"]
+    assert node.parents["stage2"].folder == "stage2/reclora"
+    assert node.parents["stage1"].folder == "stage1/sim"
+    assert set(node.systems["crms"]) == {"retriever", "sim", "sim-heldout"}
+    assert "stage1/ranker" not in nodes
+    assert "evaluate/all" not in nodes
+
+
+def test_an_evaluation_is_reached_by_its_own_keys_only(root):
+    """What is measured over the whole catalog leaves the other evaluation as it is, and vice versa."""
+    words = "evaluate.next.seen=kept", "evaluate.ctr_rows=first100"
+    assert needed("evaluate", words[0]).keys() == needed("evaluate").keys()
+    catalog = "TASK=next", "CRM=none"
+    assert needed("evaluate", *catalog, words[1]).keys() == needed("evaluate", *catalog).keys()
+    assert "next/baselines+evaluate.next.seen-kept" in needed("evaluate", *catalog, words[0])
+    assert "next" not in needed("evaluate")["evaluate/all"].config["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["TASK=ranking"], "TASK=ranking is not known; wanted next"),
+        (["TASK=next", "KEY=subsample", "VALUES=0.1 0.2"], "KEY=subsample is not swept"),
+        (["TASK=next", "CRM=none", "SYSTEM=lora"], "CRM=none leaves SYSTEM=lora"),
+        (["CRM=none"], "CRM=none is not known"),
+        (["TASK=next", "evaluate.next.targets=new"], "evaluate.next.targets"),
+        (["TASK=next", "evaluate.next.baselines=[knn]"], r"evaluate.next.baselines=\['knn'\] is not usable"),
+        (["TASK=next", "evaluate.next.reranked=501"], "evaluate.next.reranked=501 is not usable"),
+    ],
+)
+def test_what_cannot_be_asked_over_the_whole_catalog_is_refused(root, words, message):
+    with pytest.raises(ConfigError, match=message):
+        Plan(parse(["evaluate", *words]))
