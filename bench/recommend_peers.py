@@ -2,9 +2,9 @@
 
 `python -m bench.recommend_peers` searches generated vectors of 64 dimensions in 3,700 and in a million items,
 and leaves out what each user has met: this project's index, exact and by inverted lists; implicit's ALS with
-the same vectors put in the place of fitted ones; RecTools' wrapper of ALS with the same; and RecTools' SASRec,
+the same vectors in the place of fitted ones; RecTools' wrapper of ALS with the same; and RecTools' SASRec,
 which reads the histories besides. With the folder of a finished cascade (`make cascade`) it asks for lists of
-known users, histories and vectors being the cascade's: all of `Recommender.recommend` beside all of RecTools'.
+known users, with the cascade's histories and vectors: all of `Recommender.recommend` beside all of RecTools'.
 
 The systems take turns, each in a process and an environment of its own; of each the best of the rounds. Of
 generated vectors `lists_found` says how much of the exact lists a system's lists hold, so that nobody is fast

@@ -37,9 +37,8 @@ def read(folder: Path) -> tuple[Dataset, np.ndarray, int]:
     seen = np.load(folder / "seen_items.npy")
     ends = np.load(folder / "seen_ends.npy")
     others = -(-n_items // LENGTH)
-    users = np.concatenate(
-        [np.arange(n_items) // LENGTH, others + np.repeat(np.arange(len(ends) - 1), np.diff(ends))]
-    )
+    own = others + np.arange(len(ends) - 1)
+    users = np.concatenate([np.arange(n_items) // LENGTH, np.repeat(own, np.diff(ends))])
     items = np.concatenate([np.arange(n_items), seen])
     seconds = pd.to_datetime(np.arange(len(items)), unit="s")
     table = {Columns.User: users, Columns.Item: items, Columns.Datetime: seconds, Columns.Weight: 1.0}
