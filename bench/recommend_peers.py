@@ -1,6 +1,6 @@
 """Lists for users beside implicit's `recommend` and RecTools', for the same users, histories and vectors.
 
-`python -m bench.recommend_peers` searches generated vectors of 64 dimensions in 3,700 and in a million items,
+`make bench-lists` searches generated vectors of 64 dimensions in 3,700 and in a million items,
 and leaves out what each user has met: this project's index, exact and by inverted lists; implicit's ALS with
 the same vectors in the place of fitted ones; RecTools' wrapper of ALS with the same; and RecTools' SASRec,
 which reads the histories besides. With the folder of a finished cascade (`make cascade`) it asks for lists of
