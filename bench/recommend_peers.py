@@ -1,7 +1,8 @@
 """Lists for users beside implicit's `recommend` and RecTools', for the same users, histories and vectors.
 
-`make bench-lists` searches generated vectors of 64 dimensions in 3,700 and in a million items,
-and leaves out what each user has met: this project's index, exact and by inverted lists; implicit's ALS with
+`make bench-lists` searches generated vectors of 64 dimensions in 3,700 and in a million items, and leaves out
+what each user has met: this project's index, exact and by inverted lists, and its search of a whole catalog
+by groups of items (`recllm/retrieval/products.py`), which nothing else calls yet; implicit's ALS with
 the same vectors in the place of fitted ones; RecTools' wrapper of ALS with the same; and RecTools' SASRec,
 which reads the histories besides. With the folder of a finished cascade (`make cascade`) it asks for lists of
 known users, with the cascade's histories and vectors: all of `Recommender.recommend` beside all of RecTools'.
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from bench.clock import REPOSITORY, fastest, keep
 from recllm.eventlog.log import EventLog, Rows
 from recllm.retrieval.index import IndexKind, ItemIndex, Vectors
+from recllm.retrieval.products import Products
 from recllm.serving.indexed import IndexedRetriever
 from recllm.serving.recommender import Recommender
 from recllm.systems.catalog import Excluded
@@ -43,6 +45,7 @@ PEERS = {
 """System -> its environment, the module that runs there, and which model of it."""
 EXACT = "recllm exact"
 IVF = "recllm ivf"
+PRODUCTS = "recllm products"
 CASCADE = "recllm recommend"
 CLOCKS = ("wall", "cpu")
 WIDTH = 64
@@ -154,6 +157,20 @@ def search(folder: Path, threads: int, k: int, kind: IndexKind) -> None:
     print(json.dumps(figures))
 
 
+def multiply(folder: Path, threads: int, k: int) -> None:
+    """Print the users a second of a search without an index as JSON, and keep the lists."""
+    torch.set_num_threads(threads)
+    asked = Asked.read(folder)
+    products = Products(asked.items)
+
+    def recommend() -> NDArray[np.int64]:
+        return products.best(asked.users, k, asked.seen_ends, asked.seen_items)[0]
+
+    figures = fastest(recommend, len(asked.users))
+    np.save(folder / "lists_recllm_products.npy", recommend())
+    print(json.dumps(figures))
+
+
 def recommend(folder: Path, threads: int, k: int, cascade: Path) -> None:
     """Print the users a second of all of `Recommender.recommend` as JSON."""
     torch.set_num_threads(threads)
@@ -165,7 +182,7 @@ def recommend(folder: Path, threads: int, k: int, cascade: Path) -> None:
 def commands(cascade: Path | None = None) -> dict[str, list[str]]:
     """Every system's command; the folder, the threads and k follow."""
     this = [sys.executable, "-m", "bench.recommend_peers", "--ours"]
-    by_system = {EXACT: [*this, "exact"], IVF: [*this, "ivf"]}
+    by_system = {EXACT: [*this, "exact"], PRODUCTS: [*this, "products"], IVF: [*this, "ivf"]}
     if cascade is not None:
         by_system = {CASCADE: [*this, str(cascade.resolve())], EXACT: [*this, "exact"]}
     for system, (environment, module, model) in PEERS.items():
@@ -214,7 +231,7 @@ def measure(folder: Path, k: int, threads: int, rounds: int, cascade: Path | Non
 def add_found(folder: Path, figures: Figures) -> None:
     """How much of the exact lists each system's hold, where its vectors are the given ones."""
     exact = np.load(folder / "lists_recllm_exact.npy")
-    for system in (EXACT, IVF, "implicit als", "rectools als"):
+    for system in (EXACT, PRODUCTS, IVF, "implicit als", "rectools als"):
         if system in figures:
             lists = np.load(folder / f"lists_{system.replace(' ', '_')}.npy")
             same = [np.isin(own, other).mean() for own, other in zip(exact, lists, strict=True)]
@@ -265,6 +282,8 @@ if __name__ == "__main__":
         what, place, count, length = sys.argv[2:]
         if what in ("exact", "ivf"):
             search(Path(place), int(count), int(length), what)  # type: ignore[arg-type]
+        elif what == "products":
+            multiply(Path(place), int(count), int(length))
         else:
             recommend(Path(place), int(count), int(length), Path(what))
     else:

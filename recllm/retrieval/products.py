@@ -1,7 +1,7 @@
 """The largest inner products of users with items, exactly, without ordering a catalog.
 
 The scores of a block of users are one matrix product. Of some hundred groups of items only the largest score
-is looked at first: the k best items lie in the k groups with the largest ones, since each of these groups holds
+is looked at first: the k best items lie in the k groups with the largest ones, as each of these groups holds
 an item that is at least as good as any item of another group. So k of some hundred numbers are chosen, and
 then k of the few items of those groups, not k of the whole catalog. What ties with the last place is settled
 among all items: of equal scores the smaller place comes first.
@@ -18,7 +18,7 @@ Vectors = NDArray[np.float32]
 GROUPS = 128
 """Groups of a small catalog; a large one has more, of some `WIDEST` items each."""
 WIDEST = 64
-_BLOCK_BYTES = 8 * 2**20
+_BLOCK_BYTES = 4 * 2**20
 """Scores of a block of users: few enough that they are read again from a cache."""
 
 
