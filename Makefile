@@ -74,7 +74,8 @@ ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3 bench-recommend
+BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3 bench-recommend \
+           bench-lists bench-next
 
 .PHONY: help env own-environment few2many sweep describe config recommend score bundle onnx $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
@@ -214,10 +215,21 @@ bench-stage3: | $(READY)  ## a preference step and scoring: shared prompts again
 bench-recommend: | $(READY)  ## users a second of each step of a finished cascade, and of searches in a million items
 	@$(PYTHON) -m bench.recommend $(if $(SYSTEM),$(CHOICE))
 
+# CASCADE=artifacts/<dataset>/cascade/<choice>: the known users of a finished cascade, not generated vectors.
+CASCADE ?=
+bench-lists: .bench/implicit/.installed .bench/rectools/.installed | $(READY)  ## lists for users beside implicit and RecTools
+	@$(PYTHON) -m bench.recommend_peers $(CASCADE) $(ARGS)
+
+# LOG=artifacts/<dataset>/log+leave-one-out: of a data set whose EXPERIMENT=leave-one-out is prepared.
+LOG ?=
+bench-next: .bench/rectools/.installed | $(READY)  ## RecTools' SASRec on the split of a finished event log: LOG=artifacts/ml-1m/log+leave-one-out
+	@$(if $(LOG),,$(error wanted LOG, e.g. make bench-next LOG=artifacts/ml-1m/log+leave-one-out))
+	@$(PYTHON) -m bench.next_item $(LOG) $(ARGS)
+
 .bench/%/.installed: bench/peers/%.txt
 	@echo "installing $* into .bench/$* (minutes)"
 	@$(BASE_PYTHON) -m venv .bench/$*
-	@.bench/$*/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0
+	@if grep -q '^torch' $<; then .bench/$*/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0; fi
 	@.bench/$*/bin/python -m pip install -qq --disable-pip-version-check -r $<
 	@touch $@
 

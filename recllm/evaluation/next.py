@@ -293,8 +293,8 @@ def _table(
         figures: dict[str, Any] = means(of_rows)
         longest = evaluation.config.retrieved
         figures[f"recall@{longest}"] = float((answer.columns >= 0).mean())
-        figures |= _of_lists(log, answer.top)
-        figures |= _by_coldness(log, own, of_rows, answer.columns >= 0, longest)
+        figures |= of_lists(log, answer.top)
+        figures |= by_coldness(log, own, of_rows, answer.columns >= 0, longest)
         if found is not None:
             figures |= _given_recall(of_rows, values[evaluation.retrievers[0]], found)
         if isinstance(system, Cascade) and system.weights is not None:
@@ -363,7 +363,7 @@ def count_tied(log: EventLog, rows: Rows) -> int:
     return int(tied.sum())
 
 
-def _of_lists(log: EventLog, items: Items) -> dict[str, float]:
+def of_lists(log: EventLog, items: Items) -> dict[str, float]:
     """Coverage and popularity bias of recommended items `[R, k]`.
 
     Coverage is the share of the catalog's items that anybody is recommended; popularity bias is the mean of
@@ -375,7 +375,7 @@ def _of_lists(log: EventLog, items: Items) -> dict[str, float]:
     return {f"coverage@{TOP}": covered, f"popularity_bias@{TOP}": bias}
 
 
-def _by_coldness(
+def by_coldness(
     log: EventLog, own: Items, values: Mapping[str, Floats], found: NDArray[np.bool_], longest: int
 ) -> dict[str, float]:
     """Figures of rows whose item has a training event (warm), and of those whose item has none (cold)."""

@@ -72,7 +72,7 @@ def test_tied_targets_share_user_and_second_with_a_neighbor():
 
 def test_coverage_and_popularity_bias_by_hand():
     log = make_log(EVENTS, 5, 7)  # five items; training events of 2 to 6: 3 2 1 1 0
-    figures = evaluation_next._of_lists(log, np.array([[2, 3], [2, 6], [2, NO_ITEM]]))
+    figures = evaluation_next.of_lists(log, np.array([[2, 3], [2, 6], [2, NO_ITEM]]))
     assert figures["coverage@10"] == pytest.approx(3 / 5)
     assert figures["popularity_bias@10"] == pytest.approx((3 * math.log(4) + math.log(3) + 0) / 5)
 
