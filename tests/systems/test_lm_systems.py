@@ -48,7 +48,7 @@ def loaded(monkeypatch):
     def load(self, stage, adapter):
         asked.append((stage.name, adapter))
         task = SimpleNamespace(count_cut=lambda: 3, prompts=SimpleNamespace(max_length=64))
-        lm = SimpleNamespace(answers=lambda *_: task, titles=lambda *_: task)
+        lm = SimpleNamespace(answers=lambda *_: task, titles=lambda *_, has_chosen: task)
         return Opened(lm, "model", None, True)
 
     monkeypatch.setattr(OpenLm, "_load", load)
