@@ -267,44 +267,11 @@ def next_item(candidates: str) -> tuple[Column, ...]:
     """Columns of the next item over the whole catalog; `candidates` as in the file."""
     names = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "recall@500": "recall@500"}
     figures = [metric(name, heading, candidates=candidates) for name, heading in names.items()]
-    beside = (metric("coverage@10", "coverage@10", candidates=candidates), difference(candidates, "difference in NDCG@10"))
-    return *figures, *beside
+    coverage = metric("coverage@10", "coverage@10", candidates=candidates)
+    return *figures, coverage, difference(candidates, "difference in NDCG@10")
 
 
 BLOCKS = {
-    "ml-1m-next": Block(
-        "ml-1m",
-        "next",
-        "test/all/any",
-        lines(CATALOG),
-        next_item("unseen"),
-        variant="leave-one-out",
-        heading="MovieLens-1M, leave-one-out, 6,040 test rows",
-    ),
-    "ml-1m-next-by-time": Block(
-        "ml-1m",
-        "next",
-        "test/all/liked",
-        lines(CATALOG),
-        next_item("unseen"),
-        heading="MovieLens-1M by time, next liked film, 52,739 test rows",
-    ),
-    "beauty-next": Block(
-        "amazon14-beauty",
-        "next",
-        "test/all/any",
-        lines(CATALOG.replace("popularity-7-days ", "")),
-        next_item("unseen"),
-        heading="Beauty, leave-one-out, 22,363 test rows",
-    ),
-    "industrial-next": Block(
-        "minionerec-industrial",
-        "next",
-        "test/all/any",
-        lines(CATALOG.replace("popularity-7-days ", "")),
-        next_item("catalog"),
-        heading="Industrial and Scientific, 4,533 test rows",
-    ),
     "ml-1m-crms": Block(
         "ml-1m",
         "ctr",
@@ -472,6 +439,39 @@ BLOCKS = {
             difference("uniform20", "difference, uniform"),
         ),
         heading="next liked film, 2,000 test rows",
+    ),
+    "ml-1m-next": Block(
+        "ml-1m",
+        "next",
+        "test/all/any",
+        lines(CATALOG),
+        next_item("unseen"),
+        variant="leave-one-out",
+        heading="MovieLens-1M, leave-one-out, 6,040 test rows",
+    ),
+    "ml-1m-next-by-time": Block(
+        "ml-1m",
+        "next",
+        "test/all/liked",
+        lines(CATALOG),
+        next_item("unseen"),
+        heading="MovieLens-1M by time, next liked film, 52,739 test rows",
+    ),
+    "beauty-next": Block(
+        "amazon14-beauty",
+        "next",
+        "test/all/any",
+        lines(CATALOG.replace("popularity-7-days ", "")),
+        next_item("unseen"),
+        heading="Beauty, leave-one-out, 22,363 test rows",
+    ),
+    "industrial-next": Block(
+        "minionerec-industrial",
+        "next",
+        "test/all/any",
+        lines(CATALOG.replace("popularity-7-days ", "")),
+        next_item("catalog"),
+        heading="Industrial and Scientific, 4,533 test rows",
     ),
 }
 """Name of a block on the page -> what stands in it."""
