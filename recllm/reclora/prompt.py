@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import StaticLayer
 
 MARK = "reclora_prepended"
 """Attribute of a cache that was filled behind a soft prompt: its `Prepended`."""
@@ -69,7 +70,7 @@ def prepend_tokens(
     cache = find_cache(inputs)
     is_filled = cache is not None and _is_filled(cache)
     _check_inputs(inputs, batch, length)
-    if getattr(cache, "is_compileable", False):
+    if any(isinstance(layer, StaticLayer) for layer in getattr(cache, "layers", ())):
         # One of a fixed length has no room for virtual tokens, whether or not a mask comes with it.
         raise ValueError(STATIC.format("a cache of fixed length"))
     _check_mask(mask, length, cache if is_filled else None, prompts, packed=segments is not None)

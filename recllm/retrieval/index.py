@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.files import load_array, publish, write_array, write_json
+from recllm.retrieval.products import Products
 
 IndexKind = Literal["auto", "exact", "ivf", "hnsw"]
 Vectors = NDArray[np.float32]
@@ -73,7 +75,7 @@ class ItemIndex:
 
     Args:
         index: FAISS's.
-        items: int32 `[n]`, dense id of each vector of the index.
+        items: int32 `[n]`, dense id of each vector of the index, ascending.
         vectors: float32 `[n, d]`.
         facts: what is known of it.
     """
@@ -204,6 +206,39 @@ class ItemIndex:
         best_scores = np.full((len(queries), wanted), -np.inf, np.float32)
         best_scores[:, :size] = np.take_along_axis(scores, order, axis=1)
         best_items[:, :size] = np.take_along_axis(items, order, axis=1)
+        best_items[np.isneginf(best_scores)] = 0
+        return best_items, best_scores
+
+    @cached_property
+    def _products(self) -> Products:
+        return Products(self.vectors)
+
+    def best(self, queries: Vectors, k: int, ends: NDArray[np.int64], met: Items) -> tuple[Items, Vectors]:
+        """The k best items of each query but for those it has met: exactly, whatever the index.
+
+        Args:
+            queries: float32 `[B, d]`.
+            k: length of the lists, 1 or more.
+            ends: int64 `[B + 1]`; query q is not given the dense items `met[ends[q]:ends[q + 1]]`.
+            met: dense items; those that the index lacks are passed over.
+
+        Returns:
+            As `search`, K = k.
+        """
+        place = np.minimum(np.searchsorted(self.items, met), len(self.items) - 1)
+        is_there = self.items[place] == met
+        ends = np.concatenate([[0], np.cumsum(is_there)])[ends]
+        # A few more than wanted, so that rounding in a product of whole blocks moves nothing over the cut.
+        reach = min(k + 8 + k // 16, len(self.items))
+        queries = np.ascontiguousarray(queries, np.float32)
+        found, _ = self._products.best(queries, reach, ends, place[is_there])
+        scores = self._score(queries, found)
+        items = self.items[np.maximum(found, 0)]
+        order = np.lexsort((items, -scores), axis=1)[:, :k]
+        best_items = np.zeros((len(queries), k), np.int32)
+        best_scores = np.full((len(queries), k), -np.inf, np.float32)
+        best_scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
+        best_items[:, : order.shape[1]] = np.take_along_axis(items, order, axis=1)
         best_items[np.isneginf(best_scores)] = 0
         return best_items, best_scores
 

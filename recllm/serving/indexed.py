@@ -56,6 +56,9 @@ class IndexedRetriever(CatalogScorer):
 
     def _search(self, users: Scores, k: int, exclude: Excluded) -> tuple[Items, Scores]:
         """The best k items of each user that are not excluded."""
+        if self.index.facts.kind == "exact":
+            ends = np.searchsorted(exclude.place, np.arange(len(users) + 1))
+            return self.index.best(users, k, ends, exclude.item)
         count = np.bincount(exclude.place, minlength=len(users))
         items, scores = self.index.search(users, k, count)
         return without_excluded(items, scores, exclude, k)

@@ -79,3 +79,26 @@ def test_more_are_found_where_some_will_be_left_out():
     index = ItemIndex.build(vectors, np.arange(2, 102, dtype=np.int32))
     items, _ = index.search(drawn(2, 4, 1), 5, met=np.array([0, 7]))
     assert items.shape == (2, 12)
+
+
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_the_best_but_for_what_was_met_are_exact(k):
+    """30 items, ids 2 to 31, with ties; what was met may be of no item of the index, and is named twice."""
+    rng = np.random.default_rng(3)
+    vectors = rng.integers(-3, 4, (30, 4)).astype(np.float32)  # whole numbers: products are exact, many tie
+    index = ItemIndex.build(vectors, np.arange(2, 32), "exact")
+    queries = rng.integers(-3, 4, (6, 4)).astype(np.float32)
+    met = [[], [9, 9, 500], list(range(2, 32)), [2], [0, 1], [31, 3, 17]]
+    ends = np.concatenate([[0], np.cumsum([len(items) for items in met])])
+    items, scores = index.best(queries, k, ends, np.concatenate([np.array(m, np.int32) for m in met]))
+    assert items.shape == scores.shape == (6, k)
+    for query in range(6):
+        left = [item for item in range(2, 32) if item not in met[query]]
+        product = {item: float(np.float32(queries[query] @ vectors[item - 2])) for item in left}
+        wanted = sorted(left, key=lambda item: (-product[item], item))[:k]
+        assert items[query, : len(wanted)].tolist() == wanted
+        np.testing.assert_allclose(
+            scores[query, : len(wanted)], [product[item] for item in wanted], rtol=1e-5, atol=1e-5
+        )
+        assert not items[query, len(wanted) :].any()
+        assert np.isneginf(scores[query, len(wanted) :]).all()
