@@ -469,7 +469,7 @@ BLOCKS = {
         "minionerec-industrial",
         "next",
         "test/all/any",
-        lines(CATALOG.replace("popularity-7-days ", "")),
+        lines(CATALOG.replace("popularity-7-days ", "") + " retriever"),
         next_item("catalog"),
         heading="Industrial and Scientific, 4,533 test rows",
     ),
