@@ -22,24 +22,24 @@ from recllm.crm.retriever import Retriever
 from recllm.crm.sequences import Sequences
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
-from recllm.files import load_array, load_weights
+from recllm.files import load_array
 from recllm.paths import VECTORS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import crm_inputs
 from recllm.training.callbacks import WEIGHTS
-from recllm.training.checkpoints import best, best_scores
+from recllm.training.checkpoints import best_scores, load_best
+from recllm.training.crm_module import CrmTraining
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
-from recllm.training.optimizer import clip_norm, optimizer
 
 Batch = dict[str, Tensor]
 TOP = 10
 """Validation reads the first so many items."""
 
 
-class RetrieverModule(lightning.LightningModule):
+class RetrieverModule(CrmTraining):
     """Softmax of the next item, over the catalog or over sampled items.
 
     Attributes:
@@ -56,6 +56,7 @@ class RetrieverModule(lightning.LightningModule):
         counts: how often each id of the table is to be found in a pass, `[rows]`.
     """
 
+    model: Retriever
     candidates: Tensor
     place: Tensor
     log_drawn: Tensor
@@ -65,10 +66,7 @@ class RetrieverModule(lightning.LightningModule):
         self, model: Retriever, config: Stage1Config, steps: int, candidates: Tensor, counts: Tensor
     ) -> None:
         """See the class."""
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.steps = steps
+        super().__init__(model, config, steps)
         self.samples = len(candidates) > config.next.full_softmax
         self.register_buffer("candidates", candidates, persistent=False)
         place = torch.full((len(counts),), -1)
@@ -84,21 +82,12 @@ class RetrieverModule(lightning.LightningModule):
         self.ndcg = MeanMetric()
         self.hits = MeanMetric()
 
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clip dense and row-sparse gradients together; Lightning's own clipping knows only dense ones."""
-        if self.config.sparse_tables and gradient_clip_val:
-            clip_norm(self.parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
     def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
         """The loss of a step: mean over the events of the global batch that are to be found."""
         states = self.model.states(batch["items"], batch["ratings"], batch["seconds"])
-        found = batch["target"] != 0
-        users = states[found]
-        target = batch["target"][found]
+        is_target = batch["target"] != 0
+        users = states[is_target]
+        target = batch["target"][is_target]
         losses = self._sampled(users, target) if self.samples else self._full(users, target)
         weights = {"data": len(target) * batch["loss_scale"]}
         return {"loss": losses.sum() * batch["loss_scale"], "data": losses.detach().mean(), WEIGHTS: weights}
@@ -147,29 +136,25 @@ class RetrieverModule(lightning.LightningModule):
         self.log("valid/ndcg@10", self.ndcg)
         self.log("valid/hr@10", self.hits)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and linear decay."""
-        return optimizer(self, self.config.fit, self.steps)
 
-
-def found_events(log: EventLog, config: Stage1Config) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def target_events(log: EventLog, config: Stage1Config) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """The events that are to be found, bool `[N]`: training events, but for held-out samples.
 
     Raises:
         StageError: there is none.
     """
-    found = np.array(log.train_events())
+    is_target = np.array(log.train_events())
     if config.next.targets == "liked":
-        found &= log.label == 1
+        is_target &= log.label == 1
     if config.hold_out != "none":
-        found[log.rows("train", config.hold_out)] = False
-    found[log.n_events :] = False
-    if not found.any():
+        is_target[log.rows("train", config.hold_out)] = False
+    is_target[log.n_events :] = False
+    if not is_target.any():
         raise StageError(
             f"no training event is to be found (stage1.next.targets={config.next.targets}); "
             "wanted some, e.g. ARGS=stage1.next.targets=any"
         )
-    return found
+    return is_target
 
 
 def validation_rows(log: EventLog, config: Stage1Config) -> Rows:
@@ -229,8 +214,8 @@ def train(
     if config.crm.text_dim:
         trained = torch.from_numpy(log.item_count > 0)
         model.set_texts(text_vectors(run, log), trained)
-    found = found_events(log, config)
-    sequences = Sequences(log, config.recent, found)
+    is_target = target_events(log, config)
+    sequences = Sequences(log, config.recent, is_target)
     valid = validation_rows(log, config)
     steps, interval = plan_steps(
         len(sequences), config.fit.batch_size, config.fit.epochs, config.fit.validations
@@ -288,9 +273,7 @@ def work(run: Run) -> None:
     model, trainer, figures = train(run, data(run))
     if not trainer.is_global_zero:
         return
-    state = load_weights(best(run, config.monitor))["state_dict"]
-    weights = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    model.load_state_dict(weights)
+    load_best(run, config.monitor, model)
     export(model, run.export, {"inputs": config.inputs, "config": dataclasses.asdict(config)})
     run.finish([run.export], {**figures, **best_scores(run, config.monitor)})
 

@@ -23,28 +23,27 @@ from recllm.errors import StageError
 from recllm.eventlog.candidates import Seen, negatives
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rowsets import check_ranking_rows, selection_rows, with_new_items
-from recllm.files import load_weights
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import crm_inputs
 from recllm.training.callbacks import WEIGHTS
-from recllm.training.checkpoints import best, best_scores
+from recllm.training.checkpoints import best_scores, load_best
+from recllm.training.crm_module import CrmTraining
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
-from recllm.training.optimizer import clip_norm, optimizer
 from recllm.training.precision import compile_model
 
 Batch = dict[str, Tensor]
 
 
-class CrmModule(lightning.LightningModule):
+class CrmModule(CrmTraining):
     """Binary cross-entropy on logits; or, for a ranker, softmax of the liked item among sampled negatives."""
 
     def __init__(self, model: Model, config: Stage1Config, steps: int, compiles: bool = False) -> None:
         """Train `model`; `compiles`: with torch.compile, where that works."""
-        super().__init__()
-        self.model, self.config, self.steps, self.compiles = model, config, steps, compiles
+        super().__init__(model, config, steps)
+        self.compiles = compiles
         for table in model.id_tables():
             table.sparse = config.sparse_tables
         self.auc = BinaryAUROC()
@@ -56,15 +55,6 @@ class CrmModule(lightning.LightningModule):
             batch = self.trainer.datamodule.example(self.device)  # type: ignore[attr-defined]
             with self.trainer.precision_plugin.train_step_context():
                 compile_model(self, batch)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """Clip dense and row-sparse gradients together; Lightning's own clipping knows only dense ones."""
-        if self.config.sparse_tables and gradient_clip_val:
-            clip_norm(self.parameters(), gradient_clip_val)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
         """The loss of a step: mean over the batch, and the embeddings' regularizer."""
@@ -86,10 +76,6 @@ class CrmModule(lightning.LightningModule):
         else:
             self.hits.update(logit, batch["target"], indexes=batch["query"])
             self.log("valid/hr@1", self.hits)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and linear decay."""
-        return optimizer(self, self.config.fit, self.steps)
 
 
 def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
@@ -218,8 +204,7 @@ def work(run: Run) -> None:
     model, trainer, figures = train(run, data(run))
     if not trainer.is_global_zero:
         return
-    state = load_weights(best(run, config.monitor))["state_dict"]
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    load_best(run, config.monitor, model)
     facts = {"inputs": config.inputs, "config": dataclasses.asdict(config)}
     export(model, run.export, facts)
     run.finish([run.export], {**figures, **best_scores(run, config.monitor)})

@@ -20,10 +20,10 @@ class Sequences:
     Args:
         log: the event log.
         length: events that are read in a window, T.
-        found: bool `[N]`, the events that are to be found; others are read only.
+        is_target: bool `[N]`, the events that are to be found; others are read only.
     """
 
-    def __init__(self, log: EventLog, length: int, found: NDArray[np.bool_]) -> None:
+    def __init__(self, log: EventLog, length: int, is_target: NDArray[np.bool_]) -> None:
         """Cuts; 16 bytes a window stay, and 8 bytes a training event."""
         self.log = log
         self.length = length
@@ -38,9 +38,9 @@ class Sequences:
         self.end = ends[of_user] - back * length
         self.start = np.maximum(starts[of_user], self.end - length - 1)
         self._item = log.item_fields[:, 0]
-        self._found = found[self.events]
-        self._found[starts] = False  # nothing stands before a user's first event
-        counted = np.concatenate([[0], np.cumsum(self._found)])
+        self._is_target = is_target[self.events]
+        self._is_target[starts] = False  # nothing stands before a user's first event
+        counted = np.concatenate([[0], np.cumsum(self._is_target)])
         self.targets = counted[self.end] - counted[self.start + 1]
         keep = self.targets > 0
         self.start = self.start[keep]
@@ -58,7 +58,7 @@ class Sequences:
 
     def counts(self) -> NDArray[np.int64]:
         """How often an id of the item table is to be found in a pass, `[rows]`."""
-        items = self._item[self.log.item[self.events[self._found]]]
+        items = self._item[self.log.item[self.events[self._is_target]]]
         return np.bincount(items, minlength=len(self._item))
 
     def __call__(self, windows: Rows) -> dict[str, Tensor]:
@@ -81,12 +81,12 @@ class Sequences:
         rows = self.events[np.where(there, place, end - 1)]
         items = self._item[log.item[rows]]
         read = there[:, 1:]  # the last event of a window is only found
+        is_target = self._is_target[np.where(there, place, 0)]
+        target = np.where(read & is_target[:, 1:], items[:, 1:], 0)
         batch = {
             "items": np.where(read, items[:, :-1], 0).astype(np.int32),
             "ratings": np.where(read, log.rating[rows[:, :-1]], 0).astype(np.int32),
             "seconds": log.timestamp[rows],
-            "target": np.where(read & self._found[np.where(there, place, 0)][:, 1:], items[:, 1:], 0).astype(
-                np.int64
-            ),
+            "target": target.astype(np.int64),
         }
         return {name: torch.from_numpy(values) for name, values in batch.items()}

@@ -199,15 +199,7 @@ class ItemIndex:
         self._set_breadth(reach)
         queries = np.ascontiguousarray(queries, np.float32)
         _, found = self.index.search(queries, reach)
-        scores = self._score(queries, found)
-        items = self.items[np.maximum(found, 0)]
-        order = np.lexsort((items, -scores), axis=1)[:, :size]
-        best_items = np.zeros((len(queries), wanted), np.int32)
-        best_scores = np.full((len(queries), wanted), -np.inf, np.float32)
-        best_scores[:, :size] = np.take_along_axis(scores, order, axis=1)
-        best_items[:, :size] = np.take_along_axis(items, order, axis=1)
-        best_items[np.isneginf(best_scores)] = 0
-        return best_items, best_scores
+        return self._ordered(queries, found, size, wanted)
 
     @cached_property
     def _products(self) -> Products:
@@ -232,11 +224,24 @@ class ItemIndex:
         reach = min(k + 8 + k // 16, len(self.items))
         queries = np.ascontiguousarray(queries, np.float32)
         found, _ = self._products.best(queries, reach, ends, place[is_there])
+        return self._ordered(queries, found, k, k)
+
+    def _ordered(
+        self, queries: Vectors, found: NDArray[np.int64], kept: int, length: int
+    ) -> tuple[Items, Vectors]:
+        """Lists of what was found, as `search` returns them.
+
+        Args:
+            queries: float32 `[B, d]`.
+            found: places of vectors `[B, n]`, -1 where there is none.
+            kept: how many of the best stand in a list.
+            length: of the lists.
+        """
         scores = self._score(queries, found)
         items = self.items[np.maximum(found, 0)]
-        order = np.lexsort((items, -scores), axis=1)[:, :k]
-        best_items = np.zeros((len(queries), k), np.int32)
-        best_scores = np.full((len(queries), k), -np.inf, np.float32)
+        order = np.lexsort((items, -scores), axis=1)[:, :kept]
+        best_items = np.zeros((len(queries), length), np.int32)
+        best_scores = np.full((len(queries), length), -np.inf, np.float32)
         best_scores[:, : order.shape[1]] = np.take_along_axis(scores, order, axis=1)
         best_items[:, : order.shape[1]] = np.take_along_axis(items, order, axis=1)
         best_items[np.isneginf(best_scores)] = 0

@@ -18,76 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog.ids import FIRST_ID
-from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.queries import Queries
-from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded, hide_reserved
+from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
 from recllm.systems.crm import Crm
 from recllm.systems.joining import join, reorder
-from recllm.systems.system import Kind
 
 Items = NDArray[np.int32]
 Scores = NDArray[np.float64]
 
 PAIRS = 1 << 17
 """Pairs of a query and an item that a CRM scores before anything of them is handed on; bounds memory."""
-
-
-class Popular(CatalogScorer):
-    """How many training events an item has; items without one are not recommended.
-
-    Args:
-        log: the event log.
-    """
-
-    kind = Kind.COUNTING
-
-    def __init__(self, log: EventLog) -> None:
-        """Counts."""
-        super().__init__("popularity")
-        count = log.item_count.astype(np.float32)
-        count[:FIRST_ID] = 0
-        self._count = np.where(count > 0, count, -np.inf).astype(np.float32)
-        order = np.argsort(-self._count, kind="stable")
-        self._order = order[: np.count_nonzero(count)].astype(np.int32)
-
-    def best(
-        self, log: EventLog, rows: Rows, k: int, exclude: Excluded | None = None
-    ) -> tuple[Items, NDArray[np.float32]]:
-        """See `CatalogScorer`: everybody has the same list, without what is excluded."""
-        exclude = Excluded.of([]) if exclude is None else exclude
-        most = int(np.bincount(exclude.place, minlength=1).max())
-        head = self._order[: k + most]
-        items = np.full((len(rows), max(k, len(head))), NO_ITEM, np.int32)
-        items[:, : len(head)] = head
-        scores = np.where(items == NO_ITEM, -np.inf, self._count[items]).astype(np.float32)
-        return without_excluded(items, scores, exclude, k)
-
-    def scores(self, log: EventLog, rows: Rows) -> NDArray[np.float32]:
-        """See `CatalogScorer`."""
-        return hide_reserved(np.tile(self._count, (len(rows), 1)))
-
-
-def without_excluded(
-    items: Items, scores: NDArray[np.float32], exclude: Excluded, k: int
-) -> tuple[Items, NDArray[np.float32]]:
-    """The first k items of each list that are not excluded.
-
-    Args:
-        items: int32 `[Q, C]`, best first, C at least k.
-        scores: float32 `[Q, C]`, theirs.
-        exclude: items that are left out.
-        k: length of the lists.
-    """
-    # A number for each pair of a list and an item, to look the excluded ones up by.
-    span = max(int(items.max(initial=0)), int(exclude.item.max(initial=0))) + 1
-    pairs = np.arange(len(items))[:, None] * span + items
-    is_out = np.isin(pairs, exclude.place * span + exclude.item)
-    scores = np.where(is_out, -np.inf, scores).astype(np.float32)
-    order = np.argsort(is_out, axis=1, kind="stable")[:, :k]
-    scores = np.take_along_axis(scores, order, 1)
-    items = np.take_along_axis(items, order, 1)
-    items[np.isneginf(scores)] = NO_ITEM
-    return items, scores
 
 
 class Step(Protocol):

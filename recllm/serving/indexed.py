@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows
 from recllm.retrieval.index import IndexKind, ItemIndex
-from recllm.serving.cascade import without_excluded
-from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
+from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded, without_excluded
 from recllm.systems.retriever import Retriever
 from recllm.systems.system import Kind
 

@@ -20,10 +20,11 @@ from recllm.pipeline.finished import Finished
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.index import ItemIndex
 from recllm.retrieval.stored import Retrieval
-from recllm.serving.cascade import Cascade, CrmStep, Popular, Reranker
+from recllm.serving.cascade import Cascade, CrmStep, Reranker
 from recllm.serving.indexed import IndexedRetriever
 from recllm.serving.lm_step import LmStep
 from recllm.systems.catalog import CatalogScorer
+from recllm.systems.catalog_counting import CatalogPopularity
 from recllm.systems.crm import Crm
 from recllm.systems.retriever import Retriever
 
@@ -103,7 +104,7 @@ def open_parts(config: Config, parents: Mapping[Role, Finished], export: Path | 
     if Role.SYSTEM in parents:
         assert retrieval is not None
         lm = _open_lm(config, parents, log, retrieval, crm)
-    first: CatalogScorer = Popular(log)
+    first: CatalogScorer = CatalogPopularity(log)
     retriever = None
     if settings.first == "retriever":
         stage = parents[Role.RETRIEVER]

@@ -20,9 +20,10 @@ from recllm.eventlog.queries import Queries, QueryMaker
 from recllm.pipeline.finished import Finished
 from recllm.retrieval.vectors import normalize
 from recllm.serving.bundle import check_bundle
-from recllm.serving.cascade import Cascade, Lists, Popular
+from recllm.serving.cascade import Cascade, Lists
 from recllm.serving.opening import Parts, open_finished
 from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
+from recllm.systems.catalog_counting import CatalogPopularity
 
 OnUnknown = Literal["popular", "error", "skip"]
 Ids = Sequence[Any] | NDArray[Any] | pl.Series
@@ -116,7 +117,7 @@ class Recommender:
         self.counts: Counter[str] = Counter()
         items = pl.read_parquet(parts.log.folder / "items.parquet")
         self._titles = items["title"] if "title" in items.columns else None
-        self._popular = Popular(parts.log)
+        self._popular = CatalogPopularity(parts.log)
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> Recommender:

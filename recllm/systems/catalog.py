@@ -61,6 +61,29 @@ class Excluded:
         return Excluded(self.place[low:high] - first, self.item[low:high])
 
 
+def without_excluded(
+    items: Items, scores: CatalogScores, exclude: Excluded, k: int
+) -> tuple[Items, CatalogScores]:
+    """The first k items of each list that are not excluded.
+
+    Args:
+        items: int32 `[Q, C]`, best first, C at least k.
+        scores: float32 `[Q, C]`, theirs.
+        exclude: items that are left out.
+        k: length of the lists.
+    """
+    # A number for each pair of a list and an item, to look the excluded ones up by.
+    span = max(int(items.max(initial=0)), int(exclude.item.max(initial=0))) + 1
+    pairs = np.arange(len(items))[:, None] * span + items
+    is_out = np.isin(pairs, exclude.place * span + exclude.item)
+    scores = np.where(is_out, -np.inf, scores).astype(np.float32)
+    order = np.argsort(is_out, axis=1, kind="stable")[:, :k]
+    scores = np.take_along_axis(scores, order, 1)
+    items = np.take_along_axis(items, order, 1)
+    items[np.isneginf(scores)] = NO_ITEM
+    return items, scores
+
+
 class CatalogScorer(System):
     """A system that scores every item of the catalog: fitted when it is built, on training events only.
 

@@ -17,7 +17,17 @@ from scipy import linalg, sparse
 
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
-from recllm.systems.catalog import CatalogScorer, CatalogScores, block_size, hide_reserved, top
+from recllm.systems.catalog import (
+    NO_ITEM,
+    CatalogScorer,
+    CatalogScores,
+    Excluded,
+    Items,
+    block_size,
+    hide_reserved,
+    top,
+    without_excluded,
+)
 from recllm.systems.system import Kind
 
 DAY = 86_400
@@ -83,6 +93,21 @@ class CatalogPopularity(CatalogBaseline):
             in_days = np.bincount(log.item[latest], minlength=log.n_items)
             counts = in_days + counts / (1.0 + counts.max())
         self._counts = counts.astype(np.float32)
+        self._counts[self._unknown] = -np.inf
+        order = np.argsort(-self._counts, kind="stable")
+        self._order = order[: log.n_items - len(self._unknown)].astype(np.int32)
+
+    def best(
+        self, log: EventLog, rows: Rows, k: int, exclude: Excluded | None = None
+    ) -> tuple[Items, CatalogScores]:
+        """See `CatalogScorer`: everybody has the same list, without what is excluded."""
+        exclude = Excluded.of([]) if exclude is None else exclude
+        most = int(np.bincount(exclude.place, minlength=1).max())
+        head = self._order[: k + most]
+        items = np.full((len(rows), max(k, len(head))), NO_ITEM, np.int32)
+        items[:, : len(head)] = head
+        scores = np.where(items == NO_ITEM, -np.inf, self._counts[items]).astype(np.float32)
+        return without_excluded(items, scores, exclude, k)
 
     def _scores(self, log: EventLog, rows: Rows) -> NDArray[np.floating]:
         return np.tile(self._counts, (len(rows), 1))

@@ -7,12 +7,15 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recllm import paths
 from recllm.console import is_first_process, say
 from recllm.files import load_weights
 from recllm.pipeline.run import Run
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MADE_FOR = "made-for.json"
 """Beside checkpoints: configuration and parents that they are of."""
@@ -21,6 +24,13 @@ MADE_FOR = "made-for.json"
 def best(run: Run, monitor: str) -> Path:
     """The checkpoint with the best score of a monitor: `best-auc.ckpt` for `valid/auc`."""
     return run.folder / paths.CHECKPOINTS / f"best-{monitor.rpartition('/')[2].replace('@', '')}.ckpt"
+
+
+def load_best(run: Run, monitor: str, model: nn.Module) -> None:
+    """Give a model the weights that `model` of what was trained had at the best score of a monitor."""
+    state = load_weights(best(run, monitor))["state_dict"]
+    prefix = "model."
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
 def best_scores(run: Run, monitor: str, untrained: bool = False) -> dict[str, float]:

@@ -8,9 +8,10 @@ import torch
 
 from recllm.eventlog.queries import queries_of_rows
 from recllm.lm.predict import candidate_scores
-from recllm.serving.cascade import Cascade, Lists, Popular, Reranker, rerank
+from recllm.serving.cascade import Cascade, Lists, Reranker, rerank
 from recllm.serving.fitting import _Scored, fit_weights
 from recllm.systems.catalog import Excluded
+from recllm.systems.catalog_counting import CatalogPopularity
 
 
 class Given:
@@ -61,7 +62,7 @@ def test_ties_go_to_the_smaller_id_and_short_lists_end_with_nothing():
 
 def test_popular_items_first_and_none_that_nobody_met():
     log = SimpleNamespace(item_count=np.array([0, 0, 3, 0, 5, 5], np.int32), n_items=6)
-    items, scores = Popular(log).best(log, np.arange(2), 4, Excluded.of([[], [4]]))
+    items, scores = CatalogPopularity(log).best(log, np.arange(2), 4, Excluded.of([[], [4]]))
     assert items.tolist() == [[4, 5, 2, 0], [5, 2, 0, 0]]
     assert scores[0, :3].tolist() == [5, 5, 3]
 
@@ -75,7 +76,9 @@ def test_known_scores_follow_a_new_order():
 def test_a_step_that_knows_gets_the_weight(demo_log):
     rows = demo_log.rows("valid", "all")[:60]
     score = np.random.default_rng(0).normal(size=demo_log.n_items)
-    exact = Cascade(Popular(demo_log), demo_log.n_items, [Reranker(Given("noise", score), demo_log.n_items)])
+    exact = Cascade(
+        CatalogPopularity(demo_log), demo_log.n_items, [Reranker(Given("noise", score), demo_log.n_items)]
+    )
     fitted = fit_weights(exact, demo_log, rows, remove_seen=False)
     popularity, noise = fitted.weights["noise"]
     assert abs(noise) < 0.4

@@ -14,7 +14,7 @@ from recllm.errors import ConfigError, StageError
 from recllm.pipeline.run import Run
 from recllm.systems.crm import crm_inputs
 from stages import retriever
-from stages.retriever import RetrieverModule, found_events, validation_rows
+from stages.retriever import RetrieverModule, target_events, validation_rows
 from tests.conftest import REPOSITORY
 
 SMALL = {
@@ -103,12 +103,12 @@ def test_validation_counts_ranks_over_the_catalog(module, monkeypatch, seen, ran
 
 def test_held_out_samples_and_other_splits_are_not_to_be_found(demo_log):
     config = configured(hold_out="uniform300").stage1
-    found = found_events(demo_log, config)
+    found = target_events(demo_log, config)
     held = demo_log.rows("train", "uniform300")
     assert not found[held].any()
     assert not found[demo_log.rows("valid", "all")].any()
     assert found.sum() == demo_log.train_events().sum() - 300
-    liked = found_events(demo_log, configured(**{"next.targets": "liked"}).stage1)
+    liked = target_events(demo_log, configured(**{"next.targets": "liked"}).stage1)
     assert (demo_log.label[np.flatnonzero(liked)] == 1).all()
 
 
@@ -116,7 +116,7 @@ def test_a_log_without_likes_has_nothing_to_find(demo_log, monkeypatch):
     monkeypatch.setattr(demo_log, "label", np.zeros_like(demo_log.label))
     config = configured(**{"next.targets": "liked"}).stage1
     with pytest.raises(StageError, match=r"no training event is to be found \(stage1.next.targets=liked\)"):
-        found_events(demo_log, config)
+        target_events(demo_log, config)
     with pytest.raises(StageError, match=r"stage1\.fit\.valid_rows=all"):
         validation_rows(demo_log, config)
 

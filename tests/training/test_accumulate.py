@@ -122,7 +122,7 @@ def test_a_retriever(demo_log):
     }).stage1  # fmt: skip
     run = SimpleNamespace(config=SimpleNamespace(stage1=config, seed=0))
     inputs = crm_inputs(demo_log, config.inputs, None)
-    sequences = Sequences(demo_log, config.recent, retriever.found_events(demo_log, config))
+    sequences = Sequences(demo_log, config.recent, retriever.target_events(demo_log, config))
     torch.manual_seed(0)
     model = build(table_sizes(demo_log), config.crm)
     candidates = torch.from_numpy(np.flatnonzero(demo_log.item_count))
