@@ -42,20 +42,23 @@ LEAVES = [key for key in KEYS if not any(other.startswith(f"{key}.") for other i
 """Every dotted key that has a value of its own."""
 
 
+_TEXT_TYPES = (str, str | None, list[str], list[str | None], list[list[str]])
+
+
 def _texts(section: type, prefix: str = "") -> list[str]:
-    """Dotted keys of a section, and of those in it, whose values are lists of texts."""
+    """Dotted keys of a section, and of those in it, whose values are texts, or lists of them."""
     found = []
     for name, type_ in get_type_hints(section).items():
         if dataclasses.is_dataclass(type_):
             assert isinstance(type_, type)
             found += _texts(type_, f"{prefix}{name}.")
-        elif type_ in (list[str], list[str | None]):
+        elif type_ in _TEXT_TYPES:
             found.append(prefix + name)
     return found
 
 
 TEXTS = _texts(Config)
-"""Every dotted key whose value is a list of texts: as `yes` and `007`, and not what YAML makes of them."""
+"""Every dotted key of a text, or of texts: such as `yes` and `007`, and not what YAML makes of them."""
 DEFAULT = "default"
 """Where a value comes from that no layer states."""
 
@@ -111,7 +114,7 @@ def parse_overrides(arguments: Iterable[str], source: str = "command line") -> d
             if not is_text:
                 raise ConfigError(f"{argument!r} ({source}) cannot be read: {_first_line(error)}") from error
             read = value
-        if key in TEXTS:
+        if key in TEXTS and not isinstance(read, str):
             read = _as_written(read, yaml.compose(value, yaml.SafeLoader))
         # A format string such as "{title}" reads as a mapping; where a text is wanted it is one.
         flat[key] = value if is_text and isinstance(read, dict | list) else read
@@ -162,19 +165,21 @@ def _value_of(node: Any, name: str) -> Any:
     return next((value for key, value in pairs if key.value == name), None)
 
 
-def _as_written(values: Any, node: Any) -> Any:
-    """A list of texts in which truth values and numbers are the texts that they were read from.
+def _as_written(value: Any, node: Any) -> Any:
+    """A text, or a list of texts, in which truth values and numbers are the texts they were read from.
 
-    YAML reads yes, no, on and off as truth values, 007 as 7 and 1.50 as 1.5; a file's texts are none of them.
+    YAML reads yes, no, on and off as truth values, 007 as 7 and 1.50 as 1.5; names of columns and texts of a file
+    are none of them.
 
     Args:
-        values: as they were read.
-        node: the list as YAML composes it.
+        value: as it was read.
+        node: the same as YAML composes it.
     """
-    if not isinstance(values, list) or not isinstance(node, yaml.SequenceNode):
-        return values
-    pairs = zip(values, node.value, strict=True)
-    return [one.value if isinstance(value, bool | int | float) else value for value, one in pairs]
+    if isinstance(value, list) and isinstance(node, yaml.SequenceNode):
+        return [_as_written(inner, one) for inner, one in zip(value, node.value, strict=True)]
+    if isinstance(value, bool | int | float) and isinstance(node, yaml.ScalarNode):
+        return node.value
+    return value
 
 
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]], overrides: Mapping[str, Any]) -> Config:

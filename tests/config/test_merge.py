@@ -116,7 +116,28 @@ def test_a_list_of_texts_holds_what_is_written(tmp_path, key):
     assert parse_overrides([f"{key}=[{plain}]"]) == {key: WRITTEN}
 
 
-def test_what_is_no_list_of_texts_is_read_as_yaml(tmp_path):
+@pytest.mark.parametrize(
+    "key", ["source.label.column", "source.events.user", "prepare.category", "wording.item", "lm.model.path"]
+)
+@pytest.mark.parametrize("text", WRITTEN)
+def test_a_text_is_what_is_written(tmp_path, key, text):
+    """A column may be named on, 007 or 1.50."""
+    *sections, last = key.split(".")
+    above = "".join(f"{2 * depth * ' '}{name}:\n" for depth, name in enumerate(sections))
+    for number, value in enumerate([text, f"'{text}'"]):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(f"{above}{2 * len(sections) * ' '}{last}: {value}\n")
+        assert value_at(load_yaml(path), key) == text
+    assert parse_overrides([f"{key}={text}"]) == {key: text}
+
+
+def test_texts_within_lists_of_lists_are_what_is_written(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("source:\n  items:\n    aliases: [[on, 007], [1.50, x]]\n")
+    assert load_yaml(path)["source"]["items"]["aliases"] == [["on", "007"], ["1.50", "x"]]
+
+
+def test_what_is_no_text_is_read_as_yaml(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(
         "source: {events: {rating_scale: [1, 5.0], decimal_comma: yes, nulls: [~, 'x']}}\nprompt:\n"
