@@ -168,8 +168,8 @@ def _value_of(node: Any, name: str) -> Any:
 def _as_written(value: Any, node: Any) -> Any:
     """A text, or a list of texts, in which truth values and numbers are the texts they were read from.
 
-    YAML reads yes, no, on and off as truth values, 007 as 7 and 1.50 as 1.5; names of columns and texts of a file
-    are none of them.
+    YAML reads yes, no, on and off as truth values, 007 as 7 and 1.50 as 1.5; names of columns and texts of a
+    file are none of them.
 
     Args:
         value: as it was read.
