@@ -119,8 +119,8 @@ def _load(
         )
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"lm.model.path {source!r} holds pickled objects that are no weights, which could run anything and "
-            "are not loaded; wanted safetensors: export it again (save_pretrained)"
+            f"lm.model.path {source!r} holds pickled objects that are no weights, which could run anything "
+            "and are not loaded; wanted safetensors: export it again (save_pretrained)"
         ) from error
     except LOADING_ERRORS as error:
         raise loading_error(config, source, error) from error

@@ -316,7 +316,7 @@ class Bomb:
     ("content", "match"),
     [
         ("bomb", r"holds pickled objects that are no weights.*; wanted safetensors"),
-        ("cut", r" .*cannot be loaded: "),
+        ("cut", r".*cannot be loaded: "),
     ],
 )
 def test_pickled_weights_run_nothing_and_are_one_line(lm_folder, tmp_path, monkeypatch, content, match):
