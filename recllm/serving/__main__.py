@@ -28,13 +28,16 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     del fastapi, prometheus_client, uvicorn
     from recllm.errors import ConfigError
-    from recllm.serving.server.running import parse, run
+    from recllm.serving.server.flags import parse
 
     try:
-        return run(*parse(arguments))
+        asked = parse(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from recllm.serving.server.running import run
+
+    return run(*asked)
 
 
 if __name__ == "__main__":
