@@ -31,13 +31,14 @@ def main(arguments: Sequence[str]) -> int:
     from recllm.serving.server.flags import parse
 
     try:
-        asked = parse(arguments)
+        bundle, settings, key = parse(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from recllm.serving.server.running import run
+    from recllm.serving.server.served import Served
 
-    return run(*asked)
+    return run(lambda: Served.load(bundle, settings.lms), settings, key)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import warnings
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -55,8 +55,14 @@ class Server(uvicorn.Server):
             self.loop.call_soon_threadsafe(lambda: tell("stopping", signal=signal.Signals(sig).name))
 
 
-def run(bundle: Path, settings: Settings, key: str | None) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status."""
+def run(load: Callable[[], Served], settings: Settings, key: str | None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status.
+
+    Args:
+        load: loads what answers, at the start and at every reload.
+        settings: limits.
+        key: the API key; None: there is none.
+    """
     # peft and transformers warn of what the project knows of.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
@@ -67,7 +73,7 @@ def run(bundle: Path, settings: Settings, key: str | None) -> int:
         failures.append(line)
         server.should_exit = True
 
-    service = Service(settings, lambda: Served.load(bundle, settings.lms), key, fail)
+    service = Service(settings, load, key, fail)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,
