@@ -1,1 +1,1 @@
-"""The HTTP service over a bundle."""
+"""An HTTP service over a bundle: `python -m recllm.serving bundle/`."""
