@@ -15,10 +15,10 @@ from recllm.errors import ConfigError, StageError
 from recllm.serving.server.events import (
     AHEAD,
     Appended,
-    Event,
     EventStore,
     KeyConflict,
     StoreUnavailable,
+    UserEvent,
 )
 from recllm.tables.event_store import EVENTS, IMPRESSIONS, open_store, parse_url, shown
 from tests.postgres import run_postgres
@@ -27,14 +27,14 @@ NOW = 1_700_000_000
 
 APPENDS = """
 import sys
-from recllm.serving.server.events import Event, EventStore
+from recllm.serving.server.events import EventStore, UserEvent
 url, name, count, shared = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 store = EventStore(url)
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(count):
     key = f"shared-{number}" if number < shared else f"{name}-{number}"
-    store.append([Event("u", str(number), timestamp=number, key=key)])
+    store.append([UserEvent("u", str(number), timestamp=number, key=key)])
     print(key, flush=True)
 """
 """A process that appends events one by one, and says the key of each one that is stored."""
@@ -71,9 +71,9 @@ class Contract:
     def test_events_are_read_as_they_were_written(self, store):
         assert store.append(
             [
-                Event("ann", "tea", rating=4.5, timestamp=20),
-                Event("ann", "חלה 🖤 '; --", label=0, timestamp=10),
-                Event("bob", "rye", rating=3, label=1),
+                UserEvent("ann", "tea", rating=4.5, timestamp=20),
+                UserEvent("ann", "חלה 🖤 '; --", label=0, timestamp=10),
+                UserEvent("bob", "rye", rating=3, label=1),
             ]
         ) == Appended(3, 0)
         assert store.history("ann").rows() == [
@@ -88,14 +88,16 @@ class Contract:
         assert store.histories(["bob", "ann", "cem", "bob"])["user"].to_list() == ["ann", "ann", "bob"]
 
     def test_a_key_is_stored_once(self, store, url):
-        event = Event("ann", "tea", rating=4.5, key="k")
+        event = UserEvent("ann", "tea", rating=4.5, key="k")
         assert store.append([event]) == Appended(1, 0)
-        assert store.append([event, Event("ann", "rye", key="l")]) == Appended(1, 1)
+        assert store.append([event, UserEvent("ann", "rye", key="l")]) == Appended(1, 1)
         again = EventStore(url, clock=lambda: NOW + 60)  # a service that began anew
         assert again.append([event, event]) == Appended(0, 2)
         again.close()
         assert store.history("ann")["item"].to_list() == ["tea", "rye"]
-        assert store.append([Event("bob", "tea", key="m"), Event("bob", "tea", key="m")]) == Appended(1, 1)
+        assert store.append([UserEvent("bob", "tea", key="m"), UserEvent("bob", "tea", key="m")]) == Appended(
+            1, 1
+        )
 
     @pytest.mark.parametrize(
         "other",
@@ -110,44 +112,44 @@ class Contract:
     )
     def test_a_key_with_other_content_is_refused_and_nothing_of_the_call_is_stored(self, store, other):
         event = {"user": "ann", "item": "tea", "rating": 4.5, "label": 0, "timestamp": 5, "key": "k"}
-        store.append([Event(**event)])
+        store.append([UserEvent(**event)])
         with pytest.raises(KeyConflict, match=r"key 'k' is that of another event; wanted the same"):
-            store.append([Event("cem", "tea"), Event(**{**event, **other}), Event("cem", "rye")])
+            store.append([UserEvent("cem", "tea"), UserEvent(**{**event, **other}), UserEvent("cem", "rye")])
         assert store.history("cem").is_empty()
         assert store.history("ann").height == 1
         with pytest.raises(KeyConflict):
-            store.append([Event("cem", "tea", key="twice"), Event("cem", "rye", key="twice")])
+            store.append([UserEvent("cem", "tea", key="twice"), UserEvent("cem", "rye", key="twice")])
         assert store.history("cem").is_empty()
 
     def test_events_without_a_key_are_stored_as_often_as_they_are_sent(self, store):
         for _ in range(2):
-            store.append([Event("ann", "tea", timestamp=1)])
+            store.append([UserEvent("ann", "tea", timestamp=1)])
         assert store.history("ann").height == 2
 
-    def test_a_call_of_many_events(self, store):
-        events = [Event("ann", str(number), timestamp=number, key=str(number)) for number in range(1_234)]
+    def test_a_call_of_many_events(self, store, url):
+        events = [UserEvent("ann", str(number), timestamp=number, key=str(number)) for number in range(1_234)]
         assert store.append(events) == Appended(1_234, 0)
-        assert store.append([*events[600:], Event("ann", "x", key="x")]) == Appended(1, 634)
-        assert store.history("ann")["item"].to_list() == [*map(str, range(1_234)), "x"]
+        assert store.append([*events[600:], UserEvent("ann", "x", key="x")]) == Appended(1, 634)
+        assert keys_of(url) == Counter([*map(str, range(1_234)), "x"])
 
     def test_of_a_user_the_latest_events_are_read(self, url):
         store = EventStore(url, most_of_a_user=3)
-        store.append([Event("ann", str(number), timestamp=number) for number in (4, 1, 3, 5, 2)])
-        store.append([Event("bob", "tea")])
+        store.append([UserEvent("ann", str(number), timestamp=number) for number in (4, 1, 3, 5, 2)])
+        store.append([UserEvent("bob", "tea")])
         assert store.histories(["ann", "bob"])["item"].to_list() == ["3", "4", "5", "tea"]
         store.close()
 
     def test_times_of_the_future_are_refused(self, store):
-        store.append([Event("ann", "tea", timestamp=NOW + AHEAD)])
+        store.append([UserEvent("ann", "tea", timestamp=NOW + AHEAD)])
         with pytest.raises(ValueError, match="wanted at most a day after now"):
-            store.append([Event("ann", "rye", timestamp=NOW + AHEAD + 1)])
+            store.append([UserEvent("ann", "rye", timestamp=NOW + AHEAD + 1)])
         assert store.history("ann").height == 1
 
     def test_events_since(self, url):
         second = iter(range(100, 200, 10))
         store = EventStore(url, clock=lambda: next(second))
         for item, timestamp in (("a", 5), ("b", 3), ("c", 4)):  # received at 100, 110, 120
-            store.append([Event("ann", item, timestamp=timestamp)])
+            store.append([UserEvent("ann", item, timestamp=timestamp)])
         assert pl.concat(store.events_since())["item"].to_list() == ["b", "c", "a"]
         assert pl.concat(store.events_since(110))["item"].to_list() == ["b", "c"]
         assert list(store.events_since(121)) == []
@@ -157,8 +159,8 @@ class Contract:
         table = pl.DataFrame(
             {"user": [1, 1], "item": [7, 5], "score": [0.5, 0.25], "rank": [1, 2], "title": ["a", "b"]}
         )
-        store.log_impressions(table, "request", "digest")
-        store.log_impressions(table[:0], "nothing", "digest")
+        store.submit_impressions(table, "request", "digest").result()
+        store.submit_impressions(table[:0], "nothing", "digest").result()
         engine = open_store(url)
         with engine.connect() as connection:
             rows = connection.execute(sa.select(IMPRESSIONS).order_by(IMPRESSIONS.c.rank)).mappings().all()
@@ -175,14 +177,40 @@ class Contract:
         def send(thread):
             for number in range(60):
                 shared = (number * 7 + thread * 11) % 60
-                own = Event("ann", "own", key=f"own-{thread}-{number}")
-                store.append([Event("ann", "shared", key=f"shared-{shared}"), own])
+                own = UserEvent("ann", "own", key=f"own-{thread}-{number}")
+                store.append([UserEvent("ann", "shared", key=f"shared-{shared}"), own])
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(send, range(8)))
         counts = keys_of(url)
         assert set(counts.values()) == {1}
         assert len(counts) == 60 + 8 * 60
+
+    def test_calls_that_wait_together_fail_alone(self, store, url):
+        """A group's calls share a transaction; a conflict in the midst of it undoes its own call only."""
+        calls = [[UserEvent("ann", str(number), key=f"{number}")] for number in range(20)]
+        calls[10] = [UserEvent("ann", "before", key="before"), UserEvent("bob", "other", key="9")]
+        futures = [store.submit(events) for events in calls]
+        store.close()  # writes what waits
+        errors = [type(future.exception()).__name__ for future in futures]
+        assert errors == ["NoneType"] * 10 + ["KeyConflict"] + ["NoneType"] * 9
+        assert keys_of(url) == Counter(str(number) for number in range(20) if number != 10)
+
+    def test_a_call_that_is_canceled_before_its_turn_is_not_stored(self, store, url):
+        begun, may_end = threading.Event(), threading.Event()
+
+        def wait(connection):
+            begun.set()
+            assert may_end.wait(60)
+
+        store._put(wait)
+        assert begun.wait(60)
+        future = store.submit([UserEvent("ann", "tea", key="canceled")])
+        last = store.submit([UserEvent("ann", "tea", key="last")])
+        assert future.cancel()
+        may_end.set()
+        assert last.result(60) == Appended(1, 0)
+        assert keys_of(url) == Counter(["last"])
 
     def test_two_processes_at_once(self, url):
         """Both open a store that is not there yet; of 50 keys both send each, and 50 are their own."""
@@ -248,13 +276,13 @@ class TestSqlite(Contract):
         return f"sqlite:///{tmp_path}/events.db"
 
     def test_a_commit_is_synced(self, store):
-        """Write-ahead log, and a sync at each commit: 2 is FULL, which SQLite says survives a loss of power."""
+        """Write-ahead log, and a sync at each commit: 2 is FULL, which survives a loss of power."""
         with store._engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
 
     def test_others_may_not_read_it(self, store, tmp_path):
-        store.append([Event("ann", "tea")])
+        store.append([UserEvent("ann", "tea")])
         modes = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
         assert modes == dict.fromkeys(["events.db", "events.db-wal", "events.db-shm"], oct(0o600))
 
@@ -270,7 +298,7 @@ class TestSqlite(Contract):
 
     def test_a_full_disk_stores_nothing_and_is_told(self, store):
         """SQLite's own limit of pages stands for the disk's end."""
-        store.append([Event("ann", "tea", key="before")])
+        store.append([UserEvent("ann", "tea", key="before")])
         with store._engine.connect() as connection:
             pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
 
@@ -279,7 +307,7 @@ class TestSqlite(Contract):
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
         with pytest.raises(StoreUnavailable, match="failed: database or disk is full"):
-            store.append([Event("ann", "i" * 200, key=str(number)) for number in range(400)])
+            store.append([UserEvent("ann", "i" * 200, key=str(number)) for number in range(400)])
         assert store.history("ann")["item"].to_list() == ["tea"]
 
 
@@ -304,16 +332,16 @@ class TestPostgres(Contract):
 
     def test_a_crash_of_the_server(self, store, postgres):
         """It ends at once, as by a crash: what was told is there when it is back, and so is the store."""
-        store.append([Event("ann", "tea", key="before")])
+        store.append([UserEvent("ann", "tea", key="before")])
         postgres.stop(signal.SIGQUIT)
         try:
             with pytest.raises(StoreUnavailable, match=r"the event store postgresql.* failed: "):
-                store.append([Event("ann", "rye", key="during")])
+                store.append([UserEvent("ann", "rye", key="during")])
             with pytest.raises(StoreUnavailable):
                 store.history("ann")
         finally:
             postgres.start()
-        store.append([Event("ann", "rye", key="during"), Event("ann", "tea", key="before")])
+        store.append([UserEvent("ann", "rye", key="during"), UserEvent("ann", "tea", key="before")])
         assert store.history("ann")["item"].to_list() == ["tea", "rye"]
 
 
@@ -347,8 +375,8 @@ def test_a_server_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("values", "line"),
     [
-        ({"user": ""}, "user has 0 characters; wanted 1 to 256"),
-        ({"item": "i" * 257}, "item has 257 characters; wanted 1 to 256"),
+        ({"user": ""}, "user has 0 characters; wanted 1 to 200"),
+        ({"item": "i" * 201}, "item has 201 characters; wanted 1 to 200"),
         ({"key": "k" * 257}, "key has 257 characters"),
         ({"user": "a\0b"}, "user holds a NUL or half a character; wanted text"),
         ({"item": "\ud83d"}, "item holds a NUL or half a character"),
@@ -360,5 +388,5 @@ def test_a_server_that_is_not_there(tmp_path):
 )
 def test_events_that_cannot_be_stored(values, line):
     with pytest.raises(ValueError, match=line):
-        Event(**{"user": "ann", "item": "tea", **values})
-    Event("ann", "tea")
+        UserEvent(**{"user": "ann", "item": "tea", **values})
+    UserEvent("ann", "tea")

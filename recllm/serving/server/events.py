@@ -13,10 +13,12 @@ All events of a call are stored, or none.
 from __future__ import annotations
 
 import math
+import queue
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +41,7 @@ from recllm.tables.event_store import (
     shown,
 )
 
-LONGEST_ID = 256
+LONGEST_ID = 200
 """Characters of a user's or an item's id, at most."""
 LONGEST_KEY = 256
 """Characters of a key, at most."""
@@ -47,6 +49,8 @@ AHEAD = 24 * 60 * 60
 """Seconds that an event may lie in the future: clocks of clients are not always right."""
 _ROWS = 500
 """Rows of a statement; databases bound the number of values."""
+_GROUP = 256
+"""Calls that are written in one transaction, at most."""
 
 
 class KeyConflict(ValueError):
@@ -62,7 +66,7 @@ def _new_key() -> str:
 
 
 @dataclass(frozen=True)
-class Event:
+class UserEvent:
     """What a user did with an item.
 
     Attributes:
@@ -131,8 +135,19 @@ class Appended:
     repeated: int
 
 
+@dataclass(frozen=True)
+class _Write:
+    """Something that waits to be written, and who is told about it."""
+
+    work: Callable[[Connection], Any]
+    future: Future[Any]
+
+
 class EventStore:
     """Events and impressions in a database; for any number of threads.
+
+    What is to be written is queued for a thread of the store's own, which writes all that waits in one
+    transaction: one sync of the disk serves many requests.
 
     Args:
         url: `sqlite:///events.db` or `postgresql+psycopg://...`; its tables are made where they are missing.
@@ -144,24 +159,23 @@ class EventStore:
         StageError: the database cannot be opened, or its tables are others.
     """
 
-    def __init__(
-        self, url: str, most_of_a_user: int = 10_000, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, url: str, most_of_a_user: int = 1_000, clock: Callable[[], float] = time.time) -> None:
         """Opens the database."""
         self._most_of_a_user = most_of_a_user
         self._engine = open_store(url, new=True)
         self._writer = self._engine.execution_options(**{WRITES: True})
+        self._insert = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
         self._clock = clock
-        self._is_file = self._engine.dialect.name == "sqlite"
-        # Threads that wait for SQLite's one lock would poll for it; they queue here instead.
-        self._turn = threading.Lock()
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="event store", daemon=True)
+        self._thread.start()
 
     @property
     def address(self) -> str:
         """The URL, without its password."""
         return shown(self._engine.url)
 
-    def append(self, events: Sequence[Event]) -> Appended:
+    def append(self, events: Sequence[UserEvent]) -> Appended:
         """Store events, each key once, durably: when this returns they are on disk.
 
         Args:
@@ -172,20 +186,50 @@ class EventStore:
             KeyConflict: a key is there already, or twice in the call, with other content.
             StoreUnavailable: the database failed.
         """
+        return self.submit(events).result()
+
+    def submit(self, events: Sequence[UserEvent]) -> Future[Appended]:
+        """`append` for who does not want to wait: what it returns, or raises, comes with the future.
+
+        Raises:
+            ValueError: an event lies too far in the future.
+        """
         received = int(self._clock())
         for event in events:
             if event.timestamp is not None and event.timestamp > received + AHEAD:
                 raise ValueError(
                     f"timestamp is {event.timestamp}; wanted at most a day after now, {received} (seconds)"
                 )
-        stored = 0
-        with self._transaction() as connection:
+
+        def write(connection: Connection) -> Appended:
+            stored = 0
             for part in _parts(events):
-                new = self._insert(connection, part, received)
-                stored += len(new)
-                if len(new) < len(part):
+                new = self._insert_new(connection, part, received)
+                stored += new
+                if new < len(part):
                     _check_repeated(connection, part)
-        return Appended(stored, len(events) - stored)
+            return Appended(stored, len(events) - stored)
+
+        return self._put(write)
+
+    def submit_impressions(self, table: pl.DataFrame, request: str, bundle: str) -> Future[None]:
+        """Note what was recommended; it is written when the future says so.
+
+        Args:
+            table: `user`, `item`, `rank` and `score`, as `Recommender.recommend` gives it.
+            request: drawn by the service for each request.
+            bundle: digest of the bundle that answered.
+        """
+        texts = [pl.col("user").cast(pl.String), pl.col("item").cast(pl.String)]
+        second = int(self._clock())
+        rows = table.select(*texts, "rank", "score").to_dicts()
+        values = [{**row, "request": request, "timestamp": second, "bundle": bundle} for row in rows]
+
+        def write(connection: Connection) -> None:
+            if values:
+                connection.execute(sa.insert(IMPRESSIONS), values)
+
+        return self._put(write)
 
     def history(self, user: str) -> pl.DataFrame:
         """A user's stored events: `user`, `item`, `rating`, `label`, `timestamp`, in the order of time."""
@@ -204,9 +248,8 @@ class EventStore:
         for part in _parts(sorted(set(users))):
             of_users = sa.select(*EVENT_COLUMNS, EVENTS.c.id, place.label("place"))
             ranked = of_users.where(EVENTS.c.user.in_(part)).subquery()
-            latest = sa.select(*(ranked.c[name] for name in SCHEMA)).where(
-                ranked.c.place <= self._most_of_a_user
-            )
+            latest = sa.select(*(ranked.c[name] for name in SCHEMA))
+            latest = latest.where(ranked.c.place <= self._most_of_a_user)
             latest = latest.order_by(ranked.c.user, ranked.c.timestamp, ranked.c.id)
             with self._failures(), self._engine.connect() as connection:
                 rows = [tuple(row) for row in connection.execute(latest)]
@@ -222,46 +265,58 @@ class EventStore:
         with self._failures():
             yield from read_events(self._engine, received)
 
-    def log_impressions(self, table: pl.DataFrame, request: str, bundle: str) -> None:
-        """Note what was recommended.
-
-        Args:
-            table: `user`, `item`, `rank` and `score`, as `Recommender.recommend` gives it.
-            request: drawn by the service for each request.
-            bundle: digest of the bundle that answered.
-
-        Raises:
-            StoreUnavailable: the database failed.
-        """
-        texts = [pl.col("user").cast(pl.String), pl.col("item").cast(pl.String)]
-        second = int(self._clock())
-        rows = table.select(*texts, "rank", "score").to_dicts()
-        values = [{**row, "request": request, "timestamp": second, "bundle": bundle} for row in rows]
-        with self._transaction() as connection:
-            for part in _parts(values):
-                connection.execute(sa.insert(IMPRESSIONS), part)
-
     def close(self) -> None:
-        """Close all connections."""
+        """Write what waits, and close all connections."""
+        self._queue.put(None)
+        self._thread.join()
         self._engine.dispose()
 
-    def _insert(self, connection: Connection, events: Sequence[Event], received: int) -> list[str]:
-        """Insert those events whose keys are not there yet; returns these keys."""
-        insert = sqlite.insert if self._is_file else postgresql.insert
-        values = [_values(event, received) for event in events]
-        statement = insert(EVENTS).values(values).on_conflict_do_nothing(index_elements=["key"])
-        return list(connection.execute(statement.returning(EVENTS.c.key)).scalars())
+    def _put(self, write: Callable[[Connection], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._queue.put(_Write(write, future))
+        return future
 
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        """A connection whose transaction is durable when the block has ended, and undone if it fails."""
-        with self._failures():
-            if self._is_file:
-                with self._turn, self._writer.begin() as connection:
-                    yield connection
+    def _insert_new(self, connection: Connection, events: Sequence[UserEvent], received: int) -> int:
+        """Insert those events whose keys are not there yet; how many that were."""
+        statement = self._insert(EVENTS).values([_values(event, received) for event in events])
+        statement = statement.on_conflict_do_nothing(index_elements=["key"])
+        return len(connection.execute(statement.returning(EVENTS.c.key)).all())
+
+    # ---- in the store's thread
+
+    def _work(self) -> None:
+        is_open = True
+        while is_open:
+            group: list[_Write] = []
+            write = self._queue.get()
+            while write is not None:
+                if write.future.set_running_or_notify_cancel():
+                    group.append(write)
+                if len(group) == _GROUP or self._queue.empty():
+                    break
+                write = self._queue.get()
+            is_open = write is not None
+            if group:
+                self._write(group)
+
+    def _write(self, group: list[_Write]) -> None:
+        """Write a group in one transaction; who meets a conflict is undone alone."""
+        results: list[Any] = []
+        try:
+            with self._failures(), self._writer.begin() as connection:
+                for write in group:
+                    try:
+                        with connection.begin_nested():
+                            results.append(write.work(connection))
+                    except KeyConflict as error:
+                        results.append(error)
+        except Exception as error:  # whatever it is: nothing is stored, and who waits is told
+            results = [error] * len(group)
+        for write, result in zip(group, results, strict=True):
+            if isinstance(result, Exception):
+                write.future.set_exception(result)
             else:
-                with self._writer.begin() as connection:
-                    yield connection
+                write.future.set_result(result)
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -278,7 +333,7 @@ def _parts(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
         yield values[low : low + _ROWS]
 
 
-def _values(event: Event, received: int) -> dict[str, Any]:
+def _values(event: UserEvent, received: int) -> dict[str, Any]:
     """A row of the table."""
     return {
         "key": event.key,
@@ -291,7 +346,7 @@ def _values(event: Event, received: int) -> dict[str, Any]:
     }
 
 
-def _check_repeated(connection: Connection, events: Sequence[Event]) -> None:
+def _check_repeated(connection: Connection, events: Sequence[UserEvent]) -> None:
     """Refuse events whose key is stored with other content; a time that an event does not give fits any.
 
     Raises:
