@@ -2,7 +2,8 @@
 
     python -m recllm.serving artifacts/demo/bundle/reclora --port 8000
 
-The API key, if there is to be one, stands in the environment as RECLLM_API_KEY. Every limit is a flag, see
+The API key, if there is to be one, stands in the environment as RECLLM_API_KEY, and the event store's URL as
+EVENTS_URL. Every limit is a flag, see
 `--help`.
 """
 
@@ -27,12 +28,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error.name} is not installed; wanted pip install 'recllm[serve]'", file=sys.stderr)
         return 2
     del fastapi, prometheus_client, uvicorn
-    from recllm.errors import ConfigError
+    from recllm.errors import ConfigError, StageError
     from recllm.serving.server.running import parse, run
 
     try:
         return run(*parse(arguments))
-    except ConfigError as error:
+    except (ConfigError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

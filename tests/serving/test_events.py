@@ -17,6 +17,7 @@ from recllm.serving.server.events import (
     Appended,
     EventStore,
     KeyConflict,
+    Place,
     StoreUnavailable,
     UserEvent,
 )
@@ -156,11 +157,9 @@ class Contract:
         store.close()
 
     def test_impressions(self, store, url):
-        table = pl.DataFrame(
-            {"user": [1, 1], "item": [7, 5], "score": [0.5, 0.25], "rank": [1, 2], "title": ["a", "b"]}
-        )
-        store.submit_impressions(table, "request", "digest").result()
-        store.submit_impressions(table[:0], "nothing", "digest").result()
+        places = [Place("1", "7", 1, 0.5), Place("1", "5", 2, 0.25)]
+        store.submit_impressions(places, "request", "digest").result()
+        store.submit_impressions([], "nothing", "digest").result()
         engine = open_store(url)
         with engine.connect() as connection:
             rows = connection.execute(sa.select(IMPRESSIONS).order_by(IMPRESSIONS.c.rank)).mappings().all()

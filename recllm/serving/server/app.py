@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from recllm import __version__
-from recllm.serving.server import operating, routes
+from recllm.serving.server import event_routes, operating, routes
 from recllm.serving.server.gate import Gate
 from recllm.serving.server.refusals import add_refusals
 from recllm.serving.server.service import Service
@@ -53,7 +53,7 @@ def create_app(service: Service) -> FastAPI:
     # Without an API key: whether it is ready.
     app.include_router(operating.public)
     # With it, where one is set: everything that answers.
-    for router in (routes.router, operating.router):
+    for router in (routes.router, event_routes.router, operating.router):
         app.include_router(router, dependencies=[Depends(check_key)])
     app.add_middleware(Gate, service=service)
     return app

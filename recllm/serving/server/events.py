@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import polars as pl
 import sqlalchemy as sa
@@ -122,6 +122,15 @@ def check_text(name: str, value: str, longest: int) -> None:
         raise ValueError(f"{name} holds a NUL or half a character; wanted text")
 
 
+class Place(NamedTuple):
+    """An item at its place in a user's list."""
+
+    user: str
+    item: str
+    rank: int
+    score: float
+
+
 @dataclass(frozen=True)
 class Appended:
     """What became of the events of a call.
@@ -212,18 +221,17 @@ class EventStore:
 
         return self._put(write)
 
-    def submit_impressions(self, table: pl.DataFrame, request: str, bundle: str) -> Future[None]:
+    def submit_impressions(self, places: Sequence[Place], request: str, bundle: str) -> Future[None]:
         """Note what was recommended; it is written when the future says so.
 
         Args:
-            table: `user`, `item`, `rank` and `score`, as `Recommender.recommend` gives it.
+            places: of the lists of one request.
             request: drawn by the service for each request.
             bundle: digest of the bundle that answered.
         """
-        texts = [pl.col("user").cast(pl.String), pl.col("item").cast(pl.String)]
         second = int(self._clock())
-        rows = table.select(*texts, "rank", "score").to_dicts()
-        values = [{**row, "request": request, "timestamp": second, "bundle": bundle} for row in rows]
+        common = {"request": request, "timestamp": second, "bundle": bundle}
+        values = [{**place._asdict(), **common} for place in places]
 
         def write(connection: Connection) -> None:
             if values:

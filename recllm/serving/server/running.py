@@ -22,12 +22,15 @@ import uvicorn
 from recllm import paths
 from recllm.errors import ConfigError
 from recllm.serving.server.app import create_app
+from recllm.serving.server.events import EventStore
 from recllm.serving.server.logs import start_logs, tell
 from recllm.serving.server.served import Served
 from recllm.serving.server.service import Service
 from recllm.serving.server.settings import Settings
 
 KEY = "RECLLM_API_KEY"
+EVENTS = "EVENTS_URL"
+DEFAULT_EVENTS = "sqlite:///events.db"
 LOOPBACK = "localhost,127.0.0.1,[::1]"
 
 
@@ -39,18 +42,22 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Settings, str | None]:
     """
     parser = argparse.ArgumentParser(
         prog="python -m recllm.serving",
-        description=f"Serve a bundle over HTTP. {KEY} in the environment is the API key, if any.",
+        description=f"Serve a bundle over HTTP. {KEY} in the environment is the API key, if any; "
+        f"{EVENTS} the URL of the event store ({DEFAULT_EVENTS}; empty: events are not stored).",
     )
     parser.add_argument("bundle", type=Path, help="folder that `make bundle` or `make cascade` wrote")
     parser.add_argument("--open", action="store_true", help="listen beyond this machine without an API key")
     meanings = _meanings()
     for setting in dataclasses.fields(Settings):
+        flag = f"--{setting.name.replace('_', '-')}"
+        meaning = f"{meanings[setting.name]} ({setting.default})".replace("%", "%%")
+        if isinstance(setting.default, bool):
+            parser.add_argument(
+                flag, action=argparse.BooleanOptionalAction, default=setting.default, help=meaning
+            )
+            continue
         parser.add_argument(
-            f"--{setting.name.replace('_', '-')}",
-            type=type(setting.default),
-            default=setting.default,
-            metavar="VALUE",
-            help=f"{meanings[setting.name]} ({setting.default})".replace("%", "%%"),
+            flag, type=type(setting.default), default=setting.default, metavar="VALUE", help=meaning
         )
     given = vars(parser.parse_args(arguments))
     bundle: Path = given.pop("bundle")
@@ -129,7 +136,10 @@ def run(bundle: Path, settings: Settings, key: str | None) -> int:
         failures.append(line)
         server.should_exit = True
 
-    service = Service(settings, lambda: Served.load(bundle), key, fail)
+    url = os.environ.get(EVENTS, DEFAULT_EVENTS)
+    events = EventStore(url, settings.max_stored) if url else None
+    tell("event store", url=events and events.address)
+    service = Service(settings, lambda: Served.load(bundle), key, fail, events)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,
