@@ -22,7 +22,6 @@ from recllm.serving.server.events import (
     UserEvent,
 )
 from recllm.tables.event_store import EVENTS, IMPRESSIONS, open_store, parse_url, shown
-from tests.postgres import run_postgres
 
 NOW = 1_700_000_000
 
@@ -39,11 +38,6 @@ for number in range(count):
     print(key, flush=True)
 """
 """A process that appends events one by one, and says the key of each one that is stored."""
-
-
-@pytest.fixture(scope="session")
-def postgres():
-    yield from run_postgres()
 
 
 def keys_of(url):
