@@ -139,13 +139,14 @@ def run(bundle: Path, settings: Settings, key: str | None) -> int:
     url = os.environ.get(EVENTS, DEFAULT_EVENTS)
     events = EventStore(url, settings.max_stored) if url else None
     tell("event store", url=events and events.address)
-    service = Service(settings, lambda: Served.load(bundle), key, fail, events)
+    service = Service(settings, lambda: Served.load(bundle, settings.lms), key, fail, events)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
+        ws="none",
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=30,
