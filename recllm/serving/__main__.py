@@ -23,16 +23,26 @@ def main(arguments: Sequence[str]) -> int:
     try:
         import fastapi
         import prometheus_client
+        import sqlalchemy
         import uvicorn
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed; wanted pip install 'recllm[serve]'", file=sys.stderr)
         return 2
-    del fastapi, prometheus_client, uvicorn
+    del fastapi, prometheus_client, sqlalchemy, uvicorn
     from recllm.errors import ConfigError, StageError
-    from recllm.serving.server.running import parse, run
+    from recllm.serving.server.flags import events_url, parse
 
     try:
-        return run(*parse(arguments))
+        bundle, settings, key = parse(arguments)
+        events = events_url(bundle)
+    except (ConfigError, StageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from recllm.serving.server.running import run
+    from recllm.serving.server.served import Served
+
+    try:
+        return run(lambda: Served.load(bundle, settings.lms), settings, key, events)
     except (ConfigError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
