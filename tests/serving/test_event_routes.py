@@ -11,11 +11,14 @@ import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
 
+from recllm.errors import ConfigError
 from recllm.eventlog.log import ARRAYS, EventLog
 from recllm.eventlog.queries import last_second
+from recllm.serving.bundle import write_bundle
 from recllm.serving.recommender import Recommender
 from recllm.serving.server.app import create_app
 from recllm.serving.server.events import EventStore
+from recllm.serving.server.flags import events_url, parse
 from recllm.serving.server.served import Served
 from recllm.serving.server.service import Service
 from recllm.serving.server.settings import Settings
@@ -322,3 +325,22 @@ def test_a_store_that_fails_is_told_and_asked_again(recommender, url):
             connection.exec_driver_sql("ALTER TABLE away RENAME TO recllm_events")
         engine.dispose()
         assert send(client, {"user": 1, "item": 5, "key": "k"}).json() == {"stored": 1, "repeated": 0}
+
+
+def test_by_default_a_store_has_its_data_set_s_name(cascades, tmp_path, monkeypatch):
+    """Users of two data sets may have the same ids."""
+    bundle = tmp_path / "bundle"
+    write_bundle(cascades["reclora"], bundle)
+    monkeypatch.delenv("EVENTS_URL", raising=False)
+    assert events_url(bundle) == events_url(cascades["reclora"].folder) == "sqlite:///events-demo.db"
+    monkeypatch.setenv("EVENTS_URL", "")
+    assert events_url(bundle) == ""
+    (bundle / "bundle.json").write_text("{}")
+    monkeypatch.delenv("EVENTS_URL")
+    with pytest.raises(ConfigError, match=r"bundle\.json cannot be read"):
+        events_url(bundle)
+
+
+def test_impressions_are_a_flag(cascades):
+    folder = str(cascades["reclora"].folder)
+    assert [parse([folder, *flags])[1].impressions for flags in ([], ["--impressions"])] == [False, True]

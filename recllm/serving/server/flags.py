@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Settings, str | None]:
 def events_url(bundle: Path) -> str:
     """Where events are stored, as the environment says it; empty: nowhere.
 
-    Where it says nothing, a file in the working directory with the name of the bundle's data set: users of two
+    Where it says nothing, a file in the working directory with the name of the data set: users of two
     data sets may have the same ids.
     """
     if EVENTS in os.environ:
