@@ -3,9 +3,9 @@
     python -m bench.serve artifacts/demo/bundle/reclora seconds=10 soak=100000 retrieved=20 ranked=20
 
 Three cascades are served, each by a process of its own on loopback: the retriever alone, with the CRM, and
-with the LM. 1, 8 and 32 clients ask for ten items for one known user a request, each as soon as it has its last
-answer. Given are requests a second of wall time, p50 and p99 of what a client waits, and the service's own CPU
-time a request. At 32 clients the same is asked of a service that takes requests one at a time
+with the LM. 1, 8 and 32 clients ask for ten items for one known user a request, each as soon as it has its
+last answer. Given are requests a second of wall time, p50 and p99 of what a client waits, and the service's
+own CPU time a request. At 32 clients the same is asked of a service that takes requests one at a time
 (`--batch-users 1`), and every user's list is compared with that of `Recommender.recommend`. Then 8 clients of
 one user each ask beside one that asks for 64 users at once, and a soak looks at the memory of the service.
 

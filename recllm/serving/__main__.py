@@ -30,22 +30,20 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     del fastapi, prometheus_client, sqlalchemy, uvicorn
     from recllm.errors import ConfigError, StageError
+    from recllm.serving.server.events import EventStore
     from recllm.serving.server.flags import events_url, parse
 
     try:
         bundle, settings, key = parse(arguments)
-        events = events_url(bundle)
+        url = events_url(bundle)
+        events = EventStore(url, settings.max_stored) if url else None
     except (ConfigError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from recllm.serving.server.running import run
     from recllm.serving.server.served import Served
 
-    try:
-        return run(lambda: Served.load(bundle, settings.lms), settings, key, events)
-    except (ConfigError, StageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(lambda: Served.load(bundle, settings.lms), settings, key, events)
 
 
 if __name__ == "__main__":

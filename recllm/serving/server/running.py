@@ -56,18 +56,16 @@ class Server(uvicorn.Server):
             self.loop.call_soon_threadsafe(lambda: tell("stopping", signal=signal.Signals(sig).name))
 
 
-def run(load: Callable[[], Served], settings: Settings, key: str | None, events: str = "") -> int:
+def run(
+    load: Callable[[], Served], settings: Settings, key: str | None, events: EventStore | None = None
+) -> int:
     """Serve until SIGTERM or SIGINT; the exit status.
 
     Args:
         load: loads what answers, at the start and at every reload.
         settings: limits.
         key: the API key; None: there is none.
-        events: URL of the event store; empty: there is none.
-
-    Raises:
-        ConfigError: the URL cannot be used.
-        StageError: the event store cannot be opened.
+        events: where events are stored; None: nowhere.
     """
     # peft and transformers warn of what the project knows of.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -79,9 +77,8 @@ def run(load: Callable[[], Served], settings: Settings, key: str | None, events:
         failures.append(line)
         server.should_exit = True
 
-    store = EventStore(events, settings.max_stored) if events else None
-    tell("event store", url=store and store.address)
-    service = Service(settings, load, key, fail, store)
+    tell("event store", url=events and events.address)
+    service = Service(settings, load, key, fail, events)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,
