@@ -91,7 +91,7 @@ stage1: | $(READY)   ## train the conventional recommendation models on all data
 stage2: | $(READY)   ## tune the LM on the subsample, with and without the gate
 stage3: | $(READY)   ## align the LM to preferences, evaluate every system, print the table
 evaluate: | $(READY) ## evaluate every system and print the table (TASK=next: over the whole catalog)
-report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
+report: | $(READY)   ## the same as evaluate, drawn anew: report.html (verdict, tables, curves)
 tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
