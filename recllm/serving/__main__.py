@@ -1,0 +1,41 @@
+"""Serve a bundle over HTTP.
+
+    python -m recllm.serving artifacts/demo/bundle/reclora --port 8000
+
+The API key, if there is to be one, stands in the environment as RECLLM_API_KEY. Every limit is a flag, see
+`--help`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until the process is told to stop; what cannot be done is one line and status 2."""
+    # Before torch is imported. Threads that wait spin for some microseconds only: a service shares its cores.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        import fastapi
+        import prometheus_client
+        import uvicorn
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; wanted pip install 'recllm[serve]'", file=sys.stderr)
+        return 2
+    del fastapi, prometheus_client, uvicorn
+    from recllm.errors import ConfigError
+    from recllm.serving.server.running import parse, run
+
+    try:
+        return run(*parse(arguments))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
