@@ -80,9 +80,14 @@ class LmStep:
     def _ranking(self) -> Path:
         return adapter_folder(self.stage.folder, ADAPTER if self.is_aligned else RANKING_ADAPTER)
 
+    @property
+    def opened(self) -> Opened:
+        """The language model that orders lists, opened where it is not yet."""
+        return self._open(self._ranking)
+
     def scores(self, queries: Queries, items: Items) -> NDArray[np.float32]:
         """Log-probability of each item's title behind its query's prompt, or of Yes; see `Step`."""
-        opened = self._open(self._ranking)
+        opened = self.opened
         scores = np.full(items.shape, -np.inf, np.float32)
         lm = opened.lm.for_queries(queries)
         crm = None if opened.crm is None else opened.crm.for_queries(queries)
