@@ -33,7 +33,8 @@ class LmStep:
     All titles of a list stand behind one prompt, and several lists go through the LM at once, each with the
     gate of its own user. Where a system compares answers, each item has a prompt of its own.
 
-    One adapter is open at a time: the one that ranks, or the one that answers Yes or No.
+    One adapter is open at a time: the one that ranks, or the one that answers Yes or No. Who asks for both in
+    turn sets `most_open` to 2, and has two LMs in memory.
 
     Args:
         config: of the cascade: prompts, wording, LM and trainer.
@@ -69,7 +70,8 @@ class LmStep:
         self.is_aligned = stage.file.stage == "stage3"
         self.pointwise = self.is_aligned and stage.config.stage3.task == "answers"
         self.own_gates = self.is_aligned and stage.config.stage3.gate == "item"
-        self._opened: tuple[Path, Opened] | None = None
+        self.most_open = 1
+        self._opened: dict[Path, Opened] = {}
         if adapter_inputs(self._ranking).representation_kind == "shuffled":
             raise StageError(
                 f"{stage.name} is a control whose users have each other's gates; wanted a system that reads "
@@ -116,13 +118,14 @@ class LmStep:
         return np.exp(candidate_scores(opened.model, task, size).reshape(len(items)))
 
     def _open(self, adapter: Path) -> Opened:
-        if self._opened is not None and self._opened[0] == adapter:
-            return self._opened[1]
-        self._opened = None  # two LMs need not fit into memory
+        if adapter in self._opened:
+            return self._opened[adapter]
+        while len(self._opened) >= self.most_open:  # more LMs need not fit into memory
+            del self._opened[next(iter(self._opened))]
         gate_input, virtual = adapter_inputs(adapter)
         lm = Lm.open(self.config, self.lm, self.log, self.retrieval, virtual)
         model = load_adapter(lm.model, adapter).eval().to(device_of(self.config.trainer))
         crm = None if self.crm is None else self.crm.read_as(gate_input, self.config.seed)
         opened = Opened(lm, model, crm, compatibility.retrieves(self.stage))
-        self._opened = (adapter, opened)
+        self._opened[adapter] = opened
         return opened

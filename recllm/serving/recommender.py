@@ -488,7 +488,8 @@ class Recommender:
                 if len(chosen):
                     self._fill(lists, scorer, queries.some(chosen), chosen, excluded, longest)
             self.counts["answered_by_popularity"] += int((without & ~is_left_out).sum())
-            lengths = np.minimum((lists.items >= FIRST_ID).sum(1), asked_lengths)
+            lists.items[np.arange(longest) >= asked_lengths[:, None]] = NO_ITEM
+            lengths = (lists.items >= FIRST_ID).sum(1)
             self.counts["lists"] += int((~is_left_out).sum())
             self.counts["shorter_lists"] += int(((lengths < asked_lengths) & ~is_left_out).sum())
             of_lines = np.repeat(np.arange(low, low + len(queries)), lengths)

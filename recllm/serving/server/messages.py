@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    WithJsonSchema,
+)
 
 from recllm.serving.recommender import second_of
 
@@ -19,7 +27,9 @@ Id = (
 """External id of a user or an item: a whole number, or text."""
 
 
-def _second(value: int | str) -> int:
+def _second(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError("wanted Unix seconds or ISO text, e.g. 2026-01-31T12:00")
     try:
         second = second_of(value)
     except (OverflowError, ValueError):
@@ -30,9 +40,11 @@ def _second(value: int | str) -> int:
 
 
 Second = Annotated[
-    StrictInt | Annotated[StrictStr, Field(min_length=1, max_length=40)], AfterValidator(_second)
+    int,
+    BeforeValidator(_second),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 40}]}),
 ]
-"""A time: Unix seconds, or ISO text; text without a zone is UTC."""
+"""A time in Unix seconds; it may be sent as ISO text, which without a zone is UTC."""
 
 
 class Message(BaseModel):
@@ -106,7 +118,7 @@ class UserAnswer(BaseModel):
     source: Literal["cascade", "popularity"] | None = Field(
         description="popularity: nothing is known of the user"
     )
-    error: str | None
+    error: str | None = None
 
 
 class RecommendAnswer(BaseModel):
@@ -167,7 +179,7 @@ class ScoredItem(BaseModel):
     score: float | None
     title: str | None
     steps: dict[str, float | None]
-    error: str | None
+    error: str | None = None
 
 
 class UserScores(BaseModel):
@@ -175,7 +187,7 @@ class UserScores(BaseModel):
 
     user: Id
     items: list[ScoredItem]
-    error: str | None
+    error: str | None = None
 
 
 class ScoreAnswer(BaseModel):

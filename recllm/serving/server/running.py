@@ -129,13 +129,14 @@ def run(bundle: Path, settings: Settings, key: str | None) -> int:
         failures.append(line)
         server.should_exit = True
 
-    service = Service(settings, lambda: Served.load(bundle), key, fail)
+    service = Service(settings, lambda: Served.load(bundle, settings.lms), key, fail)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
+        ws="none",
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=30,

@@ -39,14 +39,20 @@ class Served:
     loaded: str
 
     @classmethod
-    def load(cls, folder: Path) -> Served:
+    def load(cls, folder: Path, lms: int = 2) -> Served:
         """Load a bundle, or a finished cascade, and see that it answers.
+
+        Args:
+            folder: of the bundle.
+            lms: LMs that it may have in memory.
 
         Raises:
             StageError: it is broken, or is none.
             ValueError: a model of it cannot be used.
         """
         recommender = Recommender.load(folder)
+        if recommender.parts.lm is not None:
+            recommender.parts.lm.most_open = lms
         path = folder / paths.BUNDLE
         made = None
         if path.exists():

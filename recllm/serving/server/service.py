@@ -97,9 +97,9 @@ class Service:
         """
         if self._reload is not None and not self._reload.done():
             raise Refusal(409, "a bundle is being loaded already; ask again when that is done", 10)
-        before = self._current
+        before = None if self._current is None else self._current.bundle
         # The task goes on when who asked for it has gone.
-        return before and before.bundle, await asyncio.shield(self._begin())
+        return before, await asyncio.shield(self._begin())
 
     def reload_on_signal(self) -> None:
         """Reload; whether that was possible stands in the log."""

@@ -39,6 +39,8 @@ class Settings:
     """Milliseconds that the model waits for more after a batch of several requests; one alone never waits."""
     retry_after: int = 1
     """Seconds after which a client that got status 503 may ask again."""
+    lms: int = 2
+    """LMs in memory: 2: one ranks lists, one answers /score; 1: they take turns, and each turn loads anew."""
     hosts: str = ""
     """Names that the Host header may have, with commas between; empty: any. On loopback: its own names."""
 
@@ -49,6 +51,7 @@ class Settings:
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("max_requests", "max_waiting", "batch_users", "batch_pairs", "retry_after"):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
+        check(self.lms in (1, 2), "lms", self.lms, "1 or 2")
         check(self.gather_ms >= 0, "gather_ms", self.gather_ms, "0 or more")
         check(self.max_waiting >= self.max_users, "max_waiting", self.max_waiting, "max_users or more")
         check(self.max_waiting >= self.max_items, "max_waiting", self.max_waiting, "max_items or more")
