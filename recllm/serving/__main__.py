@@ -28,13 +28,17 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     del fastapi, prometheus_client, uvicorn
     from recllm.errors import ConfigError
-    from recllm.serving.server.running import parse, run
+    from recllm.serving.server.flags import parse
 
     try:
-        return run(*parse(arguments))
+        bundle, settings, key = parse(arguments)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    from recllm.serving.server.running import run
+    from recllm.serving.server.served import Served
+
+    return run(lambda: Served.load(bundle, settings.lms), settings, key)
 
 
 if __name__ == "__main__":

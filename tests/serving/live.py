@@ -66,7 +66,7 @@ class Live:
             held.result(60)
 
     def at_once(self, count, ask, questions=None):
-        """Answers of `ask(0)`, `ask(1)`, ..., each in a thread; their questions wait for the model together."""
+        """Answers of `ask(0)`, `ask(1)`, ..., each in a thread; they wait for the model together."""
         questions = count if questions is None else questions
         answers = [None] * count
         waiting = self.waiting

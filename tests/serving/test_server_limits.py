@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from recllm.errors import ConfigError, StageError
+from recllm.serving.server.flags import parse
 from recllm.serving.server.refusals import Refusal
-from recllm.serving.server.running import parse
 from recllm.serving.server.service import Service
 from recllm.serving.server.settings import Settings
 from tests.serving.live import live, served, until
