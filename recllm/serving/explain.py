@@ -15,7 +15,6 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from recllm.evaluation.gates import distances
 from recllm.eventlog.ids import FIRST_ID, UNKNOWN
 from recllm.eventlog.queries import Queries, without_events
 from recllm.reclora.model import RecLoraModel
@@ -489,7 +488,7 @@ class _Walk:
             alpha = tuner.alpha(crm.representations(self.asked.queries.rows, items[None]))[0]
         own = _over_modules(alpha)
         of_mean = _over_modules(mean)
-        return GateWeights(own.tolist(), of_mean.tolist(), float(distances(own[None], of_mean[None])[0, 0]))
+        return GateWeights(own.tolist(), of_mean.tolist(), float(np.abs(own - of_mean).sum() / 2))
 
     def _candidates(self) -> NDArray[np.int32]:
         """The items that the language model orders, in the order that it is given them."""
