@@ -5,10 +5,13 @@ from importlib import resources
 from itertools import pairwise
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from recllm.serving.explain import Change, explain
 from recllm.serving.server.page_routes import ExplainAnswer, FoundItems, Start
 from tests.serving.live import live, served
+from tests.serving.test_server_malformed import TEXTS, VALUES, as_bytes, check, mutated
 
 PAGE = resources.files("recllm.serving.server").joinpath("page")
 
@@ -133,3 +136,42 @@ def test_the_page_is_public_and_what_it_asks_for_is_not(recommender):
             assert answer.status_code == 401
         key = {"Authorization": "Bearer secret"}
         assert it.client.get("/items", headers=key).status_code == 200
+
+
+BODY = {
+    "user": 1,
+    "history": [{"item": 5, "rating": 4.0, "label": 1, "timestamp": 1}, {"item": "7"}],
+    "time": 978300000,
+    "removed": [0],
+    "change": {"add": {"item": 9, "rating": 2.5}},
+    "k": 3,
+    "target": 5,
+}
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def quick_service(retrieving):
+    """Retriever -> SIM."""
+    with live(lambda: served(retrieving)) as it:
+        yield it
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(body=st.one_of(mutated(BODY), mutated({**BODY, "change": {"remove": 0}}), VALUES), query=TEXTS)
+def test_nothing_that_is_sent_is_a_failure(quick_service, body, query):
+    check(quick_service, ("POST", "/explain", JSON, as_bytes(body)))
+    response = quick_service.client.get("/items", params={"query": query})
+    assert response.status_code in (200, 422), (query, response.text)
+
+
+def test_requests_are_good_and_bad(quick_service):
+    met = set()
+
+    @settings(max_examples=60, deadline=None, database=None, derandomize=True)
+    @given(body=mutated(BODY))
+    def ask(body):
+        met.add(check(quick_service, ("POST", "/explain", JSON, as_bytes(body))))
+
+    ask()
+    assert {200, 422} <= met
