@@ -251,7 +251,7 @@ def explain(
         event = _changed_event(change, before.asked, asked)
         gate = before.gate(before.target(target))
         effect = Effect(event, moves(before.steps()[-1].items, walk.steps()[-1].items), gate)
-    titles = recommender.titles
+    titles = recommender.item_titles
     return Explanation(
         user=user,
         is_known=bool(asked.queries.user[0] != UNKNOWN),
@@ -518,4 +518,4 @@ def _number(value: np.floating) -> float | None:
 
 
 def _title(recommender: Recommender, dense: int) -> str | None:
-    return None if recommender.titles is None else recommender.titles[dense]
+    return None if recommender.item_titles is None else recommender.item_titles[dense]

@@ -39,8 +39,8 @@ def find_items(recommender: Recommender, text: str, most: int = 20) -> list[Foun
     log = recommender.log
     is_match = np.zeros(log.n_items, np.bool_)
     words = text.lower().split()
-    if recommender.titles is not None:
-        titles = recommender.titles.str.to_lowercase()
+    if recommender.item_titles is not None:
+        titles = recommender.item_titles.str.to_lowercase()
         matches = pl.repeat(True, log.n_items, eager=True)
         for word in words:
             matches = matches & titles.str.contains(word, literal=True).fill_null(False)
@@ -54,5 +54,5 @@ def find_items(recommender: Recommender, text: str, most: int = 20) -> list[Foun
     order = np.lexsort((found, -log.item_count[found], found != own))
     dense = found[order][:most]
     ids = recommender.maker.items.external(dense).to_list()
-    names = [None] * len(ids) if recommender.titles is None else recommender.titles[dense].to_list()
+    names = [None] * len(ids) if recommender.item_titles is None else recommender.item_titles[dense].to_list()
     return [FoundItem(item, title) for item, title in zip(ids, names, strict=True)]

@@ -182,7 +182,7 @@ class Recommender:
         self.maker = QueryMaker(parts.log)
         self.counts: Counter[str] = Counter()
         items = pl.read_parquet(parts.log.folder / "items.parquet")
-        self.titles = items["title"] if "title" in items.columns else None
+        self.item_titles = items["title"] if "title" in items.columns else None
         self._popular = CatalogPopularity(parts.log)
 
     @classmethod
@@ -642,7 +642,7 @@ class Recommender:
         )
 
     def _title_column(self, items: NDArray[np.integer]) -> dict[str, pl.Series]:
-        return {} if self.titles is None else {"title": self.titles[np.asarray(items, np.int64)]}
+        return {} if self.item_titles is None else {"title": self.item_titles[np.asarray(items, np.int64)]}
 
     def _unit_vectors(self) -> NDArray[np.float32]:
         """Item vectors of length 1, `[n_items, d]`; zero where there is none."""

@@ -233,7 +233,7 @@ def test_queries_without_events_are_those_of_a_shorter_history(recommender):
 
 
 def test_items_are_found_by_words_and_by_id(recommender):
-    titles = recommender.titles
+    titles = recommender.item_titles
     title = titles[2]
     (item,) = recommender.maker.items.external(np.array([2])).to_list()
     assert item in [found.item for found in find_items(recommender, title.upper(), most=100)]

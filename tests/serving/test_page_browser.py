@@ -36,9 +36,9 @@ HOSTILE = '<img src=x onerror="document.title=1">&amp;'
 def address(recommender):
     """A service whose first item has a title that would be markup."""
     hostile = Recommender(recommender.parts, recommender.name, recommender.dataset)
-    titles = hostile.titles.to_list()
+    titles = hostile.item_titles.to_list()
     titles[2] = HOSTILE
-    hostile.titles = pl.Series(titles)
+    hostile.item_titles = pl.Series(titles)
     with live(lambda: served(hostile), deadline=PATIENCE) as it:
         yield it.url
 

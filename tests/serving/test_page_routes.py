@@ -74,7 +74,7 @@ def test_what_the_page_begins_with(service, recommender):
 
 
 def test_items_are_found(service, recommender):
-    title = recommender.titles[2]
+    title = recommender.item_titles[2]
     answer = service.client.get("/items", params={"query": title})
     assert title in [item.title for item in FoundItems.model_validate(answer.json()).items]
     assert len(service.client.get("/items").json()["items"]) == 20
