@@ -3,9 +3,9 @@
     python -m bench.serve artifacts/demo/bundle/reclora seconds=10 soak=100000 retrieved=20 ranked=20
 
 Three cascades are served, each by a process of its own on loopback: the retriever alone, with the CRM, and
-with the LM. 1, 8 and 32 clients ask for ten items for one known user a request, each as soon as it has its last
-answer. Given are requests a second of wall time, p50 and p99 of what a client waits, and the service's own CPU
-time a request. At 32 clients the same is asked of a service that takes requests one at a time
+with the LM. 1, 8 and 32 clients ask for ten items for one known user a request, each as soon as it has its
+last answer. Given are requests a second of wall time, p50 and p99 of what a client waits, and the service's
+own CPU time a request. At 32 clients the same is asked of a service that takes requests one at a time
 (`--batch-users 1`), and every user's list is compared with that of `Recommender.recommend`. Then 8 clients of
 one user each ask beside one that asks for 64 users at once, and a soak looks at the memory of the service.
 
@@ -114,7 +114,7 @@ def serving(plan: Plan, last: str, batch_users: int = 32) -> Iterator[int]:
     """A service that is ready; its port."""
     words = [str(plan.bundle), f"retrieved={plan.retrieved}", f"ranked={plan.ranked}"]
     command = [sys.executable, "-m", "bench.serve", "child", last, str(batch_users), *words]
-    environment = {"GOMP_SPINCOUNT": "20000", "OPENBLAS_NUM_THREADS": "1", **os.environ}
+    environment = {"GOMP_SPINCOUNT": "20000", "OPENBLAS_NUM_THREADS": "1", "EVENTS_URL": "", **os.environ}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

@@ -174,7 +174,7 @@ class _People:
         table = pl.read_parquet(log.folder / "users.parquet")
         titles = pl.read_parquet(log.folder / "items.parquet")["title"].fill_null("untitled")
         self.profiles = fill(stage.config.wording.profile, table)
-        self.item_titles = titles.to_list()
+        self.titles = titles.to_list()
         self.log = log
         self.users = users
         self.last = last
@@ -183,7 +183,7 @@ class _People:
         """Id, profile and latest titles of the user at a place."""
         user = int(self.users[place])
         events = self.log.recent(self.last[place : place + 1], TITLES)[0]
-        titles = [self.item_titles[item] for item in self.log.item[events[events >= 0]]]
+        titles = [self.titles[item] for item in self.log.item[events[events >= 0]]]
         return [f"user {user}", " ".join(self.profiles[user].split()), "; ".join(titles)]
 
 

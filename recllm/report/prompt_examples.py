@@ -58,7 +58,7 @@ class Reader:
             rows = self.log.rows(split, SAMPLE)
             counted.append(answer_lengths(prompts, split, rows, self.history(rows), self.limit))
         for split in SPLITS:
-            rows, history, listed = self.item_titles(split)
+            rows, history, listed = self.titles(split)
             if len(rows):
                 counted.append(title_lengths(prompts, split, rows, history, self.limit, listed))
         return counted
@@ -74,7 +74,7 @@ class Reader:
             if len(chosen):
                 tokens = prompts.ctr(chosen, self.history(chosen)).tokens
                 examples.append(self._example(f"Yes or no, {name}", tokens, answer))
-        rows, history, listed = self.item_titles("test")
+        rows, history, listed = self.titles("test")
         chosen = np.flatnonzero(self.log.label[rows] == 1)[:1]
         if len(chosen):
             lists = None if listed is None else listed[chosen]

@@ -150,7 +150,7 @@ class Lm:
 
     def valid_titles(self, count: int, crm: Crm | None, each: bool = False) -> NextTitleLists:
         """The next-title task on stored validation rows, each once with every kind of candidate list."""
-        return self.item_titles(*self._valid(count), crm, each)
+        return self.titles(*self._valid(count), crm, each)
 
     def valid_verdicts(self, count: int, crm: Crm | None, retrieved: bool) -> YesNoCandidates:
         """The Yes/No task on the candidates of the rows of `valid_titles`."""

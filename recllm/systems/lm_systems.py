@@ -170,7 +170,7 @@ class LmSystem(System):
         self.open_lm = lm
         self.finished = stage
         self.answers = answers
-        self.item_titles = titles
+        self.titles = titles
         self.pointwise = pointwise
 
     @property
@@ -196,7 +196,7 @@ class LmSystem(System):
 
     def milliseconds(self, rows: Rows, lists: NDArray[np.int32]) -> float:
         """See `System`."""
-        self.open_lm.open(self.finished, self.item_titles)  # loading is no part of it
+        self.open_lm.open(self.finished, self.titles)  # loading is no part of it
         started = time.monotonic()
         if self.pointwise:
             self._score_verdicts(rows, lists)
@@ -231,10 +231,10 @@ class LmSystem(System):
         """Log-probability of every candidate's title, and where constrained decoding ends, `[n, C, 2]`."""
         given = [rows.tolist(), lists.tolist()]
         compute = functools.partial(self._score_titles, rows, lists)
-        return self.open_lm.kept("titles", self.finished, self.item_titles, given, compute)
+        return self.open_lm.kept("titles", self.finished, self.titles, given, compute)
 
     def _score_titles(self, rows: Rows, lists: NDArray[np.int32]) -> NDArray[np.float32]:
-        opened = self.open_lm.open(self.finished, self.item_titles)
+        opened = self.open_lm.open(self.finished, self.titles)
         task = say_cut(opened.lm.titles(rows, lists, opened.crm, self.own_gates, has_chosen=False))
         return title_choices(opened.model, task, self._batch_size(4))
 
@@ -242,10 +242,10 @@ class LmSystem(System):
         """Log-probability of Yes to every candidate, `[n, C]`."""
         given = [rows.tolist(), lists.tolist()]
         compute = functools.partial(self._score_verdicts, rows, lists)
-        return self.open_lm.kept("verdicts", self.finished, self.item_titles, given, compute)
+        return self.open_lm.kept("verdicts", self.finished, self.titles, given, compute)
 
     def _score_verdicts(self, rows: Rows, lists: NDArray[np.int32]) -> NDArray[np.float32]:
-        opened = self.open_lm.open(self.finished, self.item_titles)
+        opened = self.open_lm.open(self.finished, self.titles)
         task = say_cut(opened.lm.verdicts(rows, lists, opened.crm, opened.retrieved, has_chosen=False))
         return candidate_scores(opened.model, task, self._batch_size(16))
 
@@ -253,12 +253,12 @@ class LmSystem(System):
         """Per row 1 where the freely decoded title is a candidate, and where it is the own one, `[n, 2]`."""
 
         def compute() -> NDArray[np.float32]:
-            opened = self.open_lm.open(self.finished, self.item_titles)
+            opened = self.open_lm.open(self.finished, self.titles)
             task = opened.lm.titles(rows, lists, opened.crm)
             return valid_ratio(opened.model, opened.lm.tokenizer, task, self._batch_size(4))
 
         given = [rows.tolist(), lists.tolist()]
-        return self.open_lm.kept("generated", self.finished, self.item_titles, given, compute)
+        return self.open_lm.kept("generated", self.finished, self.titles, given, compute)
 
     def _batch_size(self, prompts: int = 1) -> int:
         """Rows of a forward pass, each of which is as large as so many Yes/No prompts."""

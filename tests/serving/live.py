@@ -45,7 +45,7 @@ class Live:
 
     @property
     def waiting(self):
-        return len(self.service.batcher._queue)
+        return self.service.batcher.waiting
 
     @contextmanager
     def blocked(self):
@@ -65,20 +65,22 @@ class Live:
             released.set()
             held.result(60)
 
-    def at_once(self, count, ask, questions=None):
-        """Answers of `ask(0)`, `ask(1)`, ..., each in a thread; they wait for the model together."""
-        questions = count if questions is None else questions
-        answers = [None] * count
-        waiting = self.waiting
+    def in_turn(self, asks, questions):
+        """Answers of calls, each in a thread, which all wait for the model before it answers any.
+
+        `questions` says how many each of them has; the next one is asked when those of the former wait.
+        """
+        answers = [None] * len(asks)
 
         def one(place):
-            answers[place] = ask(place)
+            answers[place] = asks[place]()
 
-        threads = [threading.Thread(target=one, args=(place,)) for place in range(count)]
+        threads = [threading.Thread(target=one, args=(place,)) for place in range(len(asks))]
         with self.blocked():
-            for thread in threads:
+            for thread, count in zip(threads, questions, strict=True):
+                before = self.waiting
                 thread.start()
-            until(lambda: self.waiting == waiting + questions)
+                until(lambda wanted=before + count: self.waiting == wanted)
         for thread in threads:
             thread.join()
         return answers
@@ -88,9 +90,9 @@ class Live:
 
 
 @contextmanager
-def live(load, api_key=None, before_ready=None, **settings):
+def live(load, api_key=None, before_ready=None, events=None, **settings):
     """A service with these settings, ready; `before_ready` is called with it while it is not."""
-    service = Service(Settings(**settings), load, api_key)
+    service = Service(Settings(**settings), load, api_key, events=events)
     config = uvicorn.Config(
         create_app(service), host="127.0.0.1", port=0, log_config=None, access_log=False, ws="none"
     )

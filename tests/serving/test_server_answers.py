@@ -100,7 +100,8 @@ def test_requests_that_wait_together_go_through_the_model_at_once(name, request,
     it = request.getfixturevalue(name)
     alone = [it.post("/recommend", body).json() for body in requests]
     batches = it.metric("recllm_batch_size_count", kind="lists")
-    together = it.at_once(len(requests), lambda place: it.post("/recommend", requests[place]).json(), 13)
+    asks = [lambda body=body: it.post("/recommend", body).json() for body in requests]
+    together = it.in_turn(asks, [len(body["users"]) for body in requests])
     assert it.metric("recllm_batch_size_count", kind="lists") == batches + 1
     names = it.service.current.recommender.cascade.names
     for one, both in zip(alone, together, strict=True):
@@ -126,13 +127,33 @@ def test_a_long_request_is_answered_over_several_batches(recommender):
         assert [item["item"] for item in one["items"]] == [item["item"] for item in answers[7]["items"]]
 
 
+def test_a_short_request_waits_for_no_more_than_the_batch_at_work(recommender, monkeypatch):
+    """8 users of one request and then 1 of another, 3 a batch: the second one is in the first batch."""
+    batches = []
+    answer_lists = batching.answer_lists
+
+    def remember(recommender, questions):
+        batches.append([question.user for question in questions])
+        return answer_lists(recommender, questions)
+
+    monkeypatch.setattr(batching, "answer_lists", remember)
+    with live(lambda: served(recommender), batch_users=3) as it:
+        asked = [list(range(1, 9)), [20]]
+        bodies = [{"users": [{"user": user} for user in users], "k": 2} for users in asked]
+        answers = it.in_turn(
+            [lambda body=body: it.post("/recommend", body).json() for body in bodies], [8, 1]
+        )
+        assert [[answer["user"] for answer in one["answers"]] for one in answers] == asked
+    assert batches == [[1, 20, 2], [3, 4, 5], [6, 7, 8]]
+
+
 def test_lists_and_pairs_take_turns_in_one_queue(service):
     bodies = [
         ("/recommend", {"users": [{"user": 1}], "k": 2}),
         ("/score", {"users": [{"user": 1, "items": [5]}]}),
         ("/recommend", {"users": [{"user": 2}], "k": 2}),
     ]
-    answers = service.at_once(3, lambda place: service.post(*bodies[place]))
+    answers = service.in_turn([lambda body=body: service.post(*body) for body in bodies], [1, 1, 1])
     assert [answer.status_code for answer in answers] == [200] * 3
     assert "rank" not in answers[1].json()["answers"][0]["items"][0]
 
@@ -170,9 +191,8 @@ def test_a_failing_batch_is_answered_request_by_request(service, monkeypatch, ca
     monkeypatch.setattr(batching, "answer_lists", fail)
     users = ["secret-name", 1, 2]
     with caplog.at_level(logging.INFO, "recllm.serving"):
-        answers = service.at_once(
-            3, lambda place: service.post("/recommend", {"users": [{"user": users[place]}], "k": 2})
-        )
+        asks = [lambda user=user: service.post("/recommend", {"users": [{"user": user}]}) for user in users]
+        answers = service.in_turn(asks, [1, 1, 1])
     assert [answer.status_code for answer in answers] == [500, 200, 200]
     assert answers[0].json() == {"error": "the service failed at this request; its log says where"}
     failures = [line for line in lines(caplog) if line["event"] == "a request failed"]

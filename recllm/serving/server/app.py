@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from recllm import __version__
-from recllm.serving.server import operating, page_routes, routes
+from recllm.serving.server import event_routes, operating, page_routes, routes
 from recllm.serving.server.gate import Gate
 from recllm.serving.server.refusals import add_refusals
 from recllm.serving.server.service import Service
@@ -54,7 +54,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(operating.public)
     app.include_router(page_routes.public)
     # With it, where one is set: everything that answers.
-    for router in (routes.router, operating.router, page_routes.router):
+    for router in (routes.router, event_routes.router, operating.router, page_routes.router):
         app.include_router(router, dependencies=[Depends(check_key)])
     app.add_middleware(Gate, service=service)
     return app

@@ -1,8 +1,9 @@
 """Questions of requests that wait together go through the model together, in one thread of its own.
 
-A request's questions are queued one by one, so that a request of many users neither keeps a short one waiting
-for more than a batch, nor needs a batch of its own size. Whoever gives up (a client that has gone, a deadline
-that has passed) has his questions taken out of the queue.
+A batch takes a question of each request that waits, then a second one of each, and so on until it is full;
+what is left of a request waits behind the others. So a request of many users keeps a short one waiting for no
+more than the batch that is at work. Whoever gives up (a client that has gone, a deadline that has passed) has
+his questions taken out of the queue.
 
 The model's thread takes what waits as soon as it is free. After a batch of several requests it waits a few
 milliseconds for their clients' next ones, which would else miss each other for ever: the first to come back
@@ -48,6 +49,7 @@ class Job:
         future: gets the answers, in the order of the questions.
         answers: those that are there.
         left: how many are missing.
+        waiting: places of the questions that no batch has taken yet.
     """
 
     served: Served
@@ -56,15 +58,21 @@ class Job:
     future: asyncio.Future[list[Any]]
     answers: list[Any] = field(init=False)
     left: int = field(init=False)
+    waiting: deque[int] = field(init=False)
 
     def __post_init__(self) -> None:
         """Nothing is answered yet."""
         self.answers = [None] * len(self.questions)
         self.left = len(self.questions)
+        self.waiting = deque(range(len(self.questions)))
+
+    def goes_with(self, other: Job) -> bool:
+        """Whether the questions of both can be answered at once."""
+        return self.kind == other.kind and self.served is other.served
 
 
-Waiting = tuple[Job, int]
-"""A question: its job, and its place among the job's."""
+Taken = tuple[Job, int]
+"""A question of a batch: its job, and its place among the job's."""
 
 
 class Batcher:
@@ -82,7 +90,7 @@ class Batcher:
         self._most = settings.max_waiting
         self._gather = settings.gather_ms / 1000
         self._retry_after = settings.retry_after
-        self._queue: deque[Waiting] = deque()
+        self._queue: dict[Job, None] = {}  # a set in the order of arrival
         self._changed = threading.Condition()
         self._is_stopped = False
         self._thread = threading.Thread(target=self._work, name="model", daemon=True)
@@ -98,6 +106,11 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
+    @property
+    def waiting(self) -> int:
+        """Questions that wait."""
+        return sum(len(job.waiting) for job in list(self._queue))
+
     # ---- in the event loop
 
     async def answer(self, served: Served, kind: Kind, questions: Sequence[Any]) -> list[Any]:
@@ -108,10 +121,10 @@ class Batcher:
         """
         job = Job(served, kind, questions, asyncio.get_running_loop().create_future())
         with self._changed:
-            if len(self._queue) + len(questions) > self._most:
+            if self.waiting + len(questions) > self._most:
                 raise Refusal(503, "too much waits for the model; ask again soon", self._retry_after)
-            self._queue.extend((job, place) for place in range(len(questions)))
-            self.metrics.waiting.set(len(self._queue))
+            self._queue[job] = None
+            self.metrics.waiting.set(self.waiting)
             self._changed.notify()
         try:
             return await job.future
@@ -127,10 +140,9 @@ class Batcher:
     def _drop(self, job: Job) -> None:
         """Take a job's questions out of the queue."""
         with self._changed:
-            before = len(self._queue)
-            self._queue = deque(waiting for waiting in self._queue if waiting[0] is not job)
-            self.metrics.dropped.inc(before - len(self._queue))
-            self.metrics.waiting.set(len(self._queue))
+            self._queue.pop(job, None)
+            self.metrics.dropped.inc(len(job.waiting))
+            self.metrics.waiting.set(self.waiting)
 
     # ---- in the model's thread
 
@@ -140,30 +152,34 @@ class Batcher:
             gathers = len({id(job) for job, _ in batch}) > 1
             self._answer(batch)
 
-    def _take(self, gathers: bool) -> list[Waiting]:
-        """Questions of the first one's kind, as many as go together; none at the end."""
+    def _take(self, gathers: bool) -> list[Taken]:
+        """Questions that go with those of the first job, as many as go together; none at the end."""
         with self._changed:
+            if gathers:
+                self._changed.wait_for(lambda: self._is_full() or self._is_stopped, self._gather)
             self._changed.wait_for(lambda: self._queue or self._is_stopped)
-            if gathers and self._queue:
-                limit = self._limits[self._queue[0][0].kind]
-                end = time.monotonic() + self._gather
-                while len(self._queue) < limit and (left := end - time.monotonic()) > 0:
-                    self._changed.wait(left)
-            batch: list[Waiting] = []
-            others: deque[Waiting] = deque()
-            while self._queue:
-                waiting = self._queue.popleft()
-                first = batch[0][0] if batch else waiting[0]
-                alike = waiting[0].kind == first.kind and waiting[0].served is first.served
-                if alike and len(batch) < self._limits[first.kind]:
-                    batch.append(waiting)
-                else:
-                    others.append(waiting)
-            self._queue = others
-            self.metrics.waiting.set(len(self._queue))
+            if not self._queue:
+                return []
+            first = next(iter(self._queue))
+            jobs = [job for job in self._queue if job.goes_with(first)]
+            limit = self._limits[first.kind]
+            batch: list[Taken] = []
+            while jobs and len(batch) < limit:
+                for job in jobs[: limit - len(batch)]:
+                    batch.append((job, job.waiting.popleft()))
+                jobs = [job for job in jobs if job.waiting]
+            for job in dict.fromkeys(job for job, _ in batch):
+                del self._queue[job]
+                if job.waiting:  # behind the others
+                    self._queue[job] = None
+            self.metrics.waiting.set(self.waiting)
             return batch
 
-    def _answer(self, batch: list[Waiting]) -> None:
+    def _is_full(self) -> bool:
+        first = next(iter(self._queue), None)
+        return first is not None and self.waiting >= self._limits[first.kind]
+
+    def _answer(self, batch: list[Taken]) -> None:
         """Answer a batch; should it fail, each job of it alone, so that one failure stays one."""
         try:
             answers = self._ask(batch)
@@ -174,7 +190,7 @@ class Batcher:
                 _deliver(jobs[0], error)
                 return
             for job in jobs:
-                self._answer([waiting for waiting in batch if waiting[0] is job])
+                self._answer([taken for taken in batch if taken[0] is job])
             return
         for (job, place), answer in zip(batch, answers, strict=True):
             job.answers[place] = answer
@@ -182,7 +198,7 @@ class Batcher:
             if not job.left:
                 _deliver(job)
 
-    def _ask(self, batch: list[Waiting]) -> list[Any]:
+    def _ask(self, batch: list[Taken]) -> list[Any]:
         first = batch[0][0]
         questions = [job.questions[place] for job, place in batch]
         start = time.perf_counter()

@@ -16,7 +16,8 @@ from recllm.eventlog.ids import FIRST_ID
 from recllm.serving.explain import Change, Explanation, explain
 from recllm.serving.finding import FoundItem, find_items
 from recllm.serving.recommender import Recommender
-from recllm.serving.server.messages import Event, Id, Message, Second
+from recllm.serving.server.event_routes import read_stored
+from recllm.serving.server.messages import Event, Id, Message, OneUser, Second
 from recllm.serving.server.refusals import Refusal, as_json
 from recllm.serving.server.routes import FAILURES
 from recllm.serving.server.service import Service, service_of
@@ -156,7 +157,10 @@ async def items(
 
 @router.post("/explain", response_model=ExplainAnswer, responses=FAILURES)
 async def explain_user(request: ExplainRequest, service: Asks) -> Response:
-    """What is known of a user, the list after each step, and what one event changes."""
+    """What is known of a user, the list after each step, and what one event changes.
+
+    Events that the service has stored of the user are part of the history, as in every list.
+    """
     served = service.current
     settings = service.settings
     for name, got, most in (
@@ -166,6 +170,10 @@ async def explain_user(request: ExplainRequest, service: Asks) -> Response:
     ):
         if got > most:
             raise Refusal(422, f"{name}: {got:,} are asked for; wanted at most {most:,}")
+    history: Sequence[Event] = request.history
+    if request.user is not None:
+        user = OneUser.model_construct(user=request.user, history=request.history, time=request.time)
+        history = (await read_stored(service, served, [user])).join(user)
     change = None
     if request.change is not None:
         add = None if request.change.add is None else _table([request.change.add])
@@ -176,7 +184,7 @@ async def explain_user(request: ExplainRequest, service: Asks) -> Response:
             return explain(
                 recommender,
                 None if request.user is None else str(request.user),
-                _table(request.history),
+                _table(history),
                 time=None if request.time is None else int(request.time),
                 removed=request.removed,
                 change=change,
