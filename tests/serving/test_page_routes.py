@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recllm.serving.explain import Change, explain
+from recllm.serving.server.events import EventStore
 from recllm.serving.server.page_routes import ExplainAnswer, FoundItems, Start
 from tests.serving.live import live, served
 from tests.serving.test_server_malformed import TEXTS, VALUES, as_bytes, check, mutated
@@ -122,6 +123,22 @@ def test_what_cannot_be_explained_is_one_sentence(service, request_, sentence):
     assert list(response.json()) == ["error"]
     assert sentence in response.json()["error"]
     assert "\n" not in response.json()["error"]
+
+
+def test_stored_events_are_shown_and_counted_as_in_every_list(recommender, tmp_path):
+    with live(lambda: served(recommender), events=EventStore(f"sqlite:///{tmp_path}/events.db")) as it:
+        before = it.post("/explain", {"user": 1}).json()["explanation"]
+        event = {"user": 1, "item": 20, "rating": 5, "timestamp": before["history"][-1]["second"] + 60}
+        assert it.post("/events", {"events": [event]}).status_code == 200
+        after = it.post("/explain", {"user": 1}).json()["explanation"]
+        assert after["length"] == before["length"] + 1
+        assert (after["history"][-1]["item"], after["history"][-1]["rating"]) == (20, 5.0)
+        (answer,) = it.post("/recommend", {"users": [{"user": 1}]}).json()["answers"]
+        listed = after["steps"][-1]["items"]
+        assert [item["item"] for item in listed] == [item["item"] for item in answer["items"]]
+        assert [item["score"] for item in listed] == pytest.approx(
+            [item["score"] for item in answer["items"]]
+        )
 
 
 def test_the_page_is_public_and_what_it_asks_for_is_not(recommender):
