@@ -53,6 +53,8 @@ def work(run: Run) -> None:
         index.save(run.export / ITEM_INDEX)
         facts = index.facts
         say(f"index: {facts.kind}, {facts.items:,} items, recall {facts.recall:.4f}")
+        say(f"retriever: {parts.retriever.by_text_sentence}")
         figures |= {"index": facts.kind, "index/items": facts.items, "index/recall": facts.recall}
+        figures["index/by_text"] = len(parts.retriever.by_text)
     fitted.write(run.export / CASCADE)
     run.finish([run.export], figures)

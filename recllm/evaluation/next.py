@@ -171,8 +171,12 @@ class NextEvaluation:
 
     @cached_property
     def retrievers(self) -> list[Retriever]:
-        """The CRMs that score a whole catalog."""
-        return [Retriever(name, crm, self.log) for name, crm in self.crms.items() if retrieves(crm)]
+        """The CRMs that score a whole catalog; of one that reads texts it is said what these add."""
+        retrievers = [Retriever(name, crm, self.log) for name, crm in self.crms.items() if retrieves(crm)]
+        for retriever in retrievers:
+            if len(retriever.by_text):
+                say(f"{retriever.name}: {retriever.by_text_sentence}")
+        return retrievers
 
     @cached_property
     def cascades(self) -> list[Cascade]:

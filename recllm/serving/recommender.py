@@ -349,8 +349,8 @@ class Recommender:
             allowed[dense[dense >= FIRST_ID]] = True
             if not (allowed & self._recommendable).any():
                 raise ValueError(
-                    f"none of the {len(dense):,} items_to_recommend is an item of the log with a training "
-                    "event; wanted at least one"
+                    f"none of the {len(dense):,} items_to_recommend is an item of the log that can be "
+                    "recommended (by a training event, or the retriever's text); wanted at least one"
                 )
         everywhere = np.zeros(0, np.int32)
         user = np.zeros(0, np.int64)
@@ -414,6 +414,8 @@ class Recommender:
             lengths = (lists.items >= FIRST_ID).sum(1)
             self.counts["lists"] += int((~is_left_out).sum())
             self.counts["shorter_lists"] += int(((lengths < k) & ~is_left_out).sum())
+            recommended = lists.items[lists.items >= FIRST_ID]
+            self.counts["recommended_by_text_alone"] += int((self.log.item_count[recommended] == 0).sum())
             of_lines = np.repeat(np.arange(low, low + len(queries)), lengths)
             yield of_lines, self._table(asked.users[low : low + len(queries)], lists, lengths)
 
@@ -504,8 +506,11 @@ class Recommender:
 
     @property
     def _recommendable(self) -> NDArray[np.bool_]:
+        """Items that some list can hold, bool `[n_items]`: by an event in training, or by a text."""
         there = self.log.item_count > 0
         there[:FIRST_ID] = False
+        if self.parts.retriever is not None:
+            there[self.parts.retriever.by_text] = True
         return there
 
     def check_k(self, k: int) -> None:

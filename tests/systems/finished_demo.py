@@ -20,6 +20,8 @@ from recllm.config.schema import Config
 from recllm.config.stages import FitConfig
 from recllm.crm import build, export
 from recllm.crm.inputs import table_sizes
+from recllm.crm.retriever import Retriever
+from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog
 from recllm.lm.adapters import add_adapter, load_adapter, save_adapter
 from recllm.lm.encoder import add_mask_token, build_encoder
@@ -167,7 +169,12 @@ class FinishedDemo:
 
     def _crm(self, file: StageFile, folder: Path) -> dict[str, Any]:
         config = file.sections().stage1
-        export(build(table_sizes(self.log), config.crm), folder / paths.EXPORT, {"inputs": config.inputs})
+        model = build(table_sizes(self.log), config.crm)
+        if isinstance(model, Retriever) and config.crm.text_dim:
+            texts = torch.randn(self.log.n_items, config.crm.text_dim)
+            texts[:FIRST_ID] = 0.0
+            model.set_texts(texts, torch.from_numpy(self.log.item_count > 0))
+        export(model, folder / paths.EXPORT, {"inputs": config.inputs})
         return {"valid/auc": 0.5}
 
     def _tuned(self, file: StageFile, folder: Path) -> dict[str, Any]:
