@@ -27,6 +27,7 @@ from recllm.evaluation.comparisons import catalog_comparisons, compare
 from recllm.evaluation.context import LmSystems
 from recllm.evaluation.results import HEADLINE, ResultRow
 from recllm.evaluation.rows import result_row
+from recllm.eventlog.all_data import check_holds_out
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog, Rows
 from recllm.pipeline.run import Run
@@ -95,6 +96,7 @@ class NextEvaluation:
     def open(cls, run: Run) -> NextEvaluation:
         """Open the parents; LMs are loaded when they are asked."""
         log = EventLog.open(run.parents[Role.LOG].folder)
+        check_holds_out(log)
         retrieval = None
         if Role.NEIGHBORS in run.parents:
             retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)

@@ -145,5 +145,5 @@ def open_finished(stage: Finished) -> Parts:
         raise StageError(
             f"{stage.folder} is of stage {stage.file.stage}; wanted a bundle, or what `make cascade` makes"
         )
-    parents = {Role(role): stage.parent(Role(role)) for role in stage.file.parents}
+    parents = {role: stage.parent(role) for role in stage.made_of}
     return open_parts(stage.config, parents, stage.export)

@@ -21,6 +21,7 @@ from recllm.config.stages import FitConfig
 from recllm.crm import build, export
 from recllm.crm.inputs import table_sizes
 from recllm.crm.retriever import Retriever
+from recllm.eventlog.all_data import write_all_data
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog
 from recllm.lm.adapters import add_adapter, load_adapter, save_adapter
@@ -74,6 +75,7 @@ class FinishedDemo:
         plan = Plan(parse(words))
         make: dict[str, Callable[[StageFile, Path], dict[str, Any]]] = {
             "log": self._log,
+            "log-all": self._all_data,
             "lm-prompts": self._lm,
             "neighbors": self._neighbors,
             "stage1": self._crm,
@@ -150,6 +152,9 @@ class FinishedDemo:
     def _log(self, file: StageFile, folder: Path) -> dict[str, Any]:
         shutil.copytree(self.log.folder, folder, dirs_exist_ok=True)
         return {"samples": 4000, "notes": []}
+
+    def _all_data(self, file: StageFile, folder: Path) -> dict[str, Any]:
+        return write_all_data(self.log, folder, file.sections().prepare)
 
     def _lm(self, file: StageFile, folder: Path) -> dict[str, Any]:
         self.lm.model.save_pretrained(folder / paths.EXPORT)
