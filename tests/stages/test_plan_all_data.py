@@ -1,12 +1,15 @@
 """What `ALL_DATA=1` trains once more, and what tells it how long."""
 
+import subprocess
+
 import pytest
 
 from recllm.config.request import parse
 from recllm.errors import ConfigError
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.stages import REPEATED
-from tests.stages.plans import needed, of_stage
+from stages import plan
+from tests.stages.plans import needed, of_stage, rules
 
 
 def parents(nodes, folder):
@@ -61,10 +64,21 @@ def test_each_has_its_like_as_a_parent(root, words):
         assert all("+all-data" in name for name in others)
 
 
+def test_its_rules_are_no_circle_and_come_behind_the_rest(root):
+    assert plan.main(["write", "cascade", "ALL_DATA=1"]) == 0
+    command = ["make", "-n", "-f", str(rules(root)), "PYTHON=python", "SHARE=", "cascade"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "Circular" not in done.stdout + done.stderr
+    folders = [line.split()[3] for line in done.stdout.splitlines() if "-m stages " in line]
+    last_plain = max(place for place, folder in enumerate(folders) if folder.endswith("lm/tiny/prompts"))
+    assert all(last_plain < place for place, folder in enumerate(folders) if "stage1/sim+all" in folder)
+
+
 def test_only_its_cascades_are_a_goal(root):
-    plan = Plan(parse(["cascade", "ALL_DATA=1"]))
-    assert [node.folder for node in plan.goals["cascade"]] == ["cascade/reclora+all-data"]
-    assert not of_stage({node.folder: node for node in plan.needed()}, "evaluate")
+    whole = Plan(parse(["cascade", "ALL_DATA=1"]))
+    assert [node.folder for node in whole.goals["cascade"]] == ["cascade/reclora+all-data"]
+    assert not of_stage({node.folder: node for node in whole.needed()}, "evaluate")
+    assert not whole.goals["evaluate"] or all("all-data" not in n.folder for n in whole.goals["evaluate"])
 
 
 @pytest.mark.parametrize(
