@@ -20,8 +20,8 @@ from recllm.eventlog.queries import Queries, QueryMaker
 from recllm.pipeline.finished import Finished
 from recllm.retrieval.vectors import normalize
 from recllm.serving.bundle import check_bundle
-from recllm.serving.cascade import Cascade, Lists
 from recllm.serving.opening import Parts, open_finished
+from recllm.systems.cascade import Cascade, Lists
 from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
 from recllm.systems.catalog_counting import CatalogPopularity
 

@@ -7,8 +7,8 @@ import pytest
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.queries import queries_of_rows
 from recllm.retrieval.index import ItemIndex
-from recllm.serving.cascade import Cascade
 from recllm.serving.indexed import IndexedRetriever
+from recllm.systems.cascade import Cascade
 from recllm.systems.catalog import Excluded
 
 
