@@ -260,6 +260,8 @@ class Stop(EarlyStopping):
 
 def rows_of(batch: Any) -> list[int]:
     """Rows of the log that a batch reads, its parts' together; none where it does not say."""
+    if isinstance(batch, list):
+        return [row for part in batch for row in rows_of(part)]
     if not isinstance(batch, dict):
         return []
     own = batch["row"].tolist() if "row" in batch else []
