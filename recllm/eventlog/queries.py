@@ -87,6 +87,22 @@ class OwnEvents:
 
 
 @dataclass(frozen=True)
+class LogRows:
+    """Rows of the trained log that are asked about as they stand; `Queries` are the same of anybody.
+
+    Attributes:
+        log: the trained log.
+        rows: int64 `[Q]`.
+    """
+
+    log: EventLog
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
 class Queries:
     """A batch of queries as rows of a log of their own.
 

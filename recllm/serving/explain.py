@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from recllm.eventlog.ids import FIRST_ID, UNKNOWN
 from recllm.eventlog.queries import Queries, without_events
 from recllm.reclora.model import RecLoraModel
-from recllm.serving.cascade import Lists
 from recllm.serving.recommender import Recommender, seen
+from recllm.systems.cascade import Lists
 from recllm.systems.catalog import NO_ITEM
 from recllm.systems.catalog_counting import CatalogPopularity
 
