@@ -280,6 +280,7 @@ def cascades(plan: Plan, users: Sequence[int]) -> dict[str, Any]:
                 seen, of_step[f"{clients} clients"] = asyncio.run(
                     measured(port, clients, users, plan.seconds)
                 )
+            of_step["mib"] = round(asyncio.run(metric(port, "process_resident_memory_bytes")) / 2**20)
             beside = asyncio.run(load(port, 8, users, plan.seconds, together=64))
             of_step["8 clients beside one of 64 users"] = beside.figures()
         with serving(plan, last, batch_users=1) as port:
@@ -292,6 +293,17 @@ def cascades(plan: Plan, users: Sequence[int]) -> dict[str, Any]:
         figures[last] = of_step
         show(last, of_step)
     return figures
+
+
+def table(figures: dict[str, Any]) -> Iterator[str]:
+    """The lines of docs/serve.md's table."""
+    for last, of_step in figures.items():
+        loads = [of_step[f"{clients} clients"] for clients in CLIENTS]
+        cells = [" + ".join(STEPS[: STEPS.index(last) + 1])]
+        cells += [f"{of['per_second']:g}; {of['p50_ms']:.0f} / {of['p99_ms']:.0f}" for of in loads]
+        alone = of_step[f"{CLIENTS[-1]} clients, one at a time"]
+        cells += [f"{alone['per_second']:g}", f"{of_step['batching gains']:.1f} x", f"{of_step['mib']:,} MiB"]
+        yield f"| {' | '.join(cells)} |"
 
 
 def soak(plan: Plan, users: Sequence[int]) -> dict[str, float]:
@@ -332,6 +344,7 @@ def main(arguments: Sequence[str]) -> int:
     figures = {"cascades": cascades(plan, users)}
     if plan.soak:
         figures["soak"] = soak(plan, users)
+    print(*table(figures["cascades"]), sep="\n")
     about = {"seconds": plan.seconds, "retrieved": plan.retrieved, "ranked": plan.ranked, "users": len(users)}
     keep("bench", {"plan": about, "threads": os.environ.get("OMP_NUM_THREADS"), **figures}, "serve")
     return 0

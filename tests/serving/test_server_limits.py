@@ -33,9 +33,28 @@ def service(recommender):
         ("/recommend", {**ONE, "exclude": [1] * 5}, 422, "exclude: 5 are asked for; wanted at most 4"),
         ("/recommend", {**ONE, "items_to_recommend": [10**9]}, 422, "none of the 1 items_to_recommend"),
         ("/recommend", {"users": []}, 422, "users: List should have at least 1 item"),
-        ("/recommend", {"users": [{"user": None}]}, 422, "users.0.user"),
+        (
+            "/recommend",
+            {"users": [{"user": None}]},
+            422,
+            "users.0.user: wanted a whole number, or a text of 1",
+        ),
+        ("/recommend", {"users": [{"user": 2**63}]}, 422, "users.0.user: wanted a whole number of 64 bits"),
+        (
+            "/recommend",
+            {"users": [{"user": True}]},
+            422,
+            "users.0.user: wanted a whole number, or a text of 1",
+        ),
+        (
+            "/recommend",
+            {**ONE, "items_to_recommend": []},
+            422,
+            "items_to_recommend: List should have at least",
+        ),
         ("/recommend", {"users": [{"user": 1, "history": [{"item": 5}] * 3}]}, 422, "users.0.history: 3 are"),
         ("/recommend", {"users": [{"user": 1, "time": "soon"}]}, 422, "wanted Unix seconds or ISO text"),
+        ("/recommend", {"users": [{"user": 1, "time": "0" * 41}]}, 422, "users.0.time: wanted Unix seconds"),
         ("/recommend", {"users": [{"user": 1, "time": 10**30}]}, 422, "wanted a second before the year"),
         ("/recommend", {**ONE, "nonsense": 1}, 422, "nonsense: Extra inputs are not permitted"),
         ("/score", {"users": [{"user": 1, "items": [1, 2, 3, 4, 5]}]}, 422, "items, of all users together"),
@@ -157,9 +176,11 @@ def test_an_api_key(recommender):
         key = {"Authorization": "Bearer right"}
         assert it.post("/recommend", ONE, headers=key).status_code == 200
         assert it.client.get("/metrics", headers=key).status_code == 200
+        assert "security" in it.client.get("/openapi.json").json()["paths"]["/recommend"]["post"]
 
 
 def test_without_a_key_nobody_reloads(service):
+    assert "security" not in service.client.get("/openapi.json").json()["paths"]["/recommend"]["post"]
     response = service.client.post("/admin/reload")
     assert response.status_code == 403
     assert "SIGHUP" in response.json()["error"]

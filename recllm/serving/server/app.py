@@ -21,7 +21,7 @@ _bearer = HTTPBearer(auto_error=False, description="the API key, where one is se
 async def check_key(
     request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 ) -> None:
-    """Refuse who does not bring the API key, where one is set."""
+    """Refuse who does not bring the API key."""
     service: Service = request.app.state.service
     service.check_key(None if given is None else given.credentials)
 
@@ -54,7 +54,8 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(operating.public)
     app.include_router(page_routes.public)
     # With it, where one is set: everything that answers.
+    locks = [Depends(check_key)] if service.has_key else []
     for router in (routes.router, event_routes.router, operating.router, page_routes.router):
-        app.include_router(router, dependencies=[Depends(check_key)])
+        app.include_router(router, dependencies=locks)
     app.add_middleware(Gate, service=service)
     return app

@@ -130,7 +130,8 @@ class Gate:
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         route = _route(scope)
-        method = scope["method"] if route != UNMATCHED else "any"
+        # A client that makes methods up must not make series up.
+        method = scope["method"] if scope["method"] in METHODS and route != UNMATCHED else "other"
         metrics = self.service.metrics
         metrics.requests.labels(route, method, str(status)).inc()
         metrics.seconds.labels(route).observe(seconds)
@@ -138,6 +139,7 @@ class Gate:
 
 
 UNMATCHED = "unmatched"
+METHODS = ("GET", "POST")
 
 
 def _route(scope: Scope) -> str:

@@ -9,31 +9,55 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    StrictInt,
-    StrictStr,
     WithJsonSchema,
 )
 
 from recllm.serving.recommender import second_of
 
 LARGEST_ID = 2**63 - 1
+LONGEST_ID = 200
+LONGEST_TIME = 40
 LAST_SECOND = 253_402_300_799
 """The last second of the year 9999."""
 
-Id = (
-    Annotated[StrictInt, Field(ge=-LARGEST_ID, le=LARGEST_ID)]
-    | Annotated[StrictStr, Field(min_length=1, max_length=200)]
-)
+
+def _id(value: object) -> int | str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) <= LARGEST_ID:
+            return value
+        raise ValueError("wanted a whole number of 64 bits; longer ids go as text")
+    if isinstance(value, str) and 0 < len(value) <= LONGEST_ID:
+        if not any("\ud800" <= character <= "\udfff" for character in value):
+            return value
+        raise ValueError("wanted text without halves of characters (surrogates)")
+    raise ValueError(f"wanted a whole number, or a text of 1 to {LONGEST_ID} characters")
+
+
+Id = Annotated[
+    int | str,
+    BeforeValidator(_id),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": -LARGEST_ID, "maximum": LARGEST_ID},
+                {"type": "string", "minLength": 1, "maxLength": LONGEST_ID},
+            ]
+        }
+    ),
+]
 """External id of a user or an item: a whole number, or text."""
 
 
 def _second(value: object) -> int:
+    wanted = "wanted Unix seconds or ISO text, e.g. 2026-01-31T12:00"
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("wanted Unix seconds or ISO text, e.g. 2026-01-31T12:00")
+        raise ValueError(wanted)
+    if isinstance(value, str) and len(value) > LONGEST_TIME:
+        raise ValueError(wanted)
     try:
         second = second_of(value)
     except (OverflowError, ValueError):
-        raise ValueError("wanted Unix seconds or ISO text, e.g. 2026-01-31T12:00") from None
+        raise ValueError(wanted) from None
     if not -LAST_SECOND <= second <= LAST_SECOND:
         raise ValueError("wanted a second before the year 10000")
     return second
@@ -42,7 +66,7 @@ def _second(value: object) -> int:
 Second = Annotated[
     int,
     BeforeValidator(_second),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": 40}]}),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": LONGEST_TIME}]}),
 ]
 """A time in Unix seconds; it may be sent as ISO text, which without a zone is UTC."""
 
@@ -146,7 +170,9 @@ class RecommendRequest(Message):
     users: list[OneUser] = Field(min_length=1)
     k: int = Field(10, ge=1, strict=True, description="items of a list")
     filter_viewed: bool = Field(True, strict=True, description="leave out items of a user's own history")
-    items_to_recommend: list[Id] | None = Field(None, description="the only items that may be recommended")
+    items_to_recommend: list[Id] | None = Field(
+        None, min_length=1, description="the only items that may be recommended"
+    )
     exclude: list[Id] = Field([], description="items that nobody is recommended")
     on_unknown: Literal["popular", "error"] = Field(
         "popular", description="users that the log does not know and that bring no history"
