@@ -110,3 +110,20 @@ def test_killed_in_the_midst_of_events(cascades, request, tmp_path, store, count
         send(address, keys, answers.__setitem__)
     assert {key for key, answer in answers.items() if answer["repeated"]} == set(counts)
     assert stored(url) == Counter(keys)
+
+
+def test_a_store_that_cannot_be_opened_is_one_line_and_status_2(cascades, tmp_path):
+    """Told at once: no model is imported before."""
+    (tmp_path / "events.db").write_text("user,item\n" * 1000)
+    command = [sys.executable, "-X", "importtime", "-m", "recllm.serving", str(cascades["reclora"].folder)]
+    environment = {**os.environ, "EVENTS_URL": f"sqlite:///{tmp_path}/events.db"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    imported, said = [], []
+    for line in done.stderr.splitlines():
+        (imported if line.startswith("import time:") else said).append(line)
+    assert done.returncode == 2
+    assert said == [
+        f"error: the event store sqlite:///{tmp_path}/events.db cannot be opened: file is not a database; "
+        "wanted a database that answers"
+    ]
+    assert not [line for line in imported if line.split("|")[-1].strip() == "torch"]
