@@ -190,3 +190,24 @@ def test_a_retriever_recommends_what_its_logits_order(make_evaluation):
     others = np.setdiff1d(np.arange(log.n_items), known)
     assert np.isneginf(scores[:, others]).all()
     assert (known >= FIRST_ID).all()
+
+
+def test_a_retriever_with_texts_finds_items_without_a_training_event(make_evaluation, capsys):
+    words = ("evaluate", "TASK=next", "CRM=retriever", "stage1.crm.text_dim=4")
+    evaluation = make_evaluation(words, rows="all", retrieved=10_000, cascade_rows="uniform20", baselines=[])
+    log = evaluation.log
+    (retriever,) = evaluation.retrievers
+    cold = np.flatnonzero(log.item_count[FIRST_ID:] == 0) + FIRST_ID
+    assert len(cold)
+    assert retriever.by_text.tolist() == cold.tolist()
+    assert f"retriever: {len(cold)} of {log.n_items - FIRST_ID} items" in capsys.readouterr().out
+    targets = log.item[evaluation.rows("test", "all")]
+    (row,) = next_items(evaluation)
+    assert row.metrics["rows/cold"] == (log.item_count[targets] == 0).sum() > 0
+    # The list is as long as the catalog: whatever is new to its user is in it.
+    assert row.metrics["recall@10000"] == row.metrics["recall@10000/cold"] == 1.0
+    plain = make_evaluation(
+        ("evaluate", "TASK=next", "CRM=retriever"), rows="all", retrieved=10_000, baselines=[]
+    )
+    (row,) = next_items(plain)
+    assert row.metrics["recall@10000/cold"] == 0.0
