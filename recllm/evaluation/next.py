@@ -280,8 +280,8 @@ def _table(
     own = log.item[rows]
     tied = is_tied(log, rows)
     say(
-        f"{tied.sum():,} of {len(rows):,} targets ({name}) share their second with another event of their user: "
-        "another order of ties could change them"
+        f"{tied.sum():,} of {len(rows):,} targets ({name}) share their second with another event of their "
+        "user: another order of ties could change them"
     )
     values = {system: values_of_ranks(answer.columns) for system, answer in answers.items()}
     headline = HEADLINE[Task.NEXT]
