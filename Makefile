@@ -35,6 +35,7 @@ ITEMS ?=
 EXCLUDE ?=
 KEEP_SEEN ?=
 BUNDLE ?=
+SERVE ?=
 HERE := $(or $(RECLLM_ARTIFACTS),artifacts)/$(or $(strip $(DATASET)),demo)
 
 # An environment of your own: make PYTHON=/path/to/python ...; BASE_PYTHON is what .venv is made from.
@@ -76,9 +77,9 @@ ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
 BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-stage3 bench-recommend \
-           bench-lists bench-next
+           bench-lists bench-next bench-serve
 
-.PHONY: help env own-environment few2many sweep describe config recommend score bundle onnx $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment few2many sweep describe config recommend score bundle serve onnx $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -92,7 +93,7 @@ stage1: | $(READY)   ## train the conventional recommendation models on all data
 stage2: | $(READY)   ## tune the LM on the subsample, with and without the gate
 stage3: | $(READY)   ## align the LM to preferences, evaluate every system, print the table
 evaluate: | $(READY) ## evaluate every system and print the table (TASK=next: over the whole catalog)
-report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
+report: | $(READY)   ## the same as evaluate, drawn anew: report.html (verdict, tables, curves)
 tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
@@ -143,6 +144,12 @@ score: | $(READY)  ## how likely users are to like items: PAIRS=pairs.csv OUT=sc
 bundle: | $(READY)  ## one folder that recommends anywhere: artifacts/<DATASET>/bundle/<SYSTEM> (ALL_DATA=1: trained on all splits)
 	@$(MAKE_CASCADE)
 	@$(PYTHON) -m stages.recommend bundle $(CHOICE)
+
+# SERVE="--port 8001 --deadline 5": flags of python -m recllm.serving.
+serve: | $(READY)  ## an HTTP service of a BUNDLE, or of a cascade that is made first: SYSTEM=reclora SERVE="--port 8000"
+	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
+	@folder=$(if $(BUNDLE),"$(BUNDLE)",$$($(PYTHON) -m stages.recommend folder $(CHOICE))) && \
+	  exec $(PYTHON) -m recllm.serving "$$folder" $(SERVE)
 
 table: | $(READY)  ## merge artifacts/<dataset>/results.json into the tracked results/<dataset>/table.json
 	@$(PYTHON) -m stages.report table $(HERE)
@@ -220,6 +227,10 @@ bench-recommend: | $(READY)  ## users a second of each step of a finished cascad
 CASCADE ?=
 bench-lists: .bench/implicit/.installed .bench/rectools/.installed | $(READY)  ## lists for users beside implicit and RecTools
 	@$(PYTHON) -m bench.recommend_peers $(CASCADE) $(ARGS)
+
+bench-serve: | $(READY)  ## the HTTP service under load, batching against one at a time: BUNDLE=... ARGS="seconds=10 soak=100000"
+	@$(if $(BUNDLE),,$(error wanted BUNDLE, e.g. make bench-serve BUNDLE=artifacts/demo/bundle/reclora))
+	@$(PYTHON) -m bench.serve $(BUNDLE) $(ARGS)
 
 # LOG=artifacts/<dataset>/log+leave-one-out: of a data set whose EXPERIMENT=leave-one-out is prepared.
 LOG ?=

@@ -3,9 +3,10 @@
     python -m stages.recommend recommend DATASET=demo SYSTEM=reclora USERS=users.parquet K=20 OUT=recs.parquet
     python -m stages.recommend score     DATASET=demo SYSTEM=reclora PAIRS=pairs.csv OUT=scores.csv
     python -m stages.recommend bundle    DATASET=demo SYSTEM=reclora
+    python -m stages.recommend folder    DATASET=demo SYSTEM=reclora
 
 `make recommend`, `make score` and `make bundle` make the cascade first. With `BUNDLE=folder` the first two
-ask a bundle instead.
+ask a bundle instead. The last one prints where the cascade lies, for `make serve`.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if command == "bundle":
             bundle(Finished.open(cascade_folder(choice)))
+            return 0
+        if command == "folder":
+            print(cascade_folder(choice))
             return 0
         wanted = "USERS" if command == "recommend" else "PAIRS"
         for name in (wanted, "OUT"):

@@ -34,23 +34,54 @@ BLOCK = 256
 
 
 class _Only(CatalogScorer):
-    """A first step of which some items only may be recommended.
+    """A first step of which some queries may be recommended some items only.
 
     Args:
         scorer: the step.
-        allowed: bool `[n_items]`.
+        allowed: bool `[n_items]` each; None: all items.
+        which: int64 `[Q]`, which of `allowed` holds for each query of a batch.
     """
 
-    def __init__(self, scorer: CatalogScorer, allowed: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, scorer: CatalogScorer, allowed: Sequence[NDArray[np.bool_] | None], which: Rows
+    ) -> None:
         super().__init__(scorer.name)
         self.scorer = scorer
         self.allowed = allowed
+        self.which = which
+        self._is_free = np.array([mask is None for mask in allowed])[which]
 
     def scores(self, log: EventLog, rows: Rows) -> NDArray[np.float32]:
         """See `CatalogScorer`."""
         scores = self.scorer.scores(log, rows)
-        scores[:, ~self.allowed] = -np.inf
+        which = self.which[log.user[rows]]
+        for place in np.unique(which).tolist():
+            mask = self.allowed[place]
+            if mask is not None:
+                scores[np.ix_(which == place, ~mask)] = -np.inf
         return scores
+
+    def best(
+        self, log: EventLog, rows: Rows, k: int, exclude: Excluded | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """See `CatalogScorer`; who may be recommended all items is answered as by the step alone."""
+        exclude = Excluded.of([]) if exclude is None else exclude
+        items = np.full((len(rows), k), NO_ITEM, np.int32)
+        scores = np.full((len(rows), k), -np.inf, np.float32)
+        is_free = self._is_free[log.user[rows]]
+        for best, chosen in (
+            (self.scorer.best, np.flatnonzero(is_free)),
+            (super().best, np.flatnonzero(~is_free)),
+        ):
+            if len(chosen):
+                items[chosen], scores[chosen] = best(log, rows[chosen], k, _excluded_of(exclude, chosen))
+        return items, scores
+
+
+def _excluded_of(excluded: Excluded, chosen: Rows) -> Excluded:
+    """What is left out of some places' lists, counted from the first of them; `chosen` ascends."""
+    keep = np.isin(excluded.place, chosen)
+    return Excluded(np.searchsorted(chosen, excluded.place[keep]), excluded.item[keep])
 
 
 def seen(queries: Queries) -> Excluded:
@@ -63,35 +94,70 @@ def seen(queries: Queries) -> Excluded:
 
 
 @dataclass(frozen=True)
-class _Filters:
-    """What may be recommended.
+class Filter:
+    """What some users may be recommended.
 
     Attributes:
         viewed: whether items of a query's own history are left out.
         allowed: bool `[n_items]`; None: all.
-        everywhere: int32 `[n]`, items that are left out for everybody.
-        user: place of a user, int64 `[m]` ascending, of whom one more item is left out.
-        item: int32 `[m]`, that item.
+        without: int32 `[n]`, items that are left out.
     """
 
     viewed: bool
     allowed: NDArray[np.bool_] | None
-    everywhere: NDArray[np.int32]
+    without: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What each user may be recommended.
+
+    Attributes:
+        each: filters, of which each user has one.
+        which: int64 `[U]`, the place of each user's own in `each`.
+        user: place of a user, int64 `[m]` ascending, of whom one more item is left out.
+        item: int32 `[m]`, that item.
+    """
+
+    each: Sequence[Filter]
+    which: Rows
     user: Rows
     item: NDArray[np.int32]
+
+    @classmethod
+    def together(cls, filters: Sequence[Filter]) -> Filters:
+        """A filter for each user."""
+        return cls(filters, np.arange(len(filters)), np.zeros(0, np.int64), np.zeros(0, np.int32))
 
     def of(self, queries: Queries, low: int) -> Excluded:
         """What is left out of the lists of queries, of whom the first one has place `low` among all."""
         count = len(queries)
-        parts = [Excluded(np.repeat(np.arange(count), len(self.everywhere)), np.tile(self.everywhere, count))]
+        which = self.which[low : low + count]
+        is_viewed_out = np.array([filter_.viewed for filter_ in self.each])[which]
+        parts = []
+        for place in np.unique(which).tolist():
+            without = self.each[place].without
+            if len(without):
+                users = np.flatnonzero(which == place)
+                parts.append(Excluded(np.repeat(users, len(without)), np.tile(without, len(users))))
         first, last = np.searchsorted(self.user, (low, low + count))
         parts.append(Excluded(self.user[first:last] - low, self.item[first:last]))
-        if self.viewed:
-            parts.append(seen(queries))
+        if is_viewed_out.any():
+            viewed = seen(queries)
+            keep = is_viewed_out[viewed.place]
+            parts.append(Excluded(viewed.place[keep], viewed.item[keep]))
         place = np.concatenate([part.place for part in parts])
         item = np.concatenate([part.item for part in parts])
         order = np.argsort(place, kind="stable")
         return Excluded(place[order], item[order])
+
+    def restrict(self, scorer: CatalogScorer, low: int, count: int) -> CatalogScorer:
+        """A first step that recommends to queries from place `low` on what they may be recommended."""
+        which = self.which[low : low + count]
+        allowed = [filter_.allowed for filter_ in self.each]
+        if all(allowed[place] is None for place in np.unique(which).tolist()):
+            return scorer
+        return _Only(scorer, allowed, which)
 
 
 class Recommender:
@@ -116,7 +182,7 @@ class Recommender:
         self.maker = QueryMaker(parts.log)
         self.counts: Counter[str] = Counter()
         items = pl.read_parquet(parts.log.folder / "items.parquet")
-        self._titles = items["title"] if "title" in items.columns else None
+        self.item_titles = items["title"] if "title" in items.columns else None
         self._popular = CatalogPopularity(parts.log)
 
     @classmethod
@@ -286,6 +352,12 @@ class Recommender:
             )
         return pl.concat(tables)
 
+    def titles(self, items: Ids) -> list[str | None]:
+        """The title of each item, by external id; None of one that the log does not know."""
+        dense = self.maker.items.dense(items)
+        column = self._title_column(dense).get("title")
+        return [None] * len(dense) if column is None else column.to_list()
+
     # ---- what they are made of
 
     def ask(
@@ -336,7 +408,7 @@ class Recommender:
         filter_viewed: bool,
         items_to_recommend: Ids | None,
         exclude: Ids | pl.DataFrame | None,
-    ) -> _Filters:
+    ) -> Filters:
         """Filters in dense ids.
 
         Raises:
@@ -373,47 +445,59 @@ class Recommender:
         left[everywhere] = False
         if not left.any():
             raise ValueError("exclude leaves no item that could be recommended; wanted fewer")
-        return _Filters(filter_viewed, allowed, everywhere, user, item)
+        each = [Filter(filter_viewed, allowed, everywhere)]
+        return Filters(each, np.zeros(len(asked), np.int64), user, item)
 
     def blocks(
-        self, asked: Asked, k: int, filters: _Filters, on_unknown: OnUnknown, size: int = BLOCK
+        self,
+        asked: Asked,
+        k: int | Rows,
+        filters: Filters,
+        on_unknown: OnUnknown | Sequence[OnUnknown],
+        size: int = BLOCK,
     ) -> Iterator[tuple[Rows, pl.DataFrame]]:
         """Recommendations of some users after the other: their table, and the place of each line's user.
 
         Users with a problem have no lines; it is told in `asked.problems`, which those join that are found
-        only now.
+        only now. Lengths of lists, filters and what is done about strangers may differ between users, who
+        go through every step together all the same.
         """
-        cascade = self.cascade
-        popular: CatalogScorer = self._popular
-        if filters.allowed is not None:
-            cascade = replace(cascade, first=_Only(cascade.first, filters.allowed))
-            popular = _Only(popular, filters.allowed)
+        lengths_asked = np.broadcast_to(k, len(asked))
+        of_strangers = np.broadcast_to(on_unknown, len(asked))
         for low in range(0, len(asked), size):
             places = range(low, min(low + size, len(asked)))
             queries = asked.queries(self.maker, places)
             for place, problem in queries.problems.items():
                 asked.problems.setdefault(low + place, problem)
             unknown = (queries.user == UNKNOWN) & (queries.lengths == 0)
-            if on_unknown == "error":
-                for place in np.flatnonzero(unknown).tolist():
+            asked_lengths = lengths_asked[low : low + len(queries)]
+            longest = int(asked_lengths.max())
+            rule = of_strangers[low : low + len(queries)]
+            if (rule == "error").any():
+                for place in np.flatnonzero(unknown & (rule == "error")).tolist():
                     line = "is not in the log and brings no history; wanted a known user, or histories"
                     asked.problems.setdefault(low + place, line)
             is_left_out = np.isin(np.arange(len(queries)), [place - low for place in asked.problems])
-            if on_unknown == "skip":
-                self.counts["skipped_users"] += int((unknown & ~is_left_out).sum())
-                is_left_out |= unknown
+            skipped = unknown & ~is_left_out & (rule == "skip")
+            if skipped.any():
+                self.counts["skipped_users"] += int(skipped.sum())
+            is_left_out |= skipped
             self.counts.update(queries.counts)
             excluded = filters.of(queries, low)
             without = queries.lengths == 0
-            lists = self._empty_lists(len(queries), k)
+            first = filters.restrict(self.cascade.first, low, len(queries))
+            cascade = replace(self.cascade, first=first)
+            popular = filters.restrict(self._popular, low, len(queries))
+            lists = self._empty_lists(len(queries), longest)
             for scorer, which in ((cascade, ~without), (popular, without)):
                 chosen = np.flatnonzero(which & ~is_left_out)
                 if len(chosen):
-                    self._fill(lists, scorer, queries.some(chosen), chosen, excluded, k)
+                    self._fill(lists, scorer, queries.some(chosen), chosen, excluded, longest)
             self.counts["answered_by_popularity"] += int((without & ~is_left_out).sum())
+            lists.items[np.arange(longest) >= asked_lengths[:, None]] = NO_ITEM
             lengths = (lists.items >= FIRST_ID).sum(1)
             self.counts["lists"] += int((~is_left_out).sum())
-            self.counts["shorter_lists"] += int(((lengths < k) & ~is_left_out).sum())
+            self.counts["shorter_lists"] += int(((lengths < asked_lengths) & ~is_left_out).sum())
             recommended = lists.items[lists.items >= FIRST_ID]
             self.counts["recommended_by_text_alone"] += int((self.log.item_count[recommended] == 0).sum())
             of_lines = np.repeat(np.arange(low, low + len(queries)), lengths)
@@ -533,9 +617,7 @@ class Recommender:
         k: int,
     ) -> None:
         """Put the lists of some queries, by a cascade or by popularity, where they belong, `chosen`."""
-        keep = np.isin(excluded.place, chosen)
-        place = np.searchsorted(chosen, excluded.place[keep])
-        part = Excluded(place, excluded.item[keep])
+        part = _excluded_of(excluded, chosen)
         if isinstance(scorer, Cascade):
             found = scorer.lists(queries, k, part)
             lists.items[chosen] = found.items
@@ -571,7 +653,7 @@ class Recommender:
         )
 
     def _title_column(self, items: NDArray[np.integer]) -> dict[str, pl.Series]:
-        return {} if self._titles is None else {"title": self._titles[np.asarray(items, np.int64)]}
+        return {} if self.item_titles is None else {"title": self.item_titles[np.asarray(items, np.int64)]}
 
     def _unit_vectors(self) -> NDArray[np.float32]:
         """Item vectors of length 1, `[n_items, d]`; zero where there is none."""

@@ -55,3 +55,8 @@ def test_a_bundle_answers_files(cascades, tmp_path, capsys):
     (bundle / "log" / "item.npy").unlink()
     assert main(["recommend", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_where_a_cascade_lies(capsys):
+    assert main(["folder", "DATASET=demo", "SYSTEM=reclora"]) == 0
+    assert capsys.readouterr().out == "artifacts/demo/cascade/reclora\n"

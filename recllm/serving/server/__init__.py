@@ -1,0 +1,1 @@
+"""An HTTP service over a bundle: `python -m recllm.serving bundle/`."""
