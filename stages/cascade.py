@@ -13,7 +13,7 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.eventlog.candidates import met_before
 from recllm.eventlog.log import EventLog, Rows
-from recllm.paths import CASCADE, ITEM_INDEX
+from recllm.paths import CASCADE, ITEM_INDEX, PIECES
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.serving.fitting import fit_weights
@@ -70,5 +70,7 @@ def work(run: Run) -> None:
             say(f"retriever: {parts.retriever.by_text_sentence}")
         figures |= {"index": facts.kind, "index/items": facts.items, "index/recall": facts.recall}
         figures["index/by_text"] = len(parts.retriever.by_text)
+    if parts.lm is not None:  # who opens the cascade need not tokenize every title
+        parts.lm.opened.lm.prompts.pieces.save(run.export / PIECES)
     fitted.write(run.export / CASCADE)
     run.finish([run.export], figures)

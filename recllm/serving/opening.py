@@ -15,7 +15,7 @@ from recllm.config.schema import Config
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog
 from recllm.files import write_json
-from recllm.paths import CASCADE, ITEM_INDEX
+from recllm.paths import CASCADE, ITEM_INDEX, PIECES
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.index import ItemIndex
@@ -27,6 +27,7 @@ from recllm.systems.catalog_counting import CatalogPopularity
 from recllm.systems.crm import Crm
 from recllm.systems.lm_step import LmStep
 from recllm.systems.retriever import Retriever
+from recllm.text.pieces import Pieces
 
 RETRIEVER = "retriever"
 """Name of the retriever's scores in tables."""
@@ -105,7 +106,10 @@ def open_parts(config: Config, parents: Mapping[Role, Finished], export: Path | 
     lm = None
     if Role.SYSTEM in parents:
         assert retrieval is not None
-        lm = _open_lm(config, parents, log, retrieval, crm)
+        pieces = None
+        if export is not None and (export / PIECES).is_dir():
+            pieces = Pieces.open(export / PIECES)
+        lm = _open_lm(config, parents, log, retrieval, crm, pieces)
     first: CatalogScorer = CatalogPopularity(log)
     retriever = None
     if settings.first == "retriever":
@@ -126,7 +130,12 @@ def _weights(fitted: Fitted | None, step: str) -> NDArray[np.float64] | None:
 
 
 def _open_lm(
-    config: Config, parents: Mapping[Role, Finished], log: EventLog, retrieval: Retrieval, crm: Crm | None
+    config: Config,
+    parents: Mapping[Role, Finished],
+    log: EventLog,
+    retrieval: Retrieval,
+    crm: Crm | None,
+    pieces: Pieces | None,
 ) -> LmStep:
     """The LM's step; its gate's CRM may be the one that ranks, or one that left the tuning rows out."""
     system = parents[Role.SYSTEM]
@@ -135,7 +144,9 @@ def _open_lm(
         of_gate = crm
     else:
         of_gate = Crm.open_uncached(gate, log, retrieval)
-    return LmStep(config, parents[Role.LM], system, log, retrieval, of_gate, config.cascade.batch_size)
+    return LmStep(
+        config, parents[Role.LM], system, log, retrieval, of_gate, config.cascade.batch_size, pieces
+    )
 
 
 def open_finished(stage: Finished) -> Parts:

@@ -23,6 +23,7 @@ from recllm.pipeline.finished import Finished
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import Crm
 from recllm.systems.texts import build_pieces
+from recllm.text.pieces import Pieces
 from recllm.text.prompts import Prompts
 
 
@@ -40,7 +41,13 @@ class Lm:
 
     @classmethod
     def open(
-        cls, config: Config, stage: Finished, log: EventLog, retrieval: Retrieval | None, reserved: int = 0
+        cls,
+        config: Config,
+        stage: Finished,
+        log: EventLog,
+        retrieval: Retrieval | None,
+        reserved: int = 0,
+        pieces: Pieces | None = None,
     ) -> Lm:
         """Load a finished LM.
 
@@ -50,9 +57,11 @@ class Lm:
             log: the event log.
             retrieval: nearest events, for prompts that show them.
             reserved: tokens of the context that prompts leave free.
+            pieces: the data set's texts as this LM's tokenizer reads them; None: they are tokenized now.
         """
         model, tokenizer = causal_lm(config.lm.model, stage)
-        pieces = build_pieces(config, log, tokenizer)
+        if pieces is None:
+            pieces = build_pieces(config, log, tokenizer)
         context = context_length(config.lm.model, model.config)
         layout = find_layout(model, context)
         if layout == SEPARATE:

@@ -21,6 +21,7 @@ from recllm.systems.cascade import score_by_length
 from recllm.systems.catalog import Items
 from recllm.systems.crm import Crm
 from recllm.systems.lm_systems import AdaptedLm, Opened
+from recllm.text.pieces import Pieces
 
 
 class LmStep:
@@ -40,6 +41,7 @@ class LmStep:
         retrieval: nearest events, for prompts that show them.
         crm: the CRM that gates.
         batch_size: lists of one forward pass.
+        pieces: as of `Lm.open`.
     """
 
     name = "lm"
@@ -53,6 +55,7 @@ class LmStep:
         retrieval: Retrieval,
         crm: Crm,
         batch_size: int,
+        pieces: Pieces | None = None,
     ) -> None:
         """Checks that the system goes with the cascade's prompts; nothing is loaded before it is asked."""
         compatibility.check_same_prompts(stage, config)
@@ -62,7 +65,7 @@ class LmStep:
         self.is_aligned = stage.file.stage == "stage3"
         self.pointwise = self.is_aligned and stage.config.stage3.task == "answers"
         self.own_gates = self.is_aligned and stage.config.stage3.gate == "item"
-        self._lm = AdaptedLm(config, lm, log, retrieval, [crm])
+        self._lm = AdaptedLm(config, lm, log, retrieval, [crm], pieces)
         if adapter_inputs(stage.folder / self._ranking).representation_kind == "shuffled":
             raise StageError(
                 f"{stage.name} is a control whose users have each other's gates; wanted a system that reads "

@@ -33,6 +33,7 @@ from recllm.systems import compatibility
 from recllm.systems.crm import Crm, CrmSystem
 from recllm.systems.lm import Lm
 from recllm.systems.system import Kind, Scores, System, labels_as_text, tuning_cost
+from recllm.text.pieces import Pieces
 from recllm.training.precision import device_of
 
 Prompted = TypeVar("Prompted", YesNoPrompts, NextTitleLists, YesNoCandidates)
@@ -67,6 +68,7 @@ class AdaptedLm:
         log: the event log.
         retrieval: nearest events, for prompts that show them.
         crms: those that gate an adapter among them.
+        pieces: as of `Lm.open`.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class AdaptedLm:
         log: EventLog,
         retrieval: Retrieval | None,
         crms: Sequence[Crm],
+        pieces: Pieces | None = None,
     ) -> None:
         """See the class; nothing is loaded yet."""
         self.config = config
@@ -83,6 +86,7 @@ class AdaptedLm:
         self.log = log
         self.retrieval = retrieval
         self.crms = crms
+        self.pieces = pieces
         self.most_open = 1
         self._opened: dict[tuple[str, str], Opened] = {}
 
@@ -105,7 +109,7 @@ class AdaptedLm:
         self._opened = {}
 
     def _load_untuned(self) -> Opened:
-        lm = Lm.open(self.config, self.finished, self.log, self.retrieval)
+        lm = Lm.open(self.config, self.finished, self.log, self.retrieval, pieces=self.pieces)
         return Opened(lm, lm.model.to(device_of(self.config.trainer)), None, self.config.prompt.retrieved)
 
     def _load(self, stage: Finished, adapter: str) -> Opened:
@@ -113,7 +117,7 @@ class AdaptedLm:
         compatibility.check_same_prompts(stage, config)
         folder = adapter_folder(stage.folder, adapter)
         gate_input, virtual = adapter_inputs(folder)
-        lm = Lm.open(config, self.finished, self.log, self.retrieval, virtual)
+        lm = Lm.open(config, self.finished, self.log, self.retrieval, virtual, self.pieces)
         model = load_adapter(lm.model, folder).eval().to(device_of(config.trainer))
         crm = self._gate_crm(stage).read_as(gate_input, config.seed)
         return Opened(lm, model, crm, compatibility.retrieves(stage))

@@ -6,8 +6,10 @@ evaluation read the same table: a text has the same tokens, BOS and boundaries e
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.statistics import LEVELS, STATISTICS, words
+from recllm.files import load_array, write_array, write_json
 from recllm.text.collate import Ragged
 from recllm.text.config import Wording
 from recllm.text.formats import Field, Format, parse_format
@@ -145,6 +148,27 @@ def resolve_answers(
     """
     shared, rest_yes, rest_no = _answers(tokenizer, ask, yes, no)
     return shared, rest_yes[0], rest_no[0]
+
+
+_ARRAYS = ("kind", "item", "description", "rating", "profile")
+_CONSTANTS = (
+    *(
+        "head",
+        "intro",
+        "question",
+        "ask",
+        "next",
+        "choose",
+        "newline",
+        "suffix",
+        "eos",
+        "answer",
+        "yes",
+        "no",
+    ),
+    *("yes_id", "no_id"),
+)
+_CONSTANTS_FILE = "constants.json"
 
 
 @dataclass(frozen=True)
@@ -280,6 +304,33 @@ class Pieces:
             table=Ragged.from_lists(table.tokens),
             kind=np.array(table.kinds, np.int8),
         )
+
+    def save(self, folder: Path) -> None:
+        """Write the pieces into a folder, so that nobody who opens it needs to tokenize."""
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {"tokens": self.table.tokens, "offsets": self.table.offsets}
+        parts = [pieces for _, pieces in self.statistics_sentence]
+        arrays["sentence"] = np.array(parts, np.int32).reshape(len(parts), LEVELS)
+        for name, values in arrays.items():
+            write_array(folder / f"{name}.npy", values)
+        constants: dict[str, Any] = {name: int(getattr(self, name)) for name in _CONSTANTS}
+        constants["sentence"] = [column for column, _ in self.statistics_sentence]
+        write_json(folder / _CONSTANTS_FILE, constants)
+
+    @classmethod
+    def open(cls, folder: Path) -> Pieces:
+        """What `save` wrote, memory-mapped.
+
+        Raises:
+            OSError: a file is missing.
+        """
+        constants = json.loads((folder / _CONSTANTS_FILE).read_text(encoding="utf-8"))
+        columns = constants.pop("sentence")
+        arrays: dict[str, Any] = {name: load_array(folder / f"{name}.npy") for name in _ARRAYS}
+        table = Ragged(load_array(folder / "tokens.npy"), load_array(folder / "offsets.npy"))
+        sentence = tuple(zip(columns, load_array(folder / "sentence.npy"), strict=True))
+        return cls(table=table, statistics_sentence=sentence, **arrays, **constants)
 
     def assemble(self, matrix: Ints) -> Ragged:
         """Tokens of rows of pieces: piece ids [B, P] -> B sequences, the row's pieces one after another."""

@@ -105,7 +105,7 @@ def fit(
             loaders.steps + 1 if repeats(run) else interval,
             config.checkpoint_minutes,
         ),
-        Waiting(loaders.steps),
+        Waiting(steps),
     ]
     plugins: list[Any] = []
     if settings.precision == "bf16-true" and isinstance(module, AdapterModule):

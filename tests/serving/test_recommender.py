@@ -184,6 +184,13 @@ def test_a_bundle_recommends_the_same_read_only(bundle, recommender, tmp_path):
     assert not any(name.startswith(("order_", "permutation_", "candidates_")) for name in names)
 
 
+def test_whoever_opens_a_bundle_tokenizes_nothing(bundle, recommender, monkeypatch):
+    monkeypatch.setattr("recllm.systems.lm.build_pieces", lambda *_: pytest.fail("titles are tokenized"))
+    table = Recommender.load(bundle).recommend([1], k=8)
+    assert table["lm"].null_count() == 2
+    assert table.equals(recommender.recommend([1], k=8))
+
+
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [

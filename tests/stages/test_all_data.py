@@ -1,16 +1,23 @@
-"""Stage 1 on all data: the retriever trains once more, over more events, as far as validation chose."""
+"""Stages on all data: they train once more, on more rows, as far as validation chose."""
 
+import shutil
 from dataclasses import asdict
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from recllm import paths
 from recllm.crm import load
 from recllm.eventlog.all_data import write_all_data
 from recllm.eventlog.log import EventLog
+from recllm.pipeline.finished import Finished
 from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.systems.crm import crm_inputs
-from stages import retriever
+from stages import retriever, stage2, stage3
 from tests.stages.test_retriever import configured
+from tests.systems.finished_demo import FinishedDemo
 
 
 @pytest.fixture
@@ -29,9 +36,46 @@ def train(make_stage, monkeypatch):
 
 
 def metrics(run):
-    from recllm.pipeline.finished import Finished
-
     return Finished.open(run.folder).manifest.metrics
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch, demo_log, demo_config, tiny_lm):
+    """Finished stages of a cascade and of all that `ALL_DATA=1` makes once more."""
+    monkeypatch.setenv("RECLLM_ARTIFACTS", str(tmp_path / "artifacts"))
+    words = ("cascade", "CRM=sim", "SYSTEM=s-dpo", "ALL_DATA=1", "cascade.first=popularity", "subsample=0.1",
+             "stage3.rows=24", "stage3.fit.batch_size=8", "stage3.fit.validations=1")  # fmt: skip
+    return FinishedDemo(tmp_path / "artifacts" / "demo", demo_log, demo_config, tiny_lm, words)
+
+
+def make_again(demo, stage, work):
+    """Make a stage on all data by its own code: what validation chose in the plain one is given."""
+    (folder,) = (folder for folder in (demo.root / stage).iterdir() if folder.name.endswith("all-data"))
+    (folder / paths.MANIFEST).unlink()
+    shutil.rmtree(folder / paths.ADAPTER)
+    run = Run.start([str(folder), "trainer.accelerator=cpu"])
+    work(run)
+    run.close()
+    return folder
+
+
+def test_stages_2_and_3_train_once_more_on_all_samples(demo, demo_log):
+    folder = make_again(demo, "stage2", stage2.work)
+    finished = Finished.open(folder)
+    figures = finished.manifest.metrics
+    whole = EventLog.open(finished.parent(Role.LOG).folder)
+    assert figures["rows"] == len(whole.rows("train", "0.1")) > len(demo_log.rows("train", "0.1"))
+    # Half of the steps for Yes, all of them for titles: two adapters, nothing validated.
+    assert figures["step"] == round(figures["steps"] / 2) < figures["ranking"]["step"] == figures["steps"]
+    assert not any(name.startswith(("valid/", "crm_auc_on_valid")) for name in figures)
+    one, other = (
+        load_file(folder / name / "adapter_model.safetensors")
+        for name in (paths.ADAPTER, paths.RANKING_ADAPTER)
+    )
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    aligned = Finished.open(make_again(demo, "stage3", stage3.work)).manifest.metrics
+    assert aligned["step"] == round(aligned["steps"] / 2)
+    assert aligned["gained"]
 
 
 def test_a_retriever_trains_once_more_on_all_events(train, demo_log, demo_config, tmp_path):

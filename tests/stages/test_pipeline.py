@@ -218,6 +218,7 @@ def test_a_bundle_of_models_that_were_trained_on_all_data(finished, tmp_path):
         chosen = made[folder.removesuffix("+all-data")]
         share = chosen["step"] / chosen["steps"]
         assert again[folder]["step"] == (max(1, round(share * again[folder]["steps"])) if share else 0)
-        assert again[folder]["rows"] >= chosen["rows"]
+        if folder.startswith("stage1"):
+            assert again[folder]["rows"] > chosen["rows"]
         assert not any(name.startswith("valid/") for name in again[folder])
     assert "No test figure is of these models" in (bundle / "README.md").read_text()

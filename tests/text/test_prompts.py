@@ -282,6 +282,22 @@ def test_statistics_are_said_behind_the_film(tokenizer):
         assert text_of(tokenizer, without) == before + after
 
 
+@pytest.mark.parametrize("statistics", [False, True])
+def test_pieces_that_were_saved_are_the_same(tokenizer, tmp_path, statistics):
+    pieces = Pieces.build(tokenizer, WORDING, TITLES, LEVELS, PROFILES, statistics=statistics)
+    pieces.save(tmp_path / "pieces")
+    opened = Pieces.open(tmp_path / "pieces")
+    for name, value in vars(pieces).items():
+        again = getattr(opened, name)
+        if name == "table":
+            value, again = [value.tokens, value.offsets], [again.tokens, again.offsets]
+        if name == "statistics_sentence":
+            assert [column for column, _ in value] == [column for column, _ in again]
+            assert len(value) == 0 or statistics
+            value, again = [part for _, part in value], [part for _, part in again]
+        np.testing.assert_equal(again, value)
+
+
 def test_what_is_no_statistic_is_named(tokenizer):
     wording = Wording(known="{user_count} of {films}")
     with pytest.raises(ValueError, match=r"wording\.known names 'films'; wanted of user_count"):
