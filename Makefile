@@ -161,7 +161,7 @@ env: $(READY)  ## make .venv with the versions of constraints.txt
 	or newer: make env BASE_PYTHON=python3.11" % (sys.executable, sys.version.split()[0]))'
 	@echo "installing into .venv (minutes)"
 	@$(BASE_PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'
 	@touch $@
 
 own-environment:

@@ -114,7 +114,7 @@ def serving(plan: Plan, last: str, batch_users: int = 32) -> Iterator[int]:
     """A service that is ready; its port."""
     words = [str(plan.bundle), f"retrieved={plan.retrieved}", f"ranked={plan.ranked}"]
     command = [sys.executable, "-m", "bench.serve", "child", last, str(batch_users), *words]
-    environment = {"GOMP_SPINCOUNT": "20000", "OPENBLAS_NUM_THREADS": "1", **os.environ}
+    environment = {"GOMP_SPINCOUNT": "20000", "OPENBLAS_NUM_THREADS": "1", "EVENTS_URL": "", **os.environ}
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:

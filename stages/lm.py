@@ -26,6 +26,7 @@ from recllm.console import is_first_process, say
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
 from recllm.files import load_weights
+from recllm.lm.gguf import export_lm
 from recllm.lm.load import context_length, load_checked_lm
 from recllm.lm.tiny import build_model
 from recllm.pipeline.run import Run
@@ -267,14 +268,19 @@ def work(run: Run) -> None:
     config = run.config.lm
     log = EventLog.open(run.parents[Role.LOG].folder)
     if config.model.path is not None:
-        model, tokenizer, notes = load_checked_lm(config.model)
+        exports = []
+        if config.model.is_exported:
+            say(f"{config.model.package or 'the file'} {config.model.path}: its weights are made dense")
+            export_lm(config.model, run.export)
+            exports = [run.export]
+        model, tokenizer, notes = load_checked_lm(config.model, *exports)
         for note in notes:
             say(note)
         pieces = build_pieces(run.config, log, tokenizer)
         check_tokens(pieces, model, tokenizer)
         check_fit(log, pieces, context_length(config.model, model.config))
         facts = {"path": config.model.path, "revision": config.model.revision, "answers_as_text": 0}
-        run.finish([], {**facts, "context": context_length(config.model, model.config), **_size(model)})
+        run.finish(exports, {**facts, "context": context_length(config.model, model.config), **_size(model)})
         return
     export = run.export
     text_rows = TextRows.open(run, log)

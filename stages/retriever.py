@@ -29,6 +29,7 @@ from recllm.pipeline.stage_file import Role
 from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import crm_inputs
 from recllm.training.callbacks import WEIGHTS
+from recllm.training.catalog_softmax import catalog_cross_entropy
 from recllm.training.checkpoints import best_scores, load_best
 from recllm.training.crm_module import CrmTraining
 from recllm.training.fit import fit
@@ -88,14 +89,13 @@ class RetrieverModule(CrmTraining):
         is_target = batch["target"] != 0
         users = states[is_target]
         target = batch["target"][is_target]
-        losses = self._sampled(users, target) if self.samples else self._full(users, target)
+        loss = self._sampled(users, target) if self.samples else self._full(users, target)
         weights = {"data": len(target) * batch["loss_scale"]}
-        return {"loss": losses.sum() * batch["loss_scale"], "data": losses.detach().mean(), WEIGHTS: weights}
+        return {"loss": loss * batch["loss_scale"], "data": loss.detach() / len(target), WEIGHTS: weights}
 
     def _full(self, users: Tensor, target: Tensor) -> Tensor:
-        """Negative log-likelihood of each target `[n]` among all candidates, user vectors `[n, hidden]`."""
-        items = self.model.item_vectors(self.candidates)
-        return F.cross_entropy(users @ items.t(), self.place[target], reduction="none")
+        """Sum of negative log-likelihoods of targets `[n]` among all candidates, users `[n, hidden]`."""
+        return catalog_cross_entropy(users, self.model.item_vectors(self.candidates), self.place[target])
 
     def _sampled(self, users: Tensor, target: Tensor) -> Tensor:
         """The same among the target and sampled items, whose sum is an estimate of that over all others.
@@ -114,7 +114,7 @@ class RetrieverModule(CrmTraining):
         scores = scores.masked_fill(self.candidates[drawn] == target[:, None], -torch.inf)
         own = (users * self.model.item_vectors(target)).sum(1, keepdim=True)
         scores = torch.cat([own, scores], dim=1)
-        return F.cross_entropy(scores, torch.zeros_like(target), reduction="none")
+        return F.cross_entropy(scores, torch.zeros_like(target), reduction="sum")
 
     def validation_step(self, batch: Batch, index: int) -> None:
         """NDCG and hit rate at 10 over all candidates; every row once over all processes."""

@@ -7,6 +7,7 @@ learned, for stage 3 on their HR@1 (`adapter-ranking/`).
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.gate_first import check_logits, train_gate
 from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
 
 VALID_TITLES = 500
@@ -74,22 +76,26 @@ class TuneModule(AdapterModule):
                 )
             say(f"gate and LM head, {passes:g} passes alone: train/loss {loss:.4f}")
 
-    def training_step(self, batch: dict[str, Batch], index: int) -> dict[str, Any]:
-        """The loss of a step; both parts are means over rows."""
-        self.model.train()
-        prompts = batch["answers"]
-        logits = answer_logits(self.model, prompts["prompt"], prompts["representation"])
-        parts = {"answer": answer_loss(logits, prompts["label"], *self.answers)}
-        weights = {"answer": prompts["loss_scale"]}
-        loss = parts["answer"] * prompts["loss_scale"]
+    def loss(self, batch: dict[str, Batch]) -> dict[str, Any]:
+        """The loss of a micro-batch of answers, of titles, or of both; each is a mean over rows."""
+        parts: dict[str, Tensor] = {}
+        weights = {}
+        losses = []
+        if "answers" in batch:
+            prompts = batch["answers"]
+            logits = answer_logits(self.model, prompts["prompt"], prompts["representation"])
+            parts["answer"] = answer_loss(logits, prompts["label"], *self.answers)
+            weights["answer"] = prompts["loss_scale"]
+            losses.append(parts["answer"] * prompts["loss_scale"])
         if "titles" in batch:
             titles = batch["titles"]
             parts["title"] = -title_logps(self.model, titles["prompt"], titles["representation"]).mean()
             weights["title"] = titles["loss_scale"]
-            loss = loss + self.config.title_weight * parts["title"] * titles["loss_scale"]
-        if self.adalora:
-            loss = loss + adalora.penalty(self.model)
-        return {"loss": loss, **{name: value.detach() for name, value in parts.items()}, WEIGHTS: weights}
+            losses.append(self.config.title_weight * parts["title"] * titles["loss_scale"])
+        if self.adalora and batch["is_last"]:
+            losses.append(adalora.penalty(self.model))
+        figures = {name: value.detach() for name, value in parts.items()}
+        return {"loss": functools.reduce(torch.add, losses), **figures, WEIGHTS: weights}
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """AdaLoRA prunes after the optimizer's step, and before anything saves the weights."""
@@ -172,25 +178,40 @@ def open_data(run: Run, lm: Lm, crm: Crm | None, num_titles: int, valid: Rows) -
     )
 
 
-def loaders(run: Run, data: Data, steps: int) -> Loaders:
-    """Batches of both tasks, in the shares of a step."""
-    rows_a_step, num_titles = rows_of_step(run)
-    answer_stream = Stream(len(data.train), rows_a_step, run.config.seed, data.train.lengths())
-    title_stream = None
-    if data.train_titles is not None:
-        lengths = data.train_titles.lengths(scored=False)
-        title_stream = Stream(len(data.train_titles), num_titles, run.config.seed + 1, lengths)
+def with_end(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Micro-batches of a step, of which each knows whether it is the last."""
+    return [batch | {"is_last": place == len(batches) - 1} for place, batch in enumerate(batches)]
 
-    def train(step: int, rank: int, world: int) -> dict[str, Batch]:
-        batch = {
-            "answers": data.train(answer_stream.indices(step, rank, world))
-            | {"loss_scale": answer_stream.loss_scale(rank, world)}
-        }
-        if title_stream is not None and data.train_titles is not None:
-            chosen = title_stream.indices(step, rank, world)
-            titles = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
-            batch["titles"] = titles | {"loss_scale": title_stream.loss_scale(rank, world)}
-        return batch
+
+def loaders(run: Run, data: Data, model: Any, steps: int) -> Loaders:
+    """Micro-batches of both tasks, in the shares of a step, as large as memory allows for `model`."""
+    rows_a_step, num_titles = rows_of_step(run)
+    lengths = data.train.lengths()
+    answer_stream = Stream(len(data.train), rows_a_step, run.config.seed, lengths)
+    title_stream = None
+    title_lengths = lengths[:0]
+    if data.train_titles is not None:
+        title_lengths = data.train_titles.lengths(scored=False)
+        title_stream = Stream(len(data.train_titles), num_titles, run.config.seed + 1, title_lengths)
+        title_lengths = data.train_titles.forward_lengths(1)
+    tokens = token_budget(model, run.config.trainer, np.concatenate([lengths, title_lengths]), rows_a_step)
+
+    def train(step: int, rank: int, world: int) -> list[dict[str, Any]]:
+        indices = answer_stream.indices(step, rank, world)
+        answers = []
+        for part, loss_scale in answer_stream.micro_batches(step, rank, world, tokens, lengths):
+            answers.append({"answers": data.train(indices[part]) | {"loss_scale": loss_scale}})
+        if title_stream is None or data.train_titles is None:
+            return with_end(answers)
+        indices = title_stream.indices(step, rank, world)
+        titles = []
+        for part, loss_scale in title_stream.micro_batches(step, rank, world, tokens, title_lengths):
+            chosen = indices[part]
+            batch = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
+            titles.append({"titles": batch | {"loss_scale": loss_scale}})
+        if len(answers) == len(titles) == 1:  # one forward of each fits, so that both share a backward pass
+            return with_end([answers[0] | titles[0]])
+        return with_end([*answers, *titles])
 
     valid = [sort_by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
     return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
@@ -283,7 +304,8 @@ def work(run: Run) -> None:
         say(f"{why}: one adapter is kept, the best on Yes/No")
     else:
         adapters["valid/hr@1"] = run.folder / RANKING_ADAPTER
-    trainer = fit(run, module, loaders(run, data, steps), config.fit, interval, list(adapters), first=True)
+    batches = loaders(run, data, model, steps)
+    trainer = fit(run, module, batches, config.fit, interval, list(adapters), first=True)
     if not trainer.is_global_zero:
         return
     rows = np.unique(data.train.rows)

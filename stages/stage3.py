@@ -42,6 +42,7 @@ from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
 from recllm.training.precision import device_of, training_precision
 
@@ -80,9 +81,8 @@ class AlignModule(AdapterModule):
         self.config, self.steps, self.valid = config, steps, valid
         self.statistics = torch.nn.ModuleDict({name: MeanMetric() for name in STATISTICS})
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Any]:
-        """The loss of a step; column 0 of the scored titles is the chosen one."""
-        self.model.train()
+    def loss(self, batch: Batch) -> dict[str, Any]:
+        """The loss of a micro-batch; column 0 of the scored titles is the chosen one."""
         config, present = self.config, batch["prompt"]["present"]
         policy = candidate_logps(self.model, batch)
         if config.loss == "sft":
@@ -162,17 +162,29 @@ def reference(run: Run, model: Any, task: CandidateTask) -> Compared:
 
 
 def loaders(
-    run: Run, task: CandidateTask, hard: NDArray[Any] | None, logps: Tensor, valid: CandidateTask, steps: int
+    run: Run,
+    task: CandidateTask,
+    hard: NDArray[Any] | None,
+    logps: Tensor,
+    valid: CandidateTask,
+    model: Any,
+    steps: int,
 ) -> Loaders:
     """Batches of rows with their chosen candidate and K rejected ones, drawn anew in every pass."""
     config = run.config.stage3
     stream = Stream(len(task), config.fit.batch_size, run.config.seed, task.lengths(scored=False))
     negatives = 0 if config.loss == "sft" else config.negatives
     allowed = usable(task.texts, task.chosen)
+    lengths = task.forward_lengths(1 + negatives)
+    tokens = token_budget(model, run.config.trainer, lengths, config.fit.batch_size)
 
-    def train(step: int, rank: int, world: int) -> Batch:
+    def train(step: int, rank: int, world: int) -> list[Batch]:
         indices = stream.indices(step, rank, world)
         passes = stream.passes(step, rank, world)  # a batch may reach over into the next
+        parts = stream.micro_batches(step, rank, world, tokens, lengths)
+        return [micro_batch(indices[part], passes[part], loss_scale) for part, loss_scale in parts]
+
+    def micro_batch(indices: Rows, passes: Rows, loss_scale: float) -> Batch:
         seeds = [draws.derive(run.config.seed, "rejected", str(number)) for number in passes]
         scores = None if hard is None else hard[indices]
         columns, present = draw(
@@ -187,7 +199,7 @@ def loaders(
         most = present.sum(1).max()
         columns, present = columns[:, :most], present[:, :most]
         batch = task(indices, columns, present)
-        batch["loss_scale"] = stream.loss_scale(rank, world)
+        batch["loss_scale"] = loss_scale
         batch["reference"] = logps[indices].gather(1, torch.from_numpy(columns))
         return batch
 
@@ -277,7 +289,7 @@ def work(run: Run) -> None:
     steps, interval = plan_steps(len(rows), config.fit.batch_size, config.fit.epochs, config.fit.validations)
     say(f"{len(rows):,} rows ({fresh:,} not seen by stage 2), {steps:,} steps of {config.fit.batch_size}")
     module = AlignModule(model, config, steps, reference(run, model, valid))
-    batches = loaders(run, task, hard, logps, valid, steps)
+    batches = loaders(run, task, hard, logps, valid, model, steps)
     trainer = fit(run, module, batches, config.fit, interval, ["valid/hr@1"], first=True)
     if not trainer.is_global_zero:
         return

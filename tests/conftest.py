@@ -22,6 +22,7 @@ from recllm.config.merge import load_yaml, merge
 from recllm.eventlog.build import build_log
 from recllm.eventlog.log import EventLog
 from recllm.pipeline.stage_file import StageFile
+from tests.postgres import run_postgres
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -74,6 +75,12 @@ def tiny_lm(demo_log, demo_config):
     pieces = build_pieces(demo_config, demo_log, tokenizer)
     prompts = Prompts(demo_log, pieces, demo_config.lm.tiny.context)
     return SimpleNamespace(model=model, tokenizer=tokenizer, pieces=pieces, prompts=prompts)
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A database server of this session's own; a test that wants it is skipped where there is none."""
+    yield from run_postgres()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import polars as pl
 
 from recllm.console import say
 from recllm.pipeline import run
-from recllm.tables import canonical, faults, joins, parse, sequences
+from recllm.tables import canonical, faults, joins, parse, sequences, stored_events
 from recllm.tables.config import (
     ISO,
     TIME_UNITS,
@@ -20,6 +20,7 @@ from recllm.tables.config import (
 )
 from recllm.tables.faults import FAULT, Fault
 from recllm.tables.readers import AT, File, open_files
+from recllm.tables.stored_events import STORED_LABEL
 
 RESERVED = ("item", "user", "title", "external")  # names that the tables use themselves
 
@@ -59,7 +60,7 @@ def make(out: Path, raw: Path | None, config: SourceConfig) -> dict[str, int | f
         )
         if lowest is not None and lowest == highest and config.label.rule != "clicks":
             raise ValueError(
-                f"{config.events.path}: all {rows - unlabeled} labels are {lowest}, wanted both 0 and 1; "
+                f"{config.events.name}: all {rows - unlabeled} labels are {lowest}, wanted both 0 and 1; "
                 "change what source.label says is liked"
             )
         counts |= user_counts | {"events": rows, "events_without_label": unlabeled}
@@ -188,14 +189,23 @@ def _once(
 def _events(
     config: SourceConfig, base: Path, scratch: Path, catalog_items: pl.DataFrame, drop: bool
 ) -> dict[str, int]:
-    """Writes events.parquet, in the files' order; counts what was read and what was left out."""
+    """Writes events.parquet, in the files' order and then the store's; counts what is read and left out."""
     source = config.events
     label = config.label
     items = catalog_items["item"]
-    files, lists = sequences.open_events(config, base, scratch, catalog_items)
+    files: list[File] = []
+    lists: dict[str, int] = {}
+    if source.path:
+        files, lists = sequences.open_events(config, base, scratch, catalog_items)
+    frames = [_typed(file, source) for file in files]
+    if source.store:
+        stored = stored_events.open_stored(config, scratch, len(files))
+        frames.append(_typed(stored, stored_events.as_stored(source)))
+        files.append(stored)
+        lists["stored_events"] = stored.rows
     causes = _causes(config, items)
     catalog = pl.LazyFrame({"item": items, "@in_catalog": pl.repeat(True, len(items), eager=True)})
-    frame = pl.concat([_typed(file, source) for file in files])
+    frame = pl.concat(frames, how="diagonal")
     frame = frame.join(catalog, on="item", how="left", maintain_order="left")
     empty = pl.all_horizontal(
         pl.col("user", "item", "@label").is_null(), ~pl.col("@rated"), ~pl.col("@timed")
@@ -228,6 +238,12 @@ def _with_given(good: pl.LazyFrame, config: SourceConfig) -> pl.LazyFrame:
         codes = dict(zip(texts, range(len(texts)), strict=True))
         split = pl.col("@split").replace_strict(codes, default=None, return_dtype=pl.Int8)
         good = good.with_columns(split=split)
+    if STORED_LABEL in columns:
+        stored = pl.col(STORED_LABEL)
+        label = pl.coalesce(stored, "label")
+        if config.label.rule == "clicks":  # which know no dislike
+            label = pl.when(stored.fill_null(1) == 1).then(label)
+        good = good.with_columns(label=label)
     if "@candidates" in columns:
         good = good.rename({"@candidates": "candidates"})
     return good
@@ -253,7 +269,9 @@ def _typed(file: File, source: EventsSource) -> pl.LazyFrame:
     rated = text("rating").is_not_null()
     if source.not_rated is not None:
         rated = rated & (stars.is_null() | (stars != source.not_rated))
-    beside = {column: pl.col(column) for column in ("@history", "@candidates") if column in schema}
+    beside = {
+        column: pl.col(column) for column in ("@history", "@candidates", STORED_LABEL) if column in schema
+    }
     if "@split" in schema:
         beside["@split"] = text("split")
     return file.frame.select(
@@ -284,7 +302,7 @@ def _unknown_items(
     first = summary.filter(pl.col(FAULT) == code)["first"][0]
     value = str(faults.file_of(files, first).value(first, "item"))
     return (
-        f"{config.events.path}, column {config.events.item!r}: {rows[code]:,} of {total:,} events "
+        f"{config.events.name}, column {config.events.item!r}: {rows[code]:,} of {total:,} events "
         f"({rows[code] / total:.1%}) are of no item of {config.items.path}: in the events {value!r}, there "
         f"{items[0]!r}{joins.unlike(pl.Series([value]), items)}"
     )

@@ -173,11 +173,12 @@ def _systems(names: list[str], goals: list[str], conf: Path) -> tuple[str, ...]:
 
 def _check_lm(lm: str, folder: Path) -> None:
     """Refuse what is no file of `conf/lm`, no local path, and does not look like a hub id."""
-    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", lm)
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w./-]+\.gguf)?", lm)
     if not (folder / f"{lm}.yaml").exists() and not Path(lm).exists() and not hub_id:
         wanted = ", ".join(_names(folder))
         raise ConfigError(
-            f"LM={lm} is not known; wanted one of {wanted}, a local path, or a hub id such as org/name"
+            f"LM={lm} is not known; wanted one of {wanted}, a local path, or a hub id such as org/name or "
+            "org/name:file.gguf"
         )
 
 

@@ -27,11 +27,17 @@ class TrainerConfig:
     accumulate: int = 1
     """Parts of a step's batch that are computed one after another (gradient accumulation): memory for one
     part, and the step of the whole batch."""
+    tokens_per_forward: int = 0
+    """Most tokens of one forward of an LM that trains, padding included: a step's batch is cut into
+    micro-batches of like length, whose gradients add up to those of the whole (0: half of the free memory
+    decides; a batch that fits is not cut)."""
     recompute: bool = False
     """Whether an LM's layers keep no activations and compute them anew in the backward (gradient
     checkpointing): less memory, a third more time."""
     checkpoint_every: int = 50
     """Optimizer steps between two writes of last.ckpt, from which a killed stage resumes."""
+    checkpoint_minutes: float = 5.0
+    """Most minutes between two such writes, where steps are long."""
     progress: bool = False
     """Whether a progress bar is drawn."""
     tensorboard: bool = False
@@ -48,7 +54,11 @@ class TrainerConfig:
         check_choices("trainer", self)
         check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
         check(self.accumulate >= 1, "trainer.accumulate", self.accumulate, "at least 1 part")
+        tokens = self.tokens_per_forward
+        check(tokens >= 0, "trainer.tokens_per_forward", tokens, "tokens, or 0 for as many as fit")
         every = self.checkpoint_every
         check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
+        minutes = self.checkpoint_minutes
+        check(minutes > 0, "trainer.checkpoint_minutes", minutes, "more than 0")
         usable = not self.wandb or importlib.util.find_spec("wandb") is not None
         check(usable, "trainer.wandb", self.wandb, "false, or the library: pip install wandb")

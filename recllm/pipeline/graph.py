@@ -191,6 +191,8 @@ class Plan:
             del value_at(sections, above)[last]
         if "source" in sections and self.configured.source == SourceConfig():
             del sections["source"]  # it says nothing: a recipe that needs none knows no such section
+        if "source" in sections and not self.configured.source.events.store:
+            del sections["source"]["events"]["store"]  # folders from before there was the key stay
         return sections, changed
 
     # ---- all folders

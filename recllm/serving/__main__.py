@@ -2,7 +2,8 @@
 
     python -m recllm.serving artifacts/demo/bundle/reclora --port 8000
 
-The API key, if there is to be one, stands in the environment as RECLLM_API_KEY. Every limit is a flag, see
+The API key, if there is to be one, stands in the environment as RECLLM_API_KEY, and the event store's URL as
+EVENTS_URL. Every limit is a flag, see
 `--help`.
 """
 
@@ -22,23 +23,27 @@ def main(arguments: Sequence[str]) -> int:
     try:
         import fastapi
         import prometheus_client
+        import sqlalchemy
         import uvicorn
     except ModuleNotFoundError as error:
         print(f"error: {error.name} is not installed; wanted pip install 'recllm[serve]'", file=sys.stderr)
         return 2
-    del fastapi, prometheus_client, uvicorn
-    from recllm.errors import ConfigError
-    from recllm.serving.server.flags import parse
+    del fastapi, prometheus_client, sqlalchemy, uvicorn
+    from recllm.errors import ConfigError, StageError
+    from recllm.serving.server.events import EventStore
+    from recllm.serving.server.flags import events_url, parse
 
     try:
         bundle, settings, key = parse(arguments)
-    except ConfigError as error:
+        url = events_url(bundle)
+        events = EventStore(url, settings.max_stored) if url else None
+    except (ConfigError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from recllm.serving.server.running import run
     from recllm.serving.server.served import Served
 
-    return run(lambda: Served.load(bundle, settings.lms), settings, key)
+    return run(lambda: Served.load(bundle, settings.lms), settings, key, events)
 
 
 if __name__ == "__main__":

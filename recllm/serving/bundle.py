@@ -151,8 +151,9 @@ def _copy(stage: Finished, folder: Path) -> None:
 
 
 def _check_lm(cascade: Finished) -> None:
-    path = cascade.config.lm.model.path
-    if Role.SYSTEM in cascade.file.parents and path is not None and Path(path).exists():
+    lm = cascade.config.lm.model
+    path = lm.path
+    if Role.SYSTEM in cascade.file.parents and not lm.is_exported and Path(str(path)).exists():
         raise StageError(
             f"the LM is the local folder {path}, which a bundle cannot hold; wanted LM=tiny, or a hub id"
         )

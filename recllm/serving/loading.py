@@ -54,5 +54,5 @@ def load_lm(source: str | Path, *, dtype: Dtype = "auto") -> tuple[PreTrainedMod
     if (folder / paths.CONFIG).exists():
         stage = Finished.open(folder)
         config = stage.config.lm.model
-        return load(config, stage.export if config.path is None else None)
+        return load(config, stage.export if config.is_exported else None)
     return load(LmConfig(name=folder.name, path=str(source), dtype=dtype))

@@ -352,6 +352,12 @@ class Recommender:
             )
         return pl.concat(tables)
 
+    def titles(self, items: Ids) -> list[str | None]:
+        """The title of each item, by external id; None of one that the log does not know."""
+        dense = self.maker.items.dense(items)
+        column = self._title_column(dense).get("title")
+        return [None] * len(dense) if column is None else column.to_list()
+
     # ---- what they are made of
 
     def ask(

@@ -163,5 +163,5 @@ class Lm:
 
 
 def causal_lm(config: LmConfig, stage: Finished) -> tuple[Any, Any]:
-    """A frozen LM and its tokenizer: the one that a finished stage trained, or by hub id or path."""
-    return load_lm(config, stage.export if config.path is None else None)
+    """A frozen LM and its tokenizer: the one that a finished stage holds, or by hub id or folder."""
+    return load_lm(config, stage.export if config.is_exported else None)

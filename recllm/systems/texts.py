@@ -15,6 +15,7 @@ from recllm.lm.config import LmConfig, TinyConfig
 from recllm.lm.encoder import load_encoder
 from recllm.lm.tiny import train_tokenizer
 from recllm.pipeline.finished import Finished
+from recllm.text.chat import chat_frame
 from recllm.text.formats import DESCRIPTION, PROFILE
 from recllm.text.pieces import sentence_parts
 from recllm.text.prompts import Pieces, Prompts, fill
@@ -91,6 +92,7 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig 
     """Tokenize every text of the data set once; `model` says what stands around prompts (None: the LM's)."""
     titles, descriptions, profiles = texts(config, log)
     model = model or config.lm.model
+    prefix, suffix = chat_frame(tokenizer, model.system) if model.chat else (model.prefix, model.suffix)
     levels = log.meta["rating_levels"]
     return Pieces.build(
         tokenizer,
@@ -98,8 +100,8 @@ def build_pieces(config: Config, log: EventLog, tokenizer: Any, model: LmConfig 
         titles,
         levels,
         profiles,
-        prefix=model.prefix,
-        suffix=model.suffix,
+        prefix=prefix,
+        suffix=suffix,
         descriptions=descriptions,
         statistics=config.prompt is not None and config.prompt.statistics,  # retrieval asks nothing
         shows_labels=log.shows_labels,

@@ -81,6 +81,13 @@ class EventsSource(FileSource):
     """What it says of training, validation and test, in this order."""
     candidates: str = ""
     """Column of the list of items that the row's own is ranked among, the own one with them."""
+    store: str = ""
+    """URL of a service's event store, whose events join those of path, or are all; without a password."""
+
+    @property
+    def name(self) -> str:
+        """Where the events lie, for messages."""
+        return self.path or self.store
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class LabelSource:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """A data set of one's own; without `events.path` the recipe of the data set's own name is run."""
+    """A data set of one's own; without `events.path` and `events.store` the recipe of its own name is run."""
 
     events: EventsSource = field(default_factory=EventsSource)
     valid: HeldOutSource = field(default_factory=HeldOutSource)
@@ -163,7 +170,7 @@ class SourceConfig:
     @property
     def given(self) -> bool:
         """Whether this describes a data set."""
-        return bool(self.events.path)
+        return bool(self.events.path or self.events.store)
 
     @property
     def splits_are_given(self) -> bool:
@@ -177,6 +184,7 @@ class SourceConfig:
         events, label = self.events, self.label
         _check(bool(self.items.path), "items.path", "", "the file or folder of the items")
         _check_lists(self)
+        _check_store(self)
         for name, file in (
             ("events", events),
             ("valid", self.valid),
@@ -248,6 +256,24 @@ def _check_lists(source: SourceConfig) -> None:
         for name, part in (("valid", source.valid), ("test", source.test)):
             stated = [key for key, value in vars(part).items() if value != getattr(HeldOutSource(), key)]
             _check(not stated, f"{name}.path", "", f"a file, as source.{name} says {', '.join(stated)}")
+
+
+def _check_store(source: SourceConfig) -> None:
+    """Refuse a store that cannot be one, or cannot go with the rest."""
+    path, store = source.events.path, source.events.store
+    _check("://" not in path, "events.path", path, "a file or a folder; an event store is events.store")
+    if not store:
+        return
+    is_known = store.startswith(("sqlite:///", "postgresql://", "postgresql+psycopg://"))
+    # What is wrong may hold a password, and is not repeated.
+    wanted = "sqlite:///events.db or postgresql+psycopg://user@host/database"
+    _check(is_known, "events.store", store.partition(":")[0], wanted)
+    user, at, _ = store.partition("://")[2].partition("@")
+    wanted = "a URL without one, as stages keep this; PGPASSWORD or ~/.pgpass has it"
+    _check(not (at and ":" in user), "events.store", "a URL with a password", wanted)
+    _check("password=" not in store, "events.store", "a URL with a password", wanted)
+    is_plain = source.events.layout != "windows" and not source.splits_are_given
+    _check(is_plain, "events.store", store, "'', as no split and no window of a stored event is known")
 
 
 def _check_texts(key: str, texts: Sequence[str | None]) -> None:

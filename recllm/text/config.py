@@ -53,7 +53,8 @@ class Wording:
     ask: str = "\nAnswer yes or no:"
     """What follows; the answer comes next."""
     yes: str = " Yes"
-    """Answer for a liked film, with its leading space."""
+    """Answer for a liked film, with its leading space, which is left out where a chat template ends in a line
+    break."""
     no: str = " No"
     """Answer for any other film, with its leading space."""
     next: str = "The next film that the user will like:\n"

@@ -238,7 +238,10 @@ class Pieces:
                 "the tokenizer has no EOS token, an LM needs one to end a title: choose another LM"
             )
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        shared, yes, no = _answers(tokenizer, wording.ask + suffix, wording.yes, wording.no)
+        answers = [wording.yes, wording.no]
+        if suffix[-1:].isspace():  # an answer that begins a line has no space before it
+            answers = [answer.lstrip() for answer in answers]
+        shared, yes, no = _answers(tokenizer, wording.ask + suffix, *answers)
         names = wording.names(titles)
         table = _Table(tokenizer)
         lines = [wording.intro, wording.question, wording.next, wording.choose]

@@ -15,13 +15,34 @@ from recllm.files import load_weights
 from recllm.lm.logprobs import candidate_logps
 from recllm.metrics import ranking_values
 from recllm.pipeline.run import Run
-from recllm.training.callbacks import broken, part_of, rows_of
+from recllm.training.callbacks import WEIGHTS, broken, part_of, rows_of
 from recllm.training.checkpoints import best
 from recllm.training.sharding import ShardedStrategy, shard
 
 
+def summed(outputs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a step returns, of what its micro-batches did: losses add up, other figures are weighted means."""
+    if len(outputs) == 1:
+        return outputs[0]
+    weights: dict[str, Any] = {}
+    totals: dict[str, Any] = {}
+    for output in outputs:
+        for name, value in output.items():
+            if name in ("loss", WEIGHTS):
+                continue
+            weight = output[WEIGHTS][name]
+            totals[name] = totals.get(name, 0) + value * weight
+            weights[name] = weights.get(name, 0) + weight
+    # A figure that no micro-batch counts rows of has weight 0, and counts as nothing.
+    means = {name: total / weights[name] if weights[name] else total for name, total in totals.items()}
+    return {"loss": sum(output["loss"] for output in outputs), **means, WEIGHTS: weights}
+
+
 class AdapterModule(lightning.LightningModule):
     """A frozen LM with an adapter; its checkpoints hold only what trains: frozen LM weights are in none."""
+
+    has_gradients = False
+    """Whether micro-batches of the present step had their backward passes when Lightning begins its own."""
 
     def __init__(self, model: Any) -> None:
         """Train the adapter of `model`."""
@@ -37,6 +58,35 @@ class AdapterModule(lightning.LightningModule):
         if isinstance(self.trainer.strategy, ShardedStrategy) and not self.sharded:
             say(shard(self, self.model, self.trainer.strategy.root_device))
             self.sharded = True
+
+    def loss(self, batch: Any) -> dict[str, Any]:
+        """A micro-batch's share of the step's loss; figures beside it, and their weights (`WEIGHTS`)."""
+        raise NotImplementedError
+
+    def training_step(self, batch: list[Any], index: int) -> dict[str, Any]:
+        """The loss of a step: the backward pass of each micro-batch but the last is done here.
+
+        Their gradients are not reduced over processes: that is done behind the last one's backward pass, by
+        whom a step is known to have only one.
+        """
+        self.model.train()
+        outputs = []
+        self.has_gradients = len(batch) > 1
+        if self.has_gradients and part_of(self.trainer, index) == 0:
+            self.optimizers(use_pl_optimizer=False).zero_grad()  # type: ignore[union-attr]
+        for micro_batch in batch[:-1]:
+            output = self.loss(micro_batch)
+            loss = output["loss"] / self.trainer.accumulate_grad_batches
+            with torch.autocast(self.device.type, enabled=False):
+                self.trainer.strategy.backward(loss, None)
+            outputs.append({**output, "loss": output["loss"].detach()})
+        outputs.append(self.loss(batch[-1]))
+        return summed(outputs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing where micro-batches have their gradients already: Lightning calls it behind the forward."""
+        if not self.has_gradients:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
 
     def score_candidates(self, batch: dict[str, Any]) -> Tensor:
         """Update and log `valid/hr@1`, `valid/ndcg@10` of a batch of candidates; their scores `[B, C]`."""

@@ -18,7 +18,7 @@ from recllm.config.stages import FitConfig
 from recllm.errors import StageError
 from recllm.pipeline.run import Run
 from recllm.training.adapter_module import AdapterModule
-from recllm.training.callbacks import Curves, InStep, Last, StepSeed, Stop
+from recllm.training.callbacks import Curves, InStep, Last, StepSeed, Stop, Waiting
 from recllm.training.checkpoints import best, forget_others, resumable
 from recllm.training.loaders import Loaders
 from recllm.training.precision import AdapterPrecision
@@ -104,7 +104,8 @@ def fit(
         ),
         *selections,
         *callbacks,
-        Last(run, config.checkpoint_every, interval),
+        Last(run, config.checkpoint_every, interval, config.checkpoint_minutes),
+        Waiting(loaders.steps),
     ]
     plugins: list[Any] = []
     if settings.precision == "bf16-true" and isinstance(module, AdapterModule):

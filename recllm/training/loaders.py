@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from recllm.errors import StageError
 from recllm.eventlog.log import Rows
+from recllm.training.micro_batches import cut_alike
 
 Batch = Any
 WINDOW = 16  # batches among which rows of like length find each other
@@ -74,6 +75,29 @@ class Stream:
             chosen = passes == number
             result[chosen] = self._order(int(number))[within[chosen]]
         return result
+
+    def micro_batches(
+        self, step: int, rank: int, world: int, tokens: int, lengths: NDArray[np.integer]
+    ) -> list[tuple[Rows, float]]:
+        """A process's share of a step, cut by tokens.
+
+        Args:
+            step: of the training.
+            rank: of the process, or of the part that it computes.
+            world: processes, or parts of all.
+            tokens: most tokens of a micro-batch; 0: one holds all.
+            lengths: tokens that the forward of each row has, `[count]`.
+
+        Returns:
+            Of each micro-batch the places of its rows in `indices`, and its share of the loss, as of
+            `loss_scale`.
+        """
+        of_ranks = [lengths[self.indices(step, other, world)] for other in range(world)]
+        parts = cut_alike(of_ranks, rank, tokens)
+        whole = self.loss_scale(rank, world)
+        if len(parts) == 1:
+            return [(parts[0], whole)]
+        return [(part, whole * len(part) / len(of_ranks[rank])) for part in parts]
 
     def passes(self, step: int, rank: int = 0, world: int = 1) -> Rows:
         """The number of the pass that each index of `indices` is of, int64, from 0."""

@@ -70,20 +70,22 @@ def curve(folder):
 
 
 @pytest.mark.parametrize(
-    ("folder", "strategy", "parts"),
+    ("folder", "strategy", "parts", "tokens"),
     [
-        ("lm/tiny/text", "ddp", 1),
-        ("stage1/sim+heldout-0.1", "ddp", 1),
-        ("stage2/reclora", "ddp", 1),
-        ("stage3/s-dpo", "ddp", 1),
-        ("stage2/reclora", "sharded", 1),
-        ("stage3/s-dpo", "sharded", 1),
-        ("lm/tiny/text", "ddp", 3),
-        ("stage1/sim+heldout-0.1", "ddp", 3),
-        ("stage2/reclora", "sharded", 3),
+        ("lm/tiny/text", "ddp", 1, 0),
+        ("stage1/sim+heldout-0.1", "ddp", 1, 0),
+        ("stage2/reclora", "ddp", 1, 0),
+        ("stage3/s-dpo", "ddp", 1, 0),
+        ("stage2/reclora", "sharded", 1, 0),
+        ("stage3/s-dpo", "sharded", 1, 0),
+        ("lm/tiny/text", "ddp", 3, 0),
+        ("stage1/sim+heldout-0.1", "ddp", 3, 0),
+        ("stage2/reclora", "sharded", 3, 0),
+        ("stage2/reclora", "ddp", 1, 200),
+        ("stage3/s-dpo", "sharded", 1, 200),
     ],
 )
-def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts):
+def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, tokens):
     artifacts = tmp_path / "artifacts"
     shutil.copytree(single, artifacts)
     plain = folder
@@ -97,6 +99,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts):
         "trainer.devices=2",
         f"trainer.strategy={strategy}",
         f"trainer.accumulate={parts}",
+        f"trainer.tokens_per_forward={tokens}",
         "trainer.threads=1",
     ]
     line = [sys.executable, "-m", "stages", str(stage), *keys]
@@ -108,6 +111,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts):
     assert done.stdout.count(f"[{folder}] starts") == 1
     assert done.stdout.count(f"[{folder}] done") == 1
     assert done.stdout.count("2 layers sharded over 2 processes") == (strategy == "sharded")
+    assert ("is cut into forwards of 200 at most" in done.stdout) == (tokens > 0)
     assert not list(stage.rglob("*.tmp*")) + list(stage.rglob("*.partial"))
     one, two = (json.loads((f / "manifest.json").read_text()) for f in (before, stage))
     assert [output["path"] for output in one["outputs"]] == [output["path"] for output in two["outputs"]]

@@ -1,6 +1,7 @@
 """Loading: frozen weights of somebody else, BOS, and errors of one line."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -302,3 +303,31 @@ def test_rounding_is_not_taken_for_padding_that_is_read(dtype, scale):
             if value.dim() > 1:
                 value.data.normal_(0, scale)
         assert not _reads_padding(model)
+
+
+class Bomb:
+    """Pickled, it runs a command where it is loaded."""
+
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ("bomb", r"holds pickled objects that are no weights.*; wanted safetensors"),
+        ("cut", r".*cannot be loaded: "),
+    ],
+)
+def test_pickled_weights_run_nothing_and_are_one_line(lm_folder, tmp_path, monkeypatch, content, match):
+    config = lm_folder()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"model.embed_tokens.weight": Bomb()}, path)
+    if content == "cut":
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=rf"^lm\.model\.path '.*' {match}") as caught:
+        load_lm(config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "exploded").exists()

@@ -90,9 +90,9 @@ class Live:
 
 
 @contextmanager
-def live(load, api_key=None, before_ready=None, **settings):
+def live(load, api_key=None, before_ready=None, events=None, **settings):
     """A service with these settings, ready; `before_ready` is called with it while it is not."""
-    service = Service(Settings(**settings), load, api_key)
+    service = Service(Settings(**settings), load, api_key, events=events)
     config = uvicorn.Config(
         create_app(service), host="127.0.0.1", port=0, log_config=None, access_log=False, ws="none"
     )

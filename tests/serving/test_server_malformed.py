@@ -7,9 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from recllm.serving.server.events import EventStore
 from tests.serving.live import live, served
 
-PATHS = ("/recommend", "/score")
+PATHS = ("/recommend", "/score", "/events")
 BODIES = {
     "/recommend": {
         "users": [
@@ -27,6 +28,12 @@ BODIES = {
         "on_unknown": "error",
     },
     "/score": {"users": [{"user": 1, "items": [5, "6"], "history": [{"item": 5}], "time": "2001-01-01"}]},
+    "/events": {
+        "events": [
+            {"user": 1, "item": 5, "rating": 4.0, "label": 1, "timestamp": "2001-01-01", "key": "own"},
+            {"user": "new", "item": "7"},
+        ]
+    },
 }
 NUMBERS = st.sampled_from([0, -1, 1, 2**31, 2**53, 2**63 - 1, 2**63, -(2**63), 10**400, 0.5, 1e308, -0.0])
 TEXTS = st.one_of(
@@ -107,14 +114,18 @@ def requests(draw):
     kind = draw(st.sampled_from(["application/json"] * 6 + ["text/plain", "", "application/json; charset=x"]))
     method = draw(st.sampled_from(["POST"] * 8 + ["GET", "PUT", "DELETE", "HEAD"]))
     path = draw(
-        st.sampled_from([path] * 8 + ["/info", "/health/", "/admin/reload", "/%ff", "/recommend?k=1"])
+        st.sampled_from(
+            [path] * 8
+            + ["/info", "/health/", "/admin/reload", "/%ff", "/recommend?k=1", "/users/1/history?limit=0"]
+        )
     )
     return method, path, {"Content-Type": kind}, content
 
 
 @pytest.fixture(scope="module")
-def service(retrieving):
-    with live(lambda: served(retrieving)) as it:
+def service(retrieving, tmp_path_factory):
+    store = EventStore(f"sqlite:///{tmp_path_factory.mktemp('store')}/events.db")
+    with live(lambda: served(retrieving), events=store) as it:
         yield it
 
 

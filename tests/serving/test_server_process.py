@@ -45,7 +45,9 @@ class Process:
 @contextmanager
 def serving(folder, *flags):
     command = [sys.executable, "-m", "recllm.serving", str(folder), "--port", "0", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "EVENTS_URL": ""}
+    )
     it = Process(process)
     try:
         until(lambda: it.events("listening") or process.poll() is not None)

@@ -141,7 +141,9 @@ def test_rows_that_teach_nothing_are_left_out_and_counted(task, capsys):
 
 
 def batch_of(task, config, logps, hard=None, step=0):
-    return loaders(run_of("unused", config), task, hard, logps, task, 10).train(step, 0, 1)
+    lm = torch.nn.Linear(1, 1)  # so small that no step is cut
+    (batch,) = loaders(run_of("unused", config), task, hard, logps, task, lm, 10).train(step, 0, 1)
+    return batch
 
 
 @pytest.mark.parametrize("negatives_from", ["random", "reference", "half"])
@@ -203,7 +205,7 @@ def test_point_wise_a_batch_holds_a_prompt_a_candidate(tmp_path, task, model):
     torch.testing.assert_close(policy, batch["reference"], rtol=1e-4, atol=1e-4)
     module = AlignModule(model, config, 10, compared)
     module.log = lambda *_, **__: None
-    out = module.training_step(batch, 0)
+    out = module.training_step([batch], 0)
     assert out["loss"].item() == pytest.approx(np.log(5), rel=1e-3)
     out["loss"].backward()
     moved = [value.grad.abs().max() for name, value in model.named_parameters() if "lora_B" in name]
@@ -237,7 +239,7 @@ def module_of(task, model, **config):
 def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task, model, loss):
     module, logps = module_of(task, model, loss=loss, negatives=3)
     batch = batch_of(task, Stage3Config(loss=loss, fit=FitConfig(batch_size=8)), logps)
-    out = module.training_step(batch, 0)
+    out = module.training_step([batch], 0)
     assert out["loss"].isfinite()
     row = batch["row"][3].item()
     batch["prompt"]["target"] = batch["prompt"]["target"].clone()
@@ -247,7 +249,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task
         stage3.candidate_logps = lambda *given: original(*given).index_fill(0, torch.tensor(3), torch.nan)
         module._trainer = SimpleNamespace(global_step=7)
         with pytest.raises(StageError, match=rf"the loss of rows {row} of the log .* at step 7; lower"):
-            module.training_step(batch, 0)
+            module.training_step([batch], 0)
     finally:
         stage3.candidate_logps = original
     assert representation is None

@@ -75,11 +75,36 @@ def gradients(module, loaders, parts, step, step_rows):
         batch = loaders.on_after_batch_transfer(wide(loaders.train(step, part, parts)), 0)
         if step_rows is not None:  # a CRM's, rounded to float32
             batch["loss_scale"] = batch["loss_scale"].mul(step_rows).round() / step_rows
-        part_loss = module.training_step(wide(batch), 0)["loss"] / parts
-        part_loss.backward()
-        loss += part_loss.item()
+        for micro_batch in batch if isinstance(batch, list) else [batch]:
+            computed = module.loss(wide(micro_batch)) if isinstance(batch, list) else None
+            computed = computed or module.training_step(wide(micro_batch), 0)
+            part_loss = computed["loss"] / parts
+            part_loss.backward()
+            loss += part_loss.item()
     trained = {name: value for name, value in module.named_parameters() if value.requires_grad}
     return loss, {name: value.grad.to_dense().clone() for name, value in trained.items()}
+
+
+def check_micro_batches(module, make):
+    """Forwards of few tokens and of many: the loss and the gradients of the whole batch, in parts too.
+
+    Args:
+        module: of a stage.
+        make: most tokens of a forward (0: all) -> the stage's loaders.
+    """
+    counts = set()
+    for step in (0, 3):
+        loss, wanted = gradients(module, make(0), 1, step, None)
+        assert len(make(0).train(step, 0, 1)) == 1
+        for tokens in (1, 300, 1_000):
+            for parts in (1, 2):
+                loaders = make(tokens)
+                counts.add(len(loaders.train(step, 0, parts)))
+                got_loss, got = gradients(module, loaders, parts, step, None)
+                assert got_loss == pytest.approx(loss, rel=1e-8)
+                for name, value in wanted.items():
+                    torch.testing.assert_close(got[name], value, rtol=1e-8, atol=1e-11, msg=name)
+    assert len(counts) > 2
 
 
 def check_step(module, loaders, step_rows=None, rtol=1e-8, atol=1e-11):
@@ -192,30 +217,41 @@ def open_lm(demo_log, demo_config, tiny_lm):
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 def test_stage_2(demo_log, demo_config, tiny_lm, kind):
     config = Stage2Config(title_share=0.4, fit=FitConfig(batch_size=17))  # 10 answers and 7 titles
-    trainer = TrainerConfig(accelerator="cpu")
-    run = SimpleNamespace(config=SimpleNamespace(stage2=config, seed=0, trainer=trainer))
+    run = SimpleNamespace(config=SimpleNamespace(stage2=config, seed=0, trainer=None))
     opened = open_lm(demo_log, demo_config, tiny_lm)
     rows = demo_log.rows("train", "uniform80")
     liked = rows[demo_log.label[rows] == 1]
     answers = opened.answers(rows, None, False)
     titles = opened.titles(liked, drawn_lists(demo_log, liked, 0), None)
-    loaders = stage2.loaders(run, stage2.Data(answers, titles, answers, None), 10)
+    model = adapted(tiny_lm, kind)
+
+    def loaders(tokens):
+        run.config.trainer = TrainerConfig(accelerator="cpu", tokens_per_forward=tokens)
+        return stage2.loaders(run, stage2.Data(answers, titles, answers, None), model, 10)
+
     pieces = tiny_lm.pieces
-    module = stage2.TuneModule(adapted(tiny_lm, kind), (pieces.yes_id, pieces.no_id), run, 10, answers)
-    check_step(module, loaders)
+    module = stage2.TuneModule(model, (pieces.yes_id, pieces.no_id), run, 10, answers)
+    check_step(module, loaders(0))
+    check_micro_batches(module, loaders)
 
 
 @pytest.mark.parametrize("loss", ["softmax-dpo", "sft"])
 def test_stage_3(demo_log, demo_config, tiny_lm, loss):
     config = Stage3Config(loss=loss, fit=FitConfig(batch_size=7))
-    run = SimpleNamespace(config=SimpleNamespace(stage3=config, seed=0))
+    run = SimpleNamespace(config=SimpleNamespace(stage3=config, seed=0, trainer=None))
     rows = demo_log.rows("train", "uniform60")
     rows = rows[demo_log.label[rows] == 1][:20]
     task = open_lm(demo_log, demo_config, tiny_lm).titles(rows, drawn_lists(demo_log, rows, 0), None)
     logps = torch.from_numpy(candidate_scores(tiny_lm.model, task))
     compared = stage3.Compared(logps, torch.ones(logps.shape, dtype=torch.bool))
     module = stage3.AlignModule(adapted(tiny_lm, "lora"), config, 10, compared)
-    check_step(module, stage3.loaders(run, task, None, logps, task, 10))  # step 3 reaches over into a pass
+
+    def loaders(tokens):
+        run.config.trainer = TrainerConfig(accelerator="cpu", tokens_per_forward=tokens)
+        return stage3.loaders(run, task, None, logps, task, module.model, 10)
+
+    check_step(module, loaders(0))  # step 3 reaches over into a pass
+    check_micro_batches(module, loaders)
 
 
 # ---- the whole of `fit`, with parts of 3, 3 and 2 rows

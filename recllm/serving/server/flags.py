@@ -7,15 +7,18 @@ import ast
 import dataclasses
 import inspect
 import ipaddress
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from recllm import paths
 from recllm.errors import ConfigError
+from recllm.pipeline.stage_file import StageFile
 from recllm.serving.server.settings import Settings
 
 KEY = "RECLLM_API_KEY"
+EVENTS = "EVENTS_URL"
 LOOPBACK = "localhost,127.0.0.1,[::1]"
 
 
@@ -27,18 +30,21 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Settings, str | None]:
     """
     parser = argparse.ArgumentParser(
         prog="python -m recllm.serving",
-        description=f"Serve a bundle over HTTP. {KEY} in the environment is the API key, if any.",
+        description=f"Serve a bundle over HTTP. {KEY} in the environment is the API key, if any, "
+        f"and {EVENTS} the URL of the event store.",
     )
     parser.add_argument("bundle", type=Path, help="folder that `make bundle` or `make cascade` wrote")
     parser.add_argument("--open", action="store_true", help="listen beyond this machine without an API key")
     meanings = _meanings()
     for setting in dataclasses.fields(Settings):
+        flag = f"--{setting.name.replace('_', '-')}"
+        meaning = f"{meanings[setting.name]} ({setting.default})".replace("%", "%%")
+        if isinstance(setting.default, bool):
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, action=action, default=setting.default, help=meaning)
+            continue
         parser.add_argument(
-            f"--{setting.name.replace('_', '-')}",
-            type=type(setting.default),
-            default=setting.default,
-            metavar="VALUE",
-            help=f"{meanings[setting.name]} ({setting.default})".replace("%", "%%"),
+            flag, type=type(setting.default), default=setting.default, metavar="VALUE", help=meaning
         )
     given = vars(parser.parse_args(arguments))
     bundle: Path = given.pop("bundle")
@@ -54,6 +60,25 @@ def parse(arguments: Sequence[str]) -> tuple[Path, Settings, str | None]:
             f"--host {settings.host} listens beyond this machine without an API key; wanted {KEY}, or --open"
         )
     return bundle, settings, key
+
+
+def events_url(bundle: Path) -> str:
+    """Where events are stored, as the environment says it; empty: nowhere.
+
+    Where it says nothing, a file in the working directory with the name of the data set: users of two
+    data sets may have the same ids.
+    """
+    if EVENTS in os.environ:
+        return os.environ[EVENTS]
+    path = bundle / paths.BUNDLE
+    try:
+        if path.exists():
+            dataset = str(json.loads(path.read_text(encoding="utf-8"))["dataset"])
+        else:
+            dataset = StageFile.read(bundle).dataset
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); make the bundle anew") from error
+    return f"sqlite:///events-{dataset}.db"
 
 
 def _meanings() -> dict[str, str]:

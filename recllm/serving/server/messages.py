@@ -88,6 +88,59 @@ class Event(Message):
     timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: after all others")
 
 
+class NewEvent(Event):
+    """What a user did, to be stored."""
+
+    user: Id
+    timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: now")
+    key: Annotated[StrictStr, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="idempotency key, unique among all events; none: the header's, or a new one"
+    )
+
+
+class EventsRequest(Message):
+    """What users did: all of it is stored, or nothing."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={
+            "examples": [{"events": [{"user": 1, "item": 93, "rating": 4, "key": "order-4711"}]}]
+        },
+    )
+
+    events: list[NewEvent] = Field(min_length=1)
+
+
+class EventsAnswer(BaseModel):
+    """What became of events, which are on disk now."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"stored": 1, "repeated": 0}]})
+
+    stored: int = Field(description="events that are new")
+    repeated: int = Field(description="events that were there already, by their keys")
+
+
+class PastEvent(BaseModel):
+    """An event of a history."""
+
+    item: Id
+    title: str | None = Field(description="null: the bundle does not know the item")
+    rating: float | None
+    label: Literal[0, 1] | None
+    timestamp: int | None = Field(description="Unix seconds; null: the log has no times")
+    source: Literal["log", "store"] = Field(description="the bundle's log, or the event store")
+
+
+class HistoryAnswer(BaseModel):
+    """What is known of a user."""
+
+    bundle: str = Field(description="hash of the bundle whose log it is")
+    user: str
+    is_known: bool = Field(description="whether the bundle's log knows the user")
+    events: list[PastEvent] = Field(description="the latest ones, oldest first")
+
+
 class OneUser(Message):
     """A user who is asked about, known to the log or not."""
 

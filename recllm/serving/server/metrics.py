@@ -50,6 +50,15 @@ class Metrics:
         self.lists = Counter(
             "recllm_lists", "lists recommended, by what made them", ["source"], registry=registry
         )
+        self.events = Counter(
+            "recllm_events", "events sent, by what became of them", ["result"], registry=registry
+        )
+        self.impressions = Counter(
+            "recllm_impressions",
+            "places of lists noted in the event store, or lost",
+            ["result"],
+            registry=registry,
+        )
         self.reloads = Counter("recllm_reloads", "bundles loaded or refused", ["result"], registry=registry)
         self.ready = Gauge("recllm_ready", "1 where a model has answered", registry=registry)
         self.bundle = Gauge("recllm_bundle", "the bundle that answers: 1", ["bundle"], registry=registry)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Response
 from recllm.serving.recommender import Recommender
 from recllm.serving.server.answering import ListQuestion, PairQuestion, ask
 from recllm.serving.server.batching import Kind
+from recllm.serving.server.event_routes import note_impressions, read_stored
 from recllm.serving.server.messages import (
     Failure,
     Info,
@@ -59,15 +60,17 @@ async def recommend(request: RecommendRequest, service: Asks) -> Response:
         )
     except ValueError as error:
         raise Refusal(422, str(error)) from None
+    stored = await read_stored(service, served, request.users)
     questions = [
-        ListQuestion(user.user, user.history, user.time, request.k, filters.each[0], request.on_unknown)
+        ListQuestion(user.user, stored.join(user), user.time, request.k, filters.each[0], request.on_unknown)
         for user in request.users
     ]
     answers = await service.batcher.answer(served, Kind.LISTS, questions)
     for answer in answers:
         if answer["source"] is not None:
             service.metrics.lists.labels(answer["source"]).inc()
-    return as_json({"bundle": served.bundle, "answers": answers})
+    headers = note_impressions(service, served, answers)
+    return as_json({"bundle": served.bundle, "answers": answers}, headers=headers)
 
 
 @router.post("/score", response_model=ScoreAnswer, responses=FAILURES)
@@ -79,8 +82,9 @@ async def score(request: ScoreRequest, service: Asks) -> Response:
     _check_most(
         "items, of all users together,", sum(len(user.items) for user in request.users), settings.max_items
     )
+    stored = await read_stored(service, served, request.users)
     questions = [
-        PairQuestion(user.user, user.history, user.time, item)
+        PairQuestion(user.user, stored.join(user), user.time, item)
         for user in request.users
         for item in user.items
     ]

@@ -13,6 +13,7 @@ from types import FrameType
 import uvicorn
 
 from recllm.serving.server.app import create_app
+from recllm.serving.server.events import EventStore
 from recllm.serving.server.logs import start_logs, tell
 from recllm.serving.server.served import Served
 from recllm.serving.server.service import Service
@@ -55,13 +56,16 @@ class Server(uvicorn.Server):
             self.loop.call_soon_threadsafe(lambda: tell("stopping", signal=signal.Signals(sig).name))
 
 
-def run(load: Callable[[], Served], settings: Settings, key: str | None) -> int:
+def run(
+    load: Callable[[], Served], settings: Settings, key: str | None, events: EventStore | None = None
+) -> int:
     """Serve until SIGTERM or SIGINT; the exit status.
 
     Args:
         load: loads what answers, at the start and at every reload.
         settings: limits.
         key: the API key; None: there is none.
+        events: where events are stored; None: nowhere.
     """
     # peft and transformers warn of what the project knows of.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -73,7 +77,8 @@ def run(load: Callable[[], Served], settings: Settings, key: str | None) -> int:
         failures.append(line)
         server.should_exit = True
 
-    service = Service(settings, load, key, fail)
+    tell("event store", url=events and events.address)
+    service = Service(settings, load, key, fail, events)
     config = uvicorn.Config(
         create_app(service),
         host=settings.host,

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from recllm.errors import ConfigError, StageError
 from recllm.serving.server.batching import Batcher
+from recllm.serving.server.events import EventStore
 from recllm.serving.server.logs import tell
 from recllm.serving.server.metrics import Metrics
 from recllm.serving.server.refusals import Refusal
@@ -27,6 +28,7 @@ class Service:
         load: loads what is to answer, in a thread; again at every reload.
         api_key: what requests have to bring; None: nothing.
         on_failure: is told in a line why there is nothing that could answer at all.
+        events: where events are stored, which the service closes at its end; None: nowhere.
     """
 
     def __init__(
@@ -35,11 +37,13 @@ class Service:
         load: Callable[[], Served],
         api_key: str | None = None,
         on_failure: Callable[[str], None] | None = None,
+        events: EventStore | None = None,
     ) -> None:
         """Nothing is loaded before `start`."""
         self.settings = settings
         self.metrics = Metrics()
         self.batcher = Batcher(settings, self.metrics)
+        self.events = events
         self.is_stopping = False
         self._load = load
         self._on_failure = on_failure
@@ -88,6 +92,8 @@ class Service:
         self.is_stopping = True
         self.metrics.ready.set(0)
         await asyncio.to_thread(self.batcher.stop)
+        if self.events is not None:
+            await asyncio.to_thread(self.events.close)
 
     async def reload(self) -> tuple[str | None, Served]:
         """Load beside what answers now, and switch; the hash of what answered before, and what answers now.

@@ -25,6 +25,12 @@ class Settings:
     """Items of one request to score, over all of its users; and of each list of items to filter by."""
     max_history: int = 500
     """Events of one user's history in a request."""
+    max_events: int = 1000
+    """Events of one POST /events."""
+    max_stored: int = 1000
+    """Stored events of one user that are read, the latest ones."""
+    impressions: bool = False
+    """Whether what is recommended is written to the event store."""
     max_k: int = 100
     """Items of a list of recommendations."""
     max_requests: int = 256
@@ -47,7 +53,16 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse values that no service can keep to."""
         check(0 <= self.port < 1 << 16, "port", self.port, "0 to 65535")
-        for name in ("deadline", "max_body", "max_users", "max_items", "max_history", "max_k"):
+        for name in (
+            "deadline",
+            "max_body",
+            "max_users",
+            "max_items",
+            "max_history",
+            "max_k",
+            "max_events",
+            "max_stored",
+        ):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")
         for name in ("max_requests", "max_waiting", "batch_users", "batch_pairs", "retry_after"):
             check(getattr(self, name) > 0, name, getattr(self, name), "more than 0")

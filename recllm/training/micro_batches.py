@@ -1,0 +1,121 @@
+"""Micro-batches: the rows of a step, cut so that no forward has more tokens than fit into memory.
+
+The gradient of a step is the sum of its micro-batches', each with its rows' share of the loss, so that a cut
+step is the step of the whole batch. Rows of like length share a micro-batch, and little of it is padding.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from recllm.config.trainer import TrainerConfig
+from recllm.console import say
+from recllm.training.precision import device_of
+
+Lengths = NDArray[np.integer]
+Places = NDArray[np.int64]
+
+MEMORY_SHARE = 0.5
+"""Share of the free memory that the activations of one forward may take."""
+OVERHEAD = 1.5
+"""Activations that are kept for the backward pass, against the inputs and outputs of linear layers alone."""
+
+
+def cut(lengths: Lengths, tokens: int, count: int = 1) -> list[Places]:
+    """Rows dealt to micro-batches of at most `tokens` tokens, padding included, and at least one row.
+
+    Args:
+        lengths: tokens of each row, `[n]`, at least one row.
+        tokens: most tokens of a micro-batch; 0: any number.
+        count: how many micro-batches there must be at least, at most n.
+
+    Returns:
+        Places of each one's rows, shortest rows first; one micro-batch keeps the order of the rows.
+    """
+    if tokens == 0 and count == 1:
+        return [np.arange(len(lengths))]
+    order = np.argsort(lengths, kind="stable")
+    groups: list[Places] = []
+    first = 0
+    for place in range(1, len(order) + 1):
+        is_end = place == len(order)
+        if is_end or (tokens and lengths[order[place]] * (place + 1 - first) > tokens):
+            groups.append(order[first:place])
+            first = place
+    if len(groups) == count == 1:
+        return [np.arange(len(lengths))]
+    while len(groups) < count:
+        widest = int(np.argmax([len(group) for group in groups]))
+        half = len(groups[widest]) // 2
+        groups[widest : widest + 1] = [groups[widest][:half], groups[widest][half:]]
+    return groups
+
+
+def cut_alike(lengths: list[Lengths], rank: int, tokens: int) -> list[Places]:
+    """`cut` of one process's rows into as many micro-batches as every other process has.
+
+    A forward of a sharded LM waits for all processes: they must have equally many.
+
+    Args:
+        lengths: those of every process's rows.
+        rank: whose rows are cut.
+        tokens: as of `cut`.
+    """
+    most = max(len(cut(one, tokens)) for one in lengths)
+    rows = min(len(one) for one in lengths)
+    if most > rows:  # a process has a row less than others have forwards: theirs are a little too wide
+        return np.array_split(np.argsort(lengths[rank], kind="stable"), rows)
+    return cut(lengths[rank], tokens, most)
+
+
+def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths, rows: int) -> int:
+    """Most tokens of a forward, 0 where no step need be cut; it is said where one is.
+
+    Args:
+        model: the LM with its adapter.
+        config: its `tokens_per_forward`, and devices and parts that share a step.
+        lengths: tokens of each row that may stand in a step, `[n]`.
+        rows: of a step.
+    """
+    each = token_bytes(model)
+    tokens = config.tokens_per_forward
+    if not tokens:
+        tokens = max(1, int(MEMORY_SHARE * free_memory(device_of(config)) / each))
+    most = math.ceil(rows / (config.devices * config.accumulate)) * int(lengths.max(initial=0))
+    if most <= tokens:
+        return 0
+    say(
+        f"a step of up to {most:,} tokens is cut into forwards of {tokens:,} at most, "
+        f"{tokens * each / 1e9:.1f} GB of activations"
+    )
+    return tokens
+
+
+def token_bytes(model: torch.nn.Module) -> int:
+    """About how many bytes of activations a token leaves for the backward pass.
+
+    What stands before and behind every linear layer but the LM head, which runs on few tokens, and half as
+    much again for norms, attention and activations.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    width = 0
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        is_matrix = isinstance(weight, torch.Tensor) and weight.dim() == 2
+        if is_matrix and module is not head and not isinstance(module, torch.nn.Embedding):
+            assert isinstance(weight, torch.Tensor)
+            width += sum(weight.shape)
+    size = next(model.parameters()).element_size()
+    return max(1, int(OVERHEAD * width * size))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
