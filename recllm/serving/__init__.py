@@ -1,1 +1,1 @@
-"""What users call from their own programs: finished stages, loaded for use."""
+"""What users call from their own programs, or over HTTP: finished stages, loaded for use."""

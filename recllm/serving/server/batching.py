@@ -13,6 +13,7 @@ would go alone. A client that asks alone never waits.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -185,7 +186,9 @@ class Batcher:
             answers = self._ask(batch)
         except Exception as error:
             jobs = list({id(job): job for job, _ in batch}.values())
-            tell("a batch failed", level=40, error=error, kind=batch[0][0].kind, requests=len(jobs))
+            tell(
+                "a batch failed", level=logging.ERROR, error=error, kind=batch[0][0].kind, requests=len(jobs)
+            )
             if len(jobs) == 1:
                 _deliver(jobs[0], error)
                 return
