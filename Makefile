@@ -3,7 +3,7 @@
 #                                                                          -> cascade -> recommendations, bundle
 #
 # A stage's manifest.json is its target. Which folders a command needs, and the rules between them, depend on
-# TASK, CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY and VALUES: stages/plan.py resolves them, validates every stage's
+# TASK, CRM, SYSTEM, LM, SEED, EXPERIMENT, KEY, VALUES and ALL_DATA: stages/plan.py resolves them, validates every stage's
 # configuration before anything runs, and writes the rules to artifacts/<dataset>/plans/, which Make then follows.
 
 SHELL := /bin/bash
@@ -19,6 +19,7 @@ SYSTEM ?=
 LM ?=
 SEED ?=
 EXPERIMENT ?=
+ALL_DATA ?=
 KEY ?=
 VALUES ?=
 RAW ?=
@@ -66,10 +67,10 @@ export PYTHON
 # What was typed, for the tables; paths of this machine (RAW, PYTHON) stay out.
 TYPED = $(if $(filter-out file undefined,$(origin $1)),$1='$($1)')
 export RECLLM_COMMAND := $(strip make $(MAKECMDGOALS) \
-  $(foreach v,DATASET TASK CRM SYSTEM LM SEED EXPERIMENT KEY VALUES ARGS,$(call TYPED,$v)))
+  $(foreach v,DATASET TASK CRM SYSTEM LM SEED EXPERIMENT KEY VALUES ALL_DATA ARGS,$(call TYPED,$v)))
 
 CHOICE = DATASET="$(DATASET)" TASK="$(TASK)" CRM="$(CRM)" SYSTEM="$(SYSTEM)" LM="$(LM)" SEED="$(SEED)" \
-         EXPERIMENT="$(EXPERIMENT)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
+         EXPERIMENT="$(EXPERIMENT)" ALL_DATA="$(ALL_DATA)" KEY="$(KEY)" VALUES="$(VALUES)" RAW="$(RAW)" $(ARGS)
 WORK := prepare stage1 stage2 stage3 evaluate report tune cascade
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
@@ -92,7 +93,7 @@ stage1: | $(READY)   ## train the conventional recommendation models on all data
 stage2: | $(READY)   ## tune the LM on the subsample, with and without the gate
 stage3: | $(READY)   ## align the LM to preferences, evaluate every system, print the table
 evaluate: | $(READY) ## evaluate every system and print the table (TASK=next: over the whole catalog)
-report: | $(READY)   ## the same as evaluate, drawn anew: report.html (table and curves)
+report: | $(READY)   ## the same as evaluate, drawn anew: report.html (verdict, tables, curves)
 tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
@@ -140,7 +141,7 @@ score: | $(READY)  ## how likely users are to like items: PAIRS=pairs.csv OUT=sc
 	@$(if $(BUNDLE),true,$(MAKE_CASCADE))
 	@$(PYTHON) -m stages.recommend score $(CHOICE) $(ASKS)
 
-bundle: | $(READY)  ## one folder that recommends anywhere: artifacts/<DATASET>/bundle/<SYSTEM>
+bundle: | $(READY)  ## one folder that recommends anywhere: artifacts/<DATASET>/bundle/<SYSTEM> (ALL_DATA=1: trained on all splits)
 	@$(MAKE_CASCADE)
 	@$(PYTHON) -m stages.recommend bundle $(CHOICE)
 

@@ -34,15 +34,16 @@ from recllm.cache import Cache
 from recllm.errors import StageError
 from recllm.evaluation import bootstrap
 from recllm.evaluation.bootstrap import Resampled
-from recllm.evaluation.next import TOP, by_coldness, count_tied, means, of_lists, values_of_ranks
+from recllm.evaluation.next import TOP, by_coldness, by_ties, is_tied, means, of_lists, values_of_ranks
 from recllm.evaluation.results import HEADLINE, ResultRow, merge, of_seed, read, write
 from recllm.evaluation.tables import print_table
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import LogRows
 from recllm.files import now
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.manifest import commit, hardware
-from recllm.systems.cascade import Recommended, retrieve
-from recllm.systems.catalog import CatalogScorer
+from recllm.systems.cascade import places_in, retrieve
+from recllm.systems.catalog import CatalogScorer, Excluded
 from recllm.systems.catalog_counting import CatalogPopularity
 from recllm.systems.crm import Crm
 from recllm.systems.retriever import Retriever
@@ -189,13 +190,13 @@ def measure(split: Split, items: NDArray[np.int32]) -> tuple[dict[str, float], N
     """
     log = split.log
     own = log.item[split.test]
-    columns = Recommended(items, []).columns(own)
+    columns = places_in(items, own)
     values = values_of_ranks(columns)
     figures = means(values)
     figures[f"recall@{LISTED}"] = float((columns >= 0).mean())
     figures |= of_lists(log, items[:, :TOP])
     figures |= by_coldness(log, own, values, columns >= 0, LISTED)
-    figures["tied_targets"] = float(count_tied(log, split.test))
+    figures |= by_ties(values, is_tied(log, split.test))
     return figures, values[HEADLINE["next"]]
 
 
@@ -211,13 +212,14 @@ def beside(split: Split, retriever: Path | None) -> dict[str, Resampled]:
         stage = Finished.open(retriever)
         crm = Crm.open(stage, split.log, None, Cache(stage.root / "cache"))
         scorers["retriever"] = Retriever("retriever", crm, split.log)
-    found = {}
+    others = {}
     for name, scorer in scorers.items():
-        lists = retrieve(scorer, split.log, split.test, LISTED, seen=False).items
+        asked = LogRows(split.log, split.test)
+        lists = retrieve(scorer, asked, LISTED, Excluded.seen(split.log, split.test)).items
         figures, values = measure(split, lists)
         print(f"{name}: HR@10 {figures['hr@10']:.4f}, NDCG@10 {figures['ndcg@10']:.4f}", flush=True)
-        found[name] = resampled(split, values)
-    return found
+        others[name] = resampled(split, values)
+    return others
 
 
 def row(
@@ -321,8 +323,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table = REPOSITORY / "results" / dataset / TABLE
         table.parent.mkdir(parents=True, exist_ok=True)
         write(table, merge(read(table), rows), DECIMALS)
-        kept = keep("rectools", {"runs": runs}, dataset)
-        print(f"merged into {table.relative_to(REPOSITORY)}; settings: {kept.relative_to(REPOSITORY)}")
+        settings = keep("rectools", {"runs": runs}, dataset)
+        print(f"merged into {table.relative_to(REPOSITORY)}; settings: {settings.relative_to(REPOSITORY)}")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ import torch
 from bench.clock import keep
 from recllm.eventlog.queries import Queries
 from recllm.retrieval.index import ItemIndex, Vectors
-from recllm.serving.cascade import Cascade
 from recllm.serving.recommender import Recommender
+from recllm.systems.cascade import Cascade
 from recllm.systems.catalog import Excluded
 from stages.recommend import cascade_folder
 

@@ -15,9 +15,10 @@ from recllm.eventlog.candidates import met_before
 from recllm.eventlog.log import EventLog, Rows
 from recllm.paths import CASCADE, ITEM_INDEX
 from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.serving.fitting import fit_weights
 from recllm.serving.indexed import build_index
-from recllm.serving.opening import open_parts
+from recllm.serving.opening import Fitted, open_parts
 
 
 def valid_rows(log: EventLog, count: int, keep_seen: bool) -> Rows:
@@ -39,13 +40,25 @@ def valid_rows(log: EventLog, count: int, keep_seen: bool) -> Rows:
 
 
 def work(run: Run) -> None:
-    """Open the steps, fit their weights one after the other, and say what each adds."""
+    """Open the steps, fit their weights one after the other, and say what each adds.
+
+    A cascade of models that were trained on all data has nothing left to fit weights on: it takes those of
+    the cascade that it repeats, and measures nothing.
+    """
     config = run.config.cascade
     parts = open_parts(run.config, run.parents)
-    rows = valid_rows(parts.log, config.valid_rows, config.seen == "kept")
-    say(f"{len(rows):,} validation queries; steps: {' -> '.join(parts.cascade.names)}")
-    fitted = fit_weights(parts.cascade, parts.log, rows, config.seen == "removed", say)
-    figures: dict[str, Any] = {"queries": len(rows), **fitted.measured}
+    steps = " -> ".join(parts.cascade.names)
+    figures: dict[str, Any] = {}
+    if Role.CHOSEN in run.parents:
+        chosen = run.parents[Role.CHOSEN]
+        fitted = Fitted.read(chosen.export / CASCADE)
+        rows = parts.log.rows("train", f"uniform{config.valid_rows}")
+        say(f"steps: {steps}; weights as {chosen.name} fitted them on validation queries")
+    else:
+        rows = valid_rows(parts.log, config.valid_rows, config.seen == "kept")
+        say(f"{len(rows):,} validation queries; steps: {steps}")
+        fitted = fit_weights(parts.cascade, parts.log, rows, config.seen == "removed", say)
+        figures = {"queries": len(rows), **fitted.measured}
     if parts.retriever is not None:
         index = build_index(
             parts.retriever, parts.log, rows, config.index, config.retrieved, config.exact_items
@@ -53,6 +66,9 @@ def work(run: Run) -> None:
         index.save(run.export / ITEM_INDEX)
         facts = index.facts
         say(f"index: {facts.kind}, {facts.items:,} items, recall {facts.recall:.4f}")
+        if len(parts.retriever.by_text):
+            say(f"retriever: {parts.retriever.by_text_sentence}")
         figures |= {"index": facts.kind, "index/items": facts.items, "index/recall": facts.recall}
+        figures["index/by_text"] = len(parts.retriever.by_text)
     fitted.write(run.export / CASCADE)
     run.finish([run.export], figures)

@@ -41,7 +41,7 @@ from recllm.systems.lm import Lm
 from recllm.systems.lm_systems import untuned_states
 from recllm.training.adapter_module import AdapterModule
 from recllm.training.callbacks import WEIGHTS
-from recllm.training.checkpoints import best_scores
+from recllm.training.checkpoints import best_scores, repeats
 from recllm.training.fit import fit
 from recllm.training.gate_first import check_logits, train_gate
 from recllm.training.loaders import Loaders, Stream, plan_steps
@@ -319,9 +319,10 @@ def work(run: Run) -> None:
         "tokens": int(data.train.lengths().mean() * rows_a_step * trainer.global_step),
         "cut_prompts": data.train.count_cut(),
         "cut_title_prompts": 0 if data.train_titles is None else data.train_titles.count_cut(),
-        "crm_auc_on_valid": auc(gate.logits(data.valid.rows), log.label[data.valid.rows]),
         **best_scores(run, "valid/auc"),
     }
+    if not repeats(run):  # else these rows train, too
+        metrics["crm_auc_on_valid"] = auc(gate.logits(data.valid.rows), log.label[data.valid.rows])
     if log.label[rows].min() != log.label[rows].max():  # a small subsample may have one label only
         metrics["crm_auc_on_these_rows"] = auc(gate.logits(rows), log.label[rows])
     if data.valid_titles is not None:

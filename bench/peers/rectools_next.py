@@ -177,13 +177,13 @@ def lists(model: Any, dataset: Dataset, events: Any) -> np.ndarray:
     if model.require_recommend_context:
         seconds = pd.to_datetime(events["test_second"], unit="s")
         context = get_context(pd.DataFrame({Columns.User: users, Columns.Datetime: seconds}))
-    found = model.recommend(
+    recommended = model.recommend(
         users, dataset, LISTED, filter_viewed=True, on_unsupported_targets="ignore", context=context
     )
     items = np.zeros((len(users), LISTED), np.int32)
     place = np.argsort(users)
-    row = place[np.searchsorted(users, found[Columns.User].to_numpy(), sorter=place)]
-    items[row, found[Columns.Rank].to_numpy() - 1] = found[Columns.Item].to_numpy()
+    row = place[np.searchsorted(users, recommended[Columns.User].to_numpy(), sorter=place)]
+    items[row, recommended[Columns.Rank].to_numpy() - 1] = recommended[Columns.Item].to_numpy()
     return items
 
 

@@ -13,7 +13,19 @@ from recllm.config.merge import parse_overrides
 from recllm.config.sweep import SweepValue, parse_sweep
 from recllm.errors import ConfigError
 
-VARIABLES = ("DATASET", "TASK", "CRM", "SYSTEM", "LM", "SEED", "EXPERIMENT", "RAW", "KEY", "VALUES")
+VARIABLES = (
+    "DATASET",
+    "TASK",
+    "CRM",
+    "SYSTEM",
+    "LM",
+    "SEED",
+    "EXPERIMENT",
+    "RAW",
+    "KEY",
+    "VALUES",
+    "ALL_DATA",
+)
 GOALS = ("prepare", "describe", "stage1", "stage2", "stage3", "evaluate", "report", "tune", "cascade")
 GATE = "sim"
 START = "reclora"
@@ -21,6 +33,8 @@ ALIGNED = ("sft-continued", "dpo", "s-dpo")
 NOTHING = "none"
 """`SYSTEM=none`: CRMs are evaluated alone, without any LM; `Request.systems` is then empty. With `TASK=next`
 also `CRM=none`: baselines alone."""
+CASCADE = "cascade"
+"""The goal behind `make bundle`, `make recommend` and `make score`."""
 NEXT = "next"
 """`TASK=next`: evaluations are over the whole catalog."""
 RETRIEVER = "retriever"
@@ -43,6 +57,8 @@ class Request:
     """Values of a sweep, all of one key; empty where nothing is swept."""
     whole_catalog: bool = False
     """Whether evaluations are over the whole catalog."""
+    all_data: bool = False
+    """Whether cascades are of models that train once more, on the samples of all splits."""
 
     @property
     def gate(self) -> str:
@@ -116,7 +132,22 @@ def parse(arguments: Sequence[str]) -> Request:
         overrides=overrides,
         points=_sweep(words, systems),
         whole_catalog=whole_catalog,
+        all_data=_trains_on_all(words),
     )
+
+
+def _trains_on_all(words: Words) -> bool:
+    """Whether `ALL_DATA=1` asks for models that have read all splits, which only recommend."""
+    text = words.values["ALL_DATA"]
+    if text not in ("", "0", "1"):
+        raise ConfigError(f"ALL_DATA={text}; wanted 1 (train once more on all samples) or 0")
+    others = [goal for goal in words.goals if goal != CASCADE]
+    if text == "1" and (others or not words.goals):
+        raise ConfigError(
+            f"ALL_DATA=1 trains on the test split, too, so that {' and '.join(others) or 'report'} would "
+            "measure nothing; wanted make bundle, recommend, score or cascade"
+        )
+    return text == "1"
 
 
 def _is_whole_catalog(words: Words) -> bool:
@@ -161,7 +192,7 @@ def _systems(names: list[str], goals: list[str], conf: Path) -> tuple[str, ...]:
         if name not in (*stage2_files, *stage3_files):
             wanted = ", ".join(sorted(stage2_files + stage3_files))
             raise ConfigError(f"SYSTEM={name} is not known; wanted some of {wanted}")
-    if goals == ["cascade"]:
+    if goals == [CASCADE]:
         return tuple(names or [START])
     stage2 = [name for name in names if name in stage2_files]
     stage3 = [name for name in names if name in stage3_files]

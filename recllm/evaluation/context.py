@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from recllm.config.schema import EvaluateConfig
 from recllm.evaluation.stacking import Blend, Refit, Stacked
+from recllm.eventlog.all_data import check_holds_out
 from recllm.eventlog.log import EventLog, Rows
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.pipeline.run import Run
@@ -108,6 +109,7 @@ class Evaluation:
     def open(cls, run: Run) -> Evaluation:
         """Open the parents; LMs are loaded when they are asked."""
         log = EventLog.open(run.parents[Role.LOG].folder)
+        check_holds_out(log)
         retrieval = None
         if Role.NEIGHBORS in run.parents:
             retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from recllm import metrics
 from recllm.evaluation import bootstrap
 from recllm.evaluation.bootstrap import Resampled
-from recllm.evaluation.comparisons import alignment_comparisons, compare, ctr_comparisons
+from recllm.evaluation.comparisons import Comparisons, alignment_comparisons, compare, ctr_comparisons
 from recllm.evaluation.context import Evaluation
 from recllm.evaluation.results import ResultRow
 from recllm.evaluation.rows import result_row
@@ -16,6 +18,59 @@ from recllm.evaluation.slices import Slices
 from recllm.eventlog.log import Rows
 from recllm.systems.counting import MetBefore, Popularity
 from recllm.systems.system import Kind, Scores, System, Task
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What some systems answered on a row set of the test split, and the rows that come of it.
+
+    Attributes:
+        evaluation: all systems.
+        row_set: name of the row set.
+        rows: int64 `[n]`, its rows.
+        logits: of each system `[n]`.
+        comparisons: which others each system is compared with.
+    """
+
+    evaluation: Evaluation
+    row_set: str
+    rows: Rows
+    logits: Mapping[System, Scores]
+    comparisons: Comparisons
+
+    @cached_property
+    def resampled(self) -> dict[System, Resampled]:
+        """AUC of each system over resamples of the users."""
+        labels = self.evaluation.log.label[self.rows]
+        users = self.evaluation.log.user[self.rows]
+        draws = self.evaluation.config.bootstrap
+        return {
+            system: bootstrap.of_auc(values, labels, users, draws) for system, values in self.logits.items()
+        }
+
+    def figures(self, system: System) -> dict[str, float]:
+        """The CTR metrics of a system."""
+        log = self.evaluation.log
+        return metrics.ctr_metrics(self.logits[system], log.label[self.rows], log.user[self.rows])
+
+    def row(self, system: System, figures: Mapping[str, Any], crm_auc: float | None) -> ResultRow:
+        """A system's row of the table.
+
+        Args:
+            system: the system.
+            figures: all that is said of it.
+            crm_auc: of the CRM that it stands beside; None: it stands beside none.
+        """
+        return result_row(
+            self.evaluation.run,
+            system,
+            Task.CTR,
+            f"test/{self.row_set}",
+            len(self.rows),
+            figures,
+            compare(system, self.comparisons[system], self.resampled),
+            crm_auc=crm_auc,
+        )
 
 
 def ctr(evaluation: Evaluation) -> list[ResultRow]:
@@ -51,25 +106,8 @@ def alignment_cost(evaluation: Evaluation) -> list[ResultRow]:
     crm_auc = None
     if evaluation.beside is not None:
         crm_auc = metrics.auc(evaluation.beside.ctr(rows), log.label[rows])
-    resampled = _resampled(evaluation, rows, logits)
-    comparisons = alignment_comparisons(systems)
-    table = []
-    for system in systems:
-        figures = metrics.ctr_metrics(logits[system], log.label[rows], log.user[rows])
-        differences = compare(system, comparisons[system], resampled)
-        table.append(
-            result_row(
-                evaluation.run,
-                system,
-                Task.CTR,
-                f"test/{row_set}",
-                len(rows),
-                figures,
-                differences,
-                crm_auc=crm_auc,
-            )
-        )
-    return table
+    answered = _Answered(evaluation, row_set, rows, logits, alignment_comparisons(systems))
+    return [answered.row(system, answered.figures(system), crm_auc) for system in systems]
 
 
 def _lm_systems(evaluation: Evaluation) -> list[System]:
@@ -93,40 +131,16 @@ def _ctr(
         logits[system] = system.ctr(rows)
         forgetting[system] = system.forgetting()
     slices = Slices.of(log, rows)
-    resampled = _resampled(evaluation, rows, logits)
-    comparisons = ctr_comparisons(systems, evaluation.beside)
+    answered = _Answered(evaluation, row_set, rows, logits, ctr_comparisons(systems, evaluation.beside))
     popularity_auc = metrics.auc(logits[popularity], labels)
     crm_auc = None
     if evaluation.beside is not None:
         crm_auc = metrics.auc(logits[evaluation.beside], labels)
     table = []
     for system in systems:
-        figures: dict[str, Any] = metrics.ctr_metrics(logits[system], labels, log.user[rows])
-        figures |= slices.metrics(logits[system], labels)
+        figures = answered.figures(system) | slices.metrics(logits[system], labels)
         figures["relative_improvement"] = metrics.relative_improvement(figures["auc"], popularity_auc)
         figures |= forgetting[system]
         stands_beside_crm = system.kind not in (Kind.COUNTING, Kind.CRM)
-        differences = compare(system, comparisons[system], resampled)
-        table.append(
-            result_row(
-                evaluation.run,
-                system,
-                Task.CTR,
-                f"test/{row_set}",
-                len(rows),
-                figures,
-                differences,
-                crm_auc=crm_auc if stands_beside_crm else None,
-            )
-        )
+        table.append(answered.row(system, figures, crm_auc if stands_beside_crm else None))
     return table
-
-
-def _resampled(
-    evaluation: Evaluation, rows: Rows, logits: Mapping[System, Scores]
-) -> dict[System, Resampled]:
-    """AUC of each system over resamples of the users."""
-    labels = evaluation.log.label[rows]
-    users = evaluation.log.user[rows]
-    draws = evaluation.config.bootstrap
-    return {system: bootstrap.of_auc(values, labels, users, draws) for system, values in logits.items()}

@@ -27,13 +27,15 @@ from recllm.evaluation.comparisons import catalog_comparisons, compare
 from recllm.evaluation.context import LmSystems
 from recllm.evaluation.results import HEADLINE, ResultRow
 from recllm.evaluation.rows import result_row
+from recllm.eventlog.all_data import check_holds_out
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.queries import LogRows
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Group, Role
 from recllm.retrieval.stored import Retrieval
-from recllm.systems.cascade import Cascade, Recommended, crm_scores, retrieve
-from recllm.systems.catalog import NO_ITEM, CatalogScorer, Items
+from recllm.systems.cascade import CascadeSystem, CrmStep, Lists, SystemStep, retrieve
+from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded, Items
 from recllm.systems.catalog_counting import Als, CatalogPopularity, Ease, ItemKnn, Transitions
 from recllm.systems.crm import Crm, CrmSystem
 from recllm.systems.lm_systems import OpenLm
@@ -69,9 +71,9 @@ class Answer:
     milliseconds: float
 
     @classmethod
-    def of(cls, lists: Recommended, own: Items, milliseconds: float) -> Answer:
+    def of(cls, lists: Lists, own: Items, milliseconds: float) -> Answer:
         """From lists, and the rows' own items `[R]`."""
-        return cls(lists.columns(own), lists.items[:, :TOP], milliseconds)
+        return cls(lists.places(own), lists.items[:, :TOP], milliseconds)
 
 
 @dataclass
@@ -95,6 +97,7 @@ class NextEvaluation:
     def open(cls, run: Run) -> NextEvaluation:
         """Open the parents; LMs are loaded when they are asked."""
         log = EventLog.open(run.parents[Role.LOG].folder)
+        check_holds_out(log)
         retrieval = None
         if Role.NEIGHBORS in run.parents:
             retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
@@ -171,11 +174,15 @@ class NextEvaluation:
 
     @cached_property
     def retrievers(self) -> list[Retriever]:
-        """The CRMs that score a whole catalog."""
-        return [Retriever(name, crm, self.log) for name, crm in self.crms.items() if retrieves(crm)]
+        """The CRMs that score a whole catalog; of one that reads texts it is said what these add."""
+        retrievers = [Retriever(name, crm, self.log) for name, crm in self.crms.items() if retrieves(crm)]
+        for retriever in retrievers:
+            if len(retriever.by_text):
+                say(f"{retriever.name}: {retriever.by_text_sentence}")
+        return retrievers
 
     @cached_property
-    def cascades(self) -> list[Cascade]:
+    def cascades(self) -> list[CascadeSystem]:
         """What orders anew the items of the first retriever: each CRM, and behind the gate's the LM systems.
 
         Every cascade comes after the one that it begins with. CRMs that left rows out of their training only
@@ -184,18 +191,18 @@ class NextEvaluation:
         if not self.retrievers:
             return []
         retriever = self.retrievers[0]
-        cascades: list[Cascade] = []
+        cascades: list[CascadeSystem] = []
         orders = [
             name for name, crm in self.crms.items() if not retrieves(crm) and not name.endswith("-heldout")
         ]
         for name in orders:
             crm = self.crms[name]
-            step = CrmSystem(name, crm)
-            cascades.append(Cascade(retriever, name, step, crm_scores(crm), self.config.retrieved))
+            step = CrmStep(crm, name)
+            cascades.append(CascadeSystem(retriever, step, CrmSystem(name, crm), self.config.retrieved))
         if self.lms is not None:
-            before: CatalogScorer | Cascade = cascades[-1] if cascades else retriever
+            before: CatalogScorer | CascadeSystem = cascades[-1] if cascades else retriever
             for system in self.lms.ranking:
-                cascades.append(Cascade(before, system.name, system, system.rank, self.config.reranked))
+                cascades.append(CascadeSystem(before, SystemStep(system), system, self.config.reranked))
         return cascades
 
 
@@ -215,10 +222,10 @@ def next_items(evaluation: NextEvaluation) -> list[ResultRow]:
     return table
 
 
-def _lists(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Recommended:
+def _lists(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Lists:
     """What a system recommends for rows."""
-    seen = evaluation.config.seen == "kept"
-    return retrieve(system, evaluation.log, rows, evaluation.config.retrieved, seen)
+    exclude = None if evaluation.config.seen == "kept" else Excluded.seen(evaluation.log, rows)
+    return retrieve(system, LogRows(evaluation.log, rows), evaluation.config.retrieved, exclude)
 
 
 def _ask(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Answer:
@@ -231,7 +238,7 @@ def _ask(evaluation: NextEvaluation, system: CatalogScorer, rows: Rows) -> Answe
         started = time.monotonic()
         lists = _lists(evaluation, system, part)
         seconds += time.monotonic() - started
-        columns[first : first + ROWS_AT_ONCE] = lists.columns(evaluation.log.item[part])
+        columns[first : first + ROWS_AT_ONCE] = lists.places(evaluation.log.item[part])
         top[first : first + ROWS_AT_ONCE] = lists.items[:, :TOP]
     return Answer(columns, top, 1000 * seconds / len(rows))
 
@@ -241,29 +248,28 @@ def _cascaded(evaluation: NextEvaluation, rows: Rows, answers: dict[System, Answ
     log = evaluation.log
     valid = evaluation.rows("valid", evaluation.config.joined_rows)
     retriever = evaluation.retrievers[0]
-    fitted: dict[System, Recommended] = {retriever: _lists(evaluation, retriever, valid)}
-    ordered: dict[System, Recommended] = {retriever: _lists(evaluation, retriever, rows)}
+    fitted: dict[System, Lists] = {retriever: _lists(evaluation, retriever, valid)}
+    ordered: dict[System, Lists] = {retriever: _lists(evaluation, retriever, rows)}
     result: dict[System, Answer] = {}
     for cascade in evaluation.cascades:
-        fitted[cascade] = cascade.fit(valid, fitted[cascade.before], log.item[valid])
+        fitted[cascade] = cascade.fit(LogRows(log, valid), fitted[cascade.before], log.item[valid])
         before = ordered[cascade.before]
         started = time.monotonic()
-        ordered[cascade] = cascade.order(rows, before)
+        ordered[cascade] = cascade.order(LogRows(log, rows), before)
         milliseconds = 1000 * (time.monotonic() - started) / len(rows)
         if cascade.lm is not None:
             milliseconds = _milliseconds(cascade, rows, before)
         milliseconds += (answers | result)[cascade.before].milliseconds
         result[cascade] = Answer.of(ordered[cascade], log.item[rows], milliseconds)
-        assert cascade.weights is not None
-        say(f"{cascade.name}: weights {', '.join(f'{weight:.3f}' for weight in cascade.weights)}")
+        say(f"{cascade.name}: weights {', '.join(f'{weight:.3f}' for weight in cascade.weights.values())}")
     return result
 
 
-def _milliseconds(cascade: Cascade, rows: Rows, before: Recommended) -> float:
+def _milliseconds(cascade: CascadeSystem, rows: Rows, before: Lists) -> float:
     """Time a row of an LM's step, on a few rows of which nothing is kept."""
     few = slice(min(TIMED_ROWS, len(rows)))
-    lists = before.items[few, : cascade.cut]
-    return cascade.step.milliseconds(rows[few], lists)
+    lists = before.items[few, : cascade.reranker.depth]
+    return cascade.system.milliseconds(rows[few], lists)
 
 
 def _table(
@@ -272,9 +278,9 @@ def _table(
     """Rows of the table of a row set."""
     log = evaluation.log
     own = log.item[rows]
-    tied = count_tied(log, rows)
+    tied = is_tied(log, rows)
     say(
-        f"{tied:,} of {len(rows):,} targets ({name}) share their second with another event of their user: "
+        f"{tied.sum():,} of {len(rows):,} targets ({name}) share their second with another event of their user: "
         "another order of ties could change them"
     )
     values = {system: values_of_ranks(answer.columns) for system, answer in answers.items()}
@@ -297,10 +303,9 @@ def _table(
         figures |= by_coldness(log, own, of_rows, answer.columns >= 0, longest)
         if found is not None:
             figures |= _given_recall(of_rows, values[evaluation.retrievers[0]], found)
-        if isinstance(system, Cascade) and system.weights is not None:
-            steps = [system.retriever.name, *system.name.removeprefix(f"{system.retriever.name}+").split("+")]
-            figures |= {f"weight/{step}": float(w) for step, w in zip(steps, system.weights, strict=True)}
-        figures["tied_targets"] = float(tied)
+        if isinstance(system, CascadeSystem):
+            figures |= {f"weight/{step}": weight for step, weight in system.weights.items()}
+        figures |= by_ties(of_rows, tied)
         figures["milliseconds"] = answer.milliseconds
         table.append(
             result_row(
@@ -344,15 +349,15 @@ def means(values: Mapping[str, Floats], rows: NDArray[np.bool_] | None = None) -
     return result
 
 
-def count_tied(log: EventLog, rows: Rows) -> int:
-    """How many rows share user and second with the event above or below them.
+def is_tied(log: EventLog, rows: Rows) -> NDArray[np.bool_]:
+    """Which rows share user and second with the event above or below them, bool `[R]`.
 
     Events of one second are ordered by their items' ids, for want of anything else: another order could make
     another one the row. In a log without times there is none, as its order is given.
     """
+    tied = np.zeros(len(rows), np.bool_)
     if not log.timed:
-        return 0
-    tied = np.zeros(len(rows), bool)
+        return tied
     for step in (-1, 1):
         other = np.clip(rows + step, 0, log.n_events - 1)
         tied |= (
@@ -360,7 +365,14 @@ def count_tied(log: EventLog, rows: Rows) -> int:
             & (log.user[other] == log.user[rows])
             & (log.timestamp[other] == log.timestamp[rows])
         )
-    return int(tied.sum())
+    return tied
+
+
+def by_ties(values: Mapping[str, Floats], tied: NDArray[np.bool_]) -> dict[str, float]:
+    """How many rows another order of ties could change, and figures of those that none could."""
+    chosen = {name: values[name] for name in ("hr@10", "ndcg@10")}
+    figures = {f"{metric}/untied": value for metric, value in means(chosen, ~tied).items()}
+    return {**figures, "rows/untied": float((~tied).sum()), "tied_targets": float(tied.sum())}
 
 
 def of_lists(log: EventLog, items: Items) -> dict[str, float]:

@@ -39,6 +39,8 @@ NARROW = {
     "next": ("hr@10", "ndcg@10", "recall@500"),
 }
 """Those of them that fit a terminal of 100 columns."""
+LOWER_IS_BETTER = ("logloss", "ece", "milliseconds")
+NEITHER_IS_BETTER = ("popularity_bias@10",)
 SAID_IF_ABSENT = ("ctr", "ranking")
 """Tasks of which it is said where nothing was measured, unless the whole catalog was."""
 
@@ -94,7 +96,7 @@ def difference_tables(rows: Iterable[ResultRow]) -> list[ResultTable]:
     for group in by_table(row for row in rows if row.against):
         others = sorted({other for row in group for other in row.against}, key=by_system)
         cells = [[row.label, *(_against(row, other) for other in others)] for row in group]
-        tables.append(ResultTable(_title(group[0]), ["system", *others], cells, set()))
+        tables.append(ResultTable(table_title(group[0]), ["system", *others], cells, set()))
     return tables
 
 
@@ -190,13 +192,14 @@ def _result_table(rows: list[ResultRow], wanted: list[str]) -> ResultTable:
     for place, name in enumerate(names):
         values = [row.metrics.get(name) for row in rows]
         measured = [value for value in values if value is not None and not math.isnan(value)]
-        if len(measured) > 1:
-            top = min(measured) if name in ("logloss", "ece") else max(measured)
+        if len(measured) > 1 and name not in NEITHER_IS_BETTER:
+            top = min(measured) if name in LOWER_IS_BETTER else max(measured)
             best |= {(line, 2 + place) for line, value in enumerate(values) if value == top}
-    return ResultTable(_title(rows[0]), heading, cells, best)
+    return ResultTable(table_title(rows[0]), heading, cells, best)
 
 
-def _title(row: ResultRow) -> str:
+def table_title(row: ResultRow) -> str:
+    """Title of the table that a row stands in: task, candidates, row set, variant."""
     kind = "CTR"
     if row.task == "ranking":
         kind = f"Ranking, {row.candidates or 'unnamed'} candidates"

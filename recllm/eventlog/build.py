@@ -85,8 +85,8 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "split": split,
         "training": training,
         "offsets": histories.offsets,
-        "user_fields": _fields(users, "user", config.user_fields, user_count[FIRST_ID:] > 0),
-        "item_fields": _fields(items, "item", config.item_fields, item_count[FIRST_ID:] > 0),
+        "user_fields": crm_ids(users, "user", config.user_fields, user_count[FIRST_ID:] > 0),
+        "item_fields": crm_ids(items, "item", config.item_fields, item_count[FIRST_ID:] > 0),
         "item_count": item_count,
         "item_likes": np.bincount(liked, minlength=len(item_count)).astype(np.int32),
     }
@@ -650,7 +650,7 @@ def _with_events(table: pl.DataFrame, name: str, events: pl.LazyFrame) -> pl.Dat
     return present.with_row_index(name, FIRST_ID).cast({name: pl.Int32})
 
 
-def _fields(table: pl.DataFrame, name: str, columns: Sequence[str], trained: Array) -> Array:
+def crm_ids(table: pl.DataFrame, name: str, columns: Sequence[str], trained: Array) -> Array:
     """CRM ids `[2 + rows, 1 + columns]` int32: the id, then each attribute's value; 1 where never trained."""
     fields = np.zeros((FIRST_ID + table.height, 1 + len(columns)), dtype=np.int32)
     fields[1] = 1

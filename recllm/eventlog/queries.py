@@ -87,6 +87,22 @@ class OwnEvents:
 
 
 @dataclass(frozen=True)
+class LogRows:
+    """Rows of the trained log that are asked about as they stand; `Queries` are the same of anybody.
+
+    Attributes:
+        log: the trained log.
+        rows: int64 `[Q]`.
+    """
+
+    log: EventLog
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
 class Queries:
     """A batch of queries as rows of a log of their own.
 
@@ -188,6 +204,35 @@ def queries_of_rows(log: EventLog, rows: Rows) -> Queries:
     counts |= Counter({"queries": len(rows), "known_users": len(rows)})
     counts["without_history"] = int((length == 0).sum())
     return _as_log(log, log.user[rows], log.timestamp[rows], events, counts, {})
+
+
+def without_events(queries: Queries, rows: Rows) -> Queries:
+    """The same queries, as if some of their events had never happened.
+
+    Args:
+        queries: all of a batch.
+        rows: rows of their log, of events.
+
+    Raises:
+        ValueError: a row is none, or a query's own.
+    """
+    log = queries.log
+    is_event = np.ones(len(log.user), np.bool_)
+    is_event[queries.rows] = False
+    rows = np.asarray(rows, np.int64)
+    if len(rows) and (rows.min() < 0 or rows.max() >= len(is_event) or not is_event[rows].all()):
+        raise ValueError(f"rows {rows.tolist()} are left out; wanted events of the {len(queries)} queries")
+    is_event[rows] = False
+    kept = np.flatnonzero(is_event)
+    events = OwnEvents(
+        log.user[kept].astype(np.int64),
+        log.item[kept],
+        log.rating[kept],
+        log.label[kept],
+        log.timestamp[kept],
+    )
+    second = log.timestamp[queries.rows]
+    return _as_log(queries.trained, queries.user, second, events, queries.counts, queries.problems)
 
 
 def _as_log(

@@ -56,6 +56,11 @@ class Finished(StageFolder):
         """What a child remembers of it: its configuration and its outputs' content, no times."""
         return self.manifest.identity
 
+    @property
+    def made_of(self) -> list[Role]:
+        """Roles of the parents that it reads when it is used; what chose its settings is none of them."""
+        return [Role(role) for role in self.file.parents if role != Role.CHOSEN]
+
     def parent(self, role: Role) -> Finished:
         """A stage that it was made from.
 

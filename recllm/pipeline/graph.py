@@ -5,6 +5,9 @@ tables -> log -> lm text -> neighbors -> lm prompts -> stage2 -> stage3
            +--------------------+--> stage1 --------------+         v
                                         +----------------------> evaluate -> report
 
+With `ALL_DATA=1` all of it stands there once more, from a log that holds nothing out; what is trained there
+has its like of the plain graph as a parent, which says how long (`Role.CHOSEN`).
+
 A CRM has the neighbors as a parent only where it reads them: all others depend on the log alone. Stage 2
 with two towers depends on neither LM, neighbors nor CRM: log -> encoder -> stage2.
 """
@@ -28,13 +31,15 @@ from recllm.files import digest
 from recllm.pipeline.manifest import Manifest
 from recllm.pipeline.node import NamePart, Node, of_arguments, suffix
 from recllm.pipeline.stage_file import LAYOUT, Group, Role, older
-from recllm.pipeline.stages import ENDS_WITH_TABLE, STAGES, Stage
+from recllm.pipeline.stages import ENDS_WITH_TABLE, REPEATED, STAGES, Stage
 from recllm.tables.config import SourceConfig
 
 VECTORS = "both"
 """Default of `retrieval.vectors`."""
 RETRIEVER = "stages.retriever"
 """What trains a CRM to find the next item."""
+ALL_DATA = NamePart("data", "all-data")
+"""What the names of stages say that are made from the samples of all splits."""
 NAMED_OTHERWISE = ("retrieval.vectors", "stage3.start")
 """Keys that a folder's name says in words of its own, however they were given."""
 
@@ -151,6 +156,10 @@ class Plan:
         folder = name + suffix(all_parts - in_name) + (f"/{within}" if within else "")
         if folder in self.nodes:
             return self.nodes[folder]
+        if ALL_DATA in all_parts and stage.name in REPEATED:
+            chosen = name + suffix(all_parts - in_name - {ALL_DATA}) + (f"/{within}" if within else "")
+            if chosen in self.nodes:  # not while it is only looked at: see `_crm`
+                parents = {**parents, Role.CHOSEN: self.nodes[chosen]}
         swept = sweep and NamePart("sweep", sweep.tag) in all_parts
         node = Node(
             stage=stage,
@@ -211,6 +220,20 @@ class Plan:
         for seed in request.seeds:
             for sweep in request.points or (None,):
                 self._systems(seed, log, neighbors, lm, sweep)
+        if request.all_data:
+            self._build_on_all_data(log)
+
+    def _build_on_all_data(self, log: Node) -> None:
+        """Everything once more from a log that holds nothing out; only its cascades are a goal."""
+        chosen = {goal: list(nodes) for goal, nodes in self.goals.items()}
+        whole = self._node(STAGES["log-all"], "log", {Role.LOG: log}, parts=(ALL_DATA,))
+        text = self._text(whole)
+        neighbors = self._neighbors(whole, text)
+        lm = self._trained(whole, text, neighbors) if text.stage.name == "lm-text" else text
+        for seed in self.request.seeds:
+            self._systems(seed, whole, neighbors, lm, None)
+        cascades = self.goals["cascade"][len(chosen["cascade"]) :]
+        self.goals = {**chosen, "cascade": cascades}
 
     @property
     def _lm_parts(self) -> tuple[NamePart, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from recllm import paths
 from recllm.config.schema import EXECUTION, Config
 from recllm.files import digest, write_text
-from recllm.pipeline.graph import Plan
+from recllm.pipeline.graph import ALL_DATA, Plan
 from recllm.pipeline.node import Node
 from recllm.pipeline.stages import ENDS_WITH_TABLE
 
@@ -113,7 +113,13 @@ def ancestors(needed: Sequence[Node]) -> dict[str, set[str]]:
 
 
 def comes_later(node: Node, lm: Node, above: dict[str, set[str]]) -> bool:
-    """Whether a stage that neither leads to an LM in training nor needs it waits for it all the same."""
+    """Whether a stage that neither leads to an LM in training nor needs it waits for it all the same.
+
+    What is made from all data comes behind the rest: nothing of the rest waits for its LM, or each would wait
+    for the other's.
+    """
+    if ALL_DATA in lm.name_parts and ALL_DATA not in node.name_parts:
+        return False
     apart = node.folder not in above[lm.folder] and lm.folder not in above[node.folder]
     return apart and lm.stage.trains_lm and not node.stage.trains_lm
 

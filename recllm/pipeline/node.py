@@ -12,7 +12,7 @@ from recllm.files import digest
 from recllm.pipeline.stage_file import Group, Role, StageFile
 from recllm.pipeline.stages import Stage
 
-KINDS = ("crm", "start", "lm", "vectors", "experiment", "args", "measure", "sweep", "seed")
+KINDS = ("crm", "start", "lm", "vectors", "experiment", "args", "measure", "sweep", "data", "seed")
 """Kinds of name parts, in the order in which a folder's name says them."""
 
 TELLING_RESULTS_APART = ("crm", "start", "vectors", "experiment", "args")

@@ -36,6 +36,9 @@ class Role(StrEnum):
     """What a stage 3 aligns; of an evaluation what its alignments started from."""
     RETRIEVER = "retriever"
     """Of a cascade: what scores the whole catalog."""
+    CHOSEN = "chosen"
+    """Of a stage that trains on all data: the same stage, trained on the training split, whose steps, or
+    weights, validation chose."""
     SYSTEM = "system"
     """Of a cascade: the system of stage 2 or 3 whose LM ranks."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+REPEATED = ("stage1", "stage2", "stage3", "cascade")
+"""Stages that `ALL_DATA=1` repeats as validation chose them: of each a finished one is a parent."""
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
 """Goals at whose end every system is evaluated and the table is printed."""
 
@@ -83,6 +85,16 @@ _ALL = (
         unread=("dataset.description",),
         seed_section="prepare",
         reported=True,
+    ),
+    # The log once more, with every sample in training: for production, and never evaluated.
+    Stage(
+        "log-all",
+        "cascade",
+        "log",
+        "stages.all_data",
+        ("dataset", "prepare"),
+        unread=("dataset.description",),
+        seed_section="prepare",
     ),
     Stage(
         "lm-text",

@@ -446,6 +446,23 @@ class RecLoraModel(BaseTuner):
         alpha = gate(representation[:, None].to(gate.mean.device))[:, :, 0].transpose(0, 1)
         return alpha if self._config(name).gate == "module" else alpha[:, 0]
 
+    @torch.no_grad()
+    def mean_alpha(self, adapter_name: str | None = None) -> Tensor | None:
+        """Returns the mixing weights at the mean of the representations that the adapter was tuned with.
+
+        Args:
+            adapter_name: The adapter; the active one by default.
+
+        Returns:
+            `[num_meta]`, or `[modules, num_meta]` for one gate per module; None: the adapter has no gate, or
+            one that gives matrices (`core`).
+        """
+        name = self._name(adapter_name)
+        if name not in self.reclora_gate or self._config(name).mixture == "core":
+            return None
+        mean = cast(Gate, self.reclora_gate[name]).mean
+        return self.alpha(mean[None], name)[0]
+
     def set_statistics(self, mean: Tensor, covariance: Tensor, adapter_name: str | None = None) -> None:
         """Sets mean `[dim]` and covariance `[dim, dim]` by which the representation is whitened.
 

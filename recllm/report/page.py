@@ -10,12 +10,16 @@ from recllm.evaluation import results, tables
 from recllm.evaluation.results import ResultRow
 from recllm.paths import LOGS, RESULTS
 from recllm.pipeline.finished import Finished
-from recllm.report.curves import draw, read_series
+from recllm.report.calibration import calibration_tables
+from recllm.report.costs import cost_tables
+from recllm.report.curves import Series, draw, read_series
 from recllm.report.forgetting import forgetting_tables
 from recllm.report.gate import gate_sections
 from recllm.report.html import write_page
+from recllm.report.rewards import is_reward, reward_section
 from recllm.report.stages import files, finished_stages, reported
 from recllm.report.sweeps import sweeps
+from recllm.report.verdict import verdicts
 
 TASKS = {
     "ctr": "Will this user like this item (CTR)",
@@ -27,8 +31,9 @@ TASKS = {
 def write_report(folder: Path, out: Path) -> list[str]:
     """Write the report of a data set: one HTML file that needs nothing else, no network either.
 
-    Parts that are missing (no results yet, a stage without a finished run, a log that cannot be read) are
-    listed on top of the page. They are no errors: a report may be asked for at any time.
+    It opens with what came out, in words and in one picture, and ends with facts about the run. Parts that
+    are missing (no results yet, a stage without a finished run, a log that cannot be read) are listed at its
+    end, and the top says how many there are. They are no errors: a report may be asked for at any time.
 
     Args:
         folder: `artifacts/<dataset>`.
@@ -57,14 +62,18 @@ def write_report(folder: Path, out: Path) -> list[str]:
         "page.html.j2",
         dataset=folder.resolve().name,
         missing=missing,
-        facts=_facts(rows, stages),
+        verdicts=[(TASKS[verdict.task], verdict) for verdict in verdicts(rows)],
         results=[(TASKS[task], tables.result_tables(rows, task)) for task in TASKS],
         differences=tables.difference_tables(rows),
+        sweeps=found_sweeps,
+        curves=_training_images(curves),
+        calibration=calibration_tables(rows),
         slices=tables.slice_tables(rows),
         forgetting=forgetting_tables(rows),
-        sweeps=found_sweeps,
         gates=gates,
-        curves=curves,
+        rewards=reward_section(curves),
+        costs=cost_tables(rows, stages.values()),
+        facts=_facts(rows, stages),
         stages=[_line(stage) for stage in stages.values()],
     )
     return missing
@@ -110,26 +119,35 @@ def _known(stage: Finished) -> dict[str, Any]:
     return {name: value for name, value in stage.manifest.metrics.items() if value is not None}
 
 
-def _curves(folder: Path, missing: list[str]) -> list[tuple[str, str]]:
-    """Images by run; the name is the folder that holds `logs/`."""
+def _curves(folder: Path, missing: list[str]) -> dict[str, dict[str, Series]]:
+    """Curves by run; the name is the folder that holds `logs/`."""
     logs: dict[str, Path] = {}
     for top in reported():
         for place, path in files(folder, top, "metrics.csv").items():
             logs[place.replace(f"/{LOGS}", "")] = path
-    images = []
+    curves = {}
     for name, path in sorted(logs.items()):
         series = read_series(path)
         if series:
-            images.append((name, draw(series)))
+            curves[name] = series
         else:
             missing.append(f"{name}/{LOGS}/{path.name} holds no curve.")
+    return curves
+
+
+def _training_images(curves: Mapping[str, Mapping[str, Series]]) -> list[tuple[str, str]]:
+    """Images by run, without the curves of rewards, which have a section of their own."""
+    images = []
+    for name, series in curves.items():
+        shown = {metric: curve for metric, curve in series.items() if not is_reward(metric)}
+        if shown:
+            images.append((name, draw(shown)))
     return images
 
 
 def _line(stage: Finished) -> dict[str, str]:
     """A stage's line in the last table."""
     made = stage.manifest
-    size = sum(int(output["bytes"]) for output in made.outputs)
     figures = [
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in _known(stage).items()
@@ -139,8 +157,6 @@ def _line(stage: Finished) -> dict[str, str]:
         "folder": stage.name,
         "seed": str(made.seed),
         "finished": made.finished,
-        "seconds": f"{made.seconds:,.0f}",
         "commit": made.commit,
-        "size": f"{size / 1e6:,.1f} MB",
         "metrics": ", ".join(figures),
     }

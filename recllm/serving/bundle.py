@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,13 @@ from recllm.files import now, write_json, write_text
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.manifest import Manifest
 from recllm.pipeline.stage_file import Role
+from recllm.serving.opening import Fitted
 
 LAYOUT = 1
 """Layout of bundles; a bundle of another one is refused."""
 CARD = "README.md"
+LOGS = ("log", "log-all")
+"""Stages that make an event log: one that holds samples out, and one that holds nothing out."""
 
 _LOG = {f"{name}.npy" for name in (*ARRAYS, *OPTIONAL_ARRAYS)} | {
     "meta.json",
@@ -118,7 +121,7 @@ def check_bundle(folder: Path, verify: bool = True) -> str:
 
 def _stages(cascade: Finished) -> list[Finished]:
     """The cascade and all that it reads, each once: its parents, and the CRM that gates its LM."""
-    stages = [cascade, *(cascade.parent(Role(role)) for role in cascade.file.parents)]
+    stages = [cascade, *(cascade.parent(role) for role in cascade.made_of)]
     for stage in list(stages):
         if stage.file.stage in ("stage2", "stage3"):
             stages.append(stage.parent(Role.CRM))
@@ -130,7 +133,7 @@ def _stages(cascade: Finished) -> list[Finished]:
 def _is_needed(stage: Finished, path: str) -> bool:
     """Whether recommending reads this output of a stage."""
     kind = stage.file.stage
-    if kind == "log":
+    if kind in LOGS:
         return path in _LOG
     if kind == "neighbors":
         return path in (paths.VECTORS, paths.FOLDS)
@@ -167,7 +170,8 @@ def _sha256(path: Path) -> str:
 def model_card(cascade: Finished, stages: Iterable[Finished]) -> str:
     """A page about the bundle: data, steps, figures, licence, use."""
     by_stage = {stage.name: stage for stage in stages}
-    log = next(stage for stage in by_stage.values() if stage.file.stage == "log").manifest.metrics
+    log = next(stage for stage in by_stage.values() if stage.file.stage in LOGS).manifest.metrics
+    chosen = cascade.file.parents.get(Role.CHOSEN)
     licence = next(
         (stage.config.stage2.license for stage in by_stage.values() if stage.file.stage == "stage2"), ""
     )
@@ -183,25 +187,74 @@ def model_card(cascade: Finished, stages: Iterable[Finished]) -> str:
         "",
         "## Data",
         "",
-        f"{log.get('users', 0):,} users, {log.get('items', 0):,} items, {log.get('events', 0):,} events; "
-        f"{log.get('train', 0):,} samples train, {log.get('valid', 0):,} validate, {log.get('test', 0):,} "
-        "test. Models were trained on the training split only; histories of known users hold all events.",
+        _about_data(log, chosen),
         "",
         "## Figures",
         "",
-        "On validation queries, by which the steps' weights were fitted; they are no test figures.",
+        _about_figures(chosen),
         "",
         "| figure | value |",
         "| --- | --- |",
     ]
-    figures = {name: value for name, value in cascade.manifest.metrics.items() if isinstance(value, float)}
+    measured = {**Fitted.read(cascade.export / paths.CASCADE).measured, **cascade.manifest.metrics}
+    figures = {name: value for name, value in measured.items() if isinstance(value, float)}
     lines += [f"| {name} | {value:.4f} |" for name, value in sorted(figures.items())]
+    if chosen is not None:
+        lines += ["", "## How long it was trained", "", *_training_lengths(by_stage.values())]
     lines += ["", "## Made from", "", "| stage | commit | finished (UTC) |", "| --- | --- | --- |"]
     for stage in by_stage.values():
         manifest: Manifest = stage.manifest
         lines.append(f"| {stage.name} | {manifest.commit} | {manifest.finished[:19].replace('T', ' ')} |")
     lines += ["", "## Licence", "", licence or "Not stated (`stage2.license`).", ""]
     return "\n".join(lines)
+
+
+def _about_data(log: Mapping[str, Any], chosen: str | None) -> str:
+    """What trained, in a paragraph."""
+    size = f"{log.get('users', 0):,} users, {log.get('items', 0):,} items, {log.get('events', 0):,} events; "
+    if chosen is not None:
+        return (
+            f"{size}all {log.get('train', 0):,} samples train, those of the validation and the test split "
+            "among them. Nothing that is measured on these data says anything of these models."
+        )
+    return (
+        f"{size}{log.get('train', 0):,} samples train, {log.get('valid', 0):,} validate, "
+        f"{log.get('test', 0):,} test. Models were trained on the training split only; histories of known "
+        "users hold all events."
+    )
+
+
+def _about_figures(chosen: str | None) -> str:
+    """What the figures are of, in a paragraph."""
+    if chosen is None:
+        return "On validation queries, by which the steps' weights were fitted; they are no test figures."
+    return (
+        f"No test figure is of these models: they have read the test split. What follows is of `{chosen}`, "
+        "the same cascade trained on the training split alone, on validation queries, by which the weights "
+        "that are used here were fitted. Figures of the index are of this one."
+    )
+
+
+def _training_lengths(stages: Iterable[Finished]) -> list[str]:
+    """Of each model that repeats one of the training split, how far it was trained, and as which."""
+    lines = [
+        "Each model took as large a share of its planned steps, so as many passes over its rows, as the best "
+        "checkpoint on validation of the same model that was trained on the training split alone.",
+        "",
+        "| model | steps | planned | as |",
+        "| --- | --- | --- | --- |",
+    ]
+    for stage in stages:
+        metrics = stage.manifest.metrics
+        if Role.CHOSEN in stage.file.parents and "steps" in metrics:
+            steps = [int(metrics["step"])]
+            if "ranking" in metrics:
+                steps.append(int(metrics["ranking"]["step"]))
+            named = " and ".join(f"{step:,}" for step in steps)
+            lines.append(
+                f"| {stage.name} | {named} | {metrics['steps']:,} | {stage.file.parents[Role.CHOSEN]} |"
+            )
+    return lines
 
 
 def _step_names(cascade: Finished) -> list[str]:

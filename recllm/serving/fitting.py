@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.queries import queries_of_rows
-from recllm.serving.cascade import Cascade, Lists, Reranker, above_cut, rerank
 from recllm.serving.opening import Fitted
+from recllm.systems.cascade import Cascade, fit, scored
 from recllm.systems.catalog import Excluded
-from recllm.systems.joining import fit
 
 CUTOFFS = (1, 10, 50)
 """Lengths of lists at which hit rates are measured."""
@@ -50,57 +48,22 @@ def fit_weights(
     start = time.perf_counter()
     lists = cascade.retrieve(queries, 1, exclude)
     seconds = time.perf_counter() - start
-    found = places_of(lists, target)
-    measured = {f"recall@{cascade.retrieved}": float((found >= 0).mean())}
-    measured |= _figures(cascade.first.name, found, seconds)
+    places = lists.places(target)
+    measured = {f"recall@{cascade.retrieved}": float((places >= 0).mean())}
+    measured |= _figures(cascade.first.name, places, seconds)
     on_step(_line(cascade.first.name, measured))
     weights: dict[str, list[float]] = {}
     for reranker in cascade.rerankers:
         start = time.perf_counter()
-        plain = rerank(queries, lists, reranker)
+        steps = scored(queries, lists, reranker)
         seconds = time.perf_counter() - start
-        items = plain.items[:, : reranker.depth]
-        own = places_of(replace(plain, items=items), target)
-        step_weights = fit(above_cut(plain.steps, plain.items, reranker.depth), own)
+        fitted, lists = fit(lists, steps, reranker, target)
+        assert fitted.weights is not None
         name = reranker.step.name
-        weights[name] = [float(weight) for weight in step_weights]
-        scored = _Scored(name, plain.steps[name], plain.items)
-        lists = rerank(queries, lists, Reranker(scored.aligned_to(lists), reranker.depth, step_weights))
-        measured |= _figures(name, places_of(lists, target), seconds)
-        on_step(_line(name, measured) + ", weights " + ", ".join(f"{weight:.2f}" for weight in step_weights))
+        weights[name] = fitted.weights.tolist()
+        measured |= _figures(name, lists.places(target), seconds)
+        on_step(_line(name, measured) + ", weights " + ", ".join(f"{weight:.2f}" for weight in weights[name]))
     return Fitted(weights, measured)
-
-
-class _Scored:
-    """A step whose scores are known: they are not computed a second time.
-
-    Args:
-        name: of the step.
-        scores: float32 `[Q, C]` in the order of `items`.
-        items: int32 `[Q, C]`.
-    """
-
-    def __init__(self, name: str, scores: NDArray[np.float32], items: NDArray[np.int32]) -> None:
-        self.name = name
-        self._scores = scores
-        self._items = items
-
-    def aligned_to(self, lists: Lists) -> _Scored:
-        """The same in the order of other lists of the same items."""
-        given = np.argsort(self._items, axis=1, kind="stable")
-        back = np.argsort(np.argsort(lists.items, axis=1, kind="stable"), axis=1, kind="stable")
-        place = np.take_along_axis(given, back, 1)
-        return _Scored(self.name, np.take_along_axis(self._scores, place, 1), lists.items)
-
-    def scores(self, queries: object, items: NDArray[np.int32]) -> NDArray[np.float32]:
-        """See `recllm.serving.cascade.Step`."""
-        return self._scores[:, : items.shape[1]]
-
-
-def places_of(lists: Lists, target: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Place of each target in its list, from 0; -1 where it is not there."""
-    hits = lists.items == target[:, None]
-    return np.where(hits.any(1), hits.argmax(1), -1)
 
 
 def _figures(step: str, places: NDArray[np.int64], seconds: float) -> dict[str, float]:

@@ -20,16 +20,18 @@ from recllm.pipeline.finished import Finished
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.index import ItemIndex
 from recllm.retrieval.stored import Retrieval
-from recllm.serving.cascade import Cascade, CrmStep, Reranker
 from recllm.serving.indexed import IndexedRetriever
-from recllm.serving.lm_step import LmStep
+from recllm.systems.cascade import Cascade, CrmStep, Reranker
 from recllm.systems.catalog import CatalogScorer
 from recllm.systems.catalog_counting import CatalogPopularity
 from recllm.systems.crm import Crm
+from recllm.systems.lm_step import LmStep
 from recllm.systems.retriever import Retriever
 
 RETRIEVER = "retriever"
 """Name of the retriever's scores in tables."""
+CRM_STEP = "crm"
+"""Name of the CRM's."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def open_parts(config: Config, parents: Mapping[Role, Finished], export: Path | 
             first = IndexedRetriever(retriever, ItemIndex.open(export / ITEM_INDEX))
     rerankers = []
     if crm is not None:
-        rerankers.append(Reranker(CrmStep(crm), settings.retrieved, _weights(fitted, CrmStep.name)))
+        rerankers.append(Reranker(CrmStep(crm, CRM_STEP), settings.retrieved, _weights(fitted, CRM_STEP)))
     if lm is not None:
         rerankers.append(Reranker(lm, settings.ranked, _weights(fitted, LmStep.name)))
     return Parts(log, Cascade(first, settings.retrieved, rerankers), crm, lm, retrieval, retriever)
@@ -129,8 +131,9 @@ def _open_lm(
     """The LM's step; its gate's CRM may be the one that ranks, or one that left the tuning rows out."""
     system = parents[Role.SYSTEM]
     gate: Any = system.parent(Role.CRM)
-    of_gate = crm
-    if crm is None or crm.made_by.name != gate.name:
+    if crm is not None and crm.made_by.name == gate.name:
+        of_gate = crm
+    else:
         of_gate = Crm.open_uncached(gate, log, retrieval)
     return LmStep(config, parents[Role.LM], system, log, retrieval, of_gate, config.cascade.batch_size)
 
@@ -145,5 +148,5 @@ def open_finished(stage: Finished) -> Parts:
         raise StageError(
             f"{stage.folder} is of stage {stage.file.stage}; wanted a bundle, or what `make cascade` makes"
         )
-    parents = {Role(role): stage.parent(Role(role)) for role in stage.file.parents}
+    parents = {role: stage.parent(role) for role in stage.made_of}
     return open_parts(stage.config, parents, stage.export)

@@ -20,8 +20,8 @@ from recllm.eventlog.queries import Queries, QueryMaker
 from recllm.pipeline.finished import Finished
 from recllm.retrieval.vectors import normalize
 from recllm.serving.bundle import check_bundle
-from recllm.serving.cascade import Cascade, Lists
 from recllm.serving.opening import Parts, open_finished
+from recllm.systems.cascade import Cascade, Lists
 from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
 from recllm.systems.catalog_counting import CatalogPopularity
 
@@ -182,7 +182,7 @@ class Recommender:
         self.maker = QueryMaker(parts.log)
         self.counts: Counter[str] = Counter()
         items = pl.read_parquet(parts.log.folder / "items.parquet")
-        self._titles = items["title"] if "title" in items.columns else None
+        self.item_titles = items["title"] if "title" in items.columns else None
         self._popular = CatalogPopularity(parts.log)
 
     @classmethod
@@ -421,8 +421,8 @@ class Recommender:
             allowed[dense[dense >= FIRST_ID]] = True
             if not (allowed & self._recommendable).any():
                 raise ValueError(
-                    f"none of the {len(dense):,} items_to_recommend is an item of the log with a training "
-                    "event; wanted at least one"
+                    f"none of the {len(dense):,} items_to_recommend is an item of the log that can be "
+                    "recommended (by a training event, or the retriever's text); wanted at least one"
                 )
         everywhere = np.zeros(0, np.int32)
         user = np.zeros(0, np.int64)
@@ -498,6 +498,8 @@ class Recommender:
             lengths = (lists.items >= FIRST_ID).sum(1)
             self.counts["lists"] += int((~is_left_out).sum())
             self.counts["shorter_lists"] += int(((lengths < asked_lengths) & ~is_left_out).sum())
+            recommended = lists.items[lists.items >= FIRST_ID]
+            self.counts["recommended_by_text_alone"] += int((self.log.item_count[recommended] == 0).sum())
             of_lines = np.repeat(np.arange(low, low + len(queries)), lengths)
             yield of_lines, self._table(asked.users[low : low + len(queries)], lists, lengths)
 
@@ -588,8 +590,11 @@ class Recommender:
 
     @property
     def _recommendable(self) -> NDArray[np.bool_]:
+        """Items that some list can hold, bool `[n_items]`: by an event in training, or by a text."""
         there = self.log.item_count > 0
         there[:FIRST_ID] = False
+        if self.parts.retriever is not None:
+            there[self.parts.retriever.by_text] = True
         return there
 
     def check_k(self, k: int) -> None:
@@ -648,7 +653,7 @@ class Recommender:
         )
 
     def _title_column(self, items: NDArray[np.integer]) -> dict[str, pl.Series]:
-        return {} if self._titles is None else {"title": self._titles[np.asarray(items, np.int64)]}
+        return {} if self.item_titles is None else {"title": self.item_titles[np.asarray(items, np.int64)]}
 
     def _unit_vectors(self) -> NDArray[np.float32]:
         """Item vectors of length 1, `[n_items, d]`; zero where there is none."""

@@ -1,170 +1,353 @@
-"""A cascade: items that one system retrieved, whose first ones another orders anew.
+"""A cascade over the whole catalog: a first step, and steps that order ever shorter lists anew.
 
-retriever -> top N -> CRM -> top M -> LM. Each step scores the first items of the list before it; the scores
-of all steps so far are joined within these (`recllm.systems.joining`), and what stands below the cut keeps
-its order.
+retriever -> top N -> CRM -> top M -> LM. One cascade serves all who ask: an evaluation asks with rows of the
+trained log as they stand (`LogRows`), a recommender with queries of anybody (`Queries`), which are rows of a
+log of their own.
+
+Every step's scores are kept. A later step joins its own with those of the steps before it by the weights that
+were fitted on validation rows (`recllm.systems.joining`); items below its cut keep the order of the step
+before, behind those above it.
+
+The joined score of an item below a cut is that of the step before, less a constant for each list, so that the
+best below the cut lies 1 below the worst above it: a list's scores always fall.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recllm.crm.features import representations
-from recllm.eventlog.ids import UNKNOWN
-from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.ids import FIRST_ID
+from recllm.eventlog.log import Rows
+from recllm.eventlog.queries import LogRows, Queries
 from recllm.systems import joining
-from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded, Items, block_size
+from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded, Items
 from recllm.systems.crm import Crm
 from recllm.systems.system import Kind, System, Task
 
-Scores = NDArray[np.float32]
+Requests = LogRows | Queries
+"""Whose lists are asked for: a log and rows of it."""
+Scores = NDArray[np.float64]
 
-ScoreLists = Callable[[Rows, Items], NDArray[np.floating]]
-"""Scores `[B, C]` of lists of items `[B, C]` for rows `[B]`."""
+PAIRS = 32 * 4096
+"""Pairs of a request and an item that a CRM scores before anything of them is handed on; bounds memory. Whole
+batches of it, so that how pairs are cut changes no score."""
 
-_PAIRS_AT_ONCE = 200_000
+
+class Step(Protocol):
+    """What scores lists of items."""
+
+    name: str
+
+    def scores(self, requests: Any, items: Items) -> NDArray[np.floating[Any]]:
+        """Scores `[Q, C]` of each request's items, larger is better; -inf where there is no item."""
+        ...
+
+
+class CrmStep:
+    """A CRM: its logit. Nothing is kept, as lists of hundreds of items are asked of once.
+
+    Args:
+        crm: of the trained log.
+        name: of the step.
+    """
+
+    def __init__(self, crm: Crm, name: str = "crm") -> None:
+        """See the class."""
+        self.crm = crm
+        self.name = name
+
+    def scores(self, requests: Requests, items: Items) -> NDArray[np.float32]:
+        """See `Step`."""
+        crm = self.crm.for_queries(requests) if isinstance(requests, Queries) else self.crm
+        scores = np.full(items.shape, -np.inf, np.float32)
+        place, column = np.nonzero(items >= FIRST_ID)
+        for low in range(0, len(place), PAIRS):
+            part = slice(low, low + PAIRS)
+            cells = (place[part], column[part])
+            scores[cells], _ = representations(
+                crm.model, crm.cache.inputs, requests.rows[cells[0]], items[cells]
+            )
+        return scores
+
+
+class SystemStep:
+    """A system of an evaluation, which ranks lists of rows of the trained log and keeps what it answered.
+
+    Args:
+        system: it ranks.
+    """
+
+    def __init__(self, system: System) -> None:
+        """See the class."""
+        self.system = system
+        self.name = system.name
+
+    def scores(self, requests: LogRows, items: Items) -> NDArray[np.float32]:
+        """See `Step`."""
+        return score_by_length(items, lambda which, lists: self.system.rank(requests.rows[which], lists))
+
+
+def score_by_length(
+    items: Items, score: Callable[[Rows, Items], NDArray[np.floating[Any]]]
+) -> NDArray[np.float32]:
+    """Scores `[Q, C]` of lists of unlike length, those of one length together.
+
+    A language model's prompt and gate read all of a list, and nothing that fills the line up.
+
+    Args:
+        items: int32 `[Q, C]`, `NO_ITEM` behind the end of a shorter list.
+        score: places int64 `[n]` and their lists `[n, c]`, all of one length, -> scores `[n, c]`.
+    """
+    scores = np.full(items.shape, -np.inf, np.float32)
+    lengths = (items >= FIRST_ID).sum(1)
+    for length in np.unique(lengths[lengths > 0]):
+        which = np.flatnonzero(lengths == length)
+        scores[which, :length] = score(which, items[which, :length])
+    return scores
 
 
 @dataclass(frozen=True)
-class Recommended:
-    """Lists of items, and what each step says of them.
+class Lists:
+    """Lists of items, best first.
 
     Attributes:
-        items: int32 `[R, K]`, best first, `NO_ITEM` behind the last one that there is.
-        steps: of each step float32 `[R, K]`, its scores of these items; -inf where there is none, or where
-            the step did not look.
+        items: int32 `[Q, C]` dense; `NO_ITEM` behind the end of a shorter list.
+        score: float64 `[Q, C]`, falling; -inf where there is no item.
+        steps: name of a step -> its own scores float32 `[Q, C]`; NaN where it gave none.
     """
 
     items: Items
-    steps: list[Scores]
+    score: Scores
+    steps: Mapping[str, NDArray[np.float32]]
 
-    def columns(self, items: NDArray[np.integer]) -> Rows:
-        """Where each row's item `[R]` stands in its list, int64 `[R]`; -1: it is not there."""
-        found = self.items == np.asarray(items)[:, None]
-        return np.where(found.any(axis=1), found.argmax(axis=1), -1)
+    @classmethod
+    def of_first(cls, name: str, items: Items, scores: NDArray[np.float32]) -> Lists:
+        """Lists in the order of the first step's scores."""
+        own = np.where(items == NO_ITEM, np.nan, scores).astype(np.float32)
+        return cls(items, scores.astype(np.float64), {name: own})
+
+    def head(self, k: int) -> Lists:
+        """The first k of each list."""
+        return Lists(
+            self.items[:, :k], self.score[:, :k], {name: step[:, :k] for name, step in self.steps.items()}
+        )
+
+    def places(self, target: NDArray[np.integer]) -> Rows:
+        """Place of each target `[Q]` in its list, from 0, int64 `[Q]`; -1: it is not there."""
+        return places_in(self.items, target)
 
 
-def retrieve(scorer: CatalogScorer, log: EventLog, rows: Rows, k: int, seen: bool) -> Recommended:
-    """The best k items of a catalog for each row.
+def places_in(items: Items, target: NDArray[np.integer]) -> Rows:
+    """Place of each target `[Q]` in its list `[Q, C]`, from 0, int64 `[Q]`; -1: it is not there."""
+    hits = items == np.asarray(target)[:, None]
+    return np.where(hits.any(axis=1), hits.argmax(axis=1), -1)
+
+
+@dataclass(frozen=True)
+class Reranker:
+    """A step behind the first.
+
+    Attributes:
+        step: what scores.
+        depth: how many items of each list it scores.
+        weights: of all steps up to it, in order; None: not fitted yet.
+    """
+
+    step: Step
+    depth: int
+    weights: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """A first step over the whole catalog, and steps behind it.
+
+    Attributes:
+        first: scores the catalog.
+        retrieved: items that it hands on.
+        rerankers: the steps behind it, in order.
+    """
+
+    first: CatalogScorer
+    retrieved: int
+    rerankers: Sequence[Reranker] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the steps, in order."""
+        return [self.first.name, *(reranker.step.name for reranker in self.rerankers)]
+
+    def lists(self, requests: Requests, k: int, exclude: Excluded | None = None) -> Lists:
+        """The k best items of each request, k the number that the first step hands on or more.
+
+        Args:
+            requests: a batch, some hundreds.
+            k: length of the lists.
+            exclude: items that are left out.
+        """
+        return self.reranked(requests, self.retrieve(requests, k, exclude)).head(k)
+
+    def retrieve(self, requests: Requests, k: int, exclude: Excluded | None = None) -> Lists:
+        """What the first step finds: as many items as it hands on, or k where that is more."""
+        return retrieve(self.first, requests, min(max(self.retrieved, k), requests.log.n_items), exclude)
+
+    def reranked(self, requests: Requests, lists: Lists) -> Lists:
+        """The same items, ordered anew by every step."""
+        for reranker in self.rerankers:
+            lists = rerank(requests, lists, reranker)
+        return lists
+
+
+def retrieve(first: CatalogScorer, requests: Requests, k: int, exclude: Excluded | None = None) -> Lists:
+    """The best k items of a catalog for each request.
 
     Args:
-        scorer: of the catalog.
-        log: the event log.
-        rows: int64 `[R]`.
+        first: scores the catalog.
+        requests: any number of them.
         k: length of the lists.
-        seen: whether items of a row's history are among them.
+        exclude: items that are left out.
     """
-    items = np.full((len(rows), k), NO_ITEM, np.int32)
-    scores = np.full((len(rows), k), -np.inf, np.float32)
-    size = block_size(log.n_items)
-    for first in range(0, len(rows), size):
-        part = rows[first : first + size]
-        exclude = None if seen else Excluded.seen(log, part)
-        items[first : first + size], scores[first : first + size] = scorer.best(log, part, k, exclude)
-    return Recommended(items, [scores])
+    return Lists.of_first(first.name, *first.best(requests.log, requests.rows, k, exclude))
 
 
-class Cascade(System):
-    """A system that orders anew the first items of what another recommends.
+def rerank(requests: Requests, lists: Lists, reranker: Reranker) -> Lists:
+    """Lists whose first items a step has ordered anew.
+
+    Without weights, the step's own scores order them.
+    """
+    return _ordered(lists, scored(requests, lists, reranker), reranker)
+
+
+def fit(
+    lists: Lists, steps: Mapping[str, NDArray[np.float32]], reranker: Reranker, target: NDArray[np.integer]
+) -> tuple[Reranker, Lists]:
+    """Fit how much the score of each step up to a reranker weighs.
+
+    Args:
+        lists: what the steps before recommend for validation requests `[Q]`.
+        steps: scores of all steps, as of `scored`.
+        reranker: the step; its weights are not read.
+        target: dense items `[Q]`, the one that came next for each request.
+
+    Returns:
+        The same step with the weights that maximize the likelihood of these items
+        (`recllm.systems.joining`), and the lists in its order.
+
+    Raises:
+        ValueError: in none of the lists is that item above the cut.
+    """
+    above = above_cut(steps, lists.items, _width(lists, reranker))
+    place = lists.places(target)
+    weights = joining.fit(above, np.where(place < reranker.depth, place, -1))
+    fitted = replace(reranker, weights=weights)
+    return fitted, _ordered(lists, steps, fitted)
+
+
+def _width(lists: Lists, reranker: Reranker) -> int:
+    """How many columns of lists a step looks at: no list is longer, or it is cut there."""
+    head = lists.items[:, : reranker.depth]
+    return max(1, int((head != NO_ITEM).any(axis=0).sum()))
+
+
+def scored(requests: Requests, lists: Lists, reranker: Reranker) -> dict[str, NDArray[np.float32]]:
+    """Scores of all steps up to a reranker, its own among them, for items in the order of the lists."""
+    items = lists.items[:, : _width(lists, reranker)]
+    own = reranker.step.scores(requests, items)
+    steps: dict[str, NDArray[np.float32]] = dict(lists.steps)
+    steps[reranker.step.name] = np.full(lists.items.shape, np.nan, np.float32)
+    steps[reranker.step.name][:, : items.shape[1]] = np.where(items != NO_ITEM, own, np.nan)
+    return steps
+
+
+def _ordered(lists: Lists, steps: Mapping[str, NDArray[np.float32]], reranker: Reranker) -> Lists:
+    """Lists in the order of the joined scores of all steps; ties go to the smaller dense id."""
+    width = _width(lists, reranker)
+    items = lists.items[:, :width]
+    there = items != NO_ITEM
+    if reranker.weights is None:
+        own = steps[reranker.step.name][:, :width]
+        joined: Scores = np.where(there, own, -np.inf).astype(np.float64)
+    else:
+        joined = joining.join(above_cut(steps, lists.items, width), reranker.weights)
+    score = lists.score.copy()
+    score[:, :width] = joined
+    below = lists.score[:, width:]
+    if below.shape[1]:
+        worst = np.where(there, joined, np.inf).min(axis=1, keepdims=True)
+        shift = lists.score[:, width, None] - worst + 1
+        score[:, width:] = below - np.where(np.isfinite(shift), shift, 0.0)
+    places = joining.reorder(joined, lists.items.shape[1], items)
+    return Lists(
+        np.take_along_axis(lists.items, places, 1),
+        np.take_along_axis(score, places, 1),
+        {name: np.take_along_axis(step, places, 1) for name, step in steps.items()},
+    )
+
+
+def above_cut(
+    steps: Mapping[str, NDArray[np.float32]], items: Items, depth: int
+) -> list[NDArray[np.floating[Any]]]:
+    """Scores of all steps for the first items of lists, as `recllm.systems.joining` takes them."""
+    there = items[:, :depth] != NO_ITEM
+    return [np.where(there, step[:, :depth], -np.inf) for step in steps.values()]
+
+
+class CascadeSystem(System):
+    """A cascade up to one of its steps, as a line of the table.
 
     Args:
         before: what recommends: a retriever, or a cascade.
-        name: of the step, as the table says it behind the name of `before`.
-        step: the system that the step is.
-        score: its scores of lists; items that are not there are given as `UNKNOWN`.
-        cut: how many items it orders.
+        step: what orders anew the first items of what that recommends.
+        system: the system that the step is.
+        depth: how many items it orders.
     """
 
     kind = Kind.STACKED
     tasks = (Task.NEXT,)
 
-    def __init__(
-        self, before: CatalogScorer | Cascade, name: str, step: System, score: ScoreLists, cut: int
-    ) -> None:
+    def __init__(self, before: CatalogScorer | CascadeSystem, step: Step, system: System, depth: int) -> None:
         """See the class; it is fitted before it is asked."""
-        super().__init__(f"{before.name}+{name}", made_by=step.made_by, lm=step.lm, k=step.k)
+        super().__init__(f"{before.name}+{step.name}", made_by=system.made_by, lm=system.lm, k=system.k)
         self.before = before
-        self.step = step
-        self.cut = cut
-        self.weights: joining.Floats | None = None
-        self._score = score
+        self.system = system
+        self.reranker = Reranker(step, depth)
 
     @property
     def stage(self) -> str:
         """See `System`: the last step's."""
-        return self.step.stage
+        return self.system.stage
 
     @property
     def retriever(self) -> CatalogScorer:
         """What the cascade begins with."""
-        return self.before.retriever if isinstance(self.before, Cascade) else self.before
+        return self.before.retriever if isinstance(self.before, CascadeSystem) else self.before
 
-    def fit(self, rows: Rows, before: Recommended, own: NDArray[np.integer]) -> Recommended:
-        """Fit how much the score of each step weighs.
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name of each step -> how much its score weighs; empty before it is fitted."""
+        if self.reranker.weights is None:
+            return {}
+        names = [self.retriever.name, *self.name.removeprefix(f"{self.retriever.name}+").split("+")]
+        return dict(zip(names, self.reranker.weights.tolist(), strict=True))
+
+    def fit(self, rows: LogRows, before: Lists, own: NDArray[np.integer]) -> Lists:
+        """Fit the weights; what the cascade recommends for these rows.
 
         Args:
-            rows: int64 `[R]`, of the validation split.
+            rows: of the validation split.
             before: what `before` recommends for them.
-            own: int32 `[R]`, the item that came next.
-
-        Returns:
-            What the cascade recommends for these rows.
-
-        Raises:
-            ValueError: in none of the lists is that item above the cut.
+            own: dense items, the one that came next for each row.
         """
-        steps = self._steps(rows, before)
-        column = before.columns(own)
-        self.weights = joining.fit(steps, np.where(column < self.cut, column, -1))
-        return self._joined(before, steps)
+        steps = scored(rows, before, self.reranker)
+        self.reranker, lists = fit(before, steps, self.reranker, own)
+        return lists
 
-    def order(self, rows: Rows, before: Recommended) -> Recommended:
-        """What the cascade makes of what `before` recommends.
-
-        Args:
-            rows: int64 `[R]`.
-            before: their lists.
-        """
-        return self._joined(before, self._steps(rows, before))
-
-    def _steps(self, rows: Rows, before: Recommended) -> list[Scores]:
-        """Scores of all steps, of the items above the cut."""
-        items = before.items[:, : self.cut]
-        # No list of these rows is longer: what stands behind is not scored.
-        items = items[:, : max(1, int((items != NO_ITEM).any(axis=0).sum()))]
-        there = items != NO_ITEM
-        own = self._score(rows, np.where(there, items, np.int32(UNKNOWN)).astype(np.int32))
-        own = np.where(there, own, -np.inf).astype(np.float32)
-        return [*(step[:, : items.shape[1]] for step in before.steps), own]
-
-    def _joined(self, before: Recommended, steps: list[Scores]) -> Recommended:
-        assert self.weights is not None
-        length = before.items.shape[1]
-        places = joining.reorder(joining.join(steps, self.weights), length)
-        below = np.full((len(places), length - steps[-1].shape[1]), -np.inf, np.float32)
-        whole = [*before.steps, np.concatenate([steps[-1], below], axis=1)]
-        return Recommended(
-            np.take_along_axis(before.items, places, axis=1),
-            [np.take_along_axis(step, places, axis=1) for step in whole],
-        )
-
-
-def crm_scores(crm: Crm) -> ScoreLists:
-    """Logits of lists of items by a CRM; nothing is kept, as lists of hundreds of items are asked of once."""
-
-    def score(rows: Rows, items: Items) -> NDArray[np.floating]:
-        logits = np.empty(items.shape, np.float32)
-        size = max(1, _PAIRS_AT_ONCE // max(1, items.shape[1]))
-        for first in range(0, len(rows), size):
-            part = items[first : first + size]
-            pairs = np.repeat(rows[first : first + size], part.shape[1])
-            flat, _ = representations(crm.model, crm.cache.inputs, pairs, part.ravel())
-            logits[first : first + size] = flat.reshape(part.shape)
-        return cast(NDArray[np.floating], logits)
-
-    return score
+    def order(self, rows: LogRows, before: Lists) -> Lists:
+        """What the cascade makes of what `before` recommends."""
+        return rerank(rows, before, self.reranker)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from recllm.config.schema import Config
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.adapters import adapter_folder, adapter_inputs, load_adapter
@@ -54,31 +55,36 @@ class Opened:
     retrieved: bool
 
 
-class OpenLm:
-    """The LM of an evaluation, open with one adapter at a time: several need not fit into memory.
+class AdaptedLm:
+    """A finished LM, open with one adapter at a time: several need not fit into memory.
 
-    The last one stays open, so whoever asks many systems asks them one after the other.
+    The last one stays open, so whoever asks many systems asks them one after the other. Who asks for several
+    in turn sets `most_open`, and has as many LMs in memory.
 
     Args:
-        run: the evaluation: its prompts, wording, trainer, cache and parents.
+        config: of who asks: prompts, wording, LM and trainer.
+        finished: the stage of the LM itself.
         log: the event log.
         retrieval: nearest events, for prompts that show them.
         crms: those that gate an adapter among them.
     """
 
-    def __init__(self, run: Run, log: EventLog, retrieval: Retrieval, crms: Sequence[CrmSystem]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        finished: Finished,
+        log: EventLog,
+        retrieval: Retrieval | None,
+        crms: Sequence[Crm],
+    ) -> None:
         """See the class; nothing is loaded yet."""
-        self.run = run
+        self.config = config
+        self.finished = finished
         self.log = log
         self.retrieval = retrieval
         self.crms = crms
-        self._key: tuple[str, str] | None = None
-        self._opened: Opened | None = None
-
-    @property
-    def finished(self) -> Finished:
-        """The stage of the LM itself."""
-        return self.run.parents[Role.LM]
+        self.most_open = 1
+        self._opened: dict[tuple[str, str], Opened] = {}
 
     def open(self, stage: Finished, adapter: str) -> Opened:
         """The LM with an adapter.
@@ -88,23 +94,22 @@ class OpenLm:
             adapter: folder of the adapter within the stage; empty: none.
         """
         key = (stage.name, adapter)
-        if self._opened is None or self._key != key:
-            self.close()
-            self._opened = self._load(stage, adapter) if adapter else self._load_untuned()
-            self._key = key
-        return self._opened
+        if key not in self._opened:
+            while len(self._opened) >= self.most_open:
+                del self._opened[next(iter(self._opened))]
+            self._opened[key] = self._load(stage, adapter) if adapter else self._load_untuned()
+        return self._opened[key]
 
     def close(self) -> None:
         """Forget what is open."""
-        self._opened = None
+        self._opened = {}
 
     def _load_untuned(self) -> Opened:
-        config = self.run.config
-        lm = Lm.open(config, self.finished, self.log, self.retrieval)
-        return Opened(lm, lm.model.to(device_of(config.trainer)), None, config.prompt.retrieved)
+        lm = Lm.open(self.config, self.finished, self.log, self.retrieval)
+        return Opened(lm, lm.model.to(device_of(self.config.trainer)), None, self.config.prompt.retrieved)
 
     def _load(self, stage: Finished, adapter: str) -> Opened:
-        config = self.run.config
+        config = self.config
         compatibility.check_same_prompts(stage, config)
         folder = adapter_folder(stage.folder, adapter)
         gate_input, virtual = adapter_inputs(folder)
@@ -116,7 +121,23 @@ class OpenLm:
     def _gate_crm(self, stage: Finished) -> Crm:
         """The CRM that a system was tuned with, which may be one of its own that left the tuning rows out."""
         folder = stage.file.parents[Role.CRM]
-        return next(system.crm for system in self.crms if system.crm.made_by.name == folder)
+        return next(crm for crm in self.crms if crm.made_by.name == folder)
+
+
+class OpenLm(AdaptedLm):
+    """The LM of an evaluation, which keeps what it answers.
+
+    Args:
+        run: the evaluation: its prompts, wording, trainer, cache and parents.
+        log: the event log.
+        retrieval: nearest events, for prompts that show them.
+        crms: those that gate an adapter among them.
+    """
+
+    def __init__(self, run: Run, log: EventLog, retrieval: Retrieval, crms: Sequence[CrmSystem]) -> None:
+        """See the class; nothing is loaded yet."""
+        super().__init__(run.config, run.parents[Role.LM], log, retrieval, [system.crm for system in crms])
+        self.run = run
 
     def kept(
         self,

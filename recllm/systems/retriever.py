@@ -27,7 +27,8 @@ def retrieves(crm: Crm) -> bool:
 class Retriever(CatalogScorer):
     """User vectors times item vectors.
 
-    An item without a training event has no vector of its own, and is not recommended.
+    Which items may be recommended: those with a training event, and of a CRM that reads texts
+    (`stage1.crm.text_dim`) those with a text vector besides. Any other item has no vector of its own.
 
     Args:
         name: of the CRM.
@@ -44,9 +45,10 @@ class Retriever(CatalogScorer):
         self._model = cast(Any, crm.model)
         with torch.inference_mode():
             vectors = self._model.item_vectors().float().cpu().numpy()
-        ids = log.item_fields[:, 0]
+        ids, known = _item_ids(self._model, log)
         self._vectors = np.ascontiguousarray(vectors[ids])
-        self._unknown = np.flatnonzero(ids < FIRST_ID)
+        self._unknown = np.flatnonzero(~known)
+        self._by_text = np.flatnonzero(known & (log.item_count == 0))
         self._inputs: tuple[EventLog, CrmInputs] | None = None
 
     @property
@@ -60,6 +62,19 @@ class Retriever(CatalogScorer):
         known = np.ones(len(self._vectors), np.bool_)
         known[self._unknown] = False
         return known
+
+    @property
+    def by_text(self) -> NDArray[np.int64]:
+        """Items without a training event that a text makes known, dense int64 `[n]`, ascending."""
+        return self._by_text
+
+    @property
+    def by_text_sentence(self) -> str:
+        """How many items it may recommend, and how many of them by a text alone, in words."""
+        return (
+            f"{len(self._by_text):,} of {int(self.is_known.sum()):,} items that it may recommend have no "
+            "training event, only a text"
+        )
 
     def users(self, log: EventLog, rows: Rows) -> NDArray[np.float32]:
         """Vectors float32 `[B, d]` of the rows' users at the rows' seconds.
@@ -89,3 +104,18 @@ class Retriever(CatalogScorer):
         if self._inputs is None or self._inputs[0] is not log:
             self._inputs = (log, crm_inputs(log, self.crm.made_by.config.stage1.inputs, None))
         return self._inputs[1]
+
+
+def _item_ids(model: Any, log: EventLog) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+    """The row of the item table that each item reads, and whether its vector is its own, `[n_items]` each.
+
+    Without texts an item that has no training event reads the unknown item's row, as the log's fields say it;
+    with texts every item reads its own, whose vector is then made of the unknown item's and its text's.
+    """
+    texts = getattr(model, "texts", None)
+    if texts is None:
+        fields = log.item_fields[:, 0]
+        return fields, fields >= FIRST_ID
+    ids = np.arange(log.n_items, dtype=np.int32)
+    has_text = texts.ne(0).any(dim=1) | model.trained
+    return ids, (ids >= FIRST_ID) & has_text.cpu().numpy()

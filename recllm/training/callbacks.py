@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,15 @@ class Curves(Callback):
             if name in scores and not math.isfinite(scores[name]):
                 raise NotFinite(broken(name, trainer.global_step, [], scores[name]))
         self._flush(trainer, **scores)
+        self._show(trainer, scores)
+
+    def on_train_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """What a training without validations ends with."""
+        if trainer.limit_val_batches == 0:
+            self._flush(trainer)
+            self._show(trainer, {})
+
+    def _show(self, trainer: lightning.Trainer, scores: dict[str, float]) -> None:
         losses = {name: value for name, value in self.rows[-1].items() if name.startswith("train/loss")}
         printed = {name: value for name, value in scores.items() if not name.endswith(FILE_ONLY)}
         text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **printed}.items())
@@ -146,6 +155,37 @@ class Curves(Callback):
                 writer = csv.DictWriter(stream, names)
                 writer.writeheader()
                 writer.writerows(self.rows)
+
+
+class SaveAt(Checkpoint):
+    """Writes a checkpoint at given steps, where no validation selects one.
+
+    Args:
+        steps: file -> its step.
+    """
+
+    def __init__(self, steps: Mapping[Path, int]) -> None:
+        """See the class."""
+        self.steps = steps
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Save what is due."""
+        if not ends_step(trainer, index):
+            return
+        for path, step in self.steps.items():
+            if step == trainer.global_step:
+                _save(trainer, path)
+
+
+def _save(trainer: lightning.Trainer, path: Path) -> None:
+    """Write a checkpoint whole or not at all."""
+    # Lightning writes elsewhere and moves; between file systems that is a copy: a kill leaves a part.
+    partial = path.with_name(f"{path.name}.partial")
+    trainer.save_checkpoint(partial)
+    if trainer.is_global_zero:
+        partial.replace(path)
 
 
 class Waiting(Callback):
@@ -209,12 +249,9 @@ class Last(Checkpoint):
         self.path = run.folder / paths.CHECKPOINTS / paths.LAST
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        # Lightning writes elsewhere and moves; between file systems that is a copy: a kill leaves a part.
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        trainer.save_checkpoint(partial)
+        _save(trainer, self.path)
         self._written = time.monotonic()
         if trainer.is_global_zero:
-            partial.replace(self.path)
             self.run.tick()
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:

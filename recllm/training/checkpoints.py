@@ -6,13 +6,17 @@ import csv
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recllm import paths
 from recllm.console import is_first_process, say
+from recllm.errors import StageError
 from recllm.files import load_weights
+from recllm.pipeline.finished import Finished
 from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,8 +25,57 @@ MADE_FOR = "made-for.json"
 """Beside checkpoints: configuration and parents that they are of."""
 
 
+@dataclass(frozen=True)
+class Selected:
+    """Which checkpoints validation chose in a finished training.
+
+    Attributes:
+        steps: training steps that were planned.
+        best: monitor -> the step at which it was best; 0: before the first one.
+    """
+
+    steps: int
+    best: dict[str, int]
+
+    @classmethod
+    def of(cls, stage: Finished, monitors: list[str]) -> Selected:
+        """Read what a stage says of its training.
+
+        Args:
+            stage: it is finished.
+            monitors: scores by which its checkpoints were selected; the first one's figures stand first.
+
+        Raises:
+            StageError: it does not say.
+        """
+        metrics = stage.manifest.metrics
+        figures = [metrics, *([metrics.get("ranking", {})] * (len(monitors) - 1))]
+        try:
+            best = {name: int(of["step"]) for name, of in zip(monitors, figures, strict=True)}
+            return cls(int(metrics["steps"]), best)
+        except KeyError as error:
+            raise StageError(
+                f"{stage.name} says nothing of its {error.args[0]}, so that nothing can repeat it; remove "
+                f"{stage.folder / paths.MANIFEST} and run make again"
+            ) from error
+
+    def repeated(self, steps: int) -> dict[str, int]:
+        """Monitor -> step that is as far in a training of `steps` planned steps, at least the first one."""
+        return {
+            name: max(1, round(step / self.steps * steps)) if step else 0 for name, step in self.best.items()
+        }
+
+
+def repeats(run: Run) -> bool:
+    """Whether a stage trains as far as validation chose in its like, and validates nothing itself."""
+    return Role.CHOSEN in run.parents
+
+
 def best(run: Run, monitor: str) -> Path:
-    """The checkpoint with the best score of a monitor: `best-auc.ckpt` for `valid/auc`."""
+    """The checkpoint with the best score of a monitor: `best-auc.ckpt` for `valid/auc`.
+
+    Of a stage that repeats another one, the checkpoint of the step that is as far.
+    """
     return run.folder / paths.CHECKPOINTS / f"best-{monitor.rpartition('/')[2].replace('@', '')}.ckpt"
 
 
@@ -40,7 +93,13 @@ def best_scores(run: Run, monitor: str, untrained: bool = False) -> dict[str, fl
         run: the stage.
         monitor: name of the score.
         untrained: whether step 0, of which there is no checkpoint, may be the best.
+
+    Returns:
+        `step` and the scores; of a stage that repeats another one its step alone, 0 where none was trained.
     """
+    if repeats(run):
+        path = best(run, monitor)
+        return {"step": float(load_weights(path, mapped=True)["global_step"]) if path.exists() else 0.0}
     with (run.folder / paths.LOGS / "metrics.csv").open(newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get(monitor)]
     rows = [row for row in rows if untrained or int(row["step"])]

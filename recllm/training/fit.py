@@ -15,11 +15,13 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from recllm import paths
 from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig
+from recllm.console import say
 from recllm.errors import StageError
 from recllm.pipeline.run import Run
+from recllm.pipeline.stage_file import Role
 from recllm.training.adapter_module import AdapterModule
-from recllm.training.callbacks import Curves, InStep, Last, StepSeed, Stop, Waiting
-from recllm.training.checkpoints import best, forget_others, resumable
+from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, Stop, Waiting
+from recllm.training.checkpoints import Selected, best, forget_others, repeats, resumable
 from recllm.training.loaders import Loaders
 from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
@@ -49,6 +51,10 @@ def fit(
 ) -> lightning.Trainer:
     """Train, or go on where a killed run left off.
 
+    A stage with a chosen one among its parents (`Role.CHOSEN`) trains as far as the best checkpoints of that
+    one: nothing is validated, and nothing stops early. "As far" is the same share of the planned steps, so
+    that over more rows there are as many passes, under the same schedule of the learning rate.
+
     Args:
         run: the stage; checkpoints and curves go into its folder.
         module: what trains.
@@ -76,35 +82,29 @@ def fit(
     check_parts(loaders.step_rows or settings.batch_size, config)
     folder = run.folder / paths.CHECKPOINTS
     last = resumable(run, folder)
-    selections = [
-        ModelCheckpoint(
-            dirpath=folder,
-            filename=best(run, monitor).stem,
-            monitor=monitor,
-            mode="max",
-            save_top_k=1,
-            # Where a validation follows each step, Lightning takes the interval 1 for a whole epoch.
-            save_on_train_epoch_end=False,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        for monitor in monitors
-    ]
+    steps = loaders.steps
+    if repeats(run):
+        chosen = run.parents[Role.CHOSEN]
+        repeated = Selected.of(chosen, monitors).repeated(steps)
+        steps = max(repeated.values())
+        ends = " and ".join(f"{step:,} ({monitor})" for monitor, step in repeated.items())
+        say(f"ends at step {ends} of {loaders.steps:,}, as far as {chosen.name} was best on validation")
+        selections: list[Callback] = [SaveAt({best(run, name): step for name, step in repeated.items()})]
+    else:
+        selections = _selections(run, settings, monitors)
     in_step = InStep()
     watching: list[Callback] = [
         in_step,
         StepSeed(run.config.seed or 0),
         Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50), monitors),
-        Stop(
-            monitors[0],
-            mode="max",
-            patience=settings.patience,
-            min_delta=0.0,
-            check_on_train_epoch_end=False,
-        ),
         *selections,
         *callbacks,
-        Last(run, config.checkpoint_every, interval, config.checkpoint_minutes),
+        Last(
+            run,
+            config.checkpoint_every,
+            loaders.steps + 1 if repeats(run) else interval,
+            config.checkpoint_minutes,
+        ),
         Waiting(loaders.steps),
     ]
     plugins: list[Any] = []
@@ -117,9 +117,10 @@ def fit(
         precision=None if plugins else settings.precision,
         plugins=plugins,
         max_epochs=1,
-        max_steps=loaders.steps,
+        max_steps=steps,
         accumulate_grad_batches=config.accumulate,
         val_check_interval=interval * config.accumulate,  # of batches, which are parts of steps
+        limit_val_batches=0 if repeats(run) else None,
         gradient_clip_val=settings.clip or None,
         callbacks=watching,
         logger=_loggers(run),
@@ -136,7 +137,7 @@ def fit(
         # Not reentrant: an adapter's gate is shared by all layers, and their inputs need no gradient.
         module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(run.config.seed or 0)
-    if first and last is None:
+    if first and last is None and not repeats(run):
         trainer.validate(module, datamodule=loaders, verbose=False)
     try:
         trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
@@ -153,6 +154,32 @@ def fit(
     trainer.strategy.barrier()
     forget_others(folder)
     return trainer
+
+
+def _selections(run: Run, settings: FitConfig, monitors: list[str]) -> list[Callback]:
+    """What stops early by the first monitor, and keeps the best checkpoint of each."""
+    stop = Stop(
+        monitors[0],
+        mode="max",
+        patience=settings.patience,
+        min_delta=0.0,
+        check_on_train_epoch_end=False,
+    )
+    kept = [
+        ModelCheckpoint(
+            dirpath=run.folder / paths.CHECKPOINTS,
+            filename=best(run, monitor).stem,
+            monitor=monitor,
+            mode="max",
+            save_top_k=1,
+            # Where a validation follows each step, Lightning takes the interval 1 for a whole epoch.
+            save_on_train_epoch_end=False,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        for monitor in monitors
+    ]
+    return [stop, *kept]
 
 
 def check_parts(rows: int, trainer: TrainerConfig) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from recllm.errors import StageError
 from recllm.evaluation import next as evaluation_next
-from recllm.evaluation.next import NextEvaluation, count_tied, next_items, values_of_ranks
+from recllm.evaluation.next import NextEvaluation, by_ties, is_tied, next_items, values_of_ranks
 from recllm.evaluation.tables import result_tables
 from recllm.eventlog.ids import FIRST_ID
 from recllm.systems.catalog import NO_ITEM
@@ -64,10 +64,20 @@ def test_tied_targets_share_user_and_second_with_a_neighbor():
     log.meta["timed"] = True
     # Users 2 2 2 2 2 3 3 3 4 4: rows 1 and 2 tie, row 4 and 5 are of different users.
     log.timestamp = np.array([1, 2, 2, 3, 4, 4, 5, 6, 6, 7])
-    assert [count_tied(log, np.array([row])) for row in range(10)] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert count_tied(log, np.arange(10)) == 2
+    assert [is_tied(log, np.array([row])).sum() for row in range(10)] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert np.flatnonzero(is_tied(log, np.arange(10))).tolist() == [1, 2]
     log.meta["timed"] = False
-    assert count_tied(log, np.arange(10)) == 0
+    assert not is_tied(log, np.arange(10)).any()
+
+
+def test_rows_that_no_order_of_ties_could_change_have_figures_of_their_own():
+    values = {"hr@10": np.array([1.0, 1, 0, 0]), "ndcg@10": np.array([1.0, 0.5, 0, 0]), "mrr": np.ones(4)}
+    assert by_ties(values, np.array([True, False, False, True])) == {
+        "hr@10/untied": 0.5,
+        "ndcg@10/untied": 0.25,
+        "rows/untied": 2.0,
+        "tied_targets": 2.0,
+    }
 
 
 def test_coverage_and_popularity_bias_by_hand():
@@ -190,3 +200,24 @@ def test_a_retriever_recommends_what_its_logits_order(make_evaluation):
     others = np.setdiff1d(np.arange(log.n_items), known)
     assert np.isneginf(scores[:, others]).all()
     assert (known >= FIRST_ID).all()
+
+
+def test_a_retriever_with_texts_finds_items_without_a_training_event(make_evaluation, capsys):
+    words = ("evaluate", "TASK=next", "CRM=retriever", "stage1.crm.text_dim=4")
+    evaluation = make_evaluation(words, rows="all", retrieved=10_000, cascade_rows="uniform20", baselines=[])
+    log = evaluation.log
+    (retriever,) = evaluation.retrievers
+    cold = np.flatnonzero(log.item_count[FIRST_ID:] == 0) + FIRST_ID
+    assert len(cold)
+    assert retriever.by_text.tolist() == cold.tolist()
+    assert f"retriever: {len(cold)} of {log.n_items - FIRST_ID} items" in capsys.readouterr().out
+    targets = log.item[evaluation.rows("test", "all")]
+    (row,) = next_items(evaluation)
+    assert row.metrics["rows/cold"] == (log.item_count[targets] == 0).sum() > 0
+    # The list is as long as the catalog: whatever is new to its user is in it.
+    assert row.metrics["recall@10000"] == row.metrics["recall@10000/cold"] == 1.0
+    plain = make_evaluation(
+        ("evaluate", "TASK=next", "CRM=retriever"), rows="all", retrieved=10_000, baselines=[]
+    )
+    (row,) = next_items(plain)
+    assert row.metrics["recall@10000/cold"] == 0.0

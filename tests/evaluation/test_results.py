@@ -178,6 +178,17 @@ def test_bands_are_shown_with_their_rows_and_edges() -> None:
     assert table.best == {(1, 2)}
 
 
+def test_less_time_is_better_and_no_popularity_is_best():
+    figures = [{"ndcg@10": 0.2, "milliseconds": 3.0, "popularity_bias@10": 5.0}]
+    figures.append({"ndcg@10": 0.1, "milliseconds": 2.0, "popularity_bias@10": 6.0})
+    rows = [row(name, 0.0, task="next", metrics=own) for name, own in zip("ab", figures, strict=True)]
+    (table,) = tables.result_tables(rows, "next")
+    assert {(line, table.heading[column]) for line, column in table.best} == {
+        (0, "NDCG@10"),
+        (1, "ms a user"),
+    }
+
+
 def test_the_crm_beside_is_averaged_over_seeds_too():
     rows = []
     for seed, auc in ((0, 0.80), (2, 0.90), (1, 0.82)):

@@ -65,6 +65,53 @@ def test_everything_is_on_the_page(tmp_path: Path) -> None:
     assert [p.name for p in out.parent.iterdir()] == ["report.html"]
 
 
+def test_the_verdict_opens_the_page_and_facts_end_it(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    fill(folder)
+    (folder / "stage3/s-dpo/logs/metrics.csv").write_text(
+        "step,train/loss,valid/margin,valid/reward_chosen\n0,0.7,0,0\n5,0.6,0.25,-0.5\n"
+    )
+    (folder / "stage1/din" / "checkpoints").mkdir(parents=True)
+    (missing,) = write_report(folder, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    order = (
+        'id="verdict"', "<strong>", 'class="forest"', "1 part is missing", '<div class="wide">',
+        "Training curves</h2>", "Calibration</h2>", "By user activity", "What tuning did", "Rewards</h2>",
+        "What it cost</h2>", 'id="facts"', "What was run", "Stages</h2>", "Not there</h2>", missing,
+    )  # fmt: skip
+    places = [page.index(wanted) for wanted in order]
+    assert places == sorted(places)
+    assert page.count("<h1>") == 1
+    # The aligned run: its rewards in a table and a picture of their own, its loss among the training curves.
+    line = re.search(r'<td class="">stage3/s-dpo</td><td class="n">5</td>(.*)</tr>', page)
+    assert line is not None
+    assert re.findall(r">([^<]*)</td>", line[1]) == ["-.5000", "", ".2500", "", "", "", ""]
+    panels = {
+        alt: base64.b64decode(image).decode()
+        for alt, image in re.findall(
+            r'<img alt="([^"]*s-dpo)" src="data:image/svg\+xml;base64,([^"]+)"', page
+        )
+    }
+    assert ">loss<" in panels["Training curves of stage3/s-dpo"]
+    assert ">margin<" not in panels["Training curves of stage3/s-dpo"]
+    assert ">margin<" in panels["Rewards of stage3/s-dpo"]
+    assert '<td class="">all</td><td class="n">72</td>' in page  # six stages of 12 seconds
+
+
+def test_every_system_of_the_verdict_is_in_the_picture_in_words_too(tmp_path: Path) -> None:
+    fill(tmp_path / "demo")
+    write_report(tmp_path / "demo", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    forests = re.findall(r'<table class="forest".*?</table>', page, re.S)
+    assert len(forests) == 2  # CTR and ranking
+    named = set(re.findall(r'role="rowheader">([^<]+)<', "".join(forests)))
+    assert named == set(SYSTEMS)
+    for forest in forests:
+        lines = re.findall(r"<tr.*?</tr>", forest, re.S)[1:]
+        assert all('aria-hidden="true"' in line for line in lines)  # words say what the picture shows
+        assert sum('class="reference"' in line for line in lines) == 1
+
+
 def test_what_tuning_did_by_system(tmp_path: Path) -> None:
     folder, rows = tmp_path / "ml-1m", []
     figures = {

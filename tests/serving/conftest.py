@@ -68,3 +68,9 @@ def recommender(cascades):
 def retrieving(make_cascades):
     """Retriever -> SIM."""
     return Recommender.load(make_cascades(RETRIEVER)["sim"].folder)
+
+
+@pytest.fixture(scope="session")
+def reading_texts(make_cascades):
+    """Retriever that reads texts -> SIM."""
+    return Recommender.load(make_cascades((*RETRIEVER, "stage1.crm.text_dim=4"))["sim"].folder)

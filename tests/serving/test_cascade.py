@@ -4,14 +4,32 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 
-from recllm.eventlog.queries import queries_of_rows
+from recllm.cache import Cache
+from recllm.config.evaluate import EvaluateConfig
+from recllm.eventlog.queries import LogRows, queries_of_rows
 from recllm.lm.predict import candidate_scores
-from recllm.serving.cascade import Cascade, Lists, Reranker, rerank
-from recllm.serving.fitting import _Scored, fit_weights
+from recllm.pipeline.stage_file import Role
+from recllm.serving.fitting import fit_weights
+from recllm.systems.cascade import (
+    Cascade,
+    CascadeSystem,
+    CrmStep,
+    Lists,
+    Reranker,
+    SystemStep,
+    fit,
+    rerank,
+    retrieve,
+    scored,
+)
 from recllm.systems.catalog import Excluded
 from recllm.systems.catalog_counting import CatalogPopularity
+from recllm.systems.crm import Crm, CrmSystem
+from recllm.systems.lm_systems import OpenLm, TunedLm, UntunedLm
+from stages.cascade import valid_rows
 
 
 class Given:
@@ -67,10 +85,16 @@ def test_popular_items_first_and_none_that_nobody_met():
     assert scores[0, :3].tolist() == [5, 5, 3]
 
 
-def test_known_scores_follow_a_new_order():
-    scored = _Scored("s", np.array([[1.0, 2.0, 3.0]], np.float32), np.array([[7, 5, 9]], np.int32))
-    other = lists_of([[9, 7, 5]], [[3, 2, 1]])
-    assert scored.aligned_to(other).scores(None, other.items).tolist() == [[3.0, 1.0, 2.0]]
+def test_what_is_fitted_orders_as_what_was_fitted_before():
+    """The lists that a fit returns are those that its weights make, without asking the step again."""
+    random = np.random.default_rng(0)
+    items = np.stack([random.permutation(np.arange(2, 8)) for _ in range(50)])
+    lists = lists_of(items, np.sort(random.normal(size=(50, 6)))[:, ::-1])
+    reranker = Reranker(Given("second", random.normal(size=8)), 4)
+    fitted, ordered = fit(lists, scored(None, lists, reranker), reranker, items[:, 1])
+    again = rerank(None, lists, fitted)
+    assert (again.items == ordered.items).all()
+    assert (again.score == ordered.score).all()
 
 
 def test_a_step_that_knows_gets_the_weight(demo_log):
@@ -122,3 +146,58 @@ def test_lists_of_unlike_length_are_scored_alone(recommender):
     assert np.isfinite(scores[0]).all()
     assert np.isneginf(scores[1, 2:]).all()
     assert np.isneginf(scores[2]).all()
+
+
+@pytest.fixture
+def evaluated(recommender, cascades, tmp_path):
+    """The steps of the same cascade as an evaluation has them, and what each is as a system."""
+    parts = recommender.parts
+    stage = cascades["reclora"]
+    run = SimpleNamespace(
+        config=replace(stage.config, evaluate=EvaluateConfig(batch_size=32)),
+        parents={role: stage.parent(role) for role in (Role.LM, Role.NEIGHBORS, Role.LOG)},
+        file=stage.file,
+        cache=Cache(tmp_path),
+    )
+    tuned = stage.parent(Role.SYSTEM)
+    gate = Crm.open(tuned.parent(Role.CRM), parts.log, parts.retrieval, run.cache)
+    open_lm = OpenLm(run, parts.log, parts.retrieval, [CrmSystem("gate", gate)])
+    lm = TunedLm("lm", UntunedLm(open_lm), tuned)
+    sim = Crm.open(stage.parent(Role.CRM), parts.log, parts.retrieval, run.cache)
+    return [(CrmStep(sim), CrmSystem("sim", sim)), (SystemStep(lm), lm)]
+
+
+def test_rows_and_queries_have_the_same_lists_and_scores(recommender, evaluated):
+    """What an evaluation measures is what a recommender recommends."""
+    log = recommender.log
+    cascade = recommender.cascade
+    rows = log.rows("test", "all")[:12]
+    seen = Excluded.seen(log, rows)
+    rerankers = [
+        replace(reranker, step=step) for reranker, (step, _) in zip(cascade.rerankers, evaluated, strict=True)
+    ]
+    of_rows = replace(cascade, rerankers=rerankers).lists(LogRows(log, rows), 10, seen)
+    queries = queries_of_rows(log, rows)
+    of_queries = cascade.lists(queries, 10, Excluded.seen(queries.log, queries.rows))
+    assert (of_rows.items == of_queries.items).all()
+    np.testing.assert_allclose(of_rows.score, of_queries.score, rtol=1e-4, atol=1e-4)
+    assert list(of_rows.steps) == list(of_queries.steps) == ["popularity", "crm", "lm"]
+    for name, scores in of_rows.steps.items():
+        np.testing.assert_allclose(scores, of_queries.steps[name], rtol=1e-4, atol=1e-4)
+
+
+def test_both_fit_the_same_weights(recommender, evaluated):
+    log = recommender.log
+    rows = valid_rows(log, 20, keep_seen=False)
+    cascade = recommender.cascade
+    bare = [replace(reranker, weights=None) for reranker in cascade.rerankers]
+    wanted = fit_weights(replace(cascade, rerankers=bare), log, rows, remove_seen=True).weights
+    asked = LogRows(log, rows)
+    before = cascade.first
+    lists = retrieve(before, asked, cascade.retrieved, Excluded.seen(log, rows))
+    for reranker, (step, system) in zip(cascade.rerankers, evaluated, strict=True):
+        before = CascadeSystem(before, step, system, reranker.depth)
+        lists = before.fit(asked, lists, log.item[rows])
+        np.testing.assert_allclose(list(before.weights.values()), wanted[step.name], rtol=1e-3, atol=1e-4)
+    assert before.name == "popularity+crm+lm"
+    assert list(before.weights) == ["popularity", "crm", "lm"]

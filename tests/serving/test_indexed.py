@@ -4,10 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.queries import queries_of_rows
 from recllm.retrieval.index import ItemIndex
-from recllm.serving.cascade import Cascade
 from recllm.serving.indexed import IndexedRetriever
+from recllm.systems.cascade import Cascade
 from recllm.systems.catalog import Excluded
 
 
@@ -65,3 +66,26 @@ def test_a_step_may_be_left_out(retrieving):
     lists = alone.lists(queries, 4)
     assert list(lists.steps) == ["retriever"]
     assert (np.diff(lists.score, axis=1) <= 0).all()
+
+
+def test_items_without_a_training_event_are_recommended_by_their_text(reading_texts, retrieving):
+    log = reading_texts.log
+    cold = np.flatnonzero(log.item_count == 0)[FIRST_ID:].astype(np.int32)
+    assert reading_texts.cascade.first.index.facts.items == log.n_items - FIRST_ID
+    names = reading_texts.maker.items.external(cold).to_list()
+    table = reading_texts.recommend([1, 2], k=3, items_to_recommend=names)
+    assert set(table["item"]) <= set(names)
+    assert table.height == reading_texts.counts["recommended_by_text_alone"] == 2 * min(3, len(cold))
+    # To whoever has no history the most popular items are recommended, and these are none.
+    assert reading_texts.recommend([900], k=3, items_to_recommend=names).height == 0
+    scored = reading_texts.score(table.select("user", "item"))
+    np.testing.assert_allclose(scored["retriever"], table["retriever"], rtol=1e-4, atol=1e-6)
+    assert reading_texts.similar_items(names[:1], k=2).height == 2
+    most = log.n_items - FIRST_ID
+    with pytest.raises(ValueError, match=f"wanted 1 to {most:,}"):
+        reading_texts.recommend([1], k=most + 1)
+    # Without texts they are no choice.
+    with pytest.raises(ValueError, match=r"none of the .* can be recommended"):
+        retrieving.recommend([1], items_to_recommend=names)
+    retrieving.recommend([1, 2], k=20)
+    assert retrieving.counts["recommended_by_text_alone"] == 0

@@ -199,3 +199,25 @@ def test_another_lm_by_path_goes_through_all_stages(finished, tmp_path):
     rows = json.loads((artifacts / "demo" / "results.json").read_text())
     rows = rows["rows"] if isinstance(rows, dict) else rows
     assert {row["lm"] for row in rows if row["system"] == "s-dpo"} == {tuned[0].split("+")[1]}
+
+
+def test_a_bundle_of_models_that_were_trained_on_all_data(finished, tmp_path):
+    artifacts = tmp_path / "artifacts"
+    shutil.copytree(finished, artifacts)
+    line, options = command(artifacts, "bundle", "SYSTEM=s-dpo", "ALL_DATA=1")
+    line[-1] += " cascade.retrieved=40 cascade.ranked=6 cascade.valid_rows=30"
+    done = subprocess.run(line, stdout=subprocess.PIPE, timeout=1500, **options)
+    assert done.returncode == 0, done.stdout[-3000:]
+    (bundle,) = (artifacts / "demo" / "bundle").iterdir()
+    assert bundle.name.endswith("+all-data")
+    made = metrics(artifacts)
+    again = {folder: figures for folder, figures in made.items() if folder.endswith("+all-data")}
+    repeated = [folder for folder in again if folder.startswith("stage")]
+    assert {folder.partition("/")[0] for folder in repeated} == {"stage1", "stage2", "stage3"}
+    for folder in repeated:
+        chosen = made[folder.removesuffix("+all-data")]
+        share = chosen["step"] / chosen["steps"]
+        assert again[folder]["step"] == (max(1, round(share * again[folder]["steps"])) if share else 0)
+        assert again[folder]["rows"] >= chosen["rows"]
+        assert not any(name.startswith("valid/") for name in again[folder])
+    assert "No test figure is of these models" in (bundle / "README.md").read_text()

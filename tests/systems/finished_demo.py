@@ -20,6 +20,9 @@ from recllm.config.schema import Config
 from recllm.config.stages import FitConfig
 from recllm.crm import build, export
 from recllm.crm.inputs import table_sizes
+from recllm.crm.retriever import Retriever
+from recllm.eventlog.all_data import write_all_data
+from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog
 from recllm.lm.adapters import add_adapter, load_adapter, save_adapter
 from recllm.lm.encoder import add_mask_token, build_encoder
@@ -72,6 +75,7 @@ class FinishedDemo:
         plan = Plan(parse(words))
         make: dict[str, Callable[[StageFile, Path], dict[str, Any]]] = {
             "log": self._log,
+            "log-all": self._all_data,
             "lm-prompts": self._lm,
             "neighbors": self._neighbors,
             "stage1": self._crm,
@@ -149,6 +153,9 @@ class FinishedDemo:
         shutil.copytree(self.log.folder, folder, dirs_exist_ok=True)
         return {"samples": 4000, "notes": []}
 
+    def _all_data(self, file: StageFile, folder: Path) -> dict[str, Any]:
+        return write_all_data(self.log, folder, file.sections().prepare)
+
     def _lm(self, file: StageFile, folder: Path) -> dict[str, Any]:
         self.lm.model.save_pretrained(folder / paths.EXPORT)
         self.lm.tokenizer.save_pretrained(folder / paths.EXPORT)
@@ -167,7 +174,12 @@ class FinishedDemo:
 
     def _crm(self, file: StageFile, folder: Path) -> dict[str, Any]:
         config = file.sections().stage1
-        export(build(table_sizes(self.log), config.crm), folder / paths.EXPORT, {"inputs": config.inputs})
+        model = build(table_sizes(self.log), config.crm)
+        if isinstance(model, Retriever) and config.crm.text_dim:
+            texts = torch.randn(self.log.n_items, config.crm.text_dim)
+            texts[:FIRST_ID] = 0.0
+            model.set_texts(texts, torch.from_numpy(self.log.item_count > 0))
+        export(model, folder / paths.EXPORT, {"inputs": config.inputs})
         return {"valid/auc": 0.5}
 
     def _tuned(self, file: StageFile, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from recllm import __version__
-from recllm.serving.server import event_routes, operating, routes
+from recllm.serving.server import event_routes, operating, page_routes, routes
 from recllm.serving.server.gate import Gate
 from recllm.serving.server.refusals import add_refusals
 from recllm.serving.server.service import Service
@@ -50,11 +50,12 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     add_refusals(app)
-    # Without an API key: whether it is ready.
+    # Without an API key: whether it is ready, and the page, which asks for the key.
     app.include_router(operating.public)
+    app.include_router(page_routes.public)
     # With it, where one is set: everything that answers.
     locks = [Depends(check_key)] if service.has_key else []
-    for router in (routes.router, event_routes.router, operating.router):
+    for router in (routes.router, event_routes.router, operating.router, page_routes.router):
         app.include_router(router, dependencies=locks)
     app.add_middleware(Gate, service=service)
     return app
