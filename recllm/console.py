@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
+SILENCE = 30.0
+"""Seconds without a line after which a long loop says how far it is."""
+
+_last_line = time.monotonic()
 _speaker = ""  # name of the run that this process is at, once there is one
 
 
@@ -20,6 +25,57 @@ def is_first_process() -> bool:
 
 def say(text: str) -> None:
     """Print a line for the user, once over all processes; the run's name tells it from those beside it."""
+    global _last_line
+    _last_line = time.monotonic()
     if is_first_process():
         # The end of the line in the same write: runs side by side share the terminal.
         print(f"[{_speaker}] {text}\n" if _speaker else f"{text}\n", end="", flush=True)
+
+
+class Progress:
+    """Says how far a loop is, with its rate and the time that is left, where nothing was said for a while.
+
+    Args:
+        what: is done, e.g. `prompts scored`.
+        total: how much there is of it.
+        done: how much of it was done before.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        """The clock begins to run."""
+        self.what = what
+        self.total = total
+        self.begun_at = done
+        self.start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the loop began."""
+        return time.monotonic() - self.start
+
+    def is_due(self) -> bool:
+        """Whether nothing was said for so long that a line would come."""
+        return time.monotonic() - _last_line >= SILENCE
+
+    def reached(self, done: int, figures: str = "") -> None:
+        """Tell how much is done; a line comes at most every `SILENCE` seconds.
+
+        Args:
+            done: of `total`.
+            figures: what else the line says.
+        """
+        if not self.is_due() or done <= self.begun_at:
+            return
+        seconds = self.seconds / (done - self.begun_at)
+        rate = f"{1 / seconds:,.1f} a second" if seconds < 1 else f"{seconds:.1f} s each"
+        rest = f"{duration((self.total - done) * seconds)} left"
+        parts = [f"{done:,} of {self.total:,} {self.what}", figures, rate, rest]
+        say(", ".join(part for part in parts if part))
+
+
+def duration(seconds: float) -> str:
+    """A time in words: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -36,6 +36,8 @@ class TrainerConfig:
     checkpointing): less memory, a third more time."""
     checkpoint_every: int = 50
     """Optimizer steps between two writes of last.ckpt, from which a killed stage resumes."""
+    checkpoint_minutes: float = 5.0
+    """Most minutes between two such writes, where steps are long."""
     progress: bool = False
     """Whether a progress bar is drawn."""
     tensorboard: bool = False
@@ -56,5 +58,7 @@ class TrainerConfig:
         check(tokens >= 0, "trainer.tokens_per_forward", tokens, "tokens, or 0 for as many as fit")
         every = self.checkpoint_every
         check(every >= 1, "trainer.checkpoint_every", every, "at least 1 step")
+        minutes = self.checkpoint_minutes
+        check(minutes > 0, "trainer.checkpoint_minutes", minutes, "more than 0")
         usable = not self.wandb or importlib.util.find_spec("wandb") is not None
         check(usable, "trainer.wandb", self.wandb, "false, or the library: pip install wandb")

@@ -12,6 +12,7 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recllm.console import Progress
 from recllm.lm.generate import decode_constrained
 from recllm.lm.logprobs import answer_logits, candidate_logps, title_sums, token_logps
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, YesNoPrompts
@@ -99,9 +100,11 @@ def _score_task(
     device = next(model.parameters()).device
     order = np.argsort(task.lengths(), kind="stable")
     parts = []
+    progress = Progress("rows scored", len(order))
     for start in range(0, len(order), size):
         batch = send_to_device(task(order[start : start + size]), device)
         parts.append(score(batch).float().cpu().numpy())
+        progress.reached(min(start + size, len(order)))
     by_length = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     scores = np.empty_like(by_length)
     scores[order] = by_length

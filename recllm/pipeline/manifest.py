@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -49,6 +51,19 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores {name}{gpu}"
 
 
+def peak_memory_gb() -> float:
+    """Most memory that this process has held, resident, in gigabytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
+
+
+def peak_gpu_memory_gb() -> float:
+    """Most memory of the GPU that this process has held, in gigabytes; 0 where there is none."""
+    import torch
+
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else 0.0
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a finished stage read, made and measured.
@@ -68,6 +83,8 @@ class Manifest:
         finished: when it ended, UTC.
         seconds: wall time over all attempts of this stage, in seconds.
         hardware: processor and GPU.
+        peak_memory_gb: most memory that the process that finished held, resident; 0: not known.
+        peak_gpu_memory_gb: the same of its GPU.
     """
 
     stage: str
@@ -84,6 +101,8 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=lambda: {name: version(name) for name in LIBRARIES})
     commit: str = field(default_factory=commit)
     hardware: str = field(default_factory=hardware)
+    peak_memory_gb: float = 0.0
+    peak_gpu_memory_gb: float = 0.0
 
     @property
     def identity(self) -> str:

@@ -18,7 +18,7 @@ from recllm.console import is_first_process, say, speak_as
 from recllm.errors import Busy, ConfigError, StageError
 from recllm.files import digest, now, write_json
 from recllm.pipeline.finished import Finished, check_lineage
-from recllm.pipeline.manifest import Manifest, describe_outputs
+from recllm.pipeline.manifest import Manifest, describe_outputs, peak_gpu_memory_gb, peak_memory_gb
 from recllm.pipeline.stage_file import Group, Role, StageFile, StageFolder
 
 BEFORE = ".manifest-before.json"
@@ -189,11 +189,14 @@ class Run(StageFolder):
             started=self.started,
             finished=now(),
             seconds=round(self.seconds, 1),
+            peak_memory_gb=peak_memory_gb(),
+            peak_gpu_memory_gb=peak_gpu_memory_gb(),
         )
         (self.folder / CLOCK).unlink(missing_ok=True)
         self._remove_what_is_no_output_now(manifest)
         manifest.write(self.folder)
-        say(f"done in {manifest.seconds:.0f} s")
+        gpu = f", {manifest.peak_gpu_memory_gb:.1f} GB of the GPU" if manifest.peak_gpu_memory_gb else ""
+        say(f"done in {manifest.seconds:.0f} s, {manifest.peak_memory_gb:.1f} GB at most{gpu}")
 
     def _remove_what_is_no_output_now(self, manifest: Manifest) -> None:
         """Remove outputs of the folder's earlier run that this one did not make: nobody shall read them."""

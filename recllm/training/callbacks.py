@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
 
 from recllm import paths
-from recllm.console import say
+from recllm.console import Progress, say
 from recllm.errors import StageError
 from recllm.pipeline.run import Run
 
@@ -188,16 +188,69 @@ def _save(trainer: lightning.Trainer, path: Path) -> None:
         partial.replace(path)
 
 
-class Last(Checkpoint):
-    """Writes `last.ckpt` every so many steps and after every validation; from it a killed run resumes."""
+class Waiting(Callback):
+    """Says how far a training or a validation is, where nothing was said for half a minute.
 
-    def __init__(self, run: Run, every: int, interval: int) -> None:
-        """Write every `every` steps; `interval` steps lie between validations."""
+    Args:
+        steps: of the training.
+    """
+
+    def __init__(self, steps: int) -> None:
+        """See the class."""
+        self.steps = steps
+        self._training = Progress("steps", steps)
+        self._validation = Progress("validation batches", 1)
+        self._validated = 0
+        self._tokens = 0
+
+    def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """A resumed training has begun before."""
+        self._training = Progress("steps", self.steps, trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
+    ) -> None:
+        """Count tokens, and tell."""
+        self._tokens += tokens_of(batch)
+        if ends_step(trainer, index) and trainer.global_step < self.steps:
+            figures = f"train/loss {float(outputs['loss']):.4f}" if self._training.is_due() else ""
+            if self._tokens and figures:
+                figures += f", {self._tokens / self._training.seconds:,.0f} tokens a second"
+            self._training.reached(trainer.global_step, figures)
+
+    def on_validation_start(self, trainer: lightning.Trainer, module: Any) -> None:
+        """The batches of all loaders are counted together."""
+        counts = trainer.num_val_batches
+        total = int(sum(counts)) if isinstance(counts, list) else int(counts)
+        self._validation = Progress("validation batches", total)
+        self._validated = 0
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
+        """Tell."""
+        self._validated += 1
+        self._validation.reached(self._validated)
+
+
+class Last(Checkpoint):
+    """Writes `last.ckpt`, from which a killed run resumes.
+
+    Args:
+        run: whose it is.
+        every: steps between two writes.
+        interval: steps between validations, behind each of which it is written too.
+        minutes: after so many without a write the next step's end writes it.
+    """
+
+    def __init__(self, run: Run, every: int, interval: int, minutes: float) -> None:
+        """See the class."""
         self.run, self.every, self.interval = run, every, interval
+        self.seconds = 60 * minutes
+        self._written = time.monotonic()
         self.path = run.folder / paths.CHECKPOINTS / paths.LAST
 
     def _save(self, trainer: lightning.Trainer) -> None:
         _save(trainer, self.path)
+        self._written = time.monotonic()
         if trainer.is_global_zero:
             self.run.tick()
 
@@ -224,7 +277,11 @@ class Last(Checkpoint):
     ) -> None:
         """Save between validations; at a validation's step it is saved after the validation."""
         step = trainer.global_step
-        if ends_step(trainer, index) and step % self.every == 0 and step % self.interval:
+        if not ends_step(trainer, index) or step % self.interval == 0:
+            return
+        is_late = time.monotonic() - self._written > self.seconds
+        # Processes write together: one clock decides.
+        if step % self.every == 0 or trainer.strategy.broadcast(is_late):
             self._save(trainer)
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
@@ -266,6 +323,16 @@ def rows_of(batch: Any) -> list[int]:
         return []
     own = batch["row"].tolist() if "row" in batch else []
     return own + [row for part in batch.values() for row in rows_of(part)]
+
+
+def tokens_of(batch: Any) -> int:
+    """Tokens of a batch and of all in it, padding included; 0 where it has none."""
+    if isinstance(batch, list):
+        return sum(tokens_of(part) for part in batch)
+    if not isinstance(batch, dict):
+        return 0
+    own = batch["input_ids"].numel() if isinstance(batch.get("input_ids"), torch.Tensor) else 0
+    return own + sum(tokens_of(part) for part in batch.values())
 
 
 def broken(what: str, step: int, rows: list[int], value: float | None = None) -> str:

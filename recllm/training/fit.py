@@ -20,7 +20,7 @@ from recllm.errors import StageError
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.training.adapter_module import AdapterModule
-from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, Stop
+from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, Stop, Waiting
 from recllm.training.checkpoints import Selected, best, forget_others, repeats, resumable
 from recllm.training.loaders import Loaders
 from recllm.training.precision import AdapterPrecision
@@ -99,7 +99,13 @@ def fit(
         Curves(run.folder / paths.LOGS / "metrics.csv", max(1, loaders.steps // 50), monitors),
         *selections,
         *callbacks,
-        Last(run, config.checkpoint_every, loaders.steps + 1 if repeats(run) else interval),
+        Last(
+            run,
+            config.checkpoint_every,
+            loaders.steps + 1 if repeats(run) else interval,
+            config.checkpoint_minutes,
+        ),
+        Waiting(loaders.steps),
     ]
     plugins: list[Any] = []
     if settings.precision == "bf16-true" and isinstance(module, AdapterModule):

@@ -81,8 +81,8 @@ def curve(folder):
         ("lm/tiny/text", "ddp", 3, 0),
         ("stage1/sim+heldout-0.1", "ddp", 3, 0),
         ("stage2/reclora", "sharded", 3, 0),
-        ("stage2/reclora", "ddp", 1, 500),
-        ("stage3/s-dpo", "sharded", 1, 500),
+        ("stage2/reclora", "ddp", 1, 200),
+        ("stage3/s-dpo", "sharded", 1, 200),
     ],
 )
 def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, tokens):
@@ -111,7 +111,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, t
     assert done.stdout.count(f"[{folder}] starts") == 1
     assert done.stdout.count(f"[{folder}] done") == 1
     assert done.stdout.count("2 layers sharded over 2 processes") == (strategy == "sharded")
-    assert ("is cut into forwards of 500 at most" in done.stdout) == (tokens > 0)
+    assert ("is cut into forwards of 200 at most" in done.stdout) == (tokens > 0)
     assert not list(stage.rglob("*.tmp*")) + list(stage.rglob("*.partial"))
     one, two = (json.loads((f / "manifest.json").read_text()) for f in (before, stage))
     assert [output["path"] for output in one["outputs"]] == [output["path"] for output in two["outputs"]]

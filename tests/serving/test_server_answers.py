@@ -169,6 +169,19 @@ def test_a_history_beyond_its_time_fails_alone(service):
     assert scores["answers"][1]["items"][0]["error"] is None
 
 
+def test_every_model_answers_before_a_bundle_is_ready(recommender, monkeypatch):
+    lm = recommender.parts.lm
+    asked = []
+    for name in ("scores", "answers"):
+        answer = getattr(lm, name)
+        monkeypatch.setattr(
+            lm, name, lambda *given, name=name, answer=answer: asked.append(name) or answer(*given)
+        )
+    served(recommender).warm()
+    assert asked == ["scores", "answers"]
+    assert recommender.counts["without_history"] == 0
+
+
 def test_times_may_be_text(service):
     at = 978_300_000
     texts = ["2000-12-31T22:00:00", "2000-12-31T22:00:00+00:00", str(at), at]

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from recllm import console
 from recllm.config.stages import FitConfig
 from recllm.errors import StageError
 from recllm.pipeline.run import Run
@@ -419,6 +421,34 @@ def test_a_loss_that_is_not_finite_stops_with_a_line(make_stage):
     with pytest.raises(StageError, match=r"^train/loss is nan at step \d+; lower the learning rate[^\n]*$"):
         train(folder, Small(nan_from=4))
     assert not (folder / "manifest.json").exists()
+
+
+def test_where_steps_are_long_the_clock_says_when_to_write(make_stage, monkeypatch):
+    """Validations lie 6 steps apart, and 50 steps between writes: what is written else is written by time."""
+    written = []
+    save = lightning.Trainer.save_checkpoint
+
+    def remember(self, path, *rest, **options):
+        if str(path).endswith(".partial"):
+            written.append(self.global_step)
+        save(self, path, *rest, **options)
+
+    monkeypatch.setattr(lightning.Trainer, "save_checkpoint", remember)
+    train(make_stage("stage1/rare"), Small(), checkpoint_every=50)
+    assert written == list(range(INTERVAL, STEPS + 1, INTERVAL))
+    written.clear()
+    train(make_stage("stage1/often"), Small(), checkpoint_every=50, checkpoint_minutes=1e-9)
+    assert written == list(range(1, STEPS + 1))
+
+
+def test_a_long_training_says_how_far_it_is(make_stage, monkeypatch, capsys):
+    monkeypatch.setattr(console, "SILENCE", 0.0)
+    train(make_stage("stage1/sim"), Small())
+    lines = capsys.readouterr().out.splitlines()
+    steps = [line for line in lines if re.search(r"\d of \d+ steps, train/loss \d", line)]
+    assert len(steps) == STEPS - 1
+    assert re.search(rf"\] 1 of {STEPS} steps, train/loss [\d.]+, .*, .* left$", steps[0])
+    assert any(re.search(r"1 of \d+ validation batches, .* left$", line) for line in lines)
 
 
 class Adapted(AdapterModule):

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recllm import __version__, paths
@@ -68,11 +69,12 @@ class Served:
     def warm(self) -> None:
         """Let every model answer once: what is opened or compiled at the first question is there then."""
         recommender = self.recommender
-        users = recommender.maker.users.by_dense_id[FIRST_ID : FIRST_ID + 1]
-        items = recommender.maker.items.by_dense_id[FIRST_ID : FIRST_ID + 1]
-        recommender.recommend(users, k=1, filter_viewed=False)
-        if len(users):
-            recommender.score(pl.DataFrame({"user": users, "item": items}))
+        most_popular = int(recommender.log.item_count.argmax())
+        item = recommender.maker.items.external(np.array([most_popular]))
+        user = pl.Series("user", ["warm-up"])
+        history = pl.DataFrame({"user": user, "item": item})  # who has one goes through all steps
+        recommender.recommend(user, k=1, filter_viewed=False, histories=history)
+        recommender.score(pl.DataFrame({"user": user, "item": item}), histories=history)
 
     def info(self) -> dict[str, Any]:
         """What `/info` says."""

@@ -1,0 +1,59 @@
+"""What long loops say, and when."""
+
+import pytest
+
+from recllm import console
+from recllm.console import Progress, duration, say
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that is set by hand: `clock(40)` is forty seconds later."""
+    seconds = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: seconds[0])
+    say("begins")
+
+    def later(by):
+        seconds[0] += by
+
+    return later
+
+
+def test_a_line_comes_where_nothing_was_said_for_half_a_minute(clock, capsys):
+    progress = Progress("rows scored", 1_000)
+    clock(29)
+    progress.reached(100)
+    clock(11)  # 40 s for 200 rows: 5 a second, and 800 are left
+    progress.reached(200, "train/loss 0.5")
+    clock(29)
+    progress.reached(300)
+    say("another line")
+    clock(29)
+    progress.reached(400)
+    assert capsys.readouterr().out.splitlines() == [
+        "200 of 1,000 rows scored, train/loss 0.5, 5.0 a second, 3 min left",
+        "another line",
+    ]
+
+
+def test_a_loop_that_goes_on_counts_what_it_does_itself(clock, capsys):
+    progress = Progress("steps", 100, done=40)
+    clock(60)
+    progress.reached(40)
+    progress.reached(50)  # 10 steps of 6 s; 50 are left
+    assert capsys.readouterr().out.splitlines() == ["50 of 100 steps, 6.0 s each, 5 min left"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (99, "99 s"),
+        (100, "2 min"),
+        (5_940, "99 min"),
+        (6_000, "1 h 40 min"),
+        (11_100, "3 h 05 min"),
+    ],
+)
+def test_durations_are_rounded_for_people(seconds, text):
+    assert duration(seconds) == text
