@@ -87,7 +87,7 @@ class NewEvent(Event):
 
     user: Id
     timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: now")
-    key: Annotated[str, Field(strict=True, min_length=1, max_length=200)] | None = Field(
+    key: Annotated[StrictStr, Field(min_length=1, max_length=200)] | None = Field(
         None, description="idempotency key, unique among all events; none: the header's, or a new one"
     )
 
