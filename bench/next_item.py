@@ -34,7 +34,7 @@ from recllm.cache import Cache
 from recllm.errors import StageError
 from recllm.evaluation import bootstrap
 from recllm.evaluation.bootstrap import Resampled
-from recllm.evaluation.next import TOP, by_coldness, count_tied, means, of_lists, values_of_ranks
+from recllm.evaluation.next import TOP, by_coldness, by_ties, is_tied, means, of_lists, values_of_ranks
 from recllm.evaluation.results import HEADLINE, ResultRow, merge, of_seed, read, write
 from recllm.evaluation.tables import print_table
 from recllm.eventlog.log import EventLog, Rows
@@ -196,7 +196,7 @@ def measure(split: Split, items: NDArray[np.int32]) -> tuple[dict[str, float], N
     figures[f"recall@{LISTED}"] = float((columns >= 0).mean())
     figures |= of_lists(log, items[:, :TOP])
     figures |= by_coldness(log, own, values, columns >= 0, LISTED)
-    figures["tied_targets"] = float(count_tied(log, split.test))
+    figures |= by_ties(values, is_tied(log, split.test))
     return figures, values[HEADLINE["next"]]
 
 

@@ -278,10 +278,10 @@ def _table(
     """Rows of the table of a row set."""
     log = evaluation.log
     own = log.item[rows]
-    tied = count_tied(log, rows)
+    tied = is_tied(log, rows)
     say(
-        f"{tied:,} of {len(rows):,} targets ({name}) share their second with another event of their user: "
-        "another order of ties could change them"
+        f"{tied.sum():,} of {len(rows):,} targets ({name}) share their second with another event of their "
+        "user: another order of ties could change them"
     )
     values = {system: values_of_ranks(answer.columns) for system, answer in answers.items()}
     headline = HEADLINE[Task.NEXT]
@@ -305,7 +305,7 @@ def _table(
             figures |= _given_recall(of_rows, values[evaluation.retrievers[0]], found)
         if isinstance(system, CascadeSystem):
             figures |= {f"weight/{step}": weight for step, weight in system.weights.items()}
-        figures["tied_targets"] = float(tied)
+        figures |= by_ties(of_rows, tied)
         figures["milliseconds"] = answer.milliseconds
         table.append(
             result_row(
@@ -349,15 +349,15 @@ def means(values: Mapping[str, Floats], rows: NDArray[np.bool_] | None = None) -
     return result
 
 
-def count_tied(log: EventLog, rows: Rows) -> int:
-    """How many rows share user and second with the event above or below them.
+def is_tied(log: EventLog, rows: Rows) -> NDArray[np.bool_]:
+    """Which rows share user and second with the event above or below them, bool `[R]`.
 
     Events of one second are ordered by their items' ids, for want of anything else: another order could make
     another one the row. In a log without times there is none, as its order is given.
     """
+    tied = np.zeros(len(rows), np.bool_)
     if not log.timed:
-        return 0
-    tied = np.zeros(len(rows), bool)
+        return tied
     for step in (-1, 1):
         other = np.clip(rows + step, 0, log.n_events - 1)
         tied |= (
@@ -365,7 +365,14 @@ def count_tied(log: EventLog, rows: Rows) -> int:
             & (log.user[other] == log.user[rows])
             & (log.timestamp[other] == log.timestamp[rows])
         )
-    return int(tied.sum())
+    return tied
+
+
+def by_ties(values: Mapping[str, Floats], tied: NDArray[np.bool_]) -> dict[str, float]:
+    """How many rows another order of ties could change, and figures of those that none could."""
+    chosen = {name: values[name] for name in ("hr@10", "ndcg@10")}
+    figures = {f"{metric}/untied": value for metric, value in means(chosen, ~tied).items()}
+    return {**figures, "rows/untied": float((~tied).sum()), "tied_targets": float(tied.sum())}
 
 
 def of_lists(log: EventLog, items: Items) -> dict[str, float]:

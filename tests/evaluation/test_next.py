@@ -9,7 +9,7 @@ import pytest
 
 from recllm.errors import StageError
 from recllm.evaluation import next as evaluation_next
-from recllm.evaluation.next import NextEvaluation, count_tied, next_items, values_of_ranks
+from recllm.evaluation.next import NextEvaluation, by_ties, is_tied, next_items, values_of_ranks
 from recllm.evaluation.tables import result_tables
 from recllm.eventlog.ids import FIRST_ID
 from recllm.systems.catalog import NO_ITEM
@@ -64,10 +64,20 @@ def test_tied_targets_share_user_and_second_with_a_neighbor():
     log.meta["timed"] = True
     # Users 2 2 2 2 2 3 3 3 4 4: rows 1 and 2 tie, row 4 and 5 are of different users.
     log.timestamp = np.array([1, 2, 2, 3, 4, 4, 5, 6, 6, 7])
-    assert [count_tied(log, np.array([row])) for row in range(10)] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
-    assert count_tied(log, np.arange(10)) == 2
+    assert [is_tied(log, np.array([row])).sum() for row in range(10)] == [0, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert np.flatnonzero(is_tied(log, np.arange(10))).tolist() == [1, 2]
     log.meta["timed"] = False
-    assert count_tied(log, np.arange(10)) == 0
+    assert not is_tied(log, np.arange(10)).any()
+
+
+def test_rows_that_no_order_of_ties_could_change_have_figures_of_their_own():
+    values = {"hr@10": np.array([1.0, 1, 0, 0]), "ndcg@10": np.array([1.0, 0.5, 0, 0]), "mrr": np.ones(4)}
+    assert by_ties(values, np.array([True, False, False, True])) == {
+        "hr@10/untied": 0.5,
+        "ndcg@10/untied": 0.25,
+        "rows/untied": 2.0,
+        "tied_targets": 2.0,
+    }
 
 
 def test_coverage_and_popularity_bias_by_hand():
