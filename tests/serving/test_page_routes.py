@@ -114,6 +114,7 @@ def test_an_explanation_over_http_is_the_functions(service, recommender):
         ({"user": 1, "target": "no such item"}, "'no such item' is not in the log"),
         ({"user": 1, "time": 5, "history": [{"item": 5, "timestamp": 6}]}, "an event at second 6"),
         ({"user": 1, "hidden": True}, "hidden"),
+        ({"user": 1, "two\nlines": True}, "two lines"),
         ({"user": 1, "removed": [2**40]}, "removed.0"),
     ],
 )

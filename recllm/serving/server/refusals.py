@@ -47,7 +47,8 @@ def sentence_of(error: RequestValidationError) -> str:
     if first["type"] == "json_invalid":
         return "the body is no JSON"
     place = ".".join(str(part) for part in first["loc"] if part != "body") or "the body"
-    return f"{place}: {' '.join(str(first['msg']).removeprefix('Value error, ').split())}"
+    sentence = f"{place}: {str(first['msg']).removeprefix('Value error, ')}"
+    return " ".join(sentence.split())  # a name that a client made up may hold a line break
 
 
 def add_refusals(app: FastAPI) -> None:
