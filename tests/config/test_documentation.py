@@ -104,7 +104,7 @@ def test_types_are_words():
 
 
 def test_readers_follow_the_table_of_stages():
-    assert readers("prepare.split") == ["log"]
+    assert readers("prepare.split") == ["log", "log-all"]
     assert readers("lm.tiny.hidden") == ["lm-text", "lm-prompts"]  # all others know the LM by its weights
     assert readers("lm.training.prompt_tokens") == ["lm-prompts", "evaluate", "next"]
     assert "neighbors" in readers("lm.model.path")
