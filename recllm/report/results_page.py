@@ -263,9 +263,16 @@ STACKED = (
 NO_GATE = "ranker+lora+preference"
 
 
-def next_item(candidates: str) -> tuple[Column, ...]:
-    """Columns of the next item over the whole catalog; `candidates` as in the file."""
+def next_item(candidates: str, untied: bool = False) -> tuple[Column, ...]:
+    """Columns of the next item over the whole catalog.
+
+    Args:
+        candidates: as in the file.
+        untied: whether rows that no order of ties could change have columns of their own.
+    """
     names = {"hr@10": "HR@10", "ndcg@10": "NDCG@10", "recall@500": "recall@500"}
+    if untied:
+        names |= {"hr@10/untied": "HR@10, untied", "ndcg@10/untied": "NDCG@10, untied"}
     figures = [metric(name, heading, candidates=candidates) for name, heading in names.items()]
     coverage = metric("coverage@10", "coverage@10", candidates=candidates)
     return *figures, coverage, difference(candidates, "difference in NDCG@10")
@@ -444,8 +451,8 @@ BLOCKS = {
         "ml-1m",
         "next",
         "test/all/any",
-        lines(CATALOG),
-        next_item("unseen"),
+        lines(CATALOG + " retriever"),
+        next_item("unseen", untied=True),
         variant="leave-one-out",
         heading="MovieLens-1M, leave-one-out, 6,040 test rows",
     ),
