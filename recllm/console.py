@@ -54,8 +54,8 @@ class Progress:
         return time.monotonic() - self.start
 
     def is_due(self) -> bool:
-        """Whether nothing was said for so long that a line would come."""
-        return time.monotonic() - _last_line >= SILENCE
+        """Whether the loop has been silent for so long that a line would come."""
+        return time.monotonic() - max(_last_line, self.start) >= SILENCE
 
     def reached(self, done: int, figures: str = "") -> None:
         """Tell how much is done; a line comes at most every `SILENCE` seconds.

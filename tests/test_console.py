@@ -36,6 +36,17 @@ def test_a_line_comes_where_nothing_was_said_for_half_a_minute(clock, capsys):
     ]
 
 
+def test_a_loop_that_begins_after_a_silence_waits_for_its_own(clock, capsys):
+    clock(100)
+    progress = Progress("steps", 100)
+    clock(29)
+    progress.reached(50)
+    assert not capsys.readouterr().out
+    clock(1)
+    progress.reached(60)
+    assert capsys.readouterr().out == "60 of 100 steps, 2.0 a second, 20 s left\n"
+
+
 def test_a_loop_that_goes_on_counts_what_it_does_itself(clock, capsys):
     progress = Progress("steps", 100, done=40)
     clock(60)
