@@ -13,7 +13,7 @@ from typing import Any
 
 from recllm.lm.config import LmConfig
 from recllm.lm.hub import loading_error
-from recllm.lm.load import DTYPES, LOADING_ERRORS
+from recllm.lm.load import DTYPES, LOADING_ERRORS, check_weights
 from recllm.lm.wheel import check_file, unpack
 
 
@@ -95,11 +95,6 @@ def _make_dense(config: LmConfig, file: Path, folder: Path) -> None:
     finally:
         logging.set_verbosity(level)
     model, report = loaded
-    lost = sorted(report["missing_keys"]) + [name for name, *_ in report["mismatched_keys"]]
-    if lost:
-        raise ValueError(
-            f"lm.model.path {config.path!r} lacks {len(lost):,} weights of {type(model).__name__}, first "
-            f"{lost[0]!r}; wanted all of them: get the file again, or another LM"
-        )
+    check_weights(model, report, str(config.path))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -129,7 +129,7 @@ def _load(
     model, report = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise _adapter_error(source)
-    _check_weights(model, report, source)
+    check_weights(model, report, source)
     notes = _unused_weights(report, config)
     fit_tokenizer(tokenizer, int(model.get_input_embeddings().weight.shape[0]), source)
     notes += _unused_settings(model.generation_config, config)
@@ -149,7 +149,7 @@ def _adapter_error(source: str) -> ValueError:
     )
 
 
-def _check_weights(model: PreTrainedModel, report: Mapping[str, Any], source: str) -> None:
+def check_weights(model: PreTrainedModel, report: Mapping[str, Any], source: str) -> None:
     """Refuses an LM of which a weight is not that of the files.
 
     Args:

@@ -32,11 +32,11 @@ RETRIEVER = (
 
 @pytest.fixture(scope="session")
 def make_cascades(tmp_path_factory, demo_log, demo_config, tiny_lm):
-    """`make_cascades(words)`: the finished cascades of a command, by system."""
+    """`make_cascades(words)`: the finished cascades of a command, in the order of their folders' names."""
 
     def make(words):
         root = tmp_path_factory.mktemp("cascades") / "artifacts"
-        made = {}
+        made = []
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RECLLM_ARTIFACTS", str(root))
             demo = FinishedDemo(root / "demo", demo_log, demo_config, tiny_lm, words)
@@ -46,7 +46,7 @@ def make_cascades(tmp_path_factory, demo_log, demo_config, tiny_lm):
                 run = Run.start([str(folder), "trainer.accelerator=cpu"])
                 work(run)
                 run.close()
-                made[folder.name.partition("+")[0]] = Finished.open(folder)
+                made.append(Finished.open(folder))
         return made
 
     return make
@@ -55,7 +55,7 @@ def make_cascades(tmp_path_factory, demo_log, demo_config, tiny_lm):
 @pytest.fixture(scope="session")
 def cascades(make_cascades):
     """`cascades["reclora"]`: the finished stage."""
-    return make_cascades(CASCADES)
+    return {stage.folder.name.partition("+")[0]: stage for stage in make_cascades(CASCADES)}
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +67,12 @@ def recommender(cascades):
 @pytest.fixture(scope="session")
 def retrieving(make_cascades):
     """Retriever -> SIM."""
-    return Recommender.load(make_cascades(RETRIEVER)["sim"].folder)
+    (stage,) = make_cascades(RETRIEVER)
+    return Recommender.load(stage.folder)
 
 
 @pytest.fixture(scope="session")
 def reading_texts(make_cascades):
     """Retriever that reads texts -> SIM."""
-    return Recommender.load(make_cascades((*RETRIEVER, "stage1.crm.text_dim=4"))["sim"].folder)
+    (stage,) = make_cascades((*RETRIEVER, "stage1.crm.text_dim=4"))
+    return Recommender.load(stage.folder)

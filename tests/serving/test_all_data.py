@@ -8,42 +8,17 @@ from recllm import paths
 from recllm.errors import StageError
 from recllm.evaluation.context import Evaluation
 from recllm.evaluation.next import NextEvaluation
-from recllm.pipeline.finished import Finished
-from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role, StageFile
 from recllm.serving.bundle import _training_lengths, model_card, write_bundle
 from recllm.serving.opening import Fitted
 from recllm.serving.recommender import Recommender
-from stages.cascade import work
-from tests.systems.finished_demo import FinishedDemo
-
-WORDS = (
-    "cascade",
-    "CRM=sim",
-    "SYSTEM=none",
-    "ALL_DATA=1",
-    "cascade.retrieved=40",
-    "cascade.ranked=6",
-    "cascade.valid_rows=25",
-)
+from tests.serving.conftest import RETRIEVER
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory, demo_log, demo_config, tiny_lm):
+def both(make_cascades):
     """The cascade whose weights were fitted, and the one that repeats it."""
-    root = tmp_path_factory.mktemp("all-data") / "artifacts"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RECLLM_ARTIFACTS", str(root))
-        demo = FinishedDemo(root / "demo", demo_log, demo_config, tiny_lm, WORDS)
-        finished = []
-        for folder in sorted((demo.root / "cascade").iterdir()):
-            (folder / paths.MANIFEST).unlink()
-            (folder / "out").unlink()
-            run = Run.start([str(folder), "trainer.accelerator=cpu"])
-            work(run)
-            run.close()
-            finished.append(Finished.open(folder))
-    return finished
+    return make_cascades((*RETRIEVER, "ALL_DATA=1"))
 
 
 def test_its_weights_are_those_that_validation_chose(both, demo_log):

@@ -252,6 +252,8 @@ def test_logs_and_metrics_say_nothing_of_users(service, caplog):
         service.post("/recommend", {"users": [{"user": "jane-doe", "history": HISTORY}], "k": 2})
         service.client.request("JANE", "/recommend")
         service.client.get("/users/jane-doe?secret=1")
+        # A line follows its answer.
+        until(lambda: any(line.get("route") == "unmatched" for line in lines(caplog)))
     told = [line for line in lines(caplog) if line.get("route") != "/info"]  # asked by the fixture before
     assert [line["route"] for line in told if line["event"] == "request"] == [
         *("/recommend", "/recommend", "unmatched")

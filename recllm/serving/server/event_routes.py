@@ -16,16 +16,15 @@ from recllm.eventlog.ids import FIRST_ID
 from recllm.serving.server.events import EventStore, KeyConflict, Place, StoreUnavailable, UserEvent
 from recllm.serving.server.histories import Stored, stored_events, whole_history
 from recllm.serving.server.logs import tell
-from recllm.serving.server.messages import EventsAnswer, EventsRequest, Failure, HistoryAnswer, OneUser
+from recllm.serving.server.messages import EventsAnswer, EventsRequest, HistoryAnswer, OneUser, failures
 from recllm.serving.server.refusals import Refusal, as_json
 from recllm.serving.server.served import Served
 from recllm.serving.server.service import Service, service_of
 
 router = APIRouter()
 Asks = Annotated[Service, Depends(service_of)]
-FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Failure, "description": meaning}
-    for status, meaning in {
+FAILURES = failures(
+    {
         400: "the body is no JSON",
         401: "the API key is missing or another",
         404: "this service stores no events",
@@ -33,8 +32,8 @@ FAILURES: dict[int | str, dict[str, Any]] = {
         422: "an event cannot be stored, or its key is that of another one; nothing is stored",
         503: "the event store does not answer; Retry-After says when to send the same again",
         504: "no answer within the deadline: send the same again",
-    }.items()
-}
+    }
+)
 Value = TypeVar("Value")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, WithJsonSchema
 
@@ -329,3 +330,8 @@ class Failure(BaseModel):
     """Why a request is not answered."""
 
     error: str = Field(description="one sentence")
+
+
+def failures(meanings: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """What a route's description says of its statuses: status -> meaning."""
+    return {status: {"model": Failure, "description": meaning} for status, meaning in meanings.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
@@ -12,13 +12,13 @@ from recllm.serving.server.answering import ListQuestion, PairQuestion, ask
 from recllm.serving.server.batching import Kind
 from recllm.serving.server.event_routes import note_impressions, read_stored
 from recllm.serving.server.messages import (
-    Failure,
     Info,
     OneUser,
     RecommendAnswer,
     RecommendRequest,
     ScoreAnswer,
     ScoreRequest,
+    failures,
 )
 from recllm.serving.server.refusals import Refusal, as_json
 from recllm.serving.server.service import Service, service_of
@@ -27,17 +27,16 @@ from recllm.serving.server.settings import Settings
 router = APIRouter()
 Asks = Annotated[Service, Depends(service_of)]
 
-FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Failure, "description": meaning}
-    for status, meaning in {
+FAILURES = failures(
+    {
         400: "the body is no JSON",
         401: "the API key is missing or another",
         413: "the body is too large",
         422: "the request cannot be answered",
         503: "not ready, or too much is at work; Retry-After says when to ask again",
         504: "no answer within the deadline",
-    }.items()
-}
+    }
+)
 
 
 @router.post("/recommend", response_model=RecommendAnswer, responses=FAILURES)
