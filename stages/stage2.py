@@ -40,7 +40,7 @@ from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.systems.lm_systems import untuned_states
 from recllm.training.adapter_module import AdapterModule
-from recllm.training.callbacks import WEIGHTS
+from recllm.training.callbacks import WEIGHTS, at_once_at_sigterm
 from recllm.training.checkpoints import best_scores, repeats
 from recllm.training.fit import fit
 from recllm.training.gate_first import check_logits, train_gate
@@ -69,7 +69,7 @@ class TuneModule(AdapterModule):
         """The gate first, where training starts anew."""
         passes = self.config.gate_first
         if passes and self.config.adapter.gated and self.trainer.ckpt_path is None:
-            with self.trainer.precision_plugin.forward_context():
+            with at_once_at_sigterm(), self.trainer.precision_plugin.forward_context():
                 states, seed = untuned_states(self.run, self.tuning_prompts, self.model), self.run.config.seed
                 loss = train_gate(
                     self.model, states, self.tuning_prompts, self.answers, passes, self.config.fit, seed
