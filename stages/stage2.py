@@ -48,8 +48,6 @@ from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
 
-VALID_TITLES = 500
-
 
 class TuneModule(AdapterModule):
     """Cross-entropy of the answer over the vocabulary, plus weighted negative log-likelihood of titles."""
@@ -167,14 +165,17 @@ def open_data(run: Run, lm: Lm, crm: Crm | None, num_titles: int, valid: Rows) -
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
     titles = None
+    valid_titles = None
     if num_titles:
         liked = with_new_items(lm.log, liked, lm.log.meta["candidates"] - 1, "prepare.candidates")
         titles = lm.titles(liked, drawn_lists(lm.log, liked, run.config.seed), crm)
+        if has_ranking_rows(lm.log):
+            valid_titles = lm.valid_titles(run.config.stage2.valid_lists, crm)
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,
         valid=lm.answers(valid, crm, retrieved),
-        valid_titles=lm.valid_titles(VALID_TITLES, crm) if num_titles and has_ranking_rows(lm.log) else None,
+        valid_titles=valid_titles,
     )
 
 
