@@ -22,6 +22,8 @@ Places = NDArray[np.int64]
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that the activations of one forward may take."""
+LARGEST_ON_CPU = 2e9
+"""Bytes of activations of one forward beyond which a CPU gains no speed (`make bench-lm`)."""
 OVERHEAD = 1.5
 """Activations that are kept for the backward pass, against the inputs and outputs of linear layers alone."""
 
@@ -85,7 +87,11 @@ def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths
     each = token_bytes(model)
     tokens = config.tokens_per_forward
     if not tokens:
-        tokens = max(1, int(MEMORY_SHARE * free_memory(device_of(config)) / each))
+        device = device_of(config)
+        memory = MEMORY_SHARE * free_memory(device)
+        if device.type == "cpu":
+            memory = min(memory, LARGEST_ON_CPU)
+        tokens = max(1, int(memory / each))
     most = math.ceil(rows / (config.devices * config.accumulate)) * int(lengths.max(initial=0))
     if most <= tokens:
         return 0
