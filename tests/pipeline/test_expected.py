@@ -1,4 +1,4 @@
-"""What a command is expected to take: work by hand arithmetic, rates by what finished on a processor like this."""
+"""What a command is expected to take: work by hand arithmetic, rates by what finished on such a processor."""
 
 import json
 
