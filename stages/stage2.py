@@ -40,7 +40,7 @@ from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.systems.lm_systems import untuned_states
 from recllm.training.adapter_module import AdapterModule
-from recllm.training.callbacks import WEIGHTS
+from recllm.training.callbacks import WEIGHTS, at_once_at_sigterm
 from recllm.training.checkpoints import best_scores, repeats
 from recllm.training.fit import fit
 from recllm.training.gate_first import check_logits, train_gate
@@ -48,8 +48,6 @@ from recllm.training.launch import start_processes
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
-
-VALID_TITLES = 500
 
 
 class TuneModule(AdapterModule):
@@ -70,7 +68,7 @@ class TuneModule(AdapterModule):
         """The gate first, where training starts anew."""
         passes = self.config.gate_first
         if passes and self.config.adapter.gated and self.trainer.ckpt_path is None:
-            with self.trainer.precision_plugin.forward_context():
+            with at_once_at_sigterm(), self.trainer.precision_plugin.forward_context():
                 states, seed = untuned_states(self.run, self.tuning_prompts, self.model), self.run.config.seed
                 loss = train_gate(
                     self.model, states, self.tuning_prompts, self.answers, passes, self.config.fit, seed
@@ -168,14 +166,17 @@ def open_data(run: Run, lm: Lm, crm: Crm | None, num_titles: int, valid: Rows) -
     liked = rows[lm.log.label[rows] == 1]
     retrieved = run.config.prompt.retrieved
     titles = None
+    valid_titles = None
     if num_titles:
         liked = with_new_items(lm.log, liked, lm.log.meta["candidates"] - 1, "prepare.candidates")
         titles = lm.titles(liked, drawn_lists(lm.log, liked, run.config.seed), crm)
+        if has_ranking_rows(lm.log):
+            valid_titles = lm.valid_titles(run.config.stage2.valid_lists, crm)
     return Data(
         train=lm.answers(rows, crm, retrieved, run.config.stage2.mixed_prompts),
         train_titles=titles,
         valid=lm.answers(valid, crm, retrieved),
-        valid_titles=lm.valid_titles(VALID_TITLES, crm) if num_titles and has_ranking_rows(lm.log) else None,
+        valid_titles=valid_titles,
     )
 
 

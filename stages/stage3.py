@@ -47,8 +47,8 @@ from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
 from recllm.training.precision import device_of, training_precision
 
-VALID_ROWS = {"titles": 500, "answers": 150}
-"""Stored validation rows of each kind of list; 20 prompts a row where answers are compared."""
+VALID_LISTS = {"titles": 500, "answers": 150}
+"""`stage3.valid_lists` where it is 0."""
 BATCH = {"titles": 64, "answers": 8}
 """Rows that are scored together."""
 STATISTICS = (
@@ -243,7 +243,8 @@ def open_tasks(run: Run, lm: Lm, crm: Crm | None, rows: Rows) -> tuple[Candidate
     """What is compared on training rows that teach something, and on validation rows."""
     config = run.config.stage3
     lists = drawn_lists(lm.log, rows, run.config.seed, config.lists)
-    count, retrieved = VALID_ROWS[config.task], compatibility.retrieves(run.parents[Role.START])
+    count = config.valid_lists or VALID_LISTS[config.task]
+    retrieved = compatibility.retrieves(run.parents[Role.START])
     if config.task == "titles":
         each = config.gate == "item"
         return answerable(lm.titles(rows, lists, crm, each)), lm.valid_titles(count, crm, each)

@@ -146,6 +146,9 @@ class Stage2Config:
     title_weight: float = 0.2
     """Weight of the next-title loss (mean over titles, summed over a title's tokens) against the Yes/No
     loss."""
+    valid_lists: int = 500
+    """Stored validation rows, each with its candidates, on whose HR@1 the checkpoint for stage 3 is selected;
+    of every kind of list, the first so many."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, patience=4, valid_rows="uniform4000"))
 
     def __post_init__(self) -> None:
@@ -153,6 +156,7 @@ class Stage2Config:
         check_choices("stage2", self)
         check(self.gate_first >= 0, "stage2.gate_first", self.gate_first, "0 or more passes")
         check(0 <= self.title_share < 1, "stage2.title_share", self.title_share, "a share from 0 to below 1")
+        check(self.valid_lists >= 1, "stage2.valid_lists", self.valid_lists, "at least 1 row")
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,9 @@ class Stage3Config:
     or `mixed` (by turns)."""
     rows: int = 4000
     """Liked training rows to align on, disjoint from the stage-2 subsample where the data suffice."""
+    valid_lists: int = 0
+    """Stored validation rows, each with its candidates, on whose HR@1 the checkpoint is selected; of every
+    kind of list, the first so many (0: 500, and 150 where answers are compared, of 20 prompts a row)."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(batch_size=32, lr=5e-4, patience=4))
 
     def __post_init__(self) -> None:
@@ -207,6 +214,7 @@ class Stage3Config:
         smoothing = self.label_smoothing
         check(0 <= smoothing < 0.5, "stage3.label_smoothing", smoothing, "a probability from 0 to below 0.5")
         check(self.rows >= 1, "stage3.rows", self.rows, "at least 1 row")
+        check(self.valid_lists >= 0, "stage3.valid_lists", self.valid_lists, "0 or more rows")
         valid_rows = self.fit.valid_rows
         wanted = "none: stage 3 selects its checkpoint on stored validation lists"
         check(valid_rows == FitConfig.valid_rows, "stage3.fit.valid_rows", valid_rows, wanted)

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -68,6 +69,9 @@ class AdapterModule(lightning.LightningModule):
 
         Their gradients are not reduced over processes: that is done behind the last one's backward pass, by
         whom a step is known to have only one.
+
+        Raises:
+            SIGTERMException: between two micro-batches of a process that trains alone and has got SIGTERM.
         """
         self.model.train()
         outputs = []
@@ -80,6 +84,8 @@ class AdapterModule(lightning.LightningModule):
             with torch.autocast(self.device.type, enabled=False):
                 self.trainer.strategy.backward(loss, None)
             outputs.append({**output, "loss": output["loss"].detach()})
+            if self.trainer.received_sigterm and self.trainer.world_size == 1:
+                raise SIGTERMException
         outputs.append(self.loss(batch[-1]))
         return summed(outputs)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import math
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from recllm import paths
 from recllm.console import Progress, say
@@ -39,6 +42,16 @@ def part_of(trainer: lightning.Trainer, batch_index: int) -> int:
 def ends_step(trainer: lightning.Trainer, batch_index: int) -> bool:
     """Whether a batch is the last part of its step, behind which the optimizer steps."""
     return part_of(trainer, batch_index) == trainer.accumulate_grad_batches - 1
+
+
+@contextmanager
+def at_once_at_sigterm() -> Iterator[None]:
+    """Within it SIGTERM ends the process at once, as outside of a training: there is nothing to keep yet."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StepSeed(Callback):
@@ -71,12 +84,16 @@ class Curves(Callback):
         self.rows: list[dict[str, float]] = []
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, float] = {}
+        self._at_step: tuple[dict[str, torch.Tensor], dict[str, float]] = (
+            {},
+            {},
+        )  # without an open step's parts
         self._clock = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far."""
-        sums = {name: float(value) for name, value in self._sums.items()}
-        return {"rows": self.rows, "sums": sums, "counts": self._counts}
+        """The rows so far, and the sums of the steps behind the last one."""
+        sums, counts = self._at_step
+        return {"rows": self.rows, "sums": {k: float(value) for k, value in sums.items()}, "counts": counts}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the rows of the interrupted run."""
@@ -84,6 +101,10 @@ class Curves(Callback):
         self._sums = {name: torch.tensor(value) for name, value in state["sums"].items()}
         # Checkpoints of earlier versions have one count for all.
         self._counts = state["counts"] if "counts" in state else dict.fromkeys(self._sums, state["count"])
+        self._keep_step()
+
+    def _keep_step(self) -> None:
+        self._at_step = dict(self._sums), dict(self._counts)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, index: int
@@ -105,6 +126,8 @@ class Curves(Callback):
             self._counts[name] = self._counts.get(name, 0) + count
         if is_end and trainer.global_step % self.every == 0:
             self._flush(trainer)
+        elif is_end:
+            self._keep_step()
 
     def _flush(self, trainer: lightning.Trainer, **scores: float) -> None:
         losses = {
@@ -119,6 +142,7 @@ class Curves(Callback):
         self.rows[-1] |= {**losses, **scores}
         self._sums = {}
         self._counts = {}
+        self._keep_step()
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         """Add the scores, print them, write the file.
@@ -234,6 +258,10 @@ class Waiting(Callback):
 class Last(Checkpoint):
     """Writes `last.ckpt`, from which a killed run resumes.
 
+    A checkpoint is always one of whole steps. One that is written in the middle of a step, at SIGTERM, says
+    that the step has not begun. One that is written in a validation or before it says that the validation
+    comes next; of the last validation there is none, as Lightning does not go on behind the last step.
+
     Args:
         run: whose it is.
         every: steps between two writes.
@@ -246,6 +274,7 @@ class Last(Checkpoint):
         self.run, self.every, self.interval = run, every, interval
         self.seconds = 60 * minutes
         self._written = time.monotonic()
+        self._is_validating = False
         self.path = run.folder / paths.CHECKPOINTS / paths.LAST
 
     def _save(self, trainer: lightning.Trainer) -> None:
@@ -254,9 +283,25 @@ class Last(Checkpoint):
         if trainer.is_global_zero:
             self.run.tick()
 
+    def _is_late(self, trainer: lightning.Trainer) -> bool:
+        # Processes write together: one clock decides.
+        return bool(trainer.strategy.broadcast(time.monotonic() - self._written > self.seconds))
+
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Say how many parts the steps so far were computed in."""
-        checkpoint["accumulate"] = trainer.accumulate_grad_batches
+        """Say how many parts the steps so far were computed in, and what comes next."""
+        parts = trainer.accumulate_grad_batches
+        checkpoint["accumulate"] = parts
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        batches = fit_loop["epoch_loop.batch_progress"]
+        if batches["total"]["processed"] < batches["total"]["ready"]:  # in the middle of a step
+            for counts in (batches["total"], batches["current"]):
+                counts |= dict.fromkeys(counts, trainer.global_step * parts)
+            (loader,) = fit_loop["state_dict"]["combined_loader"]
+            loader["next"] = trainer.global_step
+        if self._is_validating:
+            validated = fit_loop["epoch_loop.val_loop.batch_progress"]
+            for counts in (validated["total"], validated["current"]):
+                counts |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
     def on_load_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         """Count the batches so far as if they had been of the present number of parts.
@@ -279,14 +324,32 @@ class Last(Checkpoint):
         step = trainer.global_step
         if not ends_step(trainer, index) or step % self.interval == 0:
             return
-        is_late = time.monotonic() - self._written > self.seconds
-        # Processes write together: one clock decides.
-        if step % self.every == 0 or trainer.strategy.broadcast(is_late):
+        if step % self.every == 0 or self._is_late(trainer):
             self._save(trainer)
+
+    def on_validation_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """A validation may take long: what is late is saved before it."""
+        if trainer.state.fn == "fit":
+            self._is_validating = True
+            if trainer.global_step < trainer.max_steps and self._is_late(trainer):
+                self._save(trainer)
+
+    def on_validation_epoch_end(self, *_: Any) -> None:
+        """The scores are there; what is saved from now on has them."""
+        self._is_validating = False
 
     def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Save after the selection and the early stopping have taken the new score."""
         if trainer.state.fn == "fit":
+            self._save(trainer)
+
+    def on_exception(self, trainer: lightning.Trainer, module: Any, exception: BaseException) -> None:
+        """At SIGTERM keep every step that is done.
+
+        Of processes that train together only one may have got the signal: what they wrote last stays.
+        """
+        stopped = isinstance(exception, SIGTERMException) and trainer.state.fn == "fit"
+        if stopped and trainer.world_size == 1 and 0 < trainer.global_step < trainer.max_steps:
             self._save(trainer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from recllm import paths, processes
 from recllm.config.schema import TrainerConfig
@@ -70,6 +72,7 @@ def fit(
 
     Raises:
         StageError: a step's rows cannot be dealt to devices and parts; memory does not do for a step.
+        SystemExit: at SIGTERM, behind at most one micro-batch more, with a checkpoint of all whole steps.
     """
     quiet()
     config = run.config.trainer
@@ -140,10 +143,14 @@ def fit(
         # Not reentrant: an adapter's gate is shared by all layers, and their inputs need no gradient.
         module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(run.config.seed or 0)
-    if first and last is None and not repeats(run):
-        trainer.validate(module, datamodule=loaders, verbose=False)
     try:
+        if first and last is None and not repeats(run):
+            trainer.validate(module, datamodule=loaders, verbose=False)
         trainer.fit(module, datamodule=loaders, ckpt_path=last, weights_only=True)
+    except SIGTERMException as stopped:
+        done = f"{trainer.global_step:,} of {steps:,} steps are done"
+        say(f"stopped by SIGTERM, {done}; run make again to go on")
+        raise SystemExit(128 + signal.SIGTERM) from stopped
     except RuntimeError as error:
         keys = memory_keys(
             loaders.step_rows or settings.batch_size, config, isinstance(module, AdapterModule)

@@ -159,6 +159,7 @@ def test_gradients_of_a_step_do_not_reach_the_next(monkeypatch):
     module = Adapted()
     module._trainer = SimpleNamespace(
         accumulate_grad_batches=1,
+        received_sigterm=False,
         strategy=SimpleNamespace(backward=lambda loss, _: loss.backward()),
         global_step=0,
     )
