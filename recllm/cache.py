@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from recllm import processes
 from recllm.console import say
 from recllm.errors import StageError
 from recllm.files import digest, is_at_work, is_temporary, load_array, publish, write_array
@@ -31,7 +32,8 @@ class Cache:
 
     Safe with several writers: a file appears whole, and who comes second replaces it by the same numbers.
     Before every write the files that were used longest ago are removed until all fit into the bound; a
-    process that has one of them open keeps what it has mapped.
+    process that has one of them open keeps what it has mapped. Processes of one stage compute together what
+    one of them lacks.
 
     Args:
         folder: made when something is written.
@@ -54,7 +56,8 @@ class Cache:
         """
         path = self._path(name, digest(identity))
         stored = self._read(path)
-        if stored is not None:
+        if processes.all_agree(stored is not None):
+            assert stored is not None
             return stored
         self._check_writable()
         values = compute()
@@ -79,7 +82,7 @@ class Cache:
         """
         paths = {part: self._path(f"{name}-{part}", sha256) for part in shapes}
         stored = {part: self._read(path) for part, path in paths.items()}
-        if all(values is not None for values in stored.values()):
+        if processes.all_agree(all(values is not None for values in stored.values())):
             return {part: values for part, values in stored.items() if values is not None}
         self._check_writable()
         self._make_room(sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in shapes.values()))

@@ -8,6 +8,9 @@ import time
 SILENCE = 30.0
 """Seconds without a line after which a long loop says how far it is."""
 
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+"""Where Lightning, torchrun and Slurm tell a process which one it is: the first is 0 in all that are set."""
+
 _last_line = time.monotonic()
 _speaker = ""  # name of the run that this process is at, once there is one
 
@@ -20,7 +23,7 @@ def speak_as(name: str) -> None:
 
 def is_first_process() -> bool:
     """Whether this process writes: rank 0, also before torch.distributed is up."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in RANKS)
 
 
 def say(text: str) -> None:

@@ -44,6 +44,7 @@ from recllm.training.callbacks import WEIGHTS, at_once_at_sigterm
 from recllm.training.checkpoints import best_scores, repeats
 from recllm.training.fit import fit
 from recllm.training.gate_first import check_logits, train_gate
+from recllm.training.launch import start_processes
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
@@ -147,13 +148,13 @@ def rows_of_step(run: Run) -> tuple[int, int]:
         StageError: where a process, or a part of a step, would get none of a kind.
     """
     config, trainer = run.config.stage2, run.config.trainer
-    parts = trainer.devices * trainer.accumulate
+    parts = trainer.processes * trainer.accumulate
     num_titles = round(config.title_share * config.fit.batch_size)
     num_answers = config.fit.batch_size - num_titles
     if num_answers < parts or 0 < num_titles < parts:
         raise StageError(
             f"stage2.fit.batch_size={config.fit.batch_size} and stage2.title_share={config.title_share} make "
-            f"{num_answers} answers and {num_titles} titles a step for {trainer.devices} devices in "
+            f"{num_answers} answers and {num_titles} titles a step for {trainer.processes} devices in "
             f"{trainer.accumulate} parts (trainer.accumulate); wanted some of each for all"
         )
     return num_answers, num_titles
@@ -280,6 +281,7 @@ def work(run: Run) -> None:
     lm = Lm.open(run.config, run.parents[Role.LM], log, retrieval, config.adapter.soft_prompt)
     gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
     check_out_of_fold(run, log, gate)
+    start_processes(run.config.trainer)
     crm = gate.read_as(config.adapter.representation_kind, run.config.seed)
     data = open_data(run, lm, crm, num_titles, valid)
     steps, interval = plan_steps(len(data.train), rows_a_step, config.fit.epochs, config.fit.validations)

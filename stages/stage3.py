@@ -41,6 +41,7 @@ from recllm.training.adapter_module import AdapterModule
 from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
+from recllm.training.launch import start_processes
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
@@ -276,6 +277,7 @@ def work(run: Run) -> None:
     model = load_adapter(lm.model, start, trainable=True)
     gate = Crm.open(run.parents[Role.CRM], log, retrieval, run.cache)
     crm = gate.read_as(gate_input, run.config.seed)
+    start_processes(run.config.trainer)
     tuned = log.rows("train", run.parents[Role.START].config.subsample)
     task, valid = open_tasks(run, lm, crm, aligned_rows(log, tuned, config.rows))
     check_comparable(valid)

@@ -16,7 +16,10 @@ class TrainerConfig:
     accelerator: str = "auto"
     """Lightning's accelerator: auto, cpu, gpu ..."""
     devices: int = 1
-    """Processes or GPUs of one training."""
+    """Processes or GPUs of one training, or of an evaluation, on each machine."""
+    num_nodes: int = 1
+    """Machines that share the work. On each the stage's command is started, by torchrun or with NODE_RANK,
+    MASTER_ADDR and MASTER_PORT in the environment; all see the same artifacts."""
     strategy: str = "auto"
     """Lightning's strategy: auto, ddp ...; or `sharded`: ddp, and each process holds its share only of the
     weights of a frozen LM's layers (FSDP2)."""
@@ -53,6 +56,7 @@ class TrainerConfig:
         """Check ranges."""
         check_choices("trainer", self)
         check(self.devices >= 1, "trainer.devices", self.devices, "at least 1")
+        check(self.num_nodes >= 1, "trainer.num_nodes", self.num_nodes, "at least 1 machine")
         check(self.accumulate >= 1, "trainer.accumulate", self.accumulate, "at least 1 part")
         tokens = self.tokens_per_forward
         check(tokens >= 0, "trainer.tokens_per_forward", tokens, "tokens, or 0 for as many as fit")
@@ -62,3 +66,8 @@ class TrainerConfig:
         check(minutes > 0, "trainer.checkpoint_minutes", minutes, "more than 0")
         usable = not self.wandb or importlib.util.find_spec("wandb") is not None
         check(usable, "trainer.wandb", self.wandb, "false, or the library: pip install wandb")
+
+    @property
+    def processes(self) -> int:
+        """How many share a step, over all machines."""
+        return self.devices * self.num_nodes

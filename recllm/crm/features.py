@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from recllm import processes
 from recllm.cache import Cache, Hasher
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -46,8 +48,8 @@ def representations(
         ValueError: `rows` is not a vector, or `targets` is not as long as `rows`.
     """
     rows, targets = _checked(rows, targets)
-    logits = np.empty(len(rows), np.float32)
-    vectors = np.empty((len(rows), _width(model)), np.float32)
+    logits = np.zeros(len(rows), np.float32)
+    vectors = np.zeros((len(rows), _width(model)), np.float32)
     _fill(model, inputs, rows, targets, batch_size, (logits, vectors))
     return logits, vectors
 
@@ -143,15 +145,17 @@ def _fill(
     batch_size: int,
     out: Arrays,
 ) -> None:
-    """Write logits and representations of all pairs, batch by batch."""
+    """Write logits and representations of all pairs, 0 at first, batch by batch."""
     logits, vectors = out
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for start in range(0, len(rows), batch_size):
-                part = slice(start, start + batch_size)
+            for number, is_own in processes.dealt(math.ceil(len(rows) / batch_size)):
+                if not is_own:
+                    continue
+                part = slice(number * batch_size, (number + 1) * batch_size)
                 batch = inputs(rows[part], None if targets is None else targets[part])
                 batch = {name: value.to(device) for name, value in batch.items()}
                 logit, vector = model(batch)
@@ -159,6 +163,8 @@ def _fill(
                 vectors[part] = vector.float().cpu().numpy()
     finally:
         model.train(training)
+    processes.complete(logits)
+    processes.complete(vectors)
 
 
 def _checked(rows: object, targets: object) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:

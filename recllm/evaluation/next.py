@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recllm import processes
 from recllm.config.evaluate import NextConfig
 from recllm.console import say
 from recllm.errors import StageError
@@ -254,10 +255,13 @@ def _cascaded(evaluation: NextEvaluation, rows: Rows, answers: dict[System, Answ
     for cascade in evaluation.cascades:
         fitted[cascade] = cascade.fit(LogRows(log, valid), fitted[cascade.before], log.item[valid])
         before = ordered[cascade.before]
-        started = time.monotonic()
-        ordered[cascade] = cascade.order(LogRows(log, rows), before)
-        milliseconds = 1000 * (time.monotonic() - started) / len(rows)
-        if cascade.lm is not None:
+        if cascade.lm is None:
+            with processes.alone():  # one process's time
+                started = time.monotonic()
+                ordered[cascade] = cascade.order(LogRows(log, rows), before)
+                milliseconds = 1000 * (time.monotonic() - started) / len(rows)
+        else:
+            ordered[cascade] = cascade.order(LogRows(log, rows), before)
             milliseconds = _milliseconds(cascade, rows, before)
         milliseconds += (answers | result)[cascade.before].milliseconds
         result[cascade] = Answer.of(ordered[cascade], log.item[rows], milliseconds)

@@ -6,6 +6,7 @@ knows. Both figures are taken of every adapter, so that the starts can be compar
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
+from recllm import processes
 from recllm.eventlog.log import EventLog
 from recllm.lm.adapters import load_adapter
 from recllm.reclora import export_mean
@@ -63,7 +65,7 @@ def held_out_text(
 
 @torch.inference_mode()
 def text_loss(model: Any, ids: NDArray[np.int32], weights: NDArray[np.float32], size: int = 8) -> float:
-    """Cross-entropy of the next token, in nats, mean over the tokens that count.
+    """Cross-entropy of the next token, in nats, mean over the tokens that count; dealt over all processes.
 
     Args:
         model: the LM, alone or with an adapter that needs no representation (see `fix_gate_at_mean`).
@@ -73,15 +75,19 @@ def text_loss(model: Any, ids: NDArray[np.int32], weights: NDArray[np.float32], 
         size: blocks of a batch.
     """
     device = next(model.parameters()).device
-    nats = 0.0
-    count = 0
-    for start in range(0, len(ids), size):
-        batch = torch.from_numpy(ids[start : start + size].astype(np.int64)).to(device)
-        is_target = torch.from_numpy(weights[start : start + size, 1:] > 0).to(device)
-        logits = model(input_ids=batch[:, :-1], use_cache=False).logits[is_target]
-        nats += float(F.cross_entropy(logits.float(), batch[:, 1:][is_target], reduction="sum"))
-        count += int(is_target.sum())
-    return nats / count
+    nats = np.zeros(math.ceil(len(ids) / size))
+    for number, is_own in processes.dealt(len(nats)):
+        if is_own:
+            part = slice(number * size, (number + 1) * size)
+            batch = torch.from_numpy(ids[part].astype(np.int64)).to(device)
+            is_target = torch.from_numpy(weights[part, 1:] > 0).to(device)
+            logits = model(input_ids=batch[:, :-1], use_cache=False).logits[is_target]
+            nats[number] = float(F.cross_entropy(logits.float(), batch[:, 1:][is_target], reduction="sum"))
+    processes.complete(nats)
+    total = 0.0
+    for of_batch in nats.tolist():  # one after the other: the sum does not depend on how it is computed
+        total += of_batch
+    return total / int((weights[:, 1:] > 0).sum())
 
 
 def fix_gate_at_mean(model: PeftModel, representations: Tensor) -> PeftModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,8 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recllm import processes
+from recllm.console import Progress
 from recllm.eventlog.log import Rows
 from recllm.lm.tasks import NextTitleLists
 from recllm.text.collate import Ragged, pad_left
@@ -78,13 +81,20 @@ def valid_ratio(model: Any, tokenizer: Any, task: NextTitleLists, size: int = 64
     Returns:
         float32 `[n, 2]`: 1 where the text is exactly a candidate's title; 1 where it is the chosen one's.
     """
-    generated: list[str] = []
-    for start in range(0, len(task), size):
-        indices = np.arange(start, min(start + size, len(task)))
-        generated += _generate_within_context(model, tokenizer, task, indices)
-    hits = _candidate_titles(tokenizer, task) == np.array(generated, object)[:, None]
-    is_chosen = np.take_along_axis(hits, task.chosen[:, None], 1)[:, 0]
-    return np.stack([hits.any(1), is_chosen], 1).astype(np.float32)
+    titles = _candidate_titles(tokenizer, task)
+    outcomes = np.zeros((len(task), 2), np.float32)
+    progress = Progress("titles generated", len(task))
+    for number, is_own in processes.dealt(math.ceil(len(task) / size)):
+        if not is_own:
+            continue
+        rows = np.arange(number * size, min((number + 1) * size, len(task)))
+        generated = np.array(_generate_within_context(model, tokenizer, task, rows), object)
+        hits = titles[rows] == generated[:, None]
+        outcomes[rows, 0] = hits.any(1)
+        outcomes[rows, 1] = hits[np.arange(len(rows)), task.chosen[rows]]
+        progress.reached(rows[-1] + 1)
+    processes.complete(outcomes)
+    return outcomes
 
 
 def _candidate_titles(tokenizer: Any, task: NextTitleLists) -> NDArray[np.object_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from accelerate.utils import send_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recllm import processes
 from recllm.console import Progress
 from recllm.lm.generate import decode_constrained
 from recllm.lm.logprobs import answer_logits, candidate_logps, title_sums, token_logps
@@ -91,6 +93,8 @@ def _score_task(
 ) -> Scores:
     """Scores float32 `[n, ...]` of all rows, in the task's order; rows of like length go side by side.
 
+    Batches are dealt over the processes of a stage, all of which get all scores.
+
     Args:
         model: the LM, on its device.
         task: makes the batches.
@@ -99,13 +103,15 @@ def _score_task(
     """
     device = next(model.parameters()).device
     order = np.argsort(task.lengths(), kind="stable")
-    parts = []
+    scores = np.zeros(0, np.float32)
     progress = Progress("rows scored", len(order))
-    for start in range(0, len(order), size):
-        batch = send_to_device(task(order[start : start + size]), device)
-        parts.append(score(batch).float().cpu().numpy())
-        progress.reached(min(start + size, len(order)))
-    by_length = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    scores = np.empty_like(by_length)
-    scores[order] = by_length
+    for number, is_own in processes.dealt(math.ceil(len(order) / size)):
+        rows = order[number * size : (number + 1) * size]
+        batch_scores = score(send_to_device(task(rows), device)).float().cpu().numpy()
+        if not len(scores):
+            scores = np.zeros((len(order), *batch_scores.shape[1:]), np.float32)
+        if is_own:
+            scores[rows] = batch_scores
+        progress.reached(min((number + 1) * size, len(order)))
+    processes.complete(scores)
     return scores

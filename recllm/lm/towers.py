@@ -7,6 +7,7 @@ same for all users and is computed once, and a pair costs a few multiplications.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recllm import processes
 from recllm.eventlog.log import Rows
 from recllm.files import write_json
 from recllm.lm.config import EncoderConfig, TowersConfig
@@ -146,14 +148,18 @@ def tower_scores(
 def _encode_texts(
     model: TwoTowers, lengths: NDArray[np.int64], make: Callable[[Rows], Ragged], pad_id: int, size: int
 ) -> Tensor:
-    """Vectors `[n, d]` of the n texts that `make(indices)` gives, texts of like length together."""
+    """Vectors `[n, d]` of the n texts that `make(indices)` gives, texts of like length together.
+
+    Batches are dealt over the processes of a stage, all of which get all vectors.
+    """
     device = next(model.parameters()).device
     order = np.argsort(lengths, kind="stable")
-    parts = []
-    for start in range(0, len(order), size):
-        texts = pad_right(make(order[start : start + size]), pad_id)
-        parts.append(model.encode({name: value.to(device) for name, value in texts.items()}))
-    by_length = torch.cat(parts) if parts else torch.zeros(0, device=device)
-    vectors = torch.empty_like(by_length)
-    vectors[torch.from_numpy(order).to(device)] = by_length
-    return vectors
+    vectors = np.zeros((len(order), int(model.encoder.config.hidden_size)), np.float32)
+    for number, is_own in processes.dealt(math.ceil(len(order) / size)):
+        if is_own:
+            indices = order[number * size : (number + 1) * size]
+            texts = pad_right(make(indices), pad_id)
+            encoded = model.encode({name: value.to(device) for name, value in texts.items()})
+            vectors[indices] = encoded.float().cpu().numpy()
+    processes.complete(vectors)
+    return torch.from_numpy(vectors).to(device)

@@ -44,7 +44,7 @@ def rules(plan: Plan) -> str:
         f"{EXECUTION}.{key}={value}" for key, value in trainer.items() if value != default[key]
     )
     lines = ["# Written by stages/plan.py; read by the Makefile.", f"EXECUTION := {execution}"]
-    if trainer["devices"] > 1:  # one stage has them all
+    if plan.configured.trainer.processes > 1:  # one stage has them all
         lines.append(".NOTPARALLEL:")
     lines += [line for goal in plan.request.goals for line in _goal(plan, goal)]
     lines += _table(plan)

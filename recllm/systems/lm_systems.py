@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from recllm import processes
 from recllm.config.schema import Config
 from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
@@ -220,14 +221,15 @@ class LmSystem(System):
         return self._choices(rows, lists)[..., 0]
 
     def milliseconds(self, rows: Rows, lists: NDArray[np.int32]) -> float:
-        """See `System`."""
+        """See `System`: the time of one process."""
         self.open_lm.open(self.finished, self.titles)  # loading is no part of it
-        started = time.monotonic()
-        if self.pointwise:
-            self._score_verdicts(rows, lists)
-        else:
-            self._score_titles(rows, lists)
-        return 1000 * (time.monotonic() - started) / len(rows)
+        with processes.alone():
+            started = time.monotonic()
+            if self.pointwise:
+                self._score_verdicts(rows, lists)
+            else:
+                self._score_titles(rows, lists)
+            return 1000 * (time.monotonic() - started) / len(rows)
 
     def decoding(self, rows: Rows, lists: NDArray[np.int32], generated: int) -> dict[str, float]:
         """See `System`.

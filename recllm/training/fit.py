@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from recllm import paths
+from recllm import paths, processes
 from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig
 from recllm.console import say
@@ -24,6 +24,7 @@ from recllm.pipeline.stage_file import Role
 from recllm.training.adapter_module import AdapterModule
 from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, Stop, Waiting
 from recllm.training.checkpoints import Selected, best, forget_others, repeats, resumable
+from recllm.training.launch import backend, start_processes
 from recllm.training.loaders import Loaders
 from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
@@ -37,8 +38,7 @@ def strategy(trainer: TrainerConfig) -> str | Strategy:
     kinds = {"ddp": DDPStrategy, "sharded": ShardedStrategy}
     if trainer.strategy not in kinds:
         return trainer.strategy
-    cpu = trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    return kinds[trainer.strategy](process_group_backend="gloo" if cpu else None)
+    return kinds[trainer.strategy](process_group_backend=backend(trainer))
 
 
 def fit(
@@ -68,7 +68,7 @@ def fit(
         callbacks: what else watches the training.
 
     Returns:
-        The trainer; `best(run, monitor)` is where the checkpoints are.
+        The trainer; `best(run, monitor)` is where the checkpoints are. Behind it every process works alone.
 
     Raises:
         StageError: a step's rows cannot be dealt to devices and parts; memory does not do for a step.
@@ -78,13 +78,15 @@ def fit(
     config = run.config.trainer
     if config.threads:
         torch.set_num_threads(config.threads)
-    if settings.batch_size % config.devices:
+    if settings.batch_size % config.processes:
         raise StageError(
-            f"batch_size={settings.batch_size} cannot be dealt to {config.devices} devices; wanted a multiple"
+            f"batch_size={settings.batch_size} cannot be dealt to {config.processes} devices; "
+            "wanted a multiple"
         )
     check_parts(loaders.step_rows or settings.batch_size, config)
+    start_processes(config)
     folder = run.folder / paths.CHECKPOINTS
-    last = resumable(run, folder)
+    last = processes.from_first(lambda: resumable(run, folder))
     steps = loaders.steps
     if repeats(run):
         chosen = run.parents[Role.CHOSEN]
@@ -116,6 +118,7 @@ def fit(
     trainer = lightning.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
+        num_nodes=config.num_nodes,
         strategy=strategy(config),
         precision=None if plugins else settings.precision,
         plugins=plugins,
@@ -159,6 +162,7 @@ def fit(
             "leaves the steps what they are, and run make again: it goes on at the last checkpoint"
         ) from error
     trainer.strategy.barrier()
+    processes.leave()
     forget_others(folder)
     return trainer
 
@@ -195,10 +199,10 @@ def check_parts(rows: int, trainer: TrainerConfig) -> None:
     Raises:
         StageError: the most parts that they do.
     """
-    if rows < trainer.devices * trainer.accumulate:
+    if rows < trainer.processes * trainer.accumulate:
         raise StageError(
             f"trainer.accumulate={trainer.accumulate} parts of a step of {rows} rows leave some without any; "
-            f"wanted at most {max(1, rows // trainer.devices)}"
+            f"wanted at most {max(1, rows // trainer.processes)}"
         )
 
 
@@ -216,7 +220,7 @@ def memory_keys(rows: int, trainer: TrainerConfig, recomputes: bool) -> list[str
         recomputes: whether `trainer.recompute` means anything for what trains.
     """
     keys = []
-    if rows >= 2 * trainer.accumulate * trainer.devices:
+    if rows >= 2 * trainer.accumulate * trainer.processes:
         keys.append(f"trainer.accumulate={2 * trainer.accumulate}")
     if recomputes and not trainer.recompute:
         keys.append("trainer.recompute=true")

@@ -174,7 +174,7 @@ class RowLoader:
         if count // world < batches:
             raise StageError(
                 f"{count} validation rows cannot be dealt to {world} processes in batches of {batch_size}: "
-                "one would have none; wanted more rows, or trainer.devices=1"
+                "one would have none; wanted more rows, or fewer processes (trainer.devices)"
             )
         own = np.arange(count)[rank::world]
         cuts = list(range(batch_size, len(own), batch_size))

@@ -80,7 +80,7 @@ def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths
 
     Args:
         model: the LM with its adapter.
-        config: its `tokens_per_forward`, and devices and parts that share a step.
+        config: its `tokens_per_forward`, and processes and parts that share a step.
         lengths: tokens of each row that may stand in a step, `[n]`.
         rows: of a step.
     """
@@ -92,7 +92,7 @@ def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths
         if device.type == "cpu":
             memory = min(memory, LARGEST_ON_CPU)
         tokens = max(1, int(memory / each))
-    most = math.ceil(rows / (config.devices * config.accumulate)) * int(lengths.max(initial=0))
+    most = math.ceil(rows / (config.processes * config.accumulate)) * int(lengths.max(initial=0))
     if most <= tokens:
         return 0
     say(

@@ -76,7 +76,7 @@ class Search:
         Its name is a digest of all that must be equal for two scores to be comparable: parents, space, and
         the settings but for those that are searched.
         """
-        if run.config.trainer.devices > 1:
+        if run.config.trainer.processes > 1:
             raise ValueError(
                 f"trainer.devices={run.config.trainer.devices}: a trial trains in one process; wanted 1 "
                 "(run the same command twice to have two trials side by side)"
