@@ -165,7 +165,7 @@ def validation_rows(log: EventLog, config: Stage1Config) -> Rows:
     """
     name = config.fit.valid_rows
     rows = log.rows("valid", name)
-    rows = rows[rows < log.n_events]
+    rows = rows[~log.is_drawn(rows)]
     if config.next.targets == "liked":
         rows = rows[log.label[rows] == 1]
     if not len(rows):

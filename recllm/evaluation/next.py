@@ -136,7 +136,7 @@ class NextEvaluation:
             StageError: there is none.
         """
         rows = self.log.rows(split, name)
-        rows = rows[rows < self.log.n_events]  # a sampled negative is no event
+        rows = rows[~self.log.is_drawn(rows)]
         if self.config.targets == "liked":
             rows = rows[self.log.label[rows] == 1]
         if not len(rows):
@@ -358,8 +358,9 @@ def is_tied(log: EventLog, rows: Rows) -> NDArray[np.bool_]:
     tied = np.zeros(len(rows), np.bool_)
     if not log.timed:
         return tied
-    for step in (-1, 1):
-        other = np.clip(rows + step, 0, log.n_events - 1)
+    at = log.anchors(rows)  # a held-out item's row stands between the event before this one and this one
+    for other in (at - 1, np.where(at == rows, at + 1, at)):
+        other = np.clip(other, 0, log.n_events - 1)
         tied |= (
             (other != rows)
             & (log.user[other] == log.user[rows])
