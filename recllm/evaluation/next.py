@@ -24,7 +24,7 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.evaluation import bootstrap
 from recllm.evaluation.comparisons import catalog_comparisons, compare
-from recllm.evaluation.context import LmSystems
+from recllm.evaluation.context import LmSystems, of_unrated
 from recllm.evaluation.results import HEADLINE, ResultRow
 from recllm.evaluation.rows import result_row
 from recllm.eventlog.all_data import check_holds_out
@@ -170,7 +170,7 @@ class NextEvaluation:
                 say(f"without {error}")
                 continue
             say(f"fitted {name} in {time.monotonic() - started:.0f} s")
-        return fitted
+        return fitted + of_unrated(log, self.run.parents.get(Role.NEIGHBORS))
 
     @cached_property
     def retrievers(self) -> list[Retriever]:

@@ -65,8 +65,11 @@ class Seen:
         if len(log.held_rows):  # the user met these items, too, though nothing else knows of it
             rows = np.concatenate([rows, log.held_rows])
             stands = np.concatenate([stands, log.anchors(log.held_rows)])
+            order = np.argsort(stands, kind="stable")
+            rows = rows[order]
+            stands = stands[order]
         keys = log.user[rows].astype(np.int64) * self._items + log.item[rows]
-        self._keys, first = np.unique(keys, return_index=True)  # return_index is the first, and rows ascend
+        self._keys, first = np.unique(keys, return_index=True)  # return_index is the first, and places ascend
         self._first_row = stands[first]
 
     def above(self, users: npt.NDArray[np.int32], items: Items, rows: Rows) -> npt.NDArray[np.bool_]:
