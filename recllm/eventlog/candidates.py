@@ -437,6 +437,9 @@ def _hard_negatives(
             if not log.draws_met:
                 line, above = _events_above(log, rows[part])
                 never.append((line, place[log.item[above]]))
+                if log.item_split is not None:  # no event tells which held-out items were met
+                    every = np.broadcast_to(catalog, (len(part), len(catalog)))
+                    never.append(np.nonzero(met_before(log, rows[part], every)))
             keys = _nearness(table[center[:, 0]] @ table[catalog].T, tie, *never)
             negative_seed = draws.derive(seed, "hard")
             chosen[part] = catalog[_draw_of_nearest(keys, rows[part], nearest, n - 1, negative_seed)]

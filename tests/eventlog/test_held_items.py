@@ -11,11 +11,12 @@ import pytest
 from recllm.errors import StageError
 from recllm.eventlog.all_data import write_all_data
 from recllm.eventlog.build import build_log
-from recllm.eventlog.candidates import Catalog, candidate_lists, count_new_items, met_before
+from recllm.eventlog.candidates import Catalog, candidate_lists, count_new_items, hard_lists, met_before
 from recllm.eventlog.config import PrepareConfig
 from recllm.eventlog.log import EventLog
 from recllm.eventlog.splits import held_items
 from recllm.eventlog.statistics import Statistics
+from recllm.retrieval.vectors import normalize
 from tests.eventlog.test_build import random_log, write
 
 CONFIG = PrepareConfig(split="items", held_items=[0.25, 0.25], min_history=1, candidates=5)
@@ -83,20 +84,25 @@ def test_statistics_know_of_no_event_of_a_held_item(tmp_path):
     assert (codes[:, 2] == 1).all()  # item_count: code of no event
 
 
-@pytest.mark.parametrize("kind", ["uniform", "popular"])
+@pytest.mark.parametrize("kind", ["uniform", "popular", "hard"])
 def test_candidates_of_a_held_item_are_held_items_that_the_user_had_not_met(tmp_path, kind):
     log, _ = of(tmp_path)
     rows = log.rows("test", "all")
     rows = rows[count_new_items(log, rows) >= 4]
     assert len(rows) > 5
-    lists = candidate_lists(log, rows, kind, 5, seed=3)
+    if kind == "hard":
+        vectors = normalize(np.random.default_rng(0).normal(size=(1, log.n_items, 4)))
+        lists = hard_lists(log, rows, vectors, np.zeros(log.n_users, np.int64), nearest=50, n=5)
+    else:
+        lists = candidate_lists(log, rows, kind, 5, seed=3)
     assert (log.item_split[lists] == 2).all()
     assert ((lists == log.item[rows, None]).sum(axis=1) == 1).all()
     others = lists != log.item[rows, None]
     met = met_before(log, rows, lists)
     assert not (met & others).any()
-    train = log.rows("train", "all")[:20]
-    assert (log.item_split[candidate_lists(log, train, kind, 5, seed=3)] == 0).all()
+    if kind != "hard":
+        train = log.rows("train", "all")[:20]
+        assert (log.item_split[candidate_lists(log, train, kind, 5, seed=3)] == 0).all()
 
 
 def test_new_items_are_counted_within_the_catalog_of_a_row(tmp_path):
