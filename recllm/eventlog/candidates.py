@@ -439,7 +439,8 @@ def _hard_negatives(
                 never.append((line, place[log.item[above]]))
                 if log.item_split is not None:  # no event tells which held-out items were met
                     every = np.broadcast_to(catalog, (len(part), len(catalog)))
-                    never.append(np.nonzero(met_before(log, rows[part], every)))
+                    line, column = np.nonzero(met_before(log, rows[part], every))
+                    never.append((line, column))
             keys = _nearness(table[center[:, 0]] @ table[catalog].T, tie, *never)
             negative_seed = draws.derive(seed, "hard")
             chosen[part] = catalog[_draw_of_nearest(keys, rows[part], nearest, n - 1, negative_seed)]
