@@ -82,6 +82,7 @@ def ctr(evaluation: Evaluation) -> list[ResultRow]:
     counting: list[System] = [popularity]
     if evaluation.log.repeats:
         counting.append(MetBefore(evaluation.log))
+    counting += evaluation.of_unrated
     crms = [system for system in evaluation.crms if Task.CTR in system.tasks]
     of_all = "all"
     of_lms = evaluation.config.ctr_rows

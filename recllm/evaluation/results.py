@@ -22,15 +22,15 @@ CANDIDATES = ("uniform", "popular", "hard")
 
 # fmt: off
 SYSTEMS = (
-    "popularity", "popularity-7-days", "met-before", "cooccurrence", "cooccurrence-directed", "transitions",
-    "item-knn", "ease", "als", "sasrec-rectools", "retriever",
-    "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
-    "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
-    "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",
+    "popularity", "popularity-by-category", "popularity-7-days", "text-knn", "met-before", "cooccurrence",
+    "cooccurrence-directed", "transitions", "item-knn", "ease", "als", "sasrec-rectools", "retriever",
+    "retriever-lm", "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "din-lm", "sim",
+    "sim-lm", "sim-heldout", "crm-ranker", "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella",
+    "lora", "lora-wide", "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
-    "reclora-milora", "reclora-pissa", "reclora-random-svd",
-    "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "sft-pointwise",
-    "s-dpo-pointwise", "refit", "blend", "blend-refit",
+    "reclora-milora", "reclora-pissa", "reclora-random-svd", "sft", "sft-continued", "dpo", "dpo-pairwise",
+    "dmpo", "mppo", "s-dpo", "s-dpo-paper", "sft-pointwise", "s-dpo-pointwise", "refit", "blend",
+    "blend-refit",
 )
 # fmt: on
 """The order of systems in a table; unknown ones follow in alphabetical order."""
