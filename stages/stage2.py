@@ -196,18 +196,18 @@ def loaders(run: Run, data: Data, model: Any, steps: int) -> Loaders:
         title_lengths = data.train_titles.lengths(scored=False)
         title_stream = Stream(len(data.train_titles), num_titles, run.config.seed + 1, title_lengths)
         title_lengths = data.train_titles.forward_lengths(1)
-    tokens = token_budget(model, run.config.trainer, np.concatenate([lengths, title_lengths]), rows_a_step)
+    budget = token_budget(model, run.config.trainer, np.concatenate([lengths, title_lengths]), rows_a_step)
 
     def train(step: int, rank: int, world: int) -> list[dict[str, Any]]:
         indices = answer_stream.indices(step, rank, world)
         answers = []
-        for part, loss_scale in answer_stream.micro_batches(step, rank, world, tokens, lengths):
+        for part, loss_scale in answer_stream.micro_batches(step, rank, world, budget.tokens, lengths):
             answers.append({"answers": data.train(indices[part]) | {"loss_scale": loss_scale}})
         if title_stream is None or data.train_titles is None:
             return with_end(answers)
         indices = title_stream.indices(step, rank, world)
         titles = []
-        for part, loss_scale in title_stream.micro_batches(step, rank, world, tokens, title_lengths):
+        for part, loss_scale in title_stream.micro_batches(step, rank, world, budget.tokens, title_lengths):
             chosen = indices[part]
             batch = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
             titles.append({"titles": batch | {"loss_scale": loss_scale}})
@@ -216,7 +216,7 @@ def loaders(run: Run, data: Data, model: Any, steps: int) -> Loaders:
         return with_end([*answers, *titles])
 
     valid = [sort_by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
-    return Loaders(train=train, steps=steps, valid=valid, valid_batch=128)
+    return Loaders(train=train, steps=steps, valid=valid, valid_batch=128, budget=budget)
 
 
 def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:

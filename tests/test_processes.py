@@ -11,7 +11,7 @@ import pytest
 from recllm import processes
 
 REPOSITORY = Path(__file__).parents[1]
-PROGRAM = '''
+PROGRAM = """
 import sys
 from pathlib import Path
 import numpy as np
@@ -68,7 +68,7 @@ assert cache.array("one", "what", lambda: 1 / 0).tolist() == [1, 2, 0]
 processes.leave()
 assert processes.world() == 1 and processes.rank() == 0
 (Path(sys.argv[2]) / f"passed-{rank}").touch()
-'''
+"""
 
 
 @pytest.mark.parametrize("strategy", ["auto", "sharded"])
