@@ -19,6 +19,7 @@ from recllm.errors import ConfigError, StageError
 from recllm.eventlog.statistics import STATISTICS
 from recllm.files import write_text
 from recllm.paths import FORMATS
+from recllm.pipeline.expected import ahead, told
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.makefile import write
 from recllm.text.formats import DESCRIPTION, PROFILE, check_formats, parse_format
@@ -72,7 +73,10 @@ def main(arguments: Sequence[str]) -> int:
             show(plan)
         else:
             check_texts(plan)
-            print(write(plan))
+            rules = write(plan)
+            for line in told(*ahead(plan)):
+                print(line, file=sys.stderr)
+            print(rules)
     except (ConfigError, StageError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

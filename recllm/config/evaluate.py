@@ -85,8 +85,9 @@ class EvaluateConfig:
     bootstrap: int = 1000
     """Draws of the paired bootstrap clustered by user."""
     batch_size: int = 256
-    """Yes/No prompts of one forward pass of the LM; a quarter as many where all titles of a list stand behind
-    one, a sixteenth as many rows where each of their candidates has a prompt."""
+    """Most Yes/No prompts of one forward pass of the LM; a quarter as many where all titles of a list stand
+    behind one, a sixteenth as many rows where each of their candidates has a prompt. A CPU is given 4,096
+    tokens at most."""
     next: NextConfig = field(default_factory=NextConfig)
 
     def __post_init__(self) -> None:

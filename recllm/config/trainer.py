@@ -33,7 +33,7 @@ class TrainerConfig:
     tokens_per_forward: int = 0
     """Most tokens of one forward of an LM that trains, padding included: a step's batch is cut into
     micro-batches of like length, whose gradients add up to those of the whole (0: half of the free memory
-    decides; a batch that fits is not cut)."""
+    decides, and of a CPU 2 GB at most; a batch that fits is not cut)."""
     recompute: bool = False
     """Whether an LM's layers keep no activations and compute them anew in the backward (gradient
     checkpointing): less memory, a third more time."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from recllm import processes
 from recllm.console import Progress
+from recllm.lm.forwards import cut_for_scoring
 from recllm.lm.generate import decode_constrained
 from recllm.lm.logprobs import answer_logits, candidate_logps, title_sums, token_logps
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, YesNoPrompts
@@ -93,25 +93,26 @@ def _score_task(
 ) -> Scores:
     """Scores float32 `[n, ...]` of all rows, in the task's order; rows of like length go side by side.
 
-    Batches are dealt over the processes of a stage, all of which get all scores.
+    Forwards are dealt over the processes of a stage, all of which get all scores.
 
     Args:
         model: the LM, on its device.
         task: makes the batches.
-        size: rows of a batch.
+        size: most rows of a forward.
         score: what is computed of a batch, `[B, ...]`.
     """
     device = next(model.parameters()).device
-    order = np.argsort(task.lengths(), kind="stable")
+    forwards = cut_for_scoring(task.lengths(), size, device.type)
+    done = np.cumsum([len(rows) for rows in forwards])
     scores = np.zeros(0, np.float32)
-    progress = Progress("rows scored", len(order))
-    for number, is_own in processes.dealt(math.ceil(len(order) / size)):
-        rows = order[number * size : (number + 1) * size]
+    progress = Progress("rows scored", len(task))
+    for number, is_own in processes.dealt(len(forwards)):
+        rows = forwards[number]
         batch_scores = score(send_to_device(task(rows), device)).float().cpu().numpy()
         if not len(scores):
-            scores = np.zeros((len(order), *batch_scores.shape[1:]), np.float32)
+            scores = np.zeros((len(task), *batch_scores.shape[1:]), np.float32)
         if is_own:
             scores[rows] = batch_scores
-        progress.reached(min((number + 1) * size, len(order)))
+        progress.reached(int(done[number]))
     processes.complete(scores)
     return scores

@@ -36,10 +36,8 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def hardware() -> str:
-    """Processor model, cores and the GPU if torch sees one, in a line."""
-    import torch
-
+def processor() -> str:
+    """Processor model and cores."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -47,8 +45,15 @@ def hardware() -> str:
             line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line
         ]
         name = models[0] if models else name
+    return f"{os.cpu_count()} cores {name}"
+
+
+def hardware() -> str:
+    """Processor model, cores and the GPU if torch sees one, in a line."""
+    import torch
+
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{os.cpu_count()} cores {name}{gpu}"
+    return processor() + gpu
 
 
 def peak_memory_gb() -> float:
@@ -85,6 +90,8 @@ class Manifest:
         hardware: processor and GPU.
         peak_memory_gb: most memory that the process that finished held, resident; 0: not known.
         peak_gpu_memory_gb: the same of its GPU.
+        kind: what kind of work it was, see `recllm.pipeline.workload`; empty: not known.
+        amount: how much of it.
     """
 
     stage: str
@@ -103,6 +110,8 @@ class Manifest:
     hardware: str = field(default_factory=hardware)
     peak_memory_gb: float = 0.0
     peak_gpu_memory_gb: float = 0.0
+    kind: str = ""
+    amount: float = 0.0
 
     @property
     def identity(self) -> str:

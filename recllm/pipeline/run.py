@@ -20,6 +20,7 @@ from recllm.files import digest, now, write_json
 from recllm.pipeline.finished import Finished, check_lineage
 from recllm.pipeline.manifest import Manifest, describe_outputs, peak_gpu_memory_gb, peak_memory_gb
 from recllm.pipeline.stage_file import Group, Role, StageFile, StageFolder
+from recllm.pipeline.workload import workload
 
 BEFORE = ".manifest-before.json"
 """The manifest of an earlier run whose outputs still lie in the folder of one that is at work."""
@@ -177,6 +178,9 @@ class Run(StageFolder):
             return
         write_json(self.folder / paths.METRICS, metrics)
         files = [*outputs, self.folder / paths.METRICS]
+        log = self.parents[Role.LOG].manifest.metrics if Role.LOG in self.parents else metrics
+        systems = sum(len(group) for group in self.systems.values())
+        work = workload(self.stage, self.file.config, log, systems)
         manifest = Manifest(
             stage=self.stage,
             dataset=self.file.dataset,
@@ -191,6 +195,8 @@ class Run(StageFolder):
             seconds=round(self.seconds, 1),
             peak_memory_gb=peak_memory_gb(),
             peak_gpu_memory_gb=peak_gpu_memory_gb(),
+            kind=work.kind if work else "",
+            amount=work.amount if work else 0.0,
         )
         (self.folder / CLOCK).unlink(missing_ok=True)
         self._remove_what_is_no_output_now(manifest)

@@ -67,6 +67,7 @@ _OF_ADAPTERS = tuple(
         "representation",
         "title_share",
         "title_weight",
+        "valid_lists",
     )
 )
 _OF_CANDIDATES = tuple(

@@ -12,49 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 import torch
-from numpy.typing import NDArray
 
 from recllm.config.trainer import TrainerConfig
 from recllm.console import say
+from recllm.lm.forwards import Lengths, Places, cut
 from recllm.training.precision import device_of
-
-Lengths = NDArray[np.integer]
-Places = NDArray[np.int64]
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that the activations of one forward may take."""
+LARGEST_ON_CPU = 2e9
+"""Bytes of activations of one forward beyond which a CPU gains no speed (`make bench-lm`)."""
 OVERHEAD = 1.5
 """Activations that are kept for the backward pass, against the inputs and outputs of linear layers alone."""
-
-
-def cut(lengths: Lengths, tokens: int, count: int = 1) -> list[Places]:
-    """Rows dealt to micro-batches of at most `tokens` tokens, padding included, and at least one row.
-
-    Args:
-        lengths: tokens of each row, `[n]`, at least one row.
-        tokens: most tokens of a micro-batch; 0: any number.
-        count: how many micro-batches there must be at least, at most n.
-
-    Returns:
-        Places of each one's rows, shortest rows first; one micro-batch keeps the order of the rows.
-    """
-    if tokens == 0 and count == 1:
-        return [np.arange(len(lengths))]
-    order = np.argsort(lengths, kind="stable")
-    groups: list[Places] = []
-    first = 0
-    for place in range(1, len(order) + 1):
-        is_end = place == len(order)
-        if is_end or (tokens and lengths[order[place]] * (place + 1 - first) > tokens):
-            groups.append(order[first:place])
-            first = place
-    if len(groups) == count == 1:
-        return [np.arange(len(lengths))]
-    while len(groups) < count:
-        widest = int(np.argmax([len(group) for group in groups]))
-        half = len(groups[widest]) // 2
-        groups[widest : widest + 1] = [groups[widest][:half], groups[widest][half:]]
-    return groups
 
 
 def cut_alike(lengths: list[Lengths], rank: int, tokens: int) -> list[Places]:
@@ -107,7 +76,11 @@ def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths
     each = token_bytes(model)
     tokens = config.tokens_per_forward
     if not tokens:
-        tokens = max(1, int(MEMORY_SHARE * free_memory(device_of(config)) / each))
+        device = device_of(config)
+        memory = MEMORY_SHARE * free_memory(device)
+        if device.type == "cpu":
+            memory = min(memory, LARGEST_ON_CPU)
+        tokens = max(1, int(memory / each))
     most = math.ceil(rows / (config.processes * config.accumulate)) * int(lengths.max(initial=0))
     if most <= tokens:
         return TokenBudget(0, most)

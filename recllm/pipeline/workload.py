@@ -1,0 +1,74 @@
+"""How much a stage has to do: what its time grows with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Work of a kind: stages of one kind take time in proportion to it, about.
+
+    Attributes:
+        kind: the stage and the model that it trains or asks, e.g. `stage1 sim`.
+        amount: rows that it reads, all passes together; of an LM's pretraining tokens.
+    """
+
+    kind: str
+    amount: float
+
+
+def workload(
+    stage: str, config: Mapping[str, Any], log: Mapping[str, Any], systems: int = 0
+) -> Workload | None:
+    """What a stage has to do.
+
+    Args:
+        stage: its name.
+        config: the sections that reach it, as plain values.
+        log: figures of the event log that it reads: `train` samples.
+        systems: of an evaluation, how many it asks.
+
+    Returns:
+        None for a stage whose time depends on something else: a download.
+    """
+    samples = log.get("train", 0)
+    if stage == "tables" or not samples:
+        return None
+    model = ""
+    amount = float(samples)
+    lm = config.get("lm", {}).get("model", {}).get("name", "")
+    if stage in ("stage1", "tune"):
+        own = config["stage1"]
+        model = own["crm"]["name"]
+        amount = own["fit"]["epochs"] * samples * (config["tune"]["trials"] if stage == "tune" else 1)
+    elif stage in ("stage2", "towers"):
+        own = config["stage2"]
+        model = f"{lm} {own['adapter']['kind']}" if stage == "stage2" else "towers"
+        passes = own["fit"]["epochs"] * (2 if own.get("mixed_prompts") else 1)
+        amount = passes * size(config["subsample"], samples)
+    elif stage == "stage3":
+        model = lm
+        amount = config["stage3"]["fit"]["epochs"] * config["stage3"]["rows"]
+    elif stage == "evaluate":
+        model = lm
+        amount = size(config["evaluate"]["ctr_rows"], samples) * max(1, systems)
+    elif stage in ("lm-text", "lm-prompts"):
+        model = lm
+        training = config["lm"]["training"]
+        amount = float(training["text_tokens" if stage == "lm-text" else "prompt_tokens"])
+    elif stage in ("lm-named", "neighbors", "next", "cascade"):
+        model = lm
+    return Workload(f"{stage} {model}".strip(), amount)
+
+
+def size(row_set: str, rows: int) -> float:
+    """Rows of a row set, e.g. `last2000`, `0.1` or `all`, of a split of so many."""
+    sized = re.fullmatch(r"[a-z]+(\d+)", row_set)
+    if sized:
+        return float(min(int(sized[1]), rows))
+    share = re.fullmatch(r"[\d.]+", row_set)
+    return float(share[0]) * rows if share else float(rows)
