@@ -61,7 +61,7 @@ def test_the_budget_is_what_memory_allows(monkeypatch, capsys):
     assert token_budget(model, config, np.array([10, 5]), 6) == TokenBudget(50, 60)
     assert "a step of up to 60 tokens is cut into forwards of 50 at most" in capsys.readouterr().out
     monkeypatch.setattr(micro_batches, "free_memory", lambda device: 1e12)  # a CPU needs 2 GB of it at most
-    assert token_budget(model, config, np.array([20_000_000]), 1) == int(2e9 / 108)
+    assert token_budget(model, config, np.array([20_000_000]), 1).tokens == int(2e9 / 108)
     monkeypatch.setattr(micro_batches, "free_memory", lambda device: 108 * 2 * 50)
     shared = TrainerConfig(accelerator="cpu", accumulate=2)
     assert token_budget(model, shared, np.array([10, 5]), 6) == TokenBudget(0, 30)  # 3 rows a part
