@@ -1,6 +1,10 @@
 """A step that memory does not do for is done again with less; from there on the training is one with less."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from recllm.training.micro_batches import TokenBudget
 from recllm.training.optimizer import optimizer
 from tests.training import test_fit as whole
 
+REPOSITORY = Path(__file__).parents[2]
 LENGTHS = 1 + np.arange(whole.ROWS) % 7
 
 
@@ -141,6 +146,87 @@ def test_another_error_is_not_taken_for_it(train):
     module.loss = lambda batch: torch.zeros(2) @ torch.zeros(3)
     with pytest.raises(RuntimeError, match="size"):
         train("other", module, loaders(lambda step: 0, TokenBudget(0, 56)))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from recllm import processes
+from recllm.console import is_first_process
+from recllm.training.fit import fit
+from tests.training import test_fit as whole
+from tests.training import test_out_of_memory as short
+
+torch.set_num_threads(1)
+budget = short.TokenBudget(0, 56)
+module = short.Bounded(lambda step: 9 if step >= 9 and processes.rank() == 1 else 10**9, dropout=0.0)
+made = short.loaders(lambda step: budget.tokens, budget)
+run = whole.start(Path(sys.argv[1]), devices=2, strategy="ddp")
+fit(run, module, made, whole.FIT, whole.INTERVAL, ["valid/auc", "valid/hr@1"], first=True)
+assert budget.tokens == 7
+assert bool(module.failed) == (not is_first_process())
+torch.save(module.state_dict(), Path(sys.argv[1]) / f"weights-{len(module.failed)}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_where_one_of_two_processes_fails_both_begin_anew(make_stage, train):
+    wanted = train("one", Bounded(dropout=0.0), loaders(lambda step: 0, None))
+    folder = make_stage("stage2/two")
+    program = folder / "program.py"
+    program.write_text(PROGRAM)
+    hidden = ("MAKE", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    done = subprocess.run(
+        [sys.executable, str(program), str(folder)],
+        cwd=REPOSITORY,
+        env={**inherited, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("out of memory in step 10, which is done again") >= 1
+    for failed in (0, 1):
+        got = torch.load(folder / f"weights-{failed}.pt", weights_only=True)
+        for name, value in wanted["weights"].items():
+            torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+class Filled(Bounded):
+    """Every token of a forward takes 64 MiB of the GPU while it is computed."""
+
+    def loss(self, batch):
+        tokens = int(batch["length"].max()) * len(batch["length"])
+        computed = super().loss(batch)
+        memory = torch.zeros(tokens << 26, dtype=torch.uint8, device=self.device)
+        computed["loss"] = computed["loss"] + 0 * memory[0]
+        return computed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_that_is_too_small_for_a_step(make_stage, monkeypatch, capsys):
+    def ended(name, budget, tokens):
+        module = Filled(dropout=0.0)
+        monkeypatch.setattr(whole, "loaders", lambda: loaders(tokens, budget))
+        run = whole.train(make_stage(f"stage2/{name}"), module, True, accelerator="gpu")
+        return whole.ended(run, module)
+
+    wanted = ended("known", None, lambda step: 14)
+    budget = TokenBudget(0, 56)
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (20 << 26)) / total)
+    try:
+        got = ended("found", budget, lambda step: budget.tokens)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert budget.tokens == 14
+    assert "which is done again: from here on a forward has 14 tokens at most" in capsys.readouterr().out
+    for name, value in wanted["weights"].items():
+        torch.testing.assert_close(got["weights"][name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
 class BoundedLlama(LlamaForCausalLM):
