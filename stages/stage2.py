@@ -201,18 +201,18 @@ def loaders(run: Run, data: Data, model: Any, steps: int) -> Loaders:
         title_lengths = data.train_titles.lengths(scored=False)
         title_stream = Stream(len(data.train_titles), num_titles, run.config.seed + 1, title_lengths)
         title_lengths = data.train_titles.forward_lengths(1)
-    tokens = token_budget(model, run.config.trainer, np.concatenate([lengths, title_lengths]), rows_a_step)
+    budget = token_budget(model, run.config.trainer, np.concatenate([lengths, title_lengths]), rows_a_step)
 
     def train(step: int, rank: int, world: int) -> list[dict[str, Any]]:
         indices = answer_stream.indices(step, rank, world)
         answers = []
-        for part, loss_scale in answer_stream.micro_batches(step, rank, world, tokens, lengths):
+        for part, loss_scale in answer_stream.micro_batches(step, rank, world, budget.tokens, lengths):
             answers.append({"answers": data.train(indices[part]) | {"loss_scale": loss_scale}})
         if title_stream is None or data.train_titles is None:
             return with_end(answers)
         indices = title_stream.indices(step, rank, world)
         titles = []
-        for part, loss_scale in title_stream.micro_batches(step, rank, world, tokens, title_lengths):
+        for part, loss_scale in title_stream.micro_batches(step, rank, world, budget.tokens, title_lengths):
             chosen = indices[part]
             batch = data.train_titles(chosen, data.train_titles.chosen[chosen][:, None])
             titles.append({"titles": batch | {"loss_scale": loss_scale}})
@@ -227,6 +227,7 @@ def loaders(run: Run, data: Data, model: Any, steps: int) -> Loaders:
         steps=steps,
         valid=[sort_by_length(task) for task in valid],
         valid_batch=rows_for_scoring(valid_lengths, VALID_BATCH, device_of(run.config.trainer).type),
+        budget=budget,
     )
 
 

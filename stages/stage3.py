@@ -178,12 +178,12 @@ def loaders(
     negatives = 0 if config.loss == "sft" else config.negatives
     allowed = usable(task.texts, task.chosen)
     lengths = task.forward_lengths(1 + negatives)
-    tokens = token_budget(model, run.config.trainer, lengths, config.fit.batch_size)
+    budget = token_budget(model, run.config.trainer, lengths, config.fit.batch_size)
 
     def train(step: int, rank: int, world: int) -> list[Batch]:
         indices = stream.indices(step, rank, world)
         passes = stream.passes(step, rank, world)  # a batch may reach over into the next
-        parts = stream.micro_batches(step, rank, world, tokens, lengths)
+        parts = stream.micro_batches(step, rank, world, budget.tokens, lengths)
         return [micro_batch(indices[part], passes[part], loss_scale) for part, loss_scale in parts]
 
     def micro_batch(indices: Rows, passes: Rows, loss_scale: float) -> Batch:
@@ -210,6 +210,7 @@ def loaders(
         steps=steps,
         valid=[sort_by_length(valid)],
         valid_batch=rows_for_scoring(valid.lengths(), BATCH[config.task], device_of(run.config.trainer).type),
+        budget=budget,
     )
 
 

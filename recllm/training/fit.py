@@ -26,6 +26,7 @@ from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, St
 from recllm.training.checkpoints import Selected, best, forget_others, repeats, resumable
 from recllm.training.launch import backend, start_processes
 from recllm.training.loaders import Loaders
+from recllm.training.micro_batches import is_out_of_memory
 from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
 
@@ -140,8 +141,7 @@ def fit(
         default_root_dir=run.folder,
     )
     if config.recompute and isinstance(module, AdapterModule):
-        # Not reentrant: an adapter's gate is shared by all layers, and their inputs need no gradient.
-        module.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module.recompute()
     torch.manual_seed(run.config.seed or 0)
     try:
         if first and last is None and not repeats(run):
@@ -204,11 +204,6 @@ def check_parts(rows: int, trainer: TrainerConfig) -> None:
             f"trainer.accumulate={trainer.accumulate} parts of a step of {rows} rows leave some without any; "
             f"wanted at most {max(1, rows // trainer.processes)}"
         )
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory, of a GPU or the CPU, does not do."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def memory_keys(rows: int, trainer: TrainerConfig, recomputes: bool) -> list[str]:

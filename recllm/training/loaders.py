@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from recllm.errors import StageError
 from recllm.eventlog.log import Rows
-from recllm.training.micro_batches import cut_alike
+from recllm.training.micro_batches import TokenBudget, cut_alike
 
 Batch = Any
 WINDOW = 16  # batches among which rows of like length find each other
@@ -200,6 +200,7 @@ class Loaders(lightning.LightningDataModule):
         valid_batch: rows of a validation batch.
         finish: what is left to do to a batch once it lies on its device.
         step_rows: rows of a step, where they are not its `fit.batch_size`.
+        budget: by which `train` cuts a step; None: it cuts none.
     """
 
     def __init__(
@@ -210,12 +211,14 @@ class Loaders(lightning.LightningDataModule):
         valid_batch: int,
         finish: Callable[[Batch], Batch] | None = None,
         step_rows: int | None = None,
+        budget: TokenBudget | None = None,
     ) -> None:
         """See the class."""
         super().__init__()
         self.train, self.steps, self.valid, self.valid_batch = train, steps, valid, valid_batch
         self.finish = finish
         self.step_rows = step_rows
+        self.budget = budget
 
     def _place(self) -> tuple[int, int]:
         assert self.trainer is not None
@@ -235,7 +238,36 @@ class Loaders(lightning.LightningDataModule):
 
     def example(self, device: torch.device) -> Batch:
         """The first training batch, on a device."""
-        return self.on_after_batch_transfer(move_data_to_device(next(iter(self._step_loader())), device), 0)
+        return self._on_device(next(iter(self._step_loader())), device)
+
+    def cut_smaller(self, step: int, part: int, count: int, device: torch.device) -> Batch | None:
+        """A step's batch on a device, in more micro-batches than before; so are all steps from now on.
+
+        Args:
+            step: of the training.
+            part: of the step, as this process computes it.
+            count: of its micro-batches before.
+            device: of this process.
+
+        Returns:
+            The batch; None where each micro-batch is a row already, or where steps are not cut by a budget.
+            That is so in all processes, or in none.
+        """
+        assert self.trainer is not None
+        if self.budget is None:
+            return None
+        rank, world = self._place()
+        parts = self.trainer.accumulate_grad_batches
+        before = self.budget.tokens
+        while self.budget.halve():
+            batch = self.train(step, part * world + rank, world * parts)
+            if len(batch) > count:
+                return self._on_device(self.trainer.precision_plugin.convert_input(batch), device)
+        self.budget.tokens = before
+        return None
+
+    def _on_device(self, batch: Batch, device: torch.device) -> Batch:
+        return self.on_after_batch_transfer(move_data_to_device(batch, device), 0)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Finish a batch on its device."""

@@ -7,6 +7,7 @@ step is the step of the whole batch. Rows of like length share a micro-batch, an
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import psutil
@@ -42,8 +43,29 @@ def cut_alike(lengths: list[Lengths], rank: int, tokens: int) -> list[Places]:
     return cut(lengths[rank], tokens, most)
 
 
-def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths, rows: int) -> int:
-    """Most tokens of a forward, 0 where no step need be cut; it is said where one is.
+@dataclass
+class TokenBudget:
+    """How large a forward may be.
+
+    Attributes:
+        tokens: most tokens, padding included; 0: any number.
+        widest: tokens of the widest forward that there may be where nothing is cut.
+    """
+
+    tokens: int
+    widest: int
+
+    def halve(self) -> bool:
+        """Take half of it from now on; False where a single token is left already."""
+        now = self.tokens or self.widest
+        if now <= 1:
+            return False
+        self.tokens = now // 2
+        return True
+
+
+def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths, rows: int) -> TokenBudget:
+    """What a forward may have; no step is cut where all fit, and it is said where one is.
 
     Args:
         model: the LM with its adapter.
@@ -61,12 +83,17 @@ def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths
         tokens = max(1, int(memory / each))
     most = math.ceil(rows / (config.processes * config.accumulate)) * int(lengths.max(initial=0))
     if most <= tokens:
-        return 0
+        return TokenBudget(0, most)
     say(
         f"a step of up to {most:,} tokens is cut into forwards of {tokens:,} at most, "
         f"{tokens * each / 1e9:.1f} GB of activations"
     )
-    return tokens
+    return TokenBudget(tokens, most)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory, of a GPU or the CPU, does not do."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def token_bytes(model: torch.nn.Module) -> int:

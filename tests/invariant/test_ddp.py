@@ -1,4 +1,4 @@
-"""One process and two, at the same global batch: the same training, every validation row once, one writer."""
+"""One process and two: the same scores to the bit, the same training, every row once, one writer."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from tests.plain_folders import plain_folders
 
 pytestmark = pytest.mark.slow
 
+EVALUATION = "evaluate/sim,reclora,s-dpo"
 REPOSITORY = Path(__file__).parents[2]
 # 20 steps of each stage, validated after each; no dropout; 301 validation rows cannot be dealt to two evenly.
 SIZES = """
@@ -36,24 +38,46 @@ SIZES = """
 
 
 def environment(artifacts):
-    hidden = ("MAKE", "RECLLM", "LOCAL_RANK", "NODE_RANK")
+    hidden = ("MAKE", "RECLLM", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     return {**inherited, "RECLLM_ARTIFACTS": str(artifacts), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
+def folder_of(plain):
+    """Folder of a stage, by its name without the sizes."""
+    return plain_folders(["stage3", "evaluate", "SYSTEM=reclora s-dpo", "CRM=sim"], SIZES.split())[plain]
+
+
+def copied(single, artifacts, folder):
+    """All artifacts but what a stage made and what is cached; the stage's folder."""
+    shutil.copytree(single, artifacts, ignore=shutil.ignore_patterns("cache"))
+    stage = artifacts / "demo" / folder
+    for path in stage.iterdir():
+        if path.name != "config.yaml":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return stage
+
+
+def check_cached(single, artifacts):
+    """What was computed and kept is the same to the bit; how many arrays these are."""
+    cached = list((artifacts / "demo" / "cache").glob("*.npy"))
+    for path in cached:
+        assert path.read_bytes() == (single / "demo" / "cache" / path.name).read_bytes(), path.name
+    return len(cached)
+
+
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
-    """Stages 1 to 3, each by one process."""
+    """Stages 1 to 3 and their evaluation, each by one process."""
     artifacts = tmp_path_factory.mktemp("single")
     words = ["SYSTEM=reclora s-dpo", "CRM=sim", "ARGS=" + " ".join(SIZES.split())]
-    plan = [sys.executable, "-m", "stages.plan", "write", "stage3", *words[:2], *SIZES.split()]
+    plan = [sys.executable, "-m", "stages.plan", "write", "stage3", "evaluate", *words[:2], *SIZES.split()]
     options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
     planned = subprocess.run(plan, **options)
     assert planned.returncode == 0, planned.stderr
-    folders = plain_folders(["stage3", *words[:2]], SIZES.split())
-    target = artifacts / "demo" / folders["stage3/s-dpo"] / "manifest.json"
+    target = artifacts / "demo" / folder_of(EVALUATION) / "manifest.json"
     make = ["make", "-f", planned.stdout.strip(), f"PYTHON={sys.executable}", str(target)]
-    done = subprocess.run(make, **options, timeout=900)
+    done = subprocess.run(make, **options, timeout=1800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return artifacts
 
@@ -87,13 +111,10 @@ def curve(folder):
 )
 def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, tokens):
     artifacts = tmp_path / "artifacts"
-    shutil.copytree(single, artifacts)
-    plain = folder
-    folder = plain_folders(["stage3", "SYSTEM=reclora s-dpo", "CRM=sim"], SIZES.split())[plain]
-    stage, before = artifacts / "demo" / folder, single / "demo" / folder
-    for path in stage.iterdir():
-        if path.name != "config.yaml":
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    kind = folder.partition("/")[0]
+    folder = folder_of(folder)
+    stage = copied(single, artifacts, folder)
+    before = single / "demo" / folder
     keys = [
         "trainer.accelerator=cpu",
         "trainer.devices=2",
@@ -113,6 +134,8 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, t
     assert done.stdout.count("2 layers sharded over 2 processes") == (strategy == "sharded")
     assert ("is cut into forwards of 200 at most" in done.stdout) == (tokens > 0)
     assert not list(stage.rglob("*.tmp*")) + list(stage.rglob("*.partial"))
+    # Representations of 3 and 2 sets of rows, logits beside them; states of answers, references of 2 sets.
+    assert check_cached(single, artifacts) >= {"stage2": 7, "stage3": 6}.get(kind, 0)
     one, two = (json.loads((f / "manifest.json").read_text()) for f in (before, stage))
     assert [output["path"] for output in one["outputs"]] == [output["path"] for output in two["outputs"]]
     # Scores after every step: a row counted twice, or a gradient that is no mean over the batch, would show.
@@ -121,7 +144,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, t
     got_steps, got = curve(stage)
     assert got_steps == steps
     assert steps[-1] >= 20
-    late = [place for place, step in enumerate(steps) if step > 4 or not folder.startswith("stage1")]
+    late = [place for place, step in enumerate(steps) if step > 4 or kind != "stage1"]
     torch.testing.assert_close(got[late], wanted[late], rtol=1e-4, atol=1e-4)
     # And the weights at the end.
     weights = [torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (before, stage)]
@@ -136,7 +159,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, t
 
 def test_sharded_processes_with_unequal_validation_rows_wait_for_none(single, tmp_path):
     """257 rows are 129 and 128: two batches of one process, and the other's must be as many."""
-    name = plain_folders(["stage3", "SYSTEM=reclora s-dpo", "CRM=sim"], SIZES.split())["stage2/reclora"]
+    name = folder_of("stage2/reclora")
     curves = []
     for devices in (1, 2):
         artifacts = tmp_path / f"artifacts-{devices}"
@@ -161,3 +184,55 @@ def test_sharded_processes_with_unequal_validation_rows_wait_for_none(single, tm
     assert steps == got_steps
     assert len(steps) == 3
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_evaluate_as_one(single, tmp_path):
+    artifacts = tmp_path / "artifacts"
+    stage = copied(single, artifacts, folder_of(EVALUATION))
+    keys = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.threads=1"]
+    line = [sys.executable, "-m", "stages", str(stage), *keys]
+    options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
+    done = subprocess.run(line, **options, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.count("done in") == 1
+    assert check_cached(single, artifacts) > 30
+    one, two = (
+        json.loads((root / "demo" / folder_of(EVALUATION) / "rows.json").read_text())
+        for root in (single, artifacts)
+    )
+    for row in (*one, *two):
+        del row["date"]
+    assert one == two
+
+
+@pytest.mark.parametrize("starter", ["torchrun", "environment"])
+def test_two_machines_train_as_one(single, tmp_path, starter):
+    """Both are this one: the stage is started twice, and what it says is said by the first."""
+    artifacts = tmp_path / "artifacts"
+    folder = folder_of("stage2/reclora")
+    stage = copied(single, artifacts, folder)
+    words = [str(stage), "trainer.accelerator=cpu", "trainer.num_nodes=2", "trainer.threads=1"]
+    port = str(find_free_network_port())
+    started = []
+    for node in range(2):
+        own = environment(artifacts)
+        line = [sys.executable, "-m", "stages", *words]
+        if starter == "torchrun":
+            meeting = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}"]
+            meeting += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+            line = [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "stages", *words]
+        else:
+            own |= {"NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(line, cwd=REPOSITORY, env=own, **pipes))
+    said = [process.communicate(timeout=900) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert said[0][0].count(f"[{folder}] done") == 1
+    assert f"[{folder}]" not in said[1][0]
+    assert check_cached(single, artifacts) >= 7
+    steps, wanted = curve(single / "demo" / folder)
+    got_steps, got = curve(stage)
+    assert got_steps == steps
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    manifests = [json.loads((f / "manifest.json").read_text()) for f in (single / "demo" / folder, stage)]
+    assert manifests[0]["config_sha256"] == manifests[1]["config_sha256"]

@@ -11,7 +11,7 @@ from recllm.config.trainer import TrainerConfig
 from recllm.training import micro_batches
 from recllm.training.adapter_module import AdapterModule, summed
 from recllm.training.loaders import Loaders, Stream
-from recllm.training.micro_batches import cut, cut_alike, token_budget, token_bytes
+from recllm.training.micro_batches import TokenBudget, cut, cut_alike, token_budget, token_bytes
 from recllm.training.optimizer import optimizer
 from tests.training import test_fit as whole
 
@@ -56,17 +56,19 @@ def test_the_budget_is_what_memory_allows(monkeypatch, capsys):
     assert token_bytes(model) == int(1.5 * (4 + 6 + 6 + 2) * 4)
     monkeypatch.setattr(micro_batches, "free_memory", lambda device: 108 * 2 * 50)
     config = TrainerConfig(accelerator="cpu")
-    assert token_budget(model, config, np.array([10, 5]), 5) == 0  # 50 tokens fit
+    assert token_budget(model, config, np.array([10, 5]), 5) == TokenBudget(0, 50)  # all fit
     assert not capsys.readouterr().out
-    assert token_budget(model, config, np.array([10, 5]), 6) == 50
+    assert token_budget(model, config, np.array([10, 5]), 6) == TokenBudget(50, 60)
     assert "a step of up to 60 tokens is cut into forwards of 50 at most" in capsys.readouterr().out
     monkeypatch.setattr(micro_batches, "free_memory", lambda device: 1e12)  # a CPU needs 2 GB of it at most
-    assert token_budget(model, config, np.array([20_000_000]), 1) == int(2e9 / 108)
+    assert token_budget(model, config, np.array([20_000_000]), 1).tokens == int(2e9 / 108)
     monkeypatch.setattr(micro_batches, "free_memory", lambda device: 108 * 2 * 50)
     shared = TrainerConfig(accelerator="cpu", accumulate=2)
-    assert token_budget(model, shared, np.array([10, 5]), 6) == 0  # 3 rows a part
+    assert token_budget(model, shared, np.array([10, 5]), 6) == TokenBudget(0, 30)  # 3 rows a part
+    machines = TrainerConfig(accelerator="cpu", num_nodes=2)
+    assert token_budget(model, machines, np.array([10, 5]), 6) == TokenBudget(0, 30)
     stated = TrainerConfig(accelerator="cpu", tokens_per_forward=7)
-    assert token_budget(model, stated, np.array([10, 5]), 6) == 7
+    assert token_budget(model, stated, np.array([10, 5]), 6) == TokenBudget(7, 60)
 
 
 def test_figures_of_micro_batches_are_those_of_the_step():
@@ -163,6 +165,7 @@ def test_gradients_of_a_step_do_not_reach_the_next(monkeypatch):
     module._trainer = SimpleNamespace(
         accumulate_grad_batches=1,
         received_sigterm=False,
+        world_size=1,
         strategy=SimpleNamespace(backward=lambda loss, _: loss.backward()),
         global_step=0,
     )
