@@ -70,6 +70,7 @@ class _Answered:
             figures,
             compare(system, self.comparisons[system], self.resampled),
             crm_auc=crm_auc,
+            reliability=metrics.reliability(self.logits[system], self.evaluation.log.label[self.rows]),
         )
 
 
