@@ -147,7 +147,8 @@ def _fill(
     logits, vectors = out
     device = next(model.parameters()).device
     training = model.training
-    model.eval()
+    if training:  # a walk through all modules, which a pair or two would feel
+        model.eval()
     try:
         with torch.inference_mode():
             for start in range(0, len(rows), batch_size):
@@ -158,7 +159,8 @@ def _fill(
                 logits[part] = logit.float().cpu().numpy()
                 vectors[part] = vector.float().cpu().numpy()
     finally:
-        model.train(training)
+        if training:
+            model.train()
 
 
 def _checked(rows: object, targets: object) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:
