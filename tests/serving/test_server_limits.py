@@ -91,6 +91,12 @@ def test_a_whole_number_may_be_written_with_a_point(service):
             422,
             "users.0.history.0.label: wanted 1 (liked), 0 or null",
         ),
+        (
+            "/recommend",
+            {"users": [{"user": 1, "history": [{"item": 5, "rating": "4"}]}]},
+            422,
+            "users.0.history.0.rating: Input should be a valid number",
+        ),
         ("/recommend", {**ONE, "nonsense": 1}, 422, "nonsense: Extra inputs are not permitted"),
         ("/score", {"users": [{"user": 1, "items": [1, 2, 3, 4, 5]}]}, 422, "items, of all users together"),
         ("/recommend", {"users": [{"user": "x" * 3000}]}, 413, "the body has more than 2,000 bytes"),

@@ -69,17 +69,19 @@ def _second(value: object) -> int:
     return second
 
 
+def _time_schema(earliest: int) -> dict[str, Any]:
+    return {
+        "anyOf": [
+            {"type": "integer", "minimum": earliest, "maximum": LAST_SECOND},
+            {"type": "string", "maxLength": LONGEST_TIME, "format": "date-time"},
+        ]
+    }
+
+
 Second = Annotated[
     int,
     BeforeValidator(_second),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": -LAST_SECOND, "maximum": LAST_SECOND},
-                {"type": "string", "maxLength": LONGEST_TIME, "format": "date-time"},
-            ]
-        }
-    ),
+    WithJsonSchema(_time_schema(-LAST_SECOND)),
 ]
 """A time in Unix seconds; it may be sent as ISO text, which without a zone is UTC."""
 
@@ -105,7 +107,9 @@ class Event(Message):
     """What a user did with an item."""
 
     item: Id
-    rating: float | None = Field(None, description="as in the log's own scale")
+    rating: Annotated[float, Field(strict=True)] | None = Field(
+        None, description="as in the log's own scale"
+    )
     label: Label | None = Field(None, description="1: liked; none: what most events of the rating are")
     timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: after all others")
 
@@ -114,7 +118,9 @@ class NewEvent(Event):
     """What a user did, to be stored."""
 
     user: Id
-    timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: now")
+    timestamp: Annotated[Second, WithJsonSchema(_time_schema(0))] | None = Field(
+        None, description="Unix seconds from 1970 on, or ISO text; none: now"
+    )
     key: Annotated[StrictStr, Field(min_length=1, max_length=200)] | None = Field(
         None, description="idempotency key, unique among all events; none: the header's, or a new one"
     )
