@@ -107,9 +107,7 @@ class Event(Message):
     """What a user did with an item."""
 
     item: Id
-    rating: Annotated[float, Field(strict=True)] | None = Field(
-        None, description="as in the log's own scale"
-    )
+    rating: Annotated[float, Field(strict=True)] | None = Field(None, description="as in the log's own scale")
     label: Label | None = Field(None, description="1: liked; none: what most events of the rating are")
     timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: after all others")
 
