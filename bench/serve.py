@@ -104,8 +104,7 @@ def child(words: Sequence[str]) -> int:
         served.warm()
         return served
 
-    batch = int(batch_users)
-    settings = Settings(port=0, batch_users=batch, gather_ms=2.0 if batch > 1 else 0.0, deadline=120)
+    settings = Settings(port=0, batch_users=int(batch_users), deadline=120)
     return run(load, settings, None)
 
 

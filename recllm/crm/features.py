@@ -149,7 +149,8 @@ def _fill(
     logits, vectors = out
     device = next(model.parameters()).device
     training = model.training
-    model.eval()
+    if training:  # a walk through all modules, which a pair or two would feel
+        model.eval()
     try:
         with torch.inference_mode():
             for number, is_own in processes.dealt(math.ceil(len(rows) / batch_size)):
@@ -162,7 +163,8 @@ def _fill(
                 logits[part] = logit.float().cpu().numpy()
                 vectors[part] = vector.float().cpu().numpy()
     finally:
-        model.train(training)
+        if training:
+            model.train()
     processes.complete(logits)
     processes.complete(vectors)
 

@@ -13,7 +13,7 @@ from recllm.evaluation.results import ResultRow, by_table
 from recllm.evaluation.tables import ResultTable, number, table_title
 from recllm.report.sheet import GRAY, sheet
 
-LARGEST = 120.0
+LARGEST = 400.0
 """Area of a mark that stands for all rows, in square points; others' areas are in proportion."""
 SMALLEST = 4.0
 """Area of a mark at least."""
@@ -76,4 +76,4 @@ def _draw(bins: list[tuple[float, float, float]], axis: Axes) -> None:
     axis.plot(predicted, liked, color="tab:blue", linewidth=0.8)
     area = np.maximum(LARGEST * count / count.sum(), SMALLEST)
     axis.scatter(predicted, liked, s=area, color="tab:blue", linewidths=0)
-    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted", ylabel="liked")
+    axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted", ylabel="liked", aspect="equal")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -438,11 +439,12 @@ class Recommender:
             pairs = pairs.join(names, on="user", how="inner").sort("place")
             user = pairs["place"].cast(pl.Int64).to_numpy()
             item = pairs["item"].to_numpy()
-        elif exclude is not None:
+        elif exclude is not None and len(exclude):
             everywhere = np.unique(self.maker.items.dense(exclude))
         left = self._recommendable if allowed is None else self._recommendable & allowed
-        left = left.copy()
-        left[everywhere] = False
+        if len(everywhere):
+            left = left.copy()
+            left[everywhere] = False
         if not left.any():
             raise ValueError("exclude leaves no item that could be recommended; wanted fewer")
         each = [Filter(filter_viewed, allowed, everywhere)]
@@ -588,7 +590,7 @@ class Recommender:
             "query", maintain_order=True
         )
 
-    @property
+    @cached_property
     def _recommendable(self) -> NDArray[np.bool_]:
         """Items that some list can hold, bool `[n_items]`: by an event in training, or by a text."""
         there = self.log.item_count > 0

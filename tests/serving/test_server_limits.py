@@ -23,6 +23,29 @@ def service(recommender):
         yield it
 
 
+def test_the_openapi_names_the_limits_of_this_service(service):
+    schema = service.client.get("/openapi.json").json()
+    messages = schema["components"]["schemas"]
+    recommend = messages["RecommendRequest"]["properties"]
+    assert recommend["users"]["maxItems"] == 3
+    assert recommend["k"]["maximum"] == 20
+    assert recommend["items_to_recommend"]["anyOf"][0]["maxItems"] == recommend["exclude"]["maxItems"] == 4
+    assert messages["OneUser"]["properties"]["history"]["maxItems"] == 2
+    (limit,) = (
+        each
+        for each in schema["paths"]["/users/{user}/history"]["get"]["parameters"]
+        if each["name"] == "limit"
+    )
+    assert limit["schema"]["maximum"] == 2
+
+
+def test_a_whole_number_may_be_written_with_a_point(service):
+    asks = [{"users": [{"user": user, "history": [{"item": item}]}]} for user, item in ((1, 5), (1.0, 5.0))]
+    whole, pointed = (service.post("/recommend", body).json() for body in asks)
+    assert pointed == whole
+    assert pointed["answers"][0]["source"] == "cascade"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "sentence"),
     [
@@ -56,6 +79,24 @@ def service(recommender):
         ("/recommend", {"users": [{"user": 1, "time": "soon"}]}, 422, "wanted Unix seconds or ISO text"),
         ("/recommend", {"users": [{"user": 1, "time": "0" * 41}]}, 422, "users.0.time: wanted Unix seconds"),
         ("/recommend", {"users": [{"user": 1, "time": 10**30}]}, 422, "wanted a second before the year"),
+        (
+            "/recommend",
+            {"users": [{"user": 1.5}]},
+            422,
+            "users.0.user: wanted a whole number, or a text of 1",
+        ),
+        (
+            "/recommend",
+            {"users": [{"user": 1, "history": [{"item": 5, "label": False}]}]},
+            422,
+            "users.0.history.0.label: wanted 1 (liked), 0 or null",
+        ),
+        (
+            "/recommend",
+            {"users": [{"user": 1, "history": [{"item": 5, "rating": "4"}]}]},
+            422,
+            "users.0.history.0.rating: Input should be a valid number",
+        ),
         ("/recommend", {**ONE, "nonsense": 1}, 422, "nonsense: Extra inputs are not permitted"),
         ("/score", {"users": [{"user": 1, "items": [1, 2, 3, 4, 5]}]}, 422, "items, of all users together"),
         ("/recommend", {"users": [{"user": "x" * 3000}]}, 413, "the body has more than 2,000 bytes"),

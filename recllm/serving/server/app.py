@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from recllm import __version__
 from recllm.serving.server import event_routes, operating, page_routes, routes
 from recllm.serving.server.gate import Gate
+from recllm.serving.server.limits import write_limits
 from recllm.serving.server.refusals import add_refusals
 from recllm.serving.server.service import Service
 
@@ -58,4 +59,5 @@ def create_app(service: Service) -> FastAPI:
     for router in (routes.router, event_routes.router, operating.router, page_routes.router):
         app.include_router(router, dependencies=locks)
     app.add_middleware(Gate, service=service)
+    write_limits(app.openapi(), service.settings)  # it is made once, and kept
     return app

@@ -5,9 +5,10 @@ what is left of a request waits behind the others. So a request of many users ke
 more than the batch that is at work. Whoever gives up (a client that has gone, a deadline that has passed) has
 his questions taken out of the queue.
 
-The model's thread takes what waits as soon as it is free. After a batch of several requests it waits a few
-milliseconds for their clients' next ones, which would else miss each other for ever: the first to come back
-would go alone. A client that asks alone never waits.
+The model's thread takes what waits as soon as it is free. After a batch of several requests it waits for as
+many to be there again, as their clients' next ones would else miss each other for ever: the first to come
+back would go alone. It waits for half as long as that batch took at most, so that clients who do not come
+back cost the others little. A client that asks alone never waits.
 """
 
 from __future__ import annotations
@@ -148,16 +149,27 @@ class Batcher:
     # ---- in the model's thread
 
     def _work(self) -> None:
-        gathers = False
-        while batch := self._take(gathers):
-            gathers = len({id(job) for job, _ in batch}) > 1
+        requests = 0
+        seconds = 0.0
+        while batch := self._take(requests, seconds):
+            start = time.perf_counter()
             self._answer(batch)
+            requests = len({id(job) for job, _ in batch})
+            seconds = time.perf_counter() - start
 
-    def _take(self, gathers: bool) -> list[Taken]:
-        """Questions that go with those of the first job, as many as go together; none at the end."""
+    def _take(self, requests: int, seconds: float) -> list[Taken]:
+        """Questions that go with those of the first job, as many as go together; none at the end.
+
+        Args:
+            requests: of the batch before.
+            seconds: that it took.
+        """
         with self._changed:
-            if gathers:
-                self._changed.wait_for(lambda: self._is_full() or self._is_stopped, self._gather)
+            if requests > 1:
+                self._changed.wait_for(
+                    lambda: len(self._queue) >= requests or self._is_full() or self._is_stopped,
+                    min(self._gather, seconds / 2),
+                )
             self._changed.wait_for(lambda: self._queue or self._is_stopped)
             if not self._queue:
                 return []
@@ -190,16 +202,18 @@ class Batcher:
                 "a batch failed", level=logging.ERROR, error=error, kind=batch[0][0].kind, requests=len(jobs)
             )
             if len(jobs) == 1:
-                _deliver(jobs[0], error)
+                _deliver(jobs, error)
                 return
             for job in jobs:
                 self._answer([taken for taken in batch if taken[0] is job])
             return
+        complete = []
         for (job, place), answer in zip(batch, answers, strict=True):
             job.answers[place] = answer
             job.left -= 1
             if not job.left:
-                _deliver(job)
+                complete.append(job)
+        _deliver(complete)
 
     def _ask(self, batch: list[Taken]) -> list[Any]:
         first = batch[0][0]
@@ -216,15 +230,17 @@ class Batcher:
         return answers
 
 
-def _deliver(job: Job, error: Exception | None = None) -> None:
-    """Hand a job's answers, or what went wrong, over to the event loop."""
+def _deliver(jobs: Sequence[Job], error: Exception | None = None) -> None:
+    """Hand the answers of jobs, or what went wrong, over to the event loop, which is woken once for all."""
 
     def hand_over() -> None:
-        if job.future.done():
-            return
-        if error is None:
-            job.future.set_result(job.answers)
-        else:
-            job.future.set_exception(error)
+        for job in jobs:
+            if job.future.done():
+                continue
+            if error is None:
+                job.future.set_result(job.answers)
+            else:
+                job.future.set_exception(error)
 
-    job.future.get_loop().call_soon_threadsafe(hand_over)
+    if jobs:
+        jobs[0].future.get_loop().call_soon_threadsafe(hand_over)

@@ -10,13 +10,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, W
 from recllm.serving.recommender import second_of
 
 LARGEST_ID = 2**63 - 1
+LARGEST_FLOAT = 2**53
+"""Up to it every whole number is a float of its own."""
 LONGEST_ID = 200
 LONGEST_TIME = 40
 LAST_SECOND = 253_402_300_799
 """The last second of the year 9999."""
 
 
+def _whole(value: object) -> object:
+    """A number without a fraction as JSON may write it too, 5.0, as the integer that it is."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= LARGEST_FLOAT:
+        return int(value)
+    return value
+
+
 def _id(value: object) -> int | str:
+    value = _whole(value)
     if isinstance(value, int) and not isinstance(value, bool):
         if abs(value) <= LARGEST_ID:
             return value
@@ -45,6 +55,7 @@ Id = Annotated[
 
 def _second(value: object) -> int:
     wanted = "wanted Unix seconds or ISO text, e.g. 2026-01-31T12:00"
+    value = _whole(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(wanted)
     if isinstance(value, str) and len(value) > LONGEST_TIME:
@@ -58,12 +69,32 @@ def _second(value: object) -> int:
     return second
 
 
+def _time_schema(earliest: int) -> dict[str, Any]:
+    return {
+        "anyOf": [
+            {"type": "integer", "minimum": earliest, "maximum": LAST_SECOND},
+            {"type": "string", "maxLength": LONGEST_TIME, "format": "date-time"},
+        ]
+    }
+
+
 Second = Annotated[
     int,
     BeforeValidator(_second),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string", "maxLength": LONGEST_TIME}]}),
+    WithJsonSchema(_time_schema(-LAST_SECOND)),
 ]
 """A time in Unix seconds; it may be sent as ISO text, which without a zone is UTC."""
+
+
+def _label(value: object) -> object:
+    value = _whole(value)
+    if isinstance(value, bool):
+        raise ValueError("wanted 1 (liked), 0 or null")
+    return value
+
+
+Label = Annotated[Literal[0, 1], BeforeValidator(_label)]
+"""Whether an event's item was liked."""
 
 
 class Message(BaseModel):
@@ -76,10 +107,8 @@ class Event(Message):
     """What a user did with an item."""
 
     item: Id
-    rating: float | None = Field(None, description="as in the log's own scale")
-    label: Literal[0, 1] | None = Field(
-        None, description="1: liked; none: what most events of the rating are"
-    )
+    rating: Annotated[float, Field(strict=True)] | None = Field(None, description="as in the log's own scale")
+    label: Label | None = Field(None, description="1: liked; none: what most events of the rating are")
     timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: after all others")
 
 
@@ -87,7 +116,9 @@ class NewEvent(Event):
     """What a user did, to be stored."""
 
     user: Id
-    timestamp: Second | None = Field(None, description="Unix seconds or ISO text; none: now")
+    timestamp: Annotated[Second, WithJsonSchema(_time_schema(0))] | None = Field(
+        None, description="Unix seconds from 1970 on, or ISO text; none: now"
+    )
     key: Annotated[StrictStr, Field(min_length=1, max_length=200)] | None = Field(
         None, description="idempotency key, unique among all events; none: the header's, or a new one"
     )

@@ -41,8 +41,9 @@ class Settings:
     """Users that go through the model together; bounds how long a slow request keeps others waiting."""
     batch_pairs: int = 256
     """Pairs of a user and an item that are scored together."""
-    gather_ms: float = 2.0
-    """Milliseconds that the model waits for more after a batch of several requests; one alone never waits."""
+    gather_ms: float = 50.0
+    """Most milliseconds that the model waits for the next requests after a batch of several; never longer
+    than half of what the batch took, and not after a request that was alone."""
     retry_after: int = 1
     """Seconds after which a client that got status 503 may ask again."""
     lms: int = 2

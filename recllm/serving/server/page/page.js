@@ -108,6 +108,11 @@ function begin(user) {
 
 // ---- what is shown
 
+function events(count) {
+  if (count === 0) return "no event";
+  return count === 1 ? "1 event" : `${count} events`;
+}
+
 function showAll(explanation, change) {
   $("results").hidden = false;
   showChange(explanation);
@@ -120,7 +125,7 @@ function showAll(explanation, change) {
   const known = explanation.user === null || explanation.is_known ? "" : ", whom the log does not know";
   const list = explanation.steps.at(-1).items;
   const first = list.length ? ` The first is ${named(list[0])}.` : "";
-  $("status").textContent = `${list.length} items for ${who}${known}, from ${explanation.length} events.${first}`;
+  $("status").textContent = `${list.length} items for ${who}${known}, from ${events(explanation.length)}.${first}`;
 }
 
 function showChange({ effect, steps, gate: now }) {
@@ -197,7 +202,7 @@ function showHistory({ history, length, recent, retrieved, user }) {
   const hidden = length - history.length;
   $("history-words").textContent = length === 0
     ? (user === null ? "Nothing yet: add an event above." : "Nothing is known of this user.")
-    : `${length} events, the latest first; the last ${recent.length} are the short history.` + (hidden ? ` The oldest ${hidden} are not shown.` : "");
+    : `${events(length)}, the latest first; the last ${recent.length} are the short history.` + (hidden ? ` The oldest ${hidden} are not shown.` : "");
   const parts = first.length ? [table("The latest events", headings, first.map(line))] : [];
   if (rest.length) {
     parts.push(element("details", {}, element("summary", {}, `${rest.length} earlier events`), table("Earlier events", headings, rest.map(line))));
