@@ -81,7 +81,8 @@ class TextKnn(CatalogScorer):
         P(like)  = (sum_t w_t like_t + prior * mean) / (sum_t w_t + prior),  w_t = exp(sharpness (cos_t - 1))
         score(i) = sum_{p=1..liked} p^-1 cos(i, p-th last liked event)
 
-    where mean is the share of likes among all training events. Nothing is trained.
+    where mean is the share of likes among all training events. Nothing is trained; the demo's validation split
+    chose sharpness and prior.
 
     Args:
         log: the event log.
@@ -101,8 +102,8 @@ class TextKnn(CatalogScorer):
         vectors: Vectors,
         recent: int = 200,
         liked: int = 10,
-        sharpness: float = 5.0,
-        prior: float = 0.1,
+        sharpness: float = 2.0,
+        prior: float = 1.0,
     ) -> None:
         """Keeps the vectors."""
         super().__init__("text-knn")
