@@ -81,8 +81,8 @@ class TextKnn(CatalogScorer):
         P(like)  = (sum_t w_t like_t + prior * mean) / (sum_t w_t + prior),  w_t = exp(sharpness (cos_t - 1))
         score(i) = sum_{p=1..liked} p^-1 cos(i, p-th last liked event)
 
-    where mean is the share of likes among all training events. Nothing is trained; sharpness and prior are those
-    of the demo's validation split.
+    where mean is the share of likes among all training events. Nothing is trained; the defaults of sharpness
+    and prior are the best of a few on the demo's validation split.
 
     Args:
         log: the event log.
