@@ -87,6 +87,7 @@ class TextKnn(CatalogScorer):
     Args:
         log: the event log.
         vectors: float32 `[n_items, d]`, rows of length 1, or zero of an item without a text.
+        lm: name of the language model that made them.
         recent: how many of the last events of a history a click is told by.
         liked: how many of its last liked events a rank is told by.
         sharpness: how fast an event's weight falls with its cosine.
@@ -100,13 +101,14 @@ class TextKnn(CatalogScorer):
         self,
         log: EventLog,
         vectors: Vectors,
+        lm: str | None = None,
         recent: int = 200,
         liked: int = 10,
         sharpness: float = 2.0,
         prior: float = 1.0,
     ) -> None:
         """Keeps the vectors."""
-        super().__init__("text-knn")
+        super().__init__("text-knn", lm=lm)
         self.log = log
         self._vectors = vectors
         self._has_text = vectors.any(axis=1)
