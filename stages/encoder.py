@@ -123,7 +123,7 @@ def texts_of(log: EventLog, pieces: Pieces, history: int, context: int) -> docum
     Those of more than `context` tokens are left out, and it is said how many.
     """
     timelines = documents.timelines(log, pieces, np.flatnonzero(log.train_events()), history)
-    descriptions = documents.descriptions(pieces, np.flatnonzero(log.item_count).astype(np.int32))
+    descriptions = documents.descriptions(pieces, log.described_items)
     padding = timelines.shape[1] - descriptions.shape[1]
     matrix = np.concatenate([timelines, np.pad(descriptions, ((0, 0), (0, padding)))])
     fits = pieces.lengths[matrix].sum(1) <= context

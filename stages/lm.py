@@ -127,13 +127,12 @@ def first_phase(run: Run, log: EventLog, prompts: Prompts, text_rows: TextRows) 
     """Descriptions, timelines of all events that are not held out, and questions with recent histories."""
     config = run.config
     k = config.prompt.history
-    items = np.flatnonzero(log.item_count).astype(np.int32)
     timelines = documents.timelines(log, prompts.pieces, np.flatnonzero(text_rows.events), 2 * k)
     # Blocks are read in random order until the budget is spent: of a large log most would be packed in vain.
     share = 2 * config.lm.training.text_tokens / max(1, _tokens(prompts, [timelines]))
     if share < 1:
         timelines = _thinned(timelines, share, config.lm.seed)
-    story = [documents.descriptions(prompts.pieces, items), timelines]
+    story = [documents.descriptions(prompts.pieces, log.described_items), timelines]
     questions = documents.questions(
         prompts, text_rows.questions, log.recent(text_rows.questions, k), text_rows.events
     )

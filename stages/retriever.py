@@ -21,6 +21,7 @@ from recllm.crm.inputs import CrmInputs, table_sizes
 from recllm.crm.retriever import Retriever
 from recllm.crm.sequences import Sequences
 from recllm.errors import StageError
+from recllm.eventlog.ids import VALID
 from recllm.eventlog.log import EventLog, Rows
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -147,10 +148,12 @@ class RetrieverModule(CrmTraining):
 
 
 def offered_items(log: EventLog) -> Tensor:
-    """Items that validation looks for its targets among: those with a training event, and held-out ones."""
-    is_offered = log.item_count > 0
-    if log.item_split is not None:
-        is_offered |= log.item_split > 0
+    """Items that validation looks for its targets among: those with a training event.
+
+    Where items are held out, those that are held out for validation: among all items hardly one of them comes
+    first, so that every checkpoint would score 0.
+    """
+    is_offered = log.item_count > 0 if log.item_split is None else log.item_split == VALID
     return torch.from_numpy(np.flatnonzero(is_offered))
 
 

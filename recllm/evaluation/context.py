@@ -14,7 +14,6 @@ from recllm.evaluation.stacking import Blend, Refit, Stacked
 from recllm.eventlog.all_data import check_holds_out
 from recllm.eventlog.log import EventLog, Rows
 from recllm.paths import ADAPTER, RANKING_ADAPTER
-from recllm.pipeline.finished import Finished
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Group, Role
 from recllm.retrieval.stored import Retrieval
@@ -27,18 +26,25 @@ from recllm.systems.towers import Towers
 from recllm.systems.unrated import CategoryPopularity, TextKnn
 
 
-def of_unrated(log: EventLog, neighbors: Finished | None) -> list[CatalogScorer]:
+def texts_lm(run: Run, crm: Crm) -> str | None:
+    """Name of the language model whose vectors of texts a CRM of an evaluation reads; None: it reads none."""
+    return run.config.lm.model.name if crm.reads_texts else None
+
+
+def of_unrated(run: Run, log: EventLog) -> list[CatalogScorer]:
     """Baselines of items that nobody rated; none of a log that holds no items out.
 
     Args:
+        run: the evaluation; where its neighbors have vectors of texts, a baseline reads them.
         log: the event log.
-        neighbors: the stage that has vectors of texts; None, or one without texts: no baseline reads them.
     """
     if log.item_split is None:
         return []
     systems: list[CatalogScorer] = [CategoryPopularity(log)]
+    neighbors = run.parents.get(Role.NEIGHBORS)
     if neighbors is not None and (dimensions := text_dimensions(neighbors)):
-        systems.append(TextKnn(log, text_vectors(neighbors, dimensions).numpy()))
+        vectors = text_vectors(neighbors, dimensions).numpy()
+        systems.append(TextKnn(log, vectors, run.config.lm.model.name))
     return systems
 
 
@@ -132,10 +138,11 @@ class Evaluation:
         retrieval = None
         if Role.NEIGHBORS in run.parents:
             retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
-        crms = [
-            CrmSystem(name, Crm.open(stage, log, retrieval, run.cache))
+        opened = {
+            name: Crm.open(stage, log, retrieval, run.cache)
             for name, stage in run.systems[Group.CRMS].items()
-        ]
+        }
+        crms = [CrmSystem(name, crm, texts_lm(run, crm)) for name, crm in opened.items()]
         gate = run.parents[Role.CRM].name
         lms = None
         if retrieval is not None and Role.LM in run.parents:
@@ -163,7 +170,7 @@ class Evaluation:
     @cached_property
     def of_unrated(self) -> list[CatalogScorer]:
         """The baselines that know something of items that nobody rated, where such items are held out."""
-        return of_unrated(self.log, self.run.parents.get(Role.NEIGHBORS))
+        return of_unrated(self.run, self.log)
 
     @property
     def beside(self) -> CrmSystem | None:

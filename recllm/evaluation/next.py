@@ -25,7 +25,7 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.evaluation import bootstrap
 from recllm.evaluation.comparisons import catalog_comparisons, compare
-from recllm.evaluation.context import LmSystems, of_unrated
+from recllm.evaluation.context import LmSystems, of_unrated, texts_lm
 from recllm.evaluation.results import HEADLINE, ResultRow
 from recllm.evaluation.rows import result_row
 from recllm.eventlog.all_data import check_holds_out
@@ -171,12 +171,16 @@ class NextEvaluation:
                 say(f"without {error}")
                 continue
             say(f"fitted {name} in {time.monotonic() - started:.0f} s")
-        return fitted + of_unrated(log, self.run.parents.get(Role.NEIGHBORS))
+        return fitted + of_unrated(self.run, log)
 
     @cached_property
     def retrievers(self) -> list[Retriever]:
         """The CRMs that score a whole catalog; of one that reads texts it is said what these add."""
-        retrievers = [Retriever(name, crm, self.log) for name, crm in self.crms.items() if retrieves(crm)]
+        retrievers = [
+            Retriever(name, crm, self.log, texts_lm(self.run, crm))
+            for name, crm in self.crms.items()
+            if retrieves(crm)
+        ]
         for retriever in retrievers:
             if len(retriever.by_text):
                 say(f"{retriever.name}: {retriever.by_text_sentence}")

@@ -121,6 +121,17 @@ class EventLog:
         count = 0 if self.item_split is None else int(self.meta["n_held"])
         return np.arange(self.n_events, self.n_events + count)
 
+    @property
+    def described_items(self) -> NDArray[np.int32]:
+        """Items whose description training may read: those with a training event, and held-out ones.
+
+        That an item is in the catalog, and what that says of it, is known before anybody rates it.
+        """
+        is_described = self.item_count > 0
+        if self.item_split is not None:
+            is_described = is_described | (self.item_split > 0)
+        return np.flatnonzero(is_described).astype(np.int32)
+
     def is_drawn(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows are sampled negatives: nobody met the item there, bool `[B]`."""
         return np.asarray(rows) >= self.n_events + len(self.held_rows)

@@ -32,9 +32,10 @@ of an item (`recllm.eventlog.statistics`) count it for every sample of a later s
 for training samples, as a running system would.
 
 **Held-out items** (`items`). A seeded share of the items validates, another one tests (`prepare.held_items`).
-What is known of them is what a catalog says, title and attributes; that anybody rated one is not: their
-events are no events of the log, and stand in no history, no statistic, no count and no text. Those that are
-samples lie behind the events (`EventLog.held_rows`), each with the history that its user had of other items.
+What is known of them is what a catalog says, title and attributes, and an LM that is trained here reads their
+descriptions as it reads all others. That anybody rated one is not known: their events are no events of the
+log, and stand in no history, no statistic, no count and no text. Those that are samples lie behind the events
+(`EventLog.held_rows`), each with the history that its user had of other items.
 Samples of an item that validates are those of the validation span of `time`, and of one that tests those of
 the test span, so that training is earlier in time, too. Samples of other items in these spans are not asked,
 but stand in later histories.

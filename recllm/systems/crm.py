@@ -87,6 +87,11 @@ class Crm:
         return dataclasses.replace(self, cache=Uncached(self.model, inputs.for_queries(queries)))
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether it reads an LM's vectors of texts (`stage1.crm.text_dim`)."""
+        return self.made_by.config.stage1.crm.text_dim > 0
+
+    @property
     def ranks(self) -> bool:
         """Whether it was trained to tell liked items from drawn ones: its logit is then no click's."""
         return self.made_by.config.stage1.objective != "ctr"
@@ -149,14 +154,15 @@ class CrmSystem(System):
     Args:
         name: of the CRM; tables call one that was trained to rank `crm-<name>`.
         crm: the CRM.
+        lm: name of the language model whose vectors of texts it reads; None: it reads none.
     """
 
     kind = Kind.CRM
 
-    def __init__(self, name: str, crm: Crm) -> None:
+    def __init__(self, name: str, crm: Crm, lm: str | None = None) -> None:
         """See the class."""
         by_list = crm.made_by.config.stage1.objective == "rank"
-        super().__init__(f"crm-{name}" if by_list else name, made_by=crm.made_by)
+        super().__init__(f"crm-{name}" if by_list else name, made_by=crm.made_by, lm=lm)
         self.crm = crm
         if crm.ranks:
             self.tasks = (Task.RANKING,)

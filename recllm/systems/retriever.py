@@ -34,13 +34,14 @@ class Retriever(CatalogScorer):
         name: of the CRM.
         crm: one of which `retrieves` is true.
         log: the log that it was trained on.
+        lm: name of the language model whose vectors of texts it reads; None: it reads none.
     """
 
     kind = Kind.CRM
 
-    def __init__(self, name: str, crm: Crm, log: EventLog) -> None:
+    def __init__(self, name: str, crm: Crm, log: EventLog, lm: str | None = None) -> None:
         """Takes the item vectors."""
-        super().__init__(name, made_by=crm.made_by)
+        super().__init__(name, made_by=crm.made_by, lm=lm)
         self.crm = crm
         self._model = cast(Any, crm.model)
         with torch.inference_mode():

@@ -81,11 +81,13 @@ class TextKnn(CatalogScorer):
         P(like)  = (sum_t w_t like_t + prior * mean) / (sum_t w_t + prior),  w_t = exp(sharpness (cos_t - 1))
         score(i) = sum_{p=1..liked} p^-1 cos(i, p-th last liked event)
 
-    where mean is the share of likes among all training events. Nothing is trained.
+    where mean is the share of likes among all training events. Nothing is trained; the defaults of sharpness
+    and prior are the best of a few on the demo's validation split.
 
     Args:
         log: the event log.
         vectors: float32 `[n_items, d]`, rows of length 1, or zero of an item without a text.
+        lm: name of the language model that made them.
         recent: how many of the last events of a history a click is told by.
         liked: how many of its last liked events a rank is told by.
         sharpness: how fast an event's weight falls with its cosine.
@@ -99,13 +101,14 @@ class TextKnn(CatalogScorer):
         self,
         log: EventLog,
         vectors: Vectors,
+        lm: str | None = None,
         recent: int = 200,
         liked: int = 10,
-        sharpness: float = 5.0,
-        prior: float = 0.1,
+        sharpness: float = 2.0,
+        prior: float = 1.0,
     ) -> None:
         """Keeps the vectors."""
-        super().__init__("text-knn")
+        super().__init__("text-knn", lm=lm)
         self.log = log
         self._vectors = vectors
         self._has_text = vectors.any(axis=1)

@@ -56,8 +56,9 @@ def test_every_system_answers_and_ranks_items_that_nobody_rated(log, make_run):
     names = [row.system for row in ranked if row.candidates == "uniform20"]
     assert names[:2] == ["popularity", "cooccurrence"]
     assert {*systems, "lm", "sft", "s-dpo"} <= set(names)
-    by_chance = {row.metrics["hr@1"] for row in ranked if row.system in ("popularity", "cooccurrence")}
-    assert by_chance == {pytest.approx(1 / 20)}  # all tie: expected rank
+    for row in ranked:
+        if row.system in ("popularity", "cooccurrence"):
+            assert row.metrics["hr@1"] == pytest.approx(1 / 20)  # all tie: expected rank
 
 
 def test_they_are_looked_for_in_the_whole_catalog(log, make_run):

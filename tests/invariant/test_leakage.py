@@ -204,6 +204,21 @@ def test_no_held_out_event_is_learnt_from(case, vectors, demo_config, tiny_lm):
     assert not np.array_equal(before[-4], after[-4])  # the vectors, of what may be learnt from
 
 
+def test_of_held_out_items_the_lm_reads_their_descriptions_alone(
+    tmp_path, vectors, demo_log, demo_config, tiny_lm
+):
+    config = dataclasses.replace(demo_config.prepare, **CASES["items"])
+    build_log(demo_log.folder.parent / "tables", tmp_path / "log", config)
+    log = EventLog.open(tmp_path / "log")
+    stored = Neighbors(log, *vectors).search(np.arange(len(log.user)), k=10)
+    run = SimpleNamespace(config=demo_config)
+    texts = text_of(run, log, Prompts(log, tiny_lm.pieces, 512), Retrieval(stored, None))
+    held = tiny_lm.pieces.item[np.flatnonzero(log.item_split)]
+    told = [int(np.isin(matrix, held).sum()) for matrix in texts]
+    assert told[0] == len(held) == 120  # each once, among the descriptions
+    assert not any(told[1:])
+
+
 @pytest.mark.parametrize("rows", ["last300", "0.2"])
 def test_the_lm_reads_nothing_of_the_events_that_it_holds_out(case, vectors, demo_config, tiny_lm, rows):
     """Neither as targets nor in histories; as many other samples are asked in the subsample's place."""
