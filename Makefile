@@ -76,8 +76,8 @@ ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm bench-stage3 \
-           bench-recommend bench-lists bench-next bench-serve
+BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm bench-sizes bench-gpu \
+           bench-stage3 bench-recommend bench-lists bench-next bench-serve
 
 .PHONY: help env own-environment few2many sweep describe config recommend score bundle serve onnx $(WORK) $(BENCHES) status table test test-all lint format types check clean
 
@@ -220,6 +220,12 @@ bench-stage2: | $(READY)  ## a training step of RecLoRA beside LoRA, loops, X-Lo
 bench-lm: | $(READY)  ## tuning and scoring with a real LM beside the LM alone, and memory: LM=smollm2-135m-instruct
 	@$(if $(LM),,$(error wanted LM, e.g. make bench-lm LM=smollm2-135m-instruct))
 	@$(PYTHON) -m bench.lm $(LM) $(ARGS)
+
+bench-sizes: | $(READY)  ## memory and time of LMs of any size, calculated, and the calculation against three measured ones
+	@$(PYTHON) -m bench.sizes $(ARGS)
+
+bench-gpu: | $(READY)  ## one GPU in eight minutes: gpu tests, LoRA and RecLoRA of an 8 B LM, S-DPO, CRMs (ARGS=--tiny: any CPU)
+	@$(PYTHON) -m bench.gpu $(ARGS)
 
 bench-stage3: | $(READY)  ## a preference step and scoring: shared prompts against whole sequences
 	@$(PYTHON) -m bench.stage3

@@ -129,10 +129,35 @@ def calibration_error(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> f
     scores, liked = check_scores(logits, labels)
     if not len(scores):
         return float("nan")
-    probability = 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
-    place = np.minimum((probability * bins).astype(np.int64), bins - 1)
+    probability, place = _probability_bins(scores, bins)
     gap = np.bincount(place, weights=probability - liked, minlength=bins)
     return float(np.abs(gap).sum() / len(scores))
+
+
+def reliability(logits: ArrayLike, labels: ArrayLike, bins: int = 15) -> list[list[float]]:
+    """What `calibration_error` adds up: of each bin, how many rows, what was predicted, what was liked.
+
+    Args:
+        logits: `[n]` log-odds of a like.
+        labels: `[n]` in {0, 1}.
+        bins: number of bins.
+
+    Returns:
+        `[rows, mean probability, share of likes]` of each bin, ascending; three zeros of one without a row.
+    """
+    scores, liked = check_scores(logits, labels)
+    probability, place = _probability_bins(scores, bins)
+    count = np.bincount(place, minlength=bins)
+    divisor = np.maximum(count, 1)
+    predicted = np.bincount(place, weights=probability, minlength=bins) / divisor
+    share = np.bincount(place, weights=liked, minlength=bins) / divisor
+    return [list(each) for each in zip(count.tolist(), predicted.tolist(), share.tolist(), strict=True)]
+
+
+def _probability_bins(scores: Floats, bins: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Probability of each score, and the bin of equal width that it lies in."""
+    probability = 0.5 * (1.0 + np.tanh(0.5 * scores))  # the logistic function, without overflow
+    return probability, np.minimum((probability * bins).astype(np.int64), bins - 1)
 
 
 def ctr_metrics(logits: ArrayLike, labels: ArrayLike, users: ArrayLike) -> dict[str, float]:

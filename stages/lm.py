@@ -147,7 +147,7 @@ def second_phase(
     """Retrieved histories before rated targets (all samples not held out) and before answers."""
     training, k = run.config.lm.training, run.config.prompt.history
     rows = log.rows("train", "1.0")
-    events = rows[rows < log.n_events]  # a sampled negative was never watched
+    events = rows[~log.is_drawn(rows)]  # a sampled negative was never watched
     chosen = events[text_rows.events[events]][: _documents_for(training.prompt_tokens, k)]
     rated = documents.rated(prompts, chosen, retrieval.nearest(chosen, k), text_rows.events)
     questions = documents.questions(

@@ -22,12 +22,10 @@ from recllm.crm.retriever import Retriever
 from recllm.crm.sequences import Sequences
 from recllm.errors import StageError
 from recllm.eventlog.log import EventLog, Rows
-from recllm.files import load_array
-from recllm.paths import VECTORS
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
-from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import crm_inputs
+from recllm.systems.item_texts import text_vectors
 from recllm.training.callbacks import WEIGHTS
 from recllm.training.catalog_softmax import catalog_cross_entropy
 from recllm.training.checkpoints import best_scores, load_best
@@ -60,19 +58,30 @@ class RetrieverModule(CrmTraining):
     model: Retriever
     candidates: Tensor
     place: Tensor
+    offered: Tensor
+    offered_place: Tensor
     log_drawn: Tensor
     cumulative: Tensor
 
     def __init__(
-        self, model: Retriever, config: Stage1Config, steps: int, candidates: Tensor, counts: Tensor
+        self,
+        model: Retriever,
+        config: Stage1Config,
+        steps: int,
+        candidates: Tensor,
+        counts: Tensor,
+        offered: Tensor | None = None,
     ) -> None:
         """See the class."""
         super().__init__(model, config, steps)
         self.samples = len(candidates) > config.next.full_softmax
+        offered = candidates if offered is None else offered
+        for name, items in (("", candidates), ("offered_", offered)):
+            place = torch.full((len(counts),), -1)
+            place[items] = torch.arange(len(items))
+            self.register_buffer(f"{name}place", place, persistent=False)
         self.register_buffer("candidates", candidates, persistent=False)
-        place = torch.full((len(counts),), -1)
-        place[candidates] = torch.arange(len(candidates))
-        self.register_buffer("place", place, persistent=False)
+        self.register_buffer("offered", offered, persistent=False)
         frequency = counts[candidates].double() / counts.sum()
         # Half of the sampled items are uniform, half by frequency: an item is drawn with this probability.
         drawn = 0.5 * frequency + 0.5 / len(candidates)
@@ -117,24 +126,45 @@ class RetrieverModule(CrmTraining):
         return F.cross_entropy(scores, torch.zeros_like(target), reduction="sum")
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        """NDCG and hit rate at 10 over all candidates; every row once over all processes."""
+        """NDCG and hit rate at 10 over all that is offered; every row once over all processes."""
         users = self.model.user_vectors(batch)
-        scores = users @ self.model.item_vectors(self.candidates).t()
-        own = self.place[batch["item"][:, 0].long()]
+        scores = users @ self.model.item_vectors(self.offered).t()
+        own = self.offered_place[batch["dense"].long()]
         target = scores.gather(1, own.clamp(min=0)[:, None])
         if self.config.next.seen == "removed":
-            seen = self.place[batch["seen"]]
+            seen = self.offered_place[batch["seen"]]
             line = torch.arange(len(scores), device=scores.device)[:, None].expand_as(seen)
             there = (seen >= 0) & (seen != own[:, None])
             scores[line[there], seen[there]] = -torch.inf
         # Ties count half: a rank is how many are better, and half of the others that are as good.
         better = (scores > target).sum(1)
         rank = better + ((scores == target).sum(1) - 1).clamp(min=0) / 2
-        hit = ((rank < TOP) & (own >= 0)).float()  # an item without a training event is never found
+        hit = ((rank < TOP) & (own >= 0)).float()  # an item that is not offered is never found
         self.ndcg.update(hit / torch.log2(rank + 2))
         self.hits.update(hit)
         self.log("valid/ndcg@10", self.ndcg)
         self.log("valid/hr@10", self.hits)
+
+
+def offered_items(log: EventLog) -> Tensor:
+    """Items that validation looks for its targets among: those with a training event, and held-out ones."""
+    is_offered = log.item_count > 0
+    if log.item_split is not None:
+        is_offered |= log.item_split > 0
+    return torch.from_numpy(np.flatnonzero(is_offered))
+
+
+def check_held_items(log: EventLog, config: Stage1Config) -> None:
+    """Refuse a retriever of ids alone where all that is looked for has none.
+
+    Raises:
+        StageError: what to set.
+    """
+    if log.item_split is not None and not config.crm.text_dim:
+        raise StageError(
+            "prepare.split=items holds whole items out, and a retriever of ids (stage1.crm.text_dim=0) finds "
+            "none of them; wanted one that reads texts: CRM=retriever-lm"
+        )
 
 
 def target_events(log: EventLog, config: Stage1Config) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -165,7 +195,7 @@ def validation_rows(log: EventLog, config: Stage1Config) -> Rows:
     """
     name = config.fit.valid_rows
     rows = log.rows("valid", name)
-    rows = rows[rows < log.n_events]
+    rows = rows[~log.is_drawn(rows)]
     if config.next.targets == "liked":
         rows = rows[log.label[rows] == 1]
     if not len(rows):
@@ -193,7 +223,7 @@ def loaders(run: Run, inputs: CrmInputs, sequences: Sequences, valid: Rows, step
         start, end = log.history(rows)
         longest = int((end - start).max())
         place = start[:, None] + np.arange(longest)
-        items = log.item_fields[log.item[np.minimum(place, log.n_events - 1)], 0]
+        items = log.item[np.minimum(place, log.n_events - 1)]
         batch["seen"] = torch.from_numpy(np.where(place < end[:, None], items, 0).astype(np.int64))
         return batch
 
@@ -213,7 +243,8 @@ def train(
     model = cast(Retriever, build(table_sizes(log), config.crm))
     if config.crm.text_dim:
         trained = torch.from_numpy(log.item_count > 0)
-        model.set_texts(text_vectors(run, log), trained)
+        model.set_texts(text_vectors(run.parents[Role.NEIGHBORS], config.crm.text_dim), trained)
+    check_held_items(log, config)
     is_target = target_events(log, config)
     sequences = Sequences(log, config.recent, is_target)
     valid = validation_rows(log, config)
@@ -222,7 +253,7 @@ def train(
     )
     counts = torch.from_numpy(sequences.counts())
     candidates = torch.from_numpy(np.flatnonzero(log.item_count))
-    module = RetrieverModule(model, config, steps, candidates, counts)
+    module = RetrieverModule(model, config, steps, candidates, counts, offered_items(log))
     softmax = f"sampled softmax of {config.next.sampled:,}" if module.samples else "softmax over all"
     say(
         f"{sequences.targets.sum():,} events to find in {len(sequences):,} sequences, {softmax} of "
@@ -239,26 +270,6 @@ def train(
         "items": len(module.candidates),
     }
     return model, trainer, figures
-
-
-def text_vectors(run: Run, log: EventLog) -> Tensor:
-    """The first `stage1.crm.text_dim` dimensions of the LM's item vectors, `[n_items, d]`, of length 1.
-
-    Raises:
-        StageError: there are fewer.
-    """
-    wanted = run.config.stage1.crm.text_dim
-    neighbors = run.parents[Role.NEIGHBORS]
-    config = neighbors.config.retrieval
-    vectors = load_array(neighbors.folder / VECTORS)[0]  # the LM's part is the same in all folds
-    there = vectors.shape[1] - (2 * config.svd_dim if config.vectors == "both" else 0)
-    if config.vectors == "cooccurrence" or there < wanted:
-        raise StageError(
-            f"retrieval.vectors={config.vectors} has {0 if config.vectors == 'cooccurrence' else there} "
-            f"dimensions of texts, stage1.crm.text_dim={wanted} are wanted; lower it, or set "
-            "retrieval.vectors=both"
-        )
-    return torch.from_numpy(normalize(vectors[:, :wanted]))
 
 
 def data(run: Run) -> CrmInputs:

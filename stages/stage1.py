@@ -27,6 +27,7 @@ from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.retrieval.stored import Retrieval
 from recllm.systems.crm import crm_inputs
+from recllm.systems.item_texts import text_vectors
 from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores, load_best
 from recllm.training.crm_module import CrmTraining
@@ -179,6 +180,9 @@ def train(
     config, log = run.config.stage1, inputs.log
     torch.manual_seed(run.config.seed)
     model = build(table_sizes(log), config.crm)
+    if config.crm.text_dim:
+        trained = torch.from_numpy(log.item_count > 0)
+        model.set_texts(text_vectors(run.parents[Role.NEIGHBORS], config.crm.text_dim), trained)
     rows = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
     if config.objective == "ctr":
         size = config.fit.batch_size

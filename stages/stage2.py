@@ -27,6 +27,7 @@ from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rowsets import drawn_lists, has_ranking_rows, selection_rows, with_new_items
 from recllm.lm import adalora
 from recllm.lm.adapters import add_adapter, base_name, save_adapter
+from recllm.lm.forwards import rows_for_scoring
 from recllm.lm.logprobs import answer_logits, answer_loss, answer_score, title_logps
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoPrompts, sort_by_length
 from recllm.metrics import auc
@@ -48,6 +49,10 @@ from recllm.training.launch import start_processes
 from recllm.training.loaders import Loaders, Stream, plan_steps
 from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
+from recllm.training.precision import device_of
+
+VALID_BATCH = 128
+"""Most rows of a forward of validation."""
 
 
 class TuneModule(AdapterModule):
@@ -215,8 +220,15 @@ def loaders(run: Run, data: Data, model: Any, steps: int) -> Loaders:
             return with_end([answers[0] | titles[0]])
         return with_end([*answers, *titles])
 
-    valid = [sort_by_length(task) for task in (data.valid, data.valid_titles) if task is not None]
-    return Loaders(train=train, steps=steps, valid=valid, valid_batch=128, budget=budget)
+    valid = [task for task in (data.valid, data.valid_titles) if task is not None]
+    valid_lengths = np.concatenate([task.lengths() for task in valid])
+    return Loaders(
+        train=train,
+        steps=steps,
+        valid=[sort_by_length(task) for task in valid],
+        valid_batch=rows_for_scoring(valid_lengths, VALID_BATCH, device_of(run.config.trainer).type),
+        budget=budget,
+    )
 
 
 def check_out_of_fold(run: Run, log: EventLog, gate: Crm) -> None:

@@ -25,6 +25,7 @@ from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rejected import draw, usable
 from recllm.eventlog.rowsets import aligned_rows, check_ranking_rows, drawn_lists
 from recllm.lm.adapters import adapter_folder, adapter_inputs, base_name, load_adapter, save_adapter
+from recllm.lm.forwards import rows_for_scoring
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import candidate_scores
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, sort_by_length
@@ -208,7 +209,7 @@ def loaders(
         train=train,
         steps=steps,
         valid=[sort_by_length(valid)],
-        valid_batch=BATCH[config.task],
+        valid_batch=rows_for_scoring(valid.lengths(), BATCH[config.task], device_of(run.config.trainer).type),
         budget=budget,
     )
 

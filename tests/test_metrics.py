@@ -79,6 +79,26 @@ def test_calibration_error_by_hand() -> None:
     assert math.isnan(metrics.calibration_error([], []))
 
 
+def test_reliability_by_hand_and_against_the_calibration_error() -> None:
+    p = np.array([0.1, 0.2, 0.5, 0.9])
+    bins = metrics.reliability(np.log(p / (1 - p)), [0, 1, 1, 0], bins=4)
+    assert bins == [
+        [2, pytest.approx(0.15), 0.5],
+        [0, 0, 0],
+        [1, pytest.approx(0.5), 1],
+        [1, pytest.approx(0.9), 0],
+    ]
+    assert metrics.reliability([], [], bins=2) == [[0, 0, 0], [0, 0, 0]]
+    # The error is what the bins' gaps add up to.
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=500)
+    labels = rng.integers(0, 2, 500)
+    kept = metrics.reliability(logits, labels)
+    assert sum(rows for rows, _, _ in kept) == 500
+    gaps = sum(rows * abs(predicted - liked) for rows, predicted, liked in kept) / 500
+    assert metrics.calibration_error(logits, labels) == pytest.approx(gaps)
+
+
 def test_a_calibrated_score_has_a_small_calibration_error_and_a_shifted_one_a_large_one() -> None:
     rng = np.random.default_rng(4)
     logits = rng.normal(size=100_000)

@@ -86,7 +86,7 @@ def check_own(config: Config) -> None:
     check(has_splits, "prepare.split", prepare.split, wanted)
     if not source.events.timestamp:
         wanted = "last, user, random or given, as source.events.timestamp is empty"
-        check(prepare.split != "time", "prepare.split", prepare.split, wanted)
+        check(prepare.split not in ("time", "items"), "prepare.split", prepare.split, wanted)
     if not source.users.path:
         fields, profile = prepare.user_fields, config.wording.profile
         check(not fields, "prepare.user_fields", fields, "none, as source.users.path is empty")

@@ -9,6 +9,9 @@ from recllm.errors import check, check_choices
 
 CrmName = Literal["deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "retriever"]
 
+READS_TEXTS = ("din", "sim", "retriever")
+"""Models that may read vectors of items' texts (`text_dim`)."""
+
 
 @dataclass(frozen=True)
 class Fields:
@@ -84,8 +87,9 @@ class CrmConfig:
     query_time: bool = True
     """retriever: whether it reads the second at which it is asked, as requests have one (true or false)."""
     text_dim: int = 0
-    """retriever: dimensions of the LM's item vectors (`retrieval`) that item vectors are joined with, so that
-    an item without any event has one; `retrieval.pca_dim` at most (0: vectors of ids alone)."""
+    """retriever, din, sim: dimensions of the frozen LM's item vectors (`retrieval`) that items are read by
+    beside their ids, so that an item without any event is more than unknown: a retriever adds them to its
+    item vectors, the others have them as a further field; `retrieval.pca_dim` at most (0: ids alone)."""
     heights: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
     """caser: heights of the horizontal filters (events in a row)."""
     filters: int = 16
@@ -107,6 +111,9 @@ class CrmConfig:
             value = getattr(self, name)
             check(value >= 1, f"stage1.crm.{name}", value, "at least 1")
         check(self.text_dim >= 0, "stage1.crm.text_dim", self.text_dim, "0 or more dimensions")
+        reads_texts = self.name in READS_TEXTS and not (self.name == "sim" and self.retrieval == "soft")
+        wanted = f"0, as this model ({self.name}, retrieval={self.retrieval}) reads none, or CRM=sim-lm"
+        check(reads_texts or self.text_dim == 0, "stage1.crm.text_dim", self.text_dim, wanted)
         heights = bool(self.heights) and min(self.heights) >= 1
         check(heights, "stage1.crm.heights", self.heights, "heights >= 1, e.g. [1,2,3,4]")
         columns = 2 if self.name == "retriever" else 1  # whose columns turn in pairs
@@ -116,7 +123,7 @@ class CrmConfig:
     @property
     def reads_vectors(self) -> bool:
         """Whether it depends on the LM's item vectors."""
-        return self.search == "semantic" or (self.name == "retriever" and self.text_dim > 0)
+        return self.search == "semantic" or self.text_dim > 0
 
     @property
     def search(self) -> str | None:

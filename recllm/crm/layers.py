@@ -38,11 +38,16 @@ class Embeddings(nn.Module):
     near-ids such as a zip code); likewise a share `config.mask_items`, by a draw of its own, in those of the
     target item. That is what trains row 1, which users and items without a training event read.
 
+    With `config.text_dim` every item has a further field, W t: t is the frozen LM's vector of its text, W is
+    learned. The target has it, also where its id is unknown or masked, and so have the events of histories.
+
     Args:
         fields: table sizes.
         config: embedding width, masking, dropout is not applied here.
         retrieved: whether retrieved events are embedded too, with their rank by similarity.
     """
+
+    texts: Tensor
 
     def __init__(self, fields: Fields, config: CrmConfig, retrieved: bool = False) -> None:
         """Draws the tables from N(0, embedding_std^2)."""
@@ -55,7 +60,11 @@ class Embeddings(nn.Module):
         self.item_identity = _identifying(fields.item_sizes)
         self.user = nn.ModuleList(Table(size, dim) for size in fields.user_sizes)
         self.item = nn.ModuleList(Table(size, dim) for size in fields.item_sizes)
-        self.query_dim = 2 * dim
+        self.text: nn.Linear | None = None
+        if config.text_dim:
+            self.text = nn.Linear(config.text_dim, dim, bias=False)
+            self.register_buffer("texts", torch.zeros(fields.item_sizes[0], config.text_dim))
+        self.query_dim = (2 if self.text is None else 3) * dim
         self.rating = Table(fields.rating_levels + 1, config.event_dim)
         self.interval = Table(INTERVAL_BUCKETS, config.event_dim) if config.interval else None
         self.rank = Table(RANK_BUCKETS, config.event_dim) if retrieved else None
@@ -63,6 +72,7 @@ class Embeddings(nn.Module):
         self.retrieved_dim = self.event_dim + config.event_dim
         self.statistics = nn.ModuleList(Table(LEVELS, dim) for _ in (STATISTICS if config.statistics else ()))
         self.field_count = len(fields.user_sizes) + len(fields.item_sizes) + len(self.statistics)
+        self.field_count += self.text is not None
         self.sample_dim = dim * self.field_count
         for table in self.modules():
             if isinstance(table, nn.Embedding):
@@ -89,19 +99,26 @@ class Embeddings(nn.Module):
         users = [table(user_ids[:, index]) for index, table in enumerate(self.user)]
         items = [table(item_ids[:, index]) for index, table in enumerate(self.item)]
         counts = [table(batch["statistics"][:, index]) for index, table in enumerate(self.statistics)]
-        query = torch.cat([items[0], items[self.category]], dim=1)
-        return torch.cat(users + items + counts, dim=1), query
+        texts = self._texts(batch["dense"]) if self.text is not None else []
+        query = torch.cat([items[0], items[self.category], *texts], dim=1)
+        return torch.cat([*users, *items, *counts, *texts], dim=1), query
+
+    def _texts(self, items: Tensor) -> list[Tensor]:
+        """The field of dense items' texts, integers [...]: [..., d], zero for item 0; in a list."""
+        assert self.text is not None
+        vectors: Tensor = self.text(self.texts[items.long()])
+        return [vectors]
 
     def sample(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Embeds the user and the target item.
 
         Args:
-            batch: `user` [B, F_u], `item` [B, F_i] and, with `config.statistics`, `statistics` [B, 6],
-                integers.
+            batch: `user` [B, F_u], `item` [B, F_i], with `config.statistics` `statistics` [B, 6], and with
+                `config.text_dim` `dense` [B], integers.
 
         Returns:
-            All fields joined [B, F d], `field_count` F of them (user, item, statistics), and the target as an
-            attention query: item and category joined [B, 2 d], float.
+            All fields joined [B, F d], `field_count` F of them (user, item, statistics, text), and the target
+            as an attention query: item, category and text joined [B, query_dim], float.
         """
         return self.lookup(batch, *self.ids(batch))
 
@@ -124,20 +141,23 @@ class Embeddings(nn.Module):
         return [(table, ids.masked_fill(padding, 0)) for table, ids in parts]
 
     def events(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
-        """Embeds one list of history events: item, category, rating, interval (and rank) joined.
+        """Embeds one list of history events: item, category, text, rating, interval (and rank) joined.
 
         Args:
             batch: `<kind>_item` [B, T, F_i], `<kind>_rating` and `<kind>_interval` [B, T], integers;
-                `<kind>_mask` [B, T] bool, true where an event is; `retrieved_rank` [B, T] integer.
+                `<kind>_mask` [B, T] bool, true where an event is; `retrieved_rank` [B, T] integer; with
+                `config.text_dim` `<kind>_dense` [B, T].
             kind: `recent` or `retrieved`.
 
         Returns:
-            Events [B, T, event_dim] (retrieved ones [B, T, retrieved_dim]), float, whose first 2 d columns
-            are laid out as the query of `sample`; zero where the mask is false, whatever ids stand there; and
-            the mask.
+            Events [B, T, event_dim] (retrieved ones [B, T, retrieved_dim]), float, whose first columns are
+            laid out as the query of `sample`; zero where the mask is false, whatever ids stand there; and the
+            mask.
         """
         mask = batch[f"{kind}_mask"]
         vectors = [table(ids) for table, ids in self.parts(batch, kind)]
+        if self.text is not None:
+            vectors[2:2] = self._texts(batch[f"{kind}_dense"].masked_fill(~mask, 0))
         if kind == "retrieved":
             vectors.append(self.ranks(batch["retrieved_rank"].masked_fill(~mask, 0)))
         return torch.cat(vectors, dim=-1), mask
@@ -179,6 +199,15 @@ class Model(nn.Module):
         """Width d_c of the representation."""
         return self.config.mlp[-1]
 
+    def set_texts(self, texts: Tensor, trained: Tensor) -> None:
+        """Takes the text vectors of a model with `config.text_dim`; its weights hold them from then on.
+
+        Args:
+            texts: float [n_items, text_dim].
+            trained: bool [n_items], the items with a training event.
+        """
+        raise NotImplementedError(f"{self.config.name} reads no texts")
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Scores a batch of `recllm.crm.inputs.CrmInputs`.
 
@@ -213,6 +242,10 @@ class FieldModel(Model):
     def id_tables(self) -> list[nn.Embedding]:
         """See `Model`."""
         return [*self.embeddings.user, *self.embeddings.item]
+
+    def set_texts(self, texts: Tensor, trained: Tensor) -> None:
+        """See `Model`; which items are trained is in their ids already."""
+        self.embeddings.texts.copy_(texts)
 
     def l2(self, batch: Batch) -> Tensor:
         """See `Model`: `config.l2` times `Embeddings.l2`."""

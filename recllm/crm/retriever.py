@@ -212,12 +212,7 @@ class Retriever(Model):
         return [self.item]
 
     def set_texts(self, texts: Tensor, trained: Tensor) -> None:
-        """Takes the text vectors; the model's weights hold them from then on.
-
-        Args:
-            texts: float [n_items, text_dim].
-            trained: bool [n_items], the items with a training event.
-        """
+        """See `Model`."""
         self.texts.copy_(texts)
         self.trained.copy_(trained)
 

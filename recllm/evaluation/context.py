@@ -14,13 +14,32 @@ from recllm.evaluation.stacking import Blend, Refit, Stacked
 from recllm.eventlog.all_data import check_holds_out
 from recllm.eventlog.log import EventLog, Rows
 from recllm.paths import ADAPTER, RANKING_ADAPTER
+from recllm.pipeline.finished import Finished
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Group, Role
 from recllm.retrieval.stored import Retrieval
+from recllm.systems.catalog import CatalogScorer
 from recllm.systems.crm import Crm, CrmSystem
+from recllm.systems.item_texts import text_dimensions, text_vectors
 from recllm.systems.lm_systems import AlignedLm, OpenLm, TunedLm, UntunedLm
 from recllm.systems.system import System, Task
 from recllm.systems.towers import Towers
+from recllm.systems.unrated import CategoryPopularity, TextKnn
+
+
+def of_unrated(log: EventLog, neighbors: Finished | None) -> list[CatalogScorer]:
+    """Baselines of items that nobody rated; none of a log that holds no items out.
+
+    Args:
+        log: the event log.
+        neighbors: the stage that has vectors of texts; None, or one without texts: no baseline reads them.
+    """
+    if log.item_split is None:
+        return []
+    systems: list[CatalogScorer] = [CategoryPopularity(log)]
+    if neighbors is not None and (dimensions := text_dimensions(neighbors)):
+        systems.append(TextKnn(log, text_vectors(neighbors, dimensions).numpy()))
+    return systems
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,11 @@ class Evaluation:
     def aligned(self) -> Sequence[AlignedLm]:
         """Systems of stage 3."""
         return self.lms.aligned if self.lms is not None else []
+
+    @cached_property
+    def of_unrated(self) -> list[CatalogScorer]:
+        """The baselines that know something of items that nobody rated, where such items are held out."""
+        return of_unrated(self.log, self.run.parents.get(Role.NEIGHBORS))
 
     @property
     def beside(self) -> CrmSystem | None:

@@ -70,6 +70,7 @@ class _Answered:
             figures,
             compare(system, self.comparisons[system], self.resampled),
             crm_auc=crm_auc,
+            reliability=metrics.reliability(self.logits[system], self.evaluation.log.label[self.rows]),
         )
 
 
@@ -82,6 +83,7 @@ def ctr(evaluation: Evaluation) -> list[ResultRow]:
     counting: list[System] = [popularity]
     if evaluation.log.repeats:
         counting.append(MetBefore(evaluation.log))
+    counting += evaluation.of_unrated
     crms = [system for system in evaluation.crms if Task.CTR in system.tasks]
     of_all = "all"
     of_lms = evaluation.config.ctr_rows

@@ -133,7 +133,7 @@ class GateRecord:
     def by_user(self, log: EventLog) -> tuple[Ints, Floats, Rows]:
         """Users `[u]` in the order of their rows, their mean alpha `[u, N_m]`, and their last row `[u]`."""
         ids, first, which = np.unique(log.user[self.rows], return_index=True, return_inverse=True)
-        last = np.zeros(len(ids), np.int64)
-        np.maximum.at(last, which, log.anchors(self.rows))
+        in_time = np.lexsort((self.rows, log.anchors(self.rows), which))
+        last = self.rows[in_time[np.searchsorted(which[in_time], np.arange(len(ids)), side="right") - 1]]
         order = np.argsort(first)
         return ids[order], grouped_mean(which, self.mixed, len(ids))[order], last[order]

@@ -25,7 +25,7 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.evaluation import bootstrap
 from recllm.evaluation.comparisons import catalog_comparisons, compare
-from recllm.evaluation.context import LmSystems
+from recllm.evaluation.context import LmSystems, of_unrated
 from recllm.evaluation.results import HEADLINE, ResultRow
 from recllm.evaluation.rows import result_row
 from recllm.eventlog.all_data import check_holds_out
@@ -137,7 +137,7 @@ class NextEvaluation:
             StageError: there is none.
         """
         rows = self.log.rows(split, name)
-        rows = rows[rows < self.log.n_events]  # a sampled negative is no event
+        rows = rows[~self.log.is_drawn(rows)]
         if self.config.targets == "liked":
             rows = rows[self.log.label[rows] == 1]
         if not len(rows):
@@ -171,7 +171,7 @@ class NextEvaluation:
                 say(f"without {error}")
                 continue
             say(f"fitted {name} in {time.monotonic() - started:.0f} s")
-        return fitted
+        return fitted + of_unrated(log, self.run.parents.get(Role.NEIGHBORS))
 
     @cached_property
     def retrievers(self) -> list[Retriever]:
@@ -362,8 +362,9 @@ def is_tied(log: EventLog, rows: Rows) -> NDArray[np.bool_]:
     tied = np.zeros(len(rows), np.bool_)
     if not log.timed:
         return tied
-    for step in (-1, 1):
-        other = np.clip(rows + step, 0, log.n_events - 1)
+    at = log.anchors(rows)  # a held-out item's row stands between the event before this one and this one
+    for other in (at - 1, np.where(at == rows, at + 1, at)):
+        other = np.clip(other, 0, log.n_events - 1)
         tied |= (
             (other != rows)
             & (log.user[other] == log.user[rows])

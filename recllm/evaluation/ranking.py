@@ -36,15 +36,21 @@ def ranking(evaluation: Evaluation) -> list[ResultRow]:
 
 
 def ranking_systems(evaluation: Evaluation) -> list[System]:
-    """What ranks, in the table's order; of the CRMs that answer Yes or No the one beside the LMs."""
+    """What ranks, in the table's order; of the CRMs that answer Yes or No the one beside the LMs.
+
+    Where whole items are held out, all of them: what each makes of an item that nobody rated is the question.
+    """
     log = evaluation.log
     systems: list[System] = [
         Popularity(log),
         *([MetBefore(log)] if log.repeats else []),
         Cooccurrence(log, directed=False),
         Cooccurrence(log, directed=True),
+        *evaluation.of_unrated,
     ]
-    if evaluation.beside is not None:
+    if log.item_split is not None:
+        systems += [system for system in evaluation.crms if Task.CTR in system.tasks]
+    elif evaluation.beside is not None:
         systems.append(evaluation.beside)
     systems += evaluation.towers
     systems += [system for system in evaluation.crms if Task.CTR not in system.tasks]

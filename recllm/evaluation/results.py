@@ -22,15 +22,15 @@ CANDIDATES = ("uniform", "popular", "hard")
 
 # fmt: off
 SYSTEMS = (
-    "popularity", "popularity-7-days", "met-before", "cooccurrence", "cooccurrence-directed", "transitions",
-    "item-knn", "ease", "als", "sasrec-rectools", "retriever",
-    "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "sim", "sim-heldout", "crm-ranker",
-    "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella", "lora", "lora-wide",
-    "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",
+    "popularity", "popularity-by-category", "popularity-7-days", "text-knn", "met-before", "cooccurrence",
+    "cooccurrence-directed", "transitions", "item-knn", "ease", "als", "sasrec-rectools", "retriever",
+    "retriever-lm", "deepfm", "autoint", "dcnv2", "gru4rec", "caser", "sasrec", "din", "din-lm", "sim",
+    "sim-lm", "sim-heldout", "crm-ranker", "crm-ranker-heldout", "lm", "ctr-bert", "tallrec", "rella",
+    "lora", "lora-wide", "dora", "rslora", "vera", "adalora", "pissa", "milora", "random-svd",
     "reclora-uniform", "reclora-shuffled", "reclora-factor", "reclora-core", "reclora-in-sample", "reclora",
-    "reclora-milora", "reclora-pissa", "reclora-random-svd",
-    "sft", "sft-continued", "dpo", "dpo-pairwise", "dmpo", "mppo", "s-dpo", "s-dpo-paper", "sft-pointwise",
-    "s-dpo-pointwise", "refit", "blend", "blend-refit",
+    "reclora-milora", "reclora-pissa", "reclora-random-svd", "sft", "sft-continued", "dpo", "dpo-pairwise",
+    "dmpo", "mppo", "s-dpo", "s-dpo-paper", "sft-pointwise", "s-dpo-pointwise", "refit", "blend",
+    "blend-refit",
 )
 # fmt: on
 """The order of systems in a table; unknown ones follow in alphabetical order."""
@@ -54,8 +54,8 @@ class ResultRow:
         variant: the gate's CRM, stage 3's start, the retrieval's vectors and the experiment where they are
             not the default, e.g. `din+quick`; rows of different variants are never averaged, nor shown in one
             table.
-        seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against", "crm_auc_same_rows"}` of each
-            seed, ascending.
+        seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against", "crm_auc_same_rows",
+            "reliability"}` of each seed, ascending.
         delta: difference to `paired_with` in the task's headline metric (`HEADLINE`) on the same rows.
         interval95: 95 % interval of `delta`, bootstrap clustered by user. Over several seeds: the mean of
             their bounds. It covers the choice of users, not the choice of seeds.
@@ -63,6 +63,8 @@ class ResultRow:
         paired_with: the system that it is compared with.
         against: `{"delta", "interval95", "p_value"}` of the differences to further systems, by name.
         crm_auc_same_rows: AUC on the same rows of the CRM beside which a language model stands.
+        reliability: `[rows, mean probability, share of likes]` of each bin of the ECE (`ctr` only); over
+            several seeds the bins of all of them together. Empty where they were not kept.
         split: how the log was split, `prepare.split` (`next` only).
         commit: the code's commit.
         date: when it was computed, UTC.
@@ -87,6 +89,7 @@ class ResultRow:
     paired_with: str | None = None
     against: dict[str, dict[str, Any]] = field(default_factory=dict)
     crm_auc_same_rows: float | None = None
+    reliability: list[list[float]] = field(default_factory=list)
     split: str | None = None
     commit: str = "unknown"
     date: str = ""
@@ -140,7 +143,7 @@ def of_seed(row: ResultRow, seed: int) -> ResultRow:
         The row to write to `results.json`.
     """
     own = {"seed": seed, "metrics": dict(row.metrics)}
-    for name in ("delta", "interval95", "p_value", "against", "crm_auc_same_rows"):
+    for name in ("delta", "interval95", "p_value", "against", "crm_auc_same_rows", "reliability"):
         own[name] = getattr(row, name)
     return replace(row, seeds=[own])
 
@@ -230,7 +233,28 @@ def _averaged(row: ResultRow) -> ResultRow:
     everywhere = [name for name in further[0] if all(name in entry for entry in further)]
     against = {name: _difference([entry[name] for entry in further]) for name in everywhere}
     beside = _mean([entry.get("crm_auc_same_rows") for entry in row.seeds])
-    return replace(row, metrics=metrics, against=against, crm_auc_same_rows=beside, **_difference(row.seeds))
+    pooled = _pooled([entry.get("reliability", []) for entry in row.seeds])
+    return replace(
+        row,
+        metrics=metrics,
+        against=against,
+        crm_auc_same_rows=beside,
+        reliability=pooled,
+        **_difference(row.seeds),
+    )
+
+
+def _pooled(of_seeds: Sequence[list[list[float]]]) -> list[list[float]]:
+    """Bins of all seeds together; none where a seed has none."""
+    if not all(of_seeds):
+        return []
+    pooled = []
+    for bins in zip(*of_seeds, strict=True):
+        count = sum(rows for rows, _, _ in bins)
+        predicted = math.fsum(rows * mean for rows, mean, _ in bins) / max(1, count)
+        share = math.fsum(rows * liked for rows, _, liked in bins) / max(1, count)
+        pooled.append([count, predicted, share])
+    return pooled
 
 
 def _difference(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,6 +40,7 @@ def result_row(
     crm_auc: float | None = None,
     candidates: str | None = None,
     split: str | None = None,
+    reliability: Sequence[Sequence[float]] = (),
 ) -> ResultRow:
     """A row of the table; whatever is known of the system, the system itself is asked.
 
@@ -54,6 +55,7 @@ def result_row(
         crm_auc: AUC on the same rows of the CRM beside it; None: it stands beside none.
         candidates: kind of candidates, of the ranking task; what may be recommended, of the whole catalog.
         split: how the log was split, of the whole catalog.
+        reliability: bins of `metrics.reliability`, of the CTR task.
     """
     sweep = run.file.sweep
     against = {row_name(other, sweep): asdict(difference) for other, difference in differences.items()}
@@ -74,6 +76,7 @@ def result_row(
         **own,
         against=against,
         crm_auc_same_rows=crm_auc,
+        reliability=[list(each) for each in reliability],
         split=split,
         commit=commit(),
         date=now(),

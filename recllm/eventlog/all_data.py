@@ -39,7 +39,15 @@ def write_all_data(log: EventLog, folder: Path, config: PrepareConfig) -> dict[s
     Returns:
         `events`, `samples`, `users`, `items` and `sampled_negatives`; `train`: all samples, `valid` and
         `test`: 0.
+
+    Raises:
+        StageError: the log holds whole items out.
     """
+    if log.item_split is not None:
+        raise StageError(
+            f"prepare.split=items, and {len(log.held_rows):,} events of held-out items are in no history of "
+            "this log; wanted another split for ALL_DATA=1, e.g. ARGS=prepare.split=time"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.npy"):
         stale.unlink()

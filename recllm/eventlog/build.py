@@ -17,10 +17,11 @@ import polars as pl
 
 from recllm.eventlog import candidates, draws
 from recllm.eventlog.config import PrepareConfig
-from recllm.eventlog.ids import FIRST_ID, SPLITS, UNUSED
+from recllm.eventlog.held_items import Parted, split_of_parted
+from recllm.eventlog.ids import FIRST_ID, SPLITS, TEST, UNUSED, VALID
 from recllm.eventlog.log import EventLog
 from recllm.eventlog.names import CandidateKind
-from recllm.eventlog.splits import split_samples, training_events
+from recllm.eventlog.splits import BY_TIME, held_items, split_samples, training_events
 from recllm.files import write_array, write_text
 from recllm.tables import canonical
 from recllm.tables.parse import EARLIEST_CLOCK
@@ -76,6 +77,17 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     histories = _histories(columns["user"], columns["timestamp"] if timed else None, len(users), config)
     given = _Given.taken_from(columns, config)
     split, order, training = _split(columns, histories, timed, config, given)
+    held_out: dict[str, Array] = {}
+    if config.split == "items":
+        whole = _Events(columns, histories, split, order, training)
+        held_out["item_split"] = _item_split(len(items), config, given)
+        events_left, behind = _hold_items_out(whole, held_out["item_split"], config)
+        held_out |= behind
+        columns = events_left.columns
+        histories = events_left.histories
+        split = events_left.split
+        order = events_left.order
+        training = events_left.training
 
     item_count = np.bincount(columns["item"][training], minlength=FIRST_ID + len(items)).astype(np.int32)
     user_count = np.bincount(columns["user"][training], minlength=FIRST_ID + len(users))
@@ -92,6 +104,9 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
     }
     if config.ties == "strict":
         arrays["history_end"] = histories.end
+        if held_out:  # a held-out item's row may stand behind the last event of all
+            arrays["history_end"] = np.append(histories.end, len(histories.end))
+    arrays |= held_out
     meta = {
         "user_fields": _sizes(users, "user", config.user_fields),
         "item_fields": _sizes(items, "item", config.item_fields),
@@ -103,6 +118,7 @@ def build_log(tables_folder: Path, out_folder: Path, config: PrepareConfig) -> d
         "n_users": FIRST_ID + len(users),
         "n_items": FIRST_ID + len(items),
         "n_events": len(columns["user"]),
+        **({"n_held": len(held_out["anchor"])} if held_out else {}),
         "timed": timed,
         "candidates": config.candidates,
         "window": config.window,
@@ -137,6 +153,11 @@ def notes(config: PrepareConfig, metrics: dict[str, Any]) -> list[str]:
         sentences.append("split=last: training events of one user may be later than test events of another")
     if config.split == "user":
         sentences.append("split=user: every user of the validation and test split is cold")
+    if config.split == "items":
+        sentences.append(
+            f"split=items: {metrics['held_items_valid']:,} items validate and {metrics['held_items_test']:,} "
+            f"test; {metrics['held_events']:,} events of theirs are in no history, count or text"
+        )
     if config.split == "random":
         sentences.append(
             "split=random: test events stand in histories of training samples, and later events train what "
@@ -265,9 +286,9 @@ def _times(events: pl.LazyFrame, config: PrepareConfig) -> tuple[int, bool]:
             f"prepare.ties=strict, but none of the {total} events has a timestamp; wanted times, or "
             "ARGS='prepare.ties=rows'"
         )
-    if not timed and config.split == "time":
+    if not timed and config.split in BY_TIME:
         raise ValueError(
-            f"prepare.split=time, but none of the {total} events has a timestamp; wanted times, or "
+            f"prepare.split={config.split}, but none of the {total} events has a timestamp; wanted times, or "
             "ARGS='prepare.split=last' (in the order of the file), prepare.split=user or prepare.split=random"
         )
     return total, timed
@@ -433,6 +454,87 @@ def _split(
     return split, order, training_events(config, user, split, order, times, given.split)
 
 
+def _item_split(items: int, config: PrepareConfig, given: _Given) -> Array:
+    """The split that each dense item is held out for, int8 `[2 + items]`.
+
+    Raises:
+        ValueError: the data set has candidate lists, whose items would be known and held out by chance.
+    """
+    if len(given.rows):
+        raise ValueError(
+            f"prepare.split=items, but {len(given.rows):,} events have candidate lists of their own, whose "
+            "items it would deal out; wanted none, or ARGS='prepare.split=given'"
+        )
+    return np.concatenate([np.zeros(FIRST_ID, np.int8), held_items(config, items)])
+
+
+@dataclass(frozen=True)
+class _Events:
+    """The events of a log, and what is asked of them.
+
+    Attributes:
+        columns: arrays `[N]` of what an event itself is, user to timestamp.
+        histories: of the events.
+        split: code of each event, int8 `[N]`.
+        order: rows of each split.
+        training: the training events, bool `[N]`.
+    """
+
+    columns: dict[str, Array]
+    histories: _Histories
+    split: Array
+    order: dict[str, Array]
+    training: Array
+
+
+def _hold_items_out(
+    whole: _Events, item_split: Array, config: PrepareConfig
+) -> tuple[_Events, dict[str, Array]]:
+    """The log without the events of held-out items, which stand behind it; see `splits`.
+
+    Args:
+        whole: all events, split by time.
+        item_split: of each dense item.
+        config: `min_history` and `held_items` are read.
+
+    Returns:
+        The events that are left, in whose orders rows of held-out items are rows behind them; and the arrays
+        of columns, split and training with the rows behind, their `anchor`, and `held_count`.
+
+    Raises:
+        ValueError: a split is empty.
+    """
+    columns = whole.columns
+    of_items = item_split[columns["item"]]
+    parted = Parted.of(of_items > 0, whole.histories.end)
+    known = {name: values[parted.known] for name, values in columns.items()}
+    users = len(whole.histories.offsets) - 1 - FIRST_ID
+    histories = _histories(known["user"], known["timestamp"], users, config)
+    length = parted.anchor - histories.offsets[columns["user"][parted.held]]
+    long_enough = np.concatenate([histories.long_enough, length >= config.min_history])
+    split = split_of_parted(parted, parted.reorder(whole.split), parted.reorder(of_items), long_enough)
+    order = {}
+    for name, rows in whole.order.items():
+        moved = parted.place[rows]
+        order[name] = moved[split[moved] == SPLITS[name]]
+    if not all(len(rows) for rows in order.values()):
+        parts = ", ".join(f"{len(rows)} {name}" for name, rows in order.items())
+        raise ValueError(
+            f"prepare.held_items={config.held_items} of {len(item_split) - FIRST_ID:,} items leave {parts} "
+            "samples, wanted some of each; ARGS='prepare.held_items=[0.2,0.2]'"
+        )
+    in_span = columns["item"][parted.held[whole.training[parted.held]]]
+    is_held = (item_split > 0).astype(np.int32)
+    training = whole.training[parted.known]
+    behind = {name: parted.reorder(values) for name, values in columns.items()}
+    behind["split"] = split
+    behind["training"] = np.concatenate([training, np.zeros(len(parted.held), bool)])
+    behind["anchor"] = parted.anchor
+    behind["held_count"] = is_held + np.bincount(in_span, minlength=len(item_split)).astype(np.int32)
+    events = _Events(known, histories, split[: len(parted.known)], order, training)
+    return events, behind
+
+
 def _split_remedy(
     config: PrepareConfig, user: Array, labeled: Array, times: Array | None, given: Array | None
 ) -> str:
@@ -502,7 +604,7 @@ def _with_sampled_negatives(
             f"many items of the training catalog that are new to its user; the most, {most}, has user "
             f"{user!r}; {mend}"
         )
-    has_negatives = np.zeros(log.n_events, dtype=bool)
+    has_negatives = np.zeros(len(log.user), dtype=bool)
     has_negatives[liked] = True
     seed = draws.derive(config.seed, "sampled")
     seen = candidates.Seen(log)
@@ -527,11 +629,12 @@ def _with_sampled_negatives(
         times = np.where(has_negatives[rows], 1 + count, 1)
         place = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         repeated = np.repeat(rows, times)
-        first_negative = log.n_events + np.searchsorted(liked, repeated) * count
+        first_negative = len(log.user) + np.searchsorted(liked, repeated) * count
         return np.where(place, first_negative + place - 1, repeated)
 
     longer_order = {name: with_negatives(rows) for name, rows in order.items()}
-    return {**arrays, **longer, "anchor": anchor}, longer_order
+    anchors = np.concatenate([arrays.get("anchor", np.zeros(0, np.int64)), log.anchors(anchor)])
+    return {**arrays, **longer, "anchor": anchors}, longer_order
 
 
 def _dense(
@@ -810,17 +913,22 @@ def _metrics(
     metrics |= {name: len(rows) for name, rows in order.items()}
     metrics |= {"users": log.n_users - FIRST_ID, "items": log.n_items - FIRST_ID, "events": log.n_events}
     metrics |= dropped
-    metrics["sampled_negatives"] = len(log.user) - log.n_events
+    drawn = np.flatnonzero(log.is_drawn(np.arange(len(log.user))))
+    metrics["sampled_negatives"] = len(drawn)
+    if log.item_split is not None:
+        for name, code in (("valid", VALID), ("test", TEST)):
+            metrics[f"held_items_{name}"] = int((log.item_split == code).sum())
+        metrics["held_events"] = len(log.held_rows)
     if config.sampled_negatives:
-        with_negatives = (len(log.user) - log.n_events) // config.sampled_negatives
-        liked = (log.label[events] == 1) & (log.split[events] != UNUSED)
+        with_negatives = len(drawn) // config.sampled_negatives
+        observed = slice(len(log.user) - len(drawn))
+        liked = (log.label[observed] == 1) & (log.split[observed] != UNUSED)
         metrics["liked_without_negatives"] = int(liked.sum()) - with_negatives
         met = candidates.met_before(log, np.flatnonzero(liked))
         metrics["liked_met_before_share"] = float(met.mean()) if len(met) else 0.0
         metrics["drawn_met_before_share"] = 0.0
-        if log.draws_met and len(log.user) > log.n_events:
-            drawn = candidates.met_before(log, np.arange(log.n_events, len(log.user)))
-            metrics["drawn_met_before_share"] = float(drawn.mean())
+        if log.draws_met and len(drawn):
+            metrics["drawn_met_before_share"] = float(candidates.met_before(log, drawn).mean())
     metrics |= _shown_in_histories(log)
     metrics["not_sample_short_history"] = int((~histories.long_enough).sum())
     metrics["not_sample_no_label"] = int((log.label[events] < 0).sum())

@@ -8,6 +8,8 @@ is the one most like the others of its list in 78 % of such lists. So negatives 
 is itself near the target: then 4 %, where a guess has 5 %.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +34,12 @@ class Histories(Protocol):
     item: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
     item_count: npt.NDArray[np.int32]
+    item_split: npt.NDArray[np.int8] | None
+    held_count: npt.NDArray[np.int32] | None
+
+    @property
+    def held_rows(self) -> Rows:
+        """Rows of the events of held-out items."""
 
     @property
     def draws_met(self) -> bool:
@@ -53,9 +61,16 @@ class Seen:
         """
         self._items = len(log.item_count)
         rows = np.arange(log.offsets[-1]) if users is None else _rows_of(log.offsets, np.unique(users))
+        stands = rows
+        if len(log.held_rows):  # the user met these items, too, though nothing else knows of it
+            rows = np.concatenate([rows, log.held_rows])
+            stands = np.concatenate([stands, log.anchors(log.held_rows)])
+            order = np.argsort(stands, kind="stable")
+            rows = rows[order]
+            stands = stands[order]
         keys = log.user[rows].astype(np.int64) * self._items + log.item[rows]
-        self._keys, first = np.unique(keys, return_index=True)  # return_index is the first, and rows ascend
-        self._first_row = rows[first]
+        self._keys, first = np.unique(keys, return_index=True)  # return_index is the first, and places ascend
+        self._first_row = stands[first]
 
     def above(self, users: npt.NDArray[np.int32], items: Items, rows: Rows) -> npt.NDArray[np.bool_]:
         """True where the user's log holds the item above the row.
@@ -82,8 +97,40 @@ def met_before(log: Histories, rows: Rows, lists: Items | None = None) -> npt.ND
     return met[:, 0] if lists is None else met
 
 
+@dataclass(frozen=True)
+class Catalog:
+    """What the candidates of some rows are drawn from.
+
+    Items with a training event; of rows whose item is held out, the items that are held out for the same
+    split. So whatever tells that an item has no event tells nothing of which one of a list is the row's own.
+
+    Attributes:
+        places: int64 `[R']`, the places of the rows.
+        items: int32 `[I]`, ascending.
+        events: int32 `[I]`, their training events; of held-out items `EventLog.held_count`.
+    """
+
+    places: Rows
+    items: Items
+    events: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, log: Histories, rows: Rows) -> list[Catalog]:
+        """The catalogs of rows `[R]`; one, but where items are held out."""
+        if log.item_split is None or log.held_count is None:
+            items = np.flatnonzero(log.item_count).astype(np.int32)
+            return [cls(np.arange(len(rows)), items, log.item_count[items])]
+        counts = log.item_count + log.held_count
+        catalogs = []
+        of_rows = log.item_split[log.item[rows]]
+        for code in np.unique(of_rows):
+            items = np.flatnonzero((log.item_split == code) & (counts > 0)).astype(np.int32)
+            catalogs.append(cls(np.flatnonzero(of_rows == code), items, counts[items]))
+        return catalogs
+
+
 def count_new_items(log: Histories, rows: Rows) -> Rows:
-    """How many items with a training event each row's user had not met before it, the row's own left out.
+    """How many items of its catalog each row's user had not met before it, the row's own left out.
 
     Where the log draws items that were met as well, these count too.
 
@@ -95,26 +142,49 @@ def count_new_items(log: Histories, rows: Rows) -> Rows:
         int64 `[R]`: as many negatives as a row can have.
     """
     rows = np.asarray(rows, dtype=np.int64)
+    new_items = np.empty(len(rows), np.int64)
+    for catalog in Catalog.of(log, rows):
+        new_items[catalog.places] = _count_new_items(log, rows[catalog.places], catalog)
+    return new_items
+
+
+def _count_new_items(log: Histories, rows: Rows, catalog: Catalog) -> Rows:
+    """The same of rows that have one catalog."""
     users = log.user[rows]
     stands = log.anchors(rows)
-    is_trained = log.item_count > 0
+    is_offered = np.zeros(len(log.item_count), dtype=bool)
+    is_offered[catalog.items] = True
     if log.draws_met:
-        return int(is_trained.sum()) - is_trained[log.item[rows]]
+        return len(catalog.items) - is_offered[log.item[rows]]
     events = _rows_of(log.offsets, np.unique(users))
+    lies = events
+    if len(log.held_rows):
+        events = np.concatenate([events, log.held_rows])
+        lies = np.concatenate([lies, log.anchors(log.held_rows)])
+        order = np.lexsort((lies, log.user[events]))
+        events = events[order]
+        lies = lies[order]
     keys = log.user[events].astype(np.int64) * len(log.item_count) + log.item[events]
     is_first = np.zeros(len(events), dtype=bool)
     is_first[np.unique(keys, return_index=True)[1]] = True
-    running = np.concatenate([[0], np.cumsum(is_first & is_trained[log.item[events]])])
-    first, end = np.searchsorted(events, (log.offsets[users], stands))
-    is_new = is_trained[log.item[rows]] & ~met_before(log, rows)
-    return int(is_trained.sum()) - (running[end] - running[first]) - is_new
+    running = np.concatenate([[0], np.cumsum(is_first & is_offered[log.item[events]])])
+    # Users and places ascend together; both in one number.
+    span = int(log.offsets[-1]) + 1
+    ordered = log.user[events].astype(np.int64) * span + lies
+    of_users = users.astype(np.int64) * span
+    first = np.searchsorted(ordered, of_users + log.offsets[users])
+    end = np.searchsorted(ordered, of_users + stands)
+    is_new = is_offered[log.item[rows]] & ~met_before(log, rows)
+    return len(catalog.items) - (running[end] - running[first]) - is_new
 
 
 def have_new_items(log: Histories, rows: Rows, wanted: int) -> npt.NDArray[np.bool_]:
     """Where `count_new_items` is `wanted` or more, bool `[R]`; looks at long histories only."""
     rows = np.asarray(rows, dtype=np.int64)
     length = log.anchors(rows) - log.offsets[log.user[rows]]
-    enough = int((log.item_count > 0).sum()) - length - 1 >= wanted
+    enough = np.zeros(len(rows), dtype=bool)
+    if log.item_split is None:
+        enough = int((log.item_count > 0).sum()) - length - 1 >= wanted
     unclear = np.flatnonzero(~enough)
     if len(unclear):
         enough[unclear] = count_new_items(log, rows[unclear]) >= wanted
@@ -139,8 +209,8 @@ def negatives(
     Args:
         log: the event log.
         rows: rows of the log `[R]`.
-        kind: `uniform` over the items with a training event, or `popular`: in proportion to their training
-            events.
+        kind: `uniform` over the items of the rows' `Catalog`, those with a training event, or `popular`: in
+            proportion to their events.
         n: negatives a row.
         seed: draws are functions of (seed, kind, row).
         exclude_target: leave the row's own item out as well.
@@ -156,23 +226,22 @@ def negatives(
     if kind not in KINDS:
         raise ValueError(f"candidates of kind {kind!r}, wanted one of {', '.join(KINDS)}")
     rows = np.asarray(rows, dtype=np.int64)
-    catalog = np.flatnonzero(log.item_count).astype(np.int32)
-    weight = log.item_count[catalog].astype(np.float64) if kind == "popular" else np.ones(len(catalog))
-    drawing = _Drawing(
-        log,
-        rows,
-        stands=log.anchors(rows),
-        seen=Seen(log, log.user[rows]) if seen is None else seen,
-        exclude_target=exclude_target,
-        seed=draws.derive(seed, "negatives", kind),
-        catalog=catalog,
-        weight=weight,
-    )
-    chosen = np.zeros((len(rows), n), dtype=np.int32)
-    filled = _draw_and_reject(drawing, chosen)
-    for place in np.flatnonzero(filled < n):
-        chosen[place, filled[place] :] = _draw_exactly(drawing, int(place), chosen[place, : filled[place]], n)
-    return chosen
+    seen = Seen(log, log.user[rows]) if seen is None else seen
+    drawn = np.zeros((len(rows), n), dtype=np.int32)
+    for catalog in Catalog.of(log, rows):
+        own = rows[catalog.places]
+        drawing = _Drawing(
+            log,
+            own,
+            stands=log.anchors(own),
+            seen=seen,
+            exclude_target=exclude_target,
+            seed=draws.derive(seed, "negatives", kind),
+            catalog=catalog.items,
+            weight=(catalog.events if kind == "popular" else np.ones(len(catalog.items))).astype(np.float64),
+        )
+        drawn[catalog.places] = _drawn(drawing, n)
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -186,7 +255,7 @@ class _Drawing:
         seen: the table of (user, item) pairs.
         exclude_target: whether a row's own item is left out as well.
         seed: of these draws.
-        catalog: items with a training event, ascending `[I]`.
+        catalog: items of the rows' `Catalog`, ascending `[I]`.
         weight: float64 `[I]`, in proportion to which they are drawn.
     """
 
@@ -198,6 +267,15 @@ class _Drawing:
     seed: int
     catalog: Items
     weight: npt.NDArray[np.float64]
+
+
+def _drawn(drawing: _Drawing, n: int) -> Items:
+    """Negatives `[R, n]`: drawn and rejected, and what is still open drawn exactly."""
+    chosen = np.zeros((len(drawing.rows), n), dtype=np.int32)
+    filled = _draw_and_reject(drawing, chosen)
+    for place in np.flatnonzero(filled < n):
+        chosen[place, filled[place] :] = _draw_exactly(drawing, int(place), chosen[place, : filled[place]], n)
+    return chosen
 
 
 def _draw_and_reject(drawing: _Drawing, chosen: Items) -> Rows:
@@ -300,7 +378,7 @@ def hard_lists(
 
     A center is drawn out of the `nearest` items to the target, and the negatives out of the `nearest` items
     to the center that the user had not met before the row (or any, where the log draws what was met as well);
-    uniformly, among items with a training event.
+    uniformly, among the items of the rows' `Catalog`.
     Near is a large inner product; ties (an item without a vector is as near to everything) go by an order of
     the items that the seed draws.
 
@@ -322,7 +400,24 @@ def hard_lists(
     if nearest < n - 1:
         raise ValueError(f"{n - 1} of the {nearest} nearest items wanted; set retrieval.hard={n - 1} or more")
     rows = np.asarray(rows, dtype=np.int64)
-    catalog = np.flatnonzero(log.item_count).astype(np.int32)
+    drawn = np.zeros((len(rows), n - 1), np.int32)
+    for catalog in Catalog.of(log, rows):
+        own = rows[catalog.places]
+        drawn[catalog.places] = _hard_negatives(log, own, catalog.items, vectors, fold, nearest, n, seed)
+    return _with_target(log, rows, drawn, seed)
+
+
+def _hard_negatives(
+    log: Histories,
+    rows: Rows,
+    catalog: Items,
+    vectors: npt.NDArray[np.float32],
+    fold: npt.NDArray[np.integer[Any]],
+    nearest: int,
+    n: int,
+    seed: int,
+) -> Items:
+    """The negatives `[R, n - 1]` of `hard_lists`, out of these items."""
     place = np.full(len(log.item_count), -1)
     place[catalog] = np.arange(len(catalog))
     tie = np.argsort(draws.hashes(draws.derive(seed, "hard", "ties"), catalog)).argsort()
@@ -342,10 +437,14 @@ def hard_lists(
             if not log.draws_met:
                 line, above = _events_above(log, rows[part])
                 never.append((line, place[log.item[above]]))
+                if log.item_split is not None:  # no event tells which held-out items were met
+                    every = np.broadcast_to(catalog, (len(part), len(catalog)))
+                    line, column = np.nonzero(met_before(log, rows[part], every))
+                    never.append((line, column))
             keys = _nearness(table[center[:, 0]] @ table[catalog].T, tie, *never)
             negative_seed = draws.derive(seed, "hard")
             chosen[part] = catalog[_draw_of_nearest(keys, rows[part], nearest, n - 1, negative_seed)]
-    return _with_target(log, rows, chosen, seed)
+    return chosen
 
 
 def _nearness(similarity: npt.NDArray[np.float32], tie: Rows, *never: tuple[Rows, Rows]) -> Rows:

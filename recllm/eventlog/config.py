@@ -17,17 +17,19 @@ class PrepareConfig:
     """What turns tables into an event log."""
 
     seed: int = 0
-    """Seed of the split (`user`, `random`), of sampled negatives, permutations and candidate lists; apart
-    from `seed`, so that all runs share a split."""
-    split: Literal["time", "last", "user", "random", "given"] = "time"
+    """Seed of the split (`user`, `items`, `random`), of sampled negatives, permutations and candidate lists;
+    apart from `seed`, so that all runs share a split."""
+    split: Literal["time", "last", "user", "items", "random", "given"] = "time"
     """Which samples are held out: `time` the latest of all (the paper), `last` the latest of each user,
-    `user` those of whole users, `random` any, `given` those that the files of the data set say; see
-    `recllm.eventlog.splits`."""
+    `user` those of whole users, `items` the latest of whole items, of which nothing trains, `random` any,
+    `given` those that the files of the data set say; see `recllm.eventlog.splits`."""
     shares: list[float] = field(default_factory=lambda: [0.8, 0.1])
     """Shares of training and validation (of samples; of users for split=user); the rest tests. Not read by
     split=last."""
     last_n: int = 1
     """Split `last` only: samples of a user that test, and as many before them that validate."""
+    held_items: list[float] = field(default_factory=lambda: [0.1, 0.1])
+    """Split `items` only: shares of the items that validate, and that test."""
     min_history: int = 5
     """Earlier events that an event needs to be a sample (the paper: 5)."""
     window: int = 0
@@ -82,6 +84,10 @@ class PrepareConfig:
         two_shares = len(shares) == 2 and min(shares) > 0 and sum(shares) < 1
         wanted = "two shares above 0 that leave some for the test split, e.g. [0.8,0.1]"
         check(two_shares, "prepare.shares", shares, wanted)
+        held = self.held_items
+        two_shares = len(held) == 2 and min(held) > 0 and sum(held) < 1
+        wanted = "two shares above 0 that leave some items for training, e.g. [0.1,0.1]"
+        check(two_shares, "prepare.held_items", held, wanted)
         check(self.last_n >= 1, "prepare.last_n", self.last_n, "1 or more samples")
         wanted = f"one of item_fields {self.item_fields}"
         check(self.category in self.item_fields, "prepare.category", self.category, wanted)

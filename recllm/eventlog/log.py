@@ -30,8 +30,9 @@ ARRAYS = (
     "item_count",
     "item_likes",
 )
-OPTIONAL_ARRAYS = ("history_end", "anchor")
-"""Arrays that are there only where histories are not simply the rows above (see `EventLog.history`)."""
+OPTIONAL_ARRAYS = ("history_end", "anchor", "item_split", "held_count")
+"""Arrays that are there only where histories are not simply the rows above (see `EventLog.history`), or items
+are held out."""
 
 
 class EventLog:
@@ -39,6 +40,8 @@ class EventLog:
 
     Behind the events there may be sampled negatives (`prepare.sampled_negatives`): samples with label 0 that
     stand at a liked event and share its user, time, split and history, but are no events and in no history.
+    Between the two there may be the events of held-out items (`prepare.split=items`), which nobody knows of:
+    they are in no history either (`held_rows`).
 
     Attributes:
         user, item: int32 `[N]` dense ids (0 padding, 1 unknown, real ids from 2 on).
@@ -52,6 +55,9 @@ class EventLog:
         user_fields: int32 `[n_users, F_u]`, item_fields: int32 `[n_items, F_i]`: CRM ids, column 0
             the user or item itself; a value without a training event reads 1.
         item_count, item_likes: int32 `[n_items]` training events and liked training events of an item.
+        item_split: int8 `[n_items]`, the split that an item is held out for, 0 for none; None: no item is.
+        held_count: int32 `[n_items]`, of a held-out item 1 + its events in the span of training, else 0: what
+            popular candidates are drawn by, and nothing else reads; None: no item is held out.
         meta: field names and sizes, rating levels, counts (`meta.json`).
     """
 
@@ -76,6 +82,8 @@ class EventLog:
             setattr(self, name, arrays[name])
         self._history_end: Rows | None = arrays.get("history_end")
         self._anchor: Rows | None = arrays.get("anchor")
+        self.item_split: NDArray[np.int8] | None = arrays.get("item_split")
+        self.held_count: NDArray[np.int32] | None = arrays.get("held_count")
 
     @classmethod
     def open(cls, folder: str | Path) -> EventLog:
@@ -104,8 +112,18 @@ class EventLog:
 
     @property
     def n_events(self) -> int:
-        """Rows that are events; sampled negatives come after them."""
+        """Rows that are events; those of held-out items, and sampled negatives, come after them."""
         return int(self.offsets[-1])
+
+    @property
+    def held_rows(self) -> Rows:
+        """Rows of the events of held-out items, samples among them; behind the events, in no history."""
+        count = 0 if self.item_split is None else int(self.meta["n_held"])
+        return np.arange(self.n_events, self.n_events + count)
+
+    def is_drawn(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows are sampled negatives: nobody met the item there, bool `[B]`."""
+        return np.asarray(rows) >= self.n_events + len(self.held_rows)
 
     @property
     def timed(self) -> bool:
@@ -143,7 +161,11 @@ class EventLog:
         return len(self.meta["rating_levels"]) + (2 if self.shows_labels else 0)
 
     def anchors(self, rows: Rows) -> Rows:
-        """The event at which each row stands, int64 `[B]`: itself, a sampled negative's liked event."""
+        """The event at which each row stands, int64 `[B]`: itself, a sampled negative's liked event.
+
+        A row of a held-out item stands at the first event of its user that is behind its own history, and
+        where there is none at the row behind the user's last one.
+        """
         rows = np.asarray(rows, np.int64)
         if self._anchor is None:
             return rows
@@ -155,8 +177,9 @@ class EventLog:
         The rows above the event at which the row stands; with `prepare.ties=strict` without those of its own
         second, with `prepare.window` the last ones.
         """
+        rows = np.asarray(rows, np.int64)
         at = self.anchors(rows)
-        start = self.offsets.take(self.user.take(at))
+        start = self.offsets.take(self.user.take(rows))
         end = at if self._history_end is None else self._history_end.take(at)
         return np.maximum(start, end - self.window) if self.window else start, end
 

@@ -6,6 +6,8 @@
 | `last` | the latest samples of each user | nearly every user is known; the training events of one user may |
 |  |  | be later than the test events of another |
 | `user` | all samples of some users | new users only: every user of valid and test is cold |
+| `items` | the latest samples, as of `time`, of some items | items that nobody has rated: every item of |
+|  |  | valid and test is cold; samples of other items do not test |
 | `random` | any samples | for logs without times; a later event may train what an earlier one tests, and |
 |  |  | an event of the test split stands in later histories, so figures are too good |
 | `given` | what the data set says: a column, or a file a split | what others measured on the same rows; |
@@ -17,6 +19,7 @@ samples (early history, no label),
 
 - `time`: those not later than the last training sample;
 - `last`: those above the first held-out sample of their user;
+- `items`: as `time`, of the items that train;
 - `user`: those of users without a held-out sample;
 - `random`: all;
 - `given`: those that are said to be of the training split, and of those that are of none the ones above the
@@ -27,6 +30,14 @@ A held-out sample is never one. In any split it may stand in the history of a la
 training samples. Running statistics
 of an item (`recllm.eventlog.statistics`) count it for every sample of a later second, in all but `time` also
 for training samples, as a running system would.
+
+**Held-out items** (`items`). A seeded share of the items validates, another one tests (`prepare.held_items`).
+What is known of them is what a catalog says, title and attributes; that anybody rated one is not: their
+events are no events of the log, and stand in no history, no statistic, no count and no text. Those that are
+samples lie behind the events (`EventLog.held_rows`), each with the history that its user had of other items.
+Samples of an item that validates are those of the validation span of `time`, and of one that tests those of
+the test span, so that training is earlier in time, too. Samples of other items in these spans are not asked,
+but stand in later histories.
 """
 
 from __future__ import annotations
@@ -43,6 +54,9 @@ from recllm.eventlog.ids import SPLITS, TEST, TRAIN, UNUSED, VALID
 
 Array = npt.NDArray[Any]
 
+BY_TIME = ("time", "items")
+"""Splits that cut the samples of all users by time, and so want a log with times."""
+
 
 def split_samples(
     config: PrepareConfig, user: Array, sample: Array, timestamp: Array | None, given: Array | None = None
@@ -53,6 +67,7 @@ def split_samples(
       tests.
     - `last`: the last `last_n` samples of each user test, as many before them validate, the others train. A
       user with no more than 2 last_n samples has none that trains.
+    - `items`: as `time`; which of the samples are asked is for `held_items` to say.
     - `user`: users with samples in a seeded order, cut by the shares.
     - `random`: samples in a seeded order, cut by the shares.
     - `given`: as the data set says; what it says nothing of is no sample.
@@ -61,7 +76,7 @@ def split_samples(
         config: `split`, `shares`, `last_n` and `seed` are read.
         user: dense users `[N]`, ascending; in each user's rows time ascends.
         sample: bool `[N]`, the rows that are samples.
-        timestamp: seconds `[N]`, or None for a log without times, which `time` does not split.
+        timestamp: seconds `[N]`, or None for a log without times, which `time` and `items` do not split.
         given: the split that the data set says, as a code, -1 for none, int8 `[N]`; read by `given` only.
 
     Returns:
@@ -72,7 +87,7 @@ def split_samples(
     rows = np.flatnonzero(sample)
     # Rows ascend by (user, ..., item), so a stable sort by time alone breaks its ties by user, then item.
     in_time = rows if timestamp is None else rows[np.argsort(timestamp[rows], kind="stable")]
-    if config.split == "time":
+    if config.split in BY_TIME:
         assert timestamp is not None
         order = dict(zip(SPLITS, np.split(in_time, _bounds(len(rows), config.shares)), strict=True))
         for name, part in order.items():
@@ -115,7 +130,7 @@ def training_events(
     """
     trains = split == TRAIN
     unused = split == UNUSED
-    if config.split == "time":
+    if config.split in BY_TIME:
         assert timestamp is not None
         return trains | (unused & (timestamp <= timestamp[order["train"][-1]]))
     if config.split == "random":
@@ -131,6 +146,21 @@ def training_events(
     if config.split == "user":
         return trains | (unused & (first == len(user))[user])
     return trains | (unused & (np.arange(len(user)) < first[user]))
+
+
+def held_items(config: PrepareConfig, items: int) -> Array:
+    """The split that each of some items is held out for, int8 `[items]`; TRAIN: none.
+
+    Args:
+        config: `held_items` and `seed` are read.
+        items: how many there are; which of them are held out is a function of the seed and of their number.
+    """
+    order = np.argsort(draws.hashes(draws.derive(config.seed, "split", "items"), np.arange(items)))
+    valid, test = [int(items * Fraction(str(share))) for share in config.held_items]
+    codes = np.full(items, TRAIN, np.int8)
+    codes[order[:valid]] = VALID
+    codes[order[valid : valid + test]] = TEST
+    return codes
 
 
 def _bounds(total: int, shares: list[float]) -> list[int]:

@@ -54,7 +54,7 @@ def held_out_text(
         (titles, ratings, EOS), else 0.
     """
     rows = log.rows("valid", "all")
-    timelines = documents.timelines(log, pieces, rows[rows < log.n_events], 2 * history)
+    timelines = documents.timelines(log, pieces, rows[~log.is_drawn(rows)], 2 * history)
     rng = np.random.default_rng(0)
     timelines = timelines[rng.permutation(len(timelines))]
     num_tokens = np.cumsum(pieces.lengths[timelines].sum(1))

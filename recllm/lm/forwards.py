@@ -61,3 +61,17 @@ def cut_for_scoring(lengths: Lengths, size: int, device: str) -> list[Places]:
         rows = order[start : start + size]
         forwards += [rows] if most is None else [rows[part] for part in cut(lengths[rows], most)]
     return forwards
+
+
+def rows_for_scoring(lengths: Lengths, size: int, device: str) -> int:
+    """Rows of a forward, at most `size`, where every forward has as many and rows may be of any length.
+
+    Args:
+        lengths: as of `cut_for_scoring`.
+        size: as of `cut_for_scoring`.
+        device: as of `cut_for_scoring`.
+    """
+    most = LARGEST.get(device)
+    if most is None or not len(lengths):
+        return size
+    return max(1, min(size, most // int(lengths.max())))

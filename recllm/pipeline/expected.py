@@ -16,8 +16,6 @@ from recllm.pipeline.node import Node
 from recllm.pipeline.stage_file import Role
 from recllm.pipeline.workload import Workload, workload
 
-NOT_FINISHED = ("missing", "stale", "interrupted")
-
 
 @dataclass(frozen=True)
 class Expected:
@@ -53,24 +51,29 @@ def rates(artifacts: Path) -> dict[str, float]:
 def ahead(plan: Plan) -> tuple[list[Expected], int]:
     """Stages that are not done, in an order in which they can run; and how many are done."""
     states = plan.states()
-    samples = {node.folder: manifest.metrics for node, _, manifest in states if manifest is not None}
-    open_nodes = [node for node, state, _ in states if state in NOT_FINISHED]
+    figures = {node.folder: manifest.metrics for node, _, manifest in states if manifest is not None}
+    open_nodes = [node for node, state, _ in states if state != "done"]
     measured = rates(plan.root.parent) if open_nodes else {}
     expected = []
     for node in open_nodes:
-        work = _workload(node, samples)
+        work = _workload(node, figures)
         rate = measured.get(work.kind) if work else None
         expected.append(Expected(node.folder, None if rate is None or work is None else rate * work.amount))
     return expected, len(states) - len(open_nodes)
 
 
-def _workload(node: Node, metrics: Mapping[str, Mapping[str, Any]]) -> Workload | None:
-    """What a node has to do; None where its log is not made yet, so that nobody knows its rows."""
+def _workload(node: Node, figures: Mapping[str, Mapping[str, Any]]) -> Workload | None:
+    """What a node has to do; None where its log is not made yet, so that nobody knows its rows.
+
+    Args:
+        node: the folder.
+        figures: folder of each stage that was finished once -> the figures of its manifest.
+    """
     log = node.parents.get(Role.LOG, node)
-    if log.folder not in metrics:
+    if log.folder not in figures:
         return None
     systems = sum(len(group) for group in node.systems.values())
-    return workload(node.stage.name, node.config, metrics[log.folder], systems)
+    return workload(node.stage.name, node.config, figures[log.folder], systems)
 
 
 def told(expected: Iterable[Expected], done: int) -> list[str]:

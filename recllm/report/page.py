@@ -10,7 +10,7 @@ from recllm.evaluation import results, tables
 from recllm.evaluation.results import ResultRow
 from recllm.paths import LOGS, RESULTS
 from recllm.pipeline.finished import Finished
-from recllm.report.calibration import calibration_tables
+from recllm.report.calibration import calibration_sections
 from recllm.report.costs import cost_tables
 from recllm.report.curves import Series, draw, read_series
 from recllm.report.forgetting import forgetting_tables
@@ -67,7 +67,7 @@ def write_report(folder: Path, out: Path) -> list[str]:
         differences=tables.difference_tables(rows),
         sweeps=found_sweeps,
         curves=_training_images(curves),
-        calibration=calibration_tables(rows),
+        calibration=calibration_sections(rows),
         slices=tables.slice_tables(rows),
         forgetting=forgetting_tables(rows),
         gates=gates,

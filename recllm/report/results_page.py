@@ -451,7 +451,7 @@ BLOCKS = {
         "ml-1m",
         "next",
         "test/all/any",
-        lines(CATALOG + " retriever"),
+        lines(CATALOG + " als retriever"),
         next_item("unseen", untied=True),
         variant="leave-one-out",
         heading="MovieLens-1M, leave-one-out, 6,040 test rows",

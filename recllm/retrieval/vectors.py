@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
+from recllm.console import Progress
 from recllm.eventlog.log import EventLog
 from recllm.retrieval.config import check_kind
 
@@ -91,6 +92,7 @@ def embed_items(
     out = np.zeros((len(lengths), model.get_output_embeddings().in_features), np.float32)
     was_training = model.training
     model.eval()
+    progress = Progress("texts read", len(order))
     with torch.no_grad():
         for first in range(0, len(order), batch_size):
             items = order[first : first + batch_size]
@@ -108,6 +110,7 @@ def embed_items(
             else:
                 pooled = hidden.masked_fill(~attention[..., None], 0).sum(1) / attention.sum(1, keepdim=True)
             out[items] = pooled.cpu().numpy()
+            progress.reached(min(first + batch_size, len(order)))
     model.train(was_training)
     return out
 

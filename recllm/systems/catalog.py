@@ -91,7 +91,7 @@ class CatalogScorer(System):
     that log may be the one that it was fitted on, or any other with the same items (a log of queries).
     """
 
-    tasks = (Task.NEXT,)
+    tasks: tuple[Task, ...] = (Task.NEXT,)
 
     def scores(self, log: EventLog, rows: Rows) -> CatalogScores:
         """Scores of every item for each row.

@@ -9,16 +9,19 @@ import torch
 from torch import Tensor
 
 from recllm.crm import Model, build
-from tests.crm.contract import FIELDS, config, random_batch, train_and_score
+from tests.crm.contract import FIELDS, TEXTS, config, random_batch, train_and_score
 
 
 @pytest.fixture
 def make_model() -> Callable[..., Model]:
-    """`make_model("sim-soft", dropout=0.0)` -> the model, from seed 0."""
+    """`make_model("sim-soft", dropout=0.0)` -> the model, from seed 0, with `TEXTS` where it reads texts."""
 
     def make(variant: str, **settings: object) -> Model:
         torch.manual_seed(0)
-        return build(FIELDS, config(variant, **settings))
+        model = build(FIELDS, config(variant, **settings))
+        if model.config.text_dim:
+            model.set_texts(TEXTS, torch.ones(len(TEXTS), dtype=torch.bool))
+        return model
 
     return make
 

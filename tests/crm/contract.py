@@ -25,7 +25,9 @@ VARIANTS = {
     "caser": {"filters": 4, "vertical": 2},
     "sasrec": {},
     "din": {},
+    "din-lm": {"text_dim": 6},
     "sim": {},
+    "sim-lm": {"text_dim": 6},
     "sim-hard": {"retrieval": "hard"},
     "sim-soft": {"retrieval": "soft", "soft_k": 3, "soft_recent": 2},
     "retriever": {"hidden": 16},
@@ -33,6 +35,10 @@ VARIANTS = {
     "retriever-text": {"hidden": 16, "text_dim": 6},
 }
 """Every CRM and its settings, small; the name before the hyphen is the CRM's (`stage1.crm.name`)."""
+
+TEXTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(5))
+"""Vectors of the items' texts, of variants that read some."""
+TEXTS[:2] = 0.0
 
 RECENT = ["recent_item", "recent_rating", "recent_interval"]
 COLUMNS = [*RECENT, "recent_elapsed", "recent_dense"]
@@ -82,6 +88,7 @@ def random_batch(size: int, recent: int, retrieved: int = 4, seed: int = 0) -> d
     batch["recent_elapsed"] = draw(100_000, size, recent).sort(1, descending=True).values
     batch["dense"] = batch["item"][:, 0]
     batch["recent_dense"] = batch["recent_item"][..., 0]
+    batch["retrieved_dense"] = batch["retrieved_item"][..., 0]
     real = draw(recent + 1, size, 1)
     real[0] = recent
     batch["recent_mask"] = torch.arange(recent) >= recent - real

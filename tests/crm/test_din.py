@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from tests.crm.contract import CrmContract
+from tests.crm.contract import RECENT, CrmContract, ModelContract
 
 
 class TestDIN(CrmContract):
     variant = "din"
+
+
+class TestDinLm(ModelContract):
+    variant = "din-lm"
+    reads = (*RECENT, "recent_dense")
 
 
 def test_din_equals_ten_literal_lines(make_model, make_batch):

@@ -12,11 +12,17 @@ from recllm.crm.inputs import CrmInputs
 from recllm.crm.sim import SoftSearch
 from recllm.crm.table import COUNTED, Table
 from recllm.retrieval.category import SameCategory
-from tests.crm.contract import CrmContract
+from tests.crm.contract import RECENT, CrmContract, ModelContract
 
 
 class TestSemanticSIM(CrmContract):
     variant = "sim"
+    reads_retrieved = True
+
+
+class TestSimLm(ModelContract):
+    variant = "sim-lm"
+    reads = (*RECENT, "recent_dense")
     reads_retrieved = True
 
 

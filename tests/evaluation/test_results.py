@@ -66,6 +66,15 @@ def test_intervals_over_seeds() -> None:
     assert merged.p_value == 0.04
 
 
+def test_bins_of_seeds_are_pooled() -> None:
+    one = row("sim", 0.7, 0, reliability=[[1, 0.1, 1.0], [0, 0.0, 0.0]])
+    two = row("sim", 0.7, 1, reliability=[[3, 0.3, 0.0], [2, 0.6, 0.5]])
+    merged = results.merge([one], [two])[0]
+    assert merged.reliability == [[4, pytest.approx(0.25), 0.25], [2, 0.6, 0.5]]
+    assert merged.seeds[1]["reliability"] == two.reliability
+    assert results.merge([row("sim", 0.7, 0)], [two])[0].reliability == []  # an older row kept none
+
+
 def test_variants_stand_in_tables_of_their_own() -> None:
     rows = results.merge([row("sim", 0.81), row("din", 0.79)], [row("sim", 0.80, 1, variant="quick")])
     assert [(r.system, r.variant, len(r.seeds)) for r in rows] == [

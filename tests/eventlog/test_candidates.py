@@ -29,6 +29,9 @@ def log_of(histories, n_items, item_count=None):
         ),
         anchors=lambda rows: rows,
         draws_met=False,
+        item_split=None,
+        held_count=None,
+        held_rows=np.zeros(0, np.int64),
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from recllm.lm import forwards
-from recllm.lm.forwards import cut_for_scoring
+from recllm.lm.forwards import cut_for_scoring, rows_for_scoring
 
 LENGTHS = np.array([7, 3, 5, 9, 4])
 
@@ -20,3 +20,11 @@ def test_a_row_that_is_too_long_goes_alone_and_none_is_lost(monkeypatch):
     monkeypatch.setitem(forwards.LARGEST, "cpu", 1)
     assert [part.tolist() for part in cut_for_scoring(LENGTHS, 256, "cpu")] == [[1], [4], [2], [0], [3]]
     assert cut_for_scoring(np.zeros(0, np.int64), 256, "cpu") == []
+
+
+def test_rows_of_any_length_fit(monkeypatch):
+    monkeypatch.setitem(forwards.LARGEST, "cpu", 20)
+    assert rows_for_scoring(LENGTHS, 64, "cpu") == 2  # the longest has 9
+    assert rows_for_scoring(LENGTHS, 1, "cpu") == 1
+    assert rows_for_scoring(LENGTHS, 64, "cuda") == 64
+    assert rows_for_scoring(np.array([21]), 64, "cpu") == 1

@@ -93,12 +93,12 @@ def test_validation_counts_ranks_over_the_catalog(module, monkeypatch, seen, ran
     monkeypatch.setattr(one.model, "item_vectors", lambda ids=None: vectors if ids is None else vectors[ids])
     monkeypatch.setattr(one.model, "user_vectors", lambda batch: torch.eye(16)[:1])
     monkeypatch.setattr(one, "log", lambda *_: None)
-    batch = {"item": torch.tensor([[5, 0]]), "seen": torch.tensor([[0, 2, 2]])}
+    batch = {"dense": torch.tensor([5]), "seen": torch.tensor([[0, 2, 2]])}
     one.validation_step(batch, 0)
     assert one.ndcg.compute().item() == pytest.approx(1 / math.log2(rank + 2))
     # An item that was seen is asked for all the same; one without a training event is never found.
-    one.validation_step({"item": torch.tensor([[2, 0]]), "seen": torch.tensor([[0, 2, 2]])}, 1)
-    one.validation_step({"item": torch.tensor([[1, 0]]), "seen": torch.tensor([[0, 2, 2]])}, 2)
+    one.validation_step({"dense": torch.tensor([2]), "seen": torch.tensor([[0, 2, 2]])}, 1)
+    one.validation_step({"dense": torch.tensor([1]), "seen": torch.tensor([[0, 2, 2]])}, 2)
     assert one.ndcg.compute().item() == pytest.approx((1 / math.log2(rank + 2) + 1 + 0) / 3)
 
 

@@ -205,7 +205,7 @@ def test_point_wise_a_batch_holds_a_prompt_a_candidate(tmp_path, task, model):
     torch.testing.assert_close(policy, batch["reference"], rtol=1e-4, atol=1e-4)
     module = AlignModule(model, config, 10, compared)
     module.log = lambda *_, **__: None
-    out = module.training_step([batch], 0)
+    out = module.loss(batch)
     assert out["loss"].item() == pytest.approx(np.log(5), rel=1e-3)
     out["loss"].backward()
     moved = [value.grad.abs().max() for name, value in model.named_parameters() if "lora_B" in name]
@@ -239,7 +239,7 @@ def module_of(task, model, **config):
 def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task, model, loss):
     module, logps = module_of(task, model, loss=loss, negatives=3)
     batch = batch_of(task, Stage3Config(loss=loss, fit=FitConfig(batch_size=8)), logps)
-    out = module.training_step([batch], 0)
+    out = module.loss(batch)
     assert out["loss"].isfinite()
     row = batch["row"][3].item()
     batch["prompt"]["target"] = batch["prompt"]["target"].clone()
@@ -249,7 +249,7 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task
         stage3.candidate_logps = lambda *given: original(*given).index_fill(0, torch.tensor(3), torch.nan)
         module._trainer = SimpleNamespace(global_step=7)
         with pytest.raises(StageError, match=rf"the loss of rows {row} of the log .* at step 7; lower"):
-            module.training_step([batch], 0)
+            module.loss(batch)
     finally:
         stage3.candidate_logps = original
     assert representation is None

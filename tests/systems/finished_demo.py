@@ -20,7 +20,6 @@ from recllm.config.schema import Config
 from recllm.config.stages import FitConfig
 from recllm.crm import build, export
 from recllm.crm.inputs import table_sizes
-from recllm.crm.retriever import Retriever
 from recllm.eventlog.all_data import write_all_data
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog
@@ -177,7 +176,7 @@ class FinishedDemo:
     def _crm(self, file: StageFile, folder: Path) -> dict[str, Any]:
         config = file.sections().stage1
         model = build(table_sizes(self.log), config.crm)
-        if isinstance(model, Retriever) and config.crm.text_dim:
+        if config.crm.text_dim:
             texts = torch.randn(self.log.n_items, config.crm.text_dim)
             texts[:FIRST_ID] = 0.0
             model.set_texts(texts, torch.from_numpy(self.log.item_count > 0))
