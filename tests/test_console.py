@@ -68,3 +68,24 @@ def test_a_loop_that_goes_on_counts_what_it_does_itself(clock, capsys):
 )
 def test_durations_are_rounded_for_people(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("ranks", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "0"}, True),
+        ({"LOCAL_RANK": "1", "NODE_RANK": "0"}, False),
+        ({"LOCAL_RANK": "0", "NODE_RANK": "1"}, False),
+        ({"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1"}, False),  # torchrun on the second machine
+        ({"SLURM_PROCID": "3"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),  # started by the first process of a job
+    ],
+)
+def test_one_process_over_all_machines_speaks(monkeypatch, capsys, ranks, first):
+    for name in console.RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    say("a line")
+    assert (capsys.readouterr().out == "a line\n") == first
