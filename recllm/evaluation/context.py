@@ -55,9 +55,10 @@ class LmSystems:
     Attributes:
         untuned: the LM itself.
         tuned: systems of stage 2.
-        start: the one of them that alignments start from where their files name no other.
-        by_titles: it, and each other one that titles were aligned from, as the table calls it beside them:
-            with the adapter that ranks titles best.
+        start: the one of them that alignments start from where their files name no other; where nothing is
+            aligned and it was not asked for, the first.
+        by_titles: it, where it was asked for, and each other one that titles were aligned from, as the table
+            calls it beside them: with the adapter that ranks titles best.
         by_answers: each that answers were aligned from, with the adapter that answers best.
         aligned: systems of stage 3.
     """
@@ -75,8 +76,11 @@ class LmSystems:
         untuned = UntunedLm(open_lm)
         tuned = [TunedLm(name, untuned, stage) for name, stage in run.systems[Group.TUNED].items()]
         by_folder = {system.finished.name: system for system in tuned}
-        start = by_folder[run.parents[Role.START].name]
-        by_titles = {start: TunedLm("sft", untuned, start.finished, answers=RANKING_ADAPTER)}
+        start = tuned[0]
+        by_titles: dict[TunedLm, TunedLm] = {}
+        if Role.START in run.parents:
+            start = by_folder[run.parents[Role.START].name]
+            by_titles[start] = TunedLm("sft", untuned, start.finished, answers=RANKING_ADAPTER)
         by_answers: dict[TunedLm, TunedLm] = {}
         aligned = []
         for name, finished in run.systems.get(Group.ALIGNED, {}).items():

@@ -414,7 +414,6 @@ class Plan:
     ) -> None:
         """The evaluation of all systems; at a value of a sweep nothing is ranked."""
         request, tuned = self.request, systems[Group.TUNED]
-        start = next(iter(tuned)) if sweep else self._start()
         systems_named = "all"
         if sweep:
             systems_named = ",".join((*tuned, *systems[Group.TOWERS]))
@@ -424,7 +423,7 @@ class Plan:
         node = self._node(
             STAGES["evaluate"],
             f"evaluate/{systems_named}",
-            {**parents, Role.START: tuned[start]},
+            {**parents, **self._started_from(tuned)},
             seed=seed,
             parts=self._gate_parts,
             settings=settings,
@@ -457,9 +456,7 @@ class Plan:
         self, seed: int, parents: dict[Role, Node], systems: dict[Group, dict[str, Node]]
     ) -> None:
         """An evaluation over the whole catalog: baselines, and whatever retrieves or orders anew."""
-        parents = dict(parents)
-        if systems.get(Group.TUNED):
-            parents[Role.START] = systems[Group.TUNED][self._start()]
+        parents = {**parents, **self._started_from(systems.get(Group.TUNED, {}))}
         named = dict.fromkeys(self.request.crms + self.request.systems)
         name = f"next/{','.join(named) or 'baselines'}"
         parts = self._gate_parts if self.request.systems else ()
@@ -544,17 +541,31 @@ class Plan:
             )
         return start
 
+    def _started_from(self, tuned: dict[str, Node]) -> dict[Role, Node]:
+        """The parent of an evaluation that its alignments start from; none where it is not asked for."""
+        start = self._start()
+        return {Role.START: tuned[start]} if start in tuned else {}
+
     def _of(self, room: str) -> list[str]:
         """The asked-for systems that have a file in a room of `conf`."""
         return [name for name in self.request.systems if (self.conf / room / f"{name}.yaml").exists()]
 
-    def _tuned_systems(self, alone: bool) -> list[str]:
-        """Systems of stage 2: the asked-for ones and, but `alone`, those that stage 3 starts from."""
+    def _tuned_systems(self, swept: bool) -> list[str]:
+        """Systems of stage 2: the asked-for ones and those that stage 3 starts from.
+
+        Two towers alone have no LM, and an evaluation has one: the usual start.
+
+        Raises:
+            ConfigError: a sweep without any LM.
+        """
         systems = self._of("stage2")
-        if not alone:
-            systems += [self._start(f"stage3/{name}.yaml") for name in self._of("stage3")] + [self._start()]
-        elif all(map(self._has_towers, systems)):
+        aligned = [] if swept else self._of("stage3")
+        have_lm = not all(map(self._has_towers, systems))
+        if swept and not have_lm:
             raise ConfigError(f"SYSTEM={' '.join(systems)} has no LM to sweep; wanted one that has")
+        systems += [self._start(f"stage3/{name}.yaml") for name in aligned]
+        if aligned or not have_lm:
+            systems.append(self._start())
         return list(dict.fromkeys(systems))
 
     def _is_special(self) -> bool:

@@ -91,6 +91,17 @@ def test_every_system_stands_where_it_belongs(new_run):
     assert writing == ["lm", "lora", "sft", "sft-continued", "s-dpo"]
 
 
+def test_where_nothing_is_aligned_no_system_is_called_by_what_starts_there(new_run):
+    run = new_run()
+    del run.parents[Role.START]
+    run.systems[Group.ALIGNED] = {}
+    evaluation = Evaluation.open(run)
+    assert evaluation.lms.start is evaluation.lms.tuned[0]
+    assert [system.name for system in evaluation.lms.ranking[:2]] == ["lm", evaluation.lms.start.name]
+    assert "sft" not in [system.name for system in evaluation.lms.ranking]
+    assert alignment_cost(evaluation) == []
+
+
 def test_what_is_aligned_is_compared_with_its_own_start(new_run):
     """A file of stage 3 may name another start than the table's."""
     run = new_run()

@@ -95,6 +95,22 @@ def test_a_folder_says_everything_that_is_not_the_default(root):
     assert {"log", "tables"} <= set(nodes)
 
 
+def test_who_asks_for_one_system_gets_one(root):
+    nodes = needed("evaluate", "SYSTEM=lora", "CRM=din")
+    assert of_stage(nodes, "stage2") == {"stage2/lora+din"}
+    (evaluation,) = of_stage(nodes, "evaluate")
+    assert "stage2" not in nodes[evaluation].parents
+    both = needed("evaluate", "SYSTEM=lora reclora", "CRM=din")
+    assert of_stage(both, "stage2") == {"stage2/lora+din", "stage2/reclora+din"}
+    (evaluation,) = of_stage(both, "evaluate")
+    assert both[evaluation].parents["stage2"].folder == "stage2/reclora+din"
+    # What stage 3 aligns is made for it, and two towers alone stand beside the usual LM.
+    aligned = needed("evaluate", "SYSTEM=lora s-dpo", "CRM=din")
+    assert "stage2/reclora+din" in aligned
+    towers = needed("evaluate", "SYSTEM=ctr-bert", "CRM=din")
+    assert of_stage(towers, "stage2") == {"stage2/ctr-bert", "stage2/reclora+din"}
+
+
 def test_the_seed_reaches_stages_1_to_3_and_not_the_data(root):
     nodes = needed("stage3", "SEED=0 3")
     assert of_stage(nodes, "stage2") == {
