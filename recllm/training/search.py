@@ -76,10 +76,11 @@ class Search:
         Its name is a digest of all that must be equal for two scores to be comparable: parents, space, and
         the settings but for those that are searched.
         """
-        if run.config.trainer.processes > 1:
+        trainer = run.config.trainer
+        if trainer.processes > 1:
             raise ValueError(
-                f"trainer.devices={run.config.trainer.devices}: a trial trains in one process; wanted 1 "
-                "(run the same command twice to have two trials side by side)"
+                f"trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes}: a trial trains "
+                "in one process; wanted 1 (run the same command twice to have two trials side by side)"
             )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
