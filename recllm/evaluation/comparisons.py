@@ -31,8 +31,8 @@ def ctr_comparisons(systems: Collection[System], beside: System | None) -> Compa
     """Comparisons of the CTR task.
 
     CRMs stand against `popularity`, the one beside the LMs against DIN, one with an LM's vectors against the
-    same without them, LMs with a mixture of LoRAs against
-    plain LoRA, and all other LM systems and the stacking controls against the CRM beside them.
+    same without them, LMs with a mixture of LoRAs against plain LoRA, and all other LM systems and the
+    stacking controls against the CRM beside them.
 
     Args:
         systems: all systems of the table.
