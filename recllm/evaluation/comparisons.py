@@ -30,8 +30,9 @@ LMS = (Kind.LM, Kind.TUNED, Kind.ALIGNED)
 def ctr_comparisons(systems: Collection[System], beside: System | None) -> Comparisons:
     """Comparisons of the CTR task.
 
-    CRMs stand against `popularity`, the one beside the LMs against DIN, LMs with a mixture of LoRAs against
-    plain LoRA, and all other LM systems and the stacking controls against the CRM beside them.
+    CRMs stand against `popularity`, the one beside the LMs against DIN, one with an LM's vectors against the
+    same without them, LMs with a mixture of LoRAs against plain LoRA, and all other LM systems and the
+    stacking controls against the CRM beside them.
 
     Args:
         systems: all systems of the table.
@@ -42,6 +43,8 @@ def ctr_comparisons(systems: Collection[System], beside: System | None) -> Compa
         wanted: list[str] = []
         if system.kind is Kind.CRM:
             wanted = ["din", "popularity"] if system is beside else ["popularity"]
+            if system.name.endswith("-lm"):  # with an LM's vectors of texts against the same without them
+                wanted.insert(0, system.name.removesuffix("-lm"))
         elif system.kind is not Kind.COUNTING:
             if system.mixes_loras:
                 wanted.append("lora")

@@ -260,6 +260,10 @@ STACKED = (
     Line("blend-refit"),
 )
 
+ITEMS = "lm-vectors+hard-0+prepare.split-items+stage1.fit.epochs-0.4"
+"""Variant of the rows of items that nobody has rated."""
+UNRATED = "popularity popularity-by-category text-knn din din-lm sim sim-lm"
+"""What is asked about them."""
 NO_GATE = "ranker+lora+preference"
 
 
@@ -286,6 +290,31 @@ BLOCKS = {
         lines("popularity deepfm autoint dcnv2 gru4rec caser sasrec din sim"),
         (metric("auc"), span("auc"), metric("logloss"), difference(), PAPER),
         heading="CTR, all 97,002 test rows",
+    ),
+    "ml-1m-items": Block(
+        "ml-1m",
+        "ctr",
+        "test/all",
+        lines(UNRATED),
+        (metric("auc"), metric("logloss"), difference()),
+        variant=ITEMS,
+        lm="smollm2-135m-instruct",
+        heading="CTR, 9,569 test rows of 370 unrated items",
+    ),
+    "ml-1m-items-ranking": Block(
+        "ml-1m",
+        "ranking",
+        "test/2000",
+        lines(UNRATED),
+        (
+            metric("hr@1", "HR@1, uniform", candidates="uniform20"),
+            metric("ndcg@10", "NDCG@10", candidates="uniform20"),
+            metric("hr@1", "HR@1, popular", candidates="popular20"),
+            metric("ndcg@10", "NDCG@10", candidates="popular20"),
+        ),
+        variant=ITEMS,
+        lm="smollm2-135m-instruct",
+        heading="20 unrated items, 2,000 test rows",
     ),
     "ml-1m-paper": Block(
         "ml-1m",

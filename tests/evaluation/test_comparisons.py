@@ -49,6 +49,14 @@ def test_ctr_comparisons_without_the_usual_partner():
     assert names(ctr_comparisons(systems.values(), None))["reclora"] == []
 
 
+def test_a_crm_with_vectors_of_texts_stands_against_the_same_one_without():
+    systems = systems_of(popularity=Kind.COUNTING, sim=Kind.CRM, **{"sim-lm": Kind.CRM, "din-lm": Kind.CRM})
+    found = names(ctr_comparisons(systems.values(), systems["sim-lm"]))
+    assert found["sim-lm"] == ["sim", "popularity"]
+    assert found["din-lm"] == ["popularity"]  # DIN is not there
+    assert found["sim"] == ["popularity"]
+
+
 def test_ranking_comparisons_begin_with_the_rows_own():
     systems = systems_of(popularity=Kind.COUNTING, sim=Kind.CRM, crm_ranker=Kind.CRM, ctr_bert=Kind.TOWERS,
                          lm=Kind.LM, lora=Kind.TUNED, sft=Kind.TUNED, sft_pointwise=Kind.TUNED)  # fmt: skip

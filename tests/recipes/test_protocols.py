@@ -2,15 +2,18 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from recllm import metrics
 from recllm.config.merge import load_yaml, merge
 from recllm.eventlog.build import build_log
 from recllm.eventlog.log import EventLog
+from recllm.systems.counting import Cooccurrence, Popularity
 from tests.recipes.own_recipe import recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -111,3 +114,22 @@ def test_sdpo_lastfm(tmp_path):
             wanted.append((history, among, respelled.get(line["target"], line["target"])))
         assert found == sorted(wanted)
         assert lists.shape == (metrics[split], 20)
+
+
+def test_sdpo_lastfm_has_one_order_of_artists_for_all_users(tmp_path):
+    """So its lists are no one's listening in time, and what follows what is found by counting."""
+    _, log = prepared("sdpo-lastfm", tmp_path)
+    in_order = Counter()
+    rows = log.rows("train", "all")
+    for row, first, last in zip(rows, *log.history(rows), strict=True):
+        in_order.update((item, int(log.item[row])) for item in set(log.item[first:last].tolist()))
+    both = {pair: count for pair, count in in_order.items() if count + in_order[pair[::-1]] >= 5}
+    assert len(both) > 6_000
+    assert not any(pair[::-1] in both for pair in both)  # never once the other way around
+    rows, lists = log.ranking("test", "given20")
+    own = (lists == log.item[rows][:, None]).argmax(1)
+    hits = {}
+    for system in (Popularity(log), Cooccurrence(log, directed=False), Cooccurrence(log, directed=True)):
+        values = metrics.ranking_values(system.rank(rows, lists), own)
+        hits[system.name] = round(float(values["hr@1"].mean()), 3)
+    assert hits == {"popularity": 0.257, "cooccurrence": 0.432, "cooccurrence-directed": 0.723}
