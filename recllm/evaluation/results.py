@@ -55,7 +55,7 @@ class ResultRow:
             not the default, e.g. `din+quick`; rows of different variants are never averaged, nor shown in one
             table.
         seeds: `{"seed", "metrics", "delta", "interval95", "p_value", "against", "crm_auc_same_rows",
-            "reliability"}` of each seed, ascending.
+            "reliability"}` of each seed, ascending; the last one where it was measured.
         delta: difference to `paired_with` in the task's headline metric (`HEADLINE`) on the same rows.
         interval95: 95 % interval of `delta`, bootstrap clustered by user. Over several seeds: the mean of
             their bounds. It covers the choice of users, not the choice of seeds.
@@ -143,8 +143,10 @@ def of_seed(row: ResultRow, seed: int) -> ResultRow:
         The row to write to `results.json`.
     """
     own = {"seed": seed, "metrics": dict(row.metrics)}
-    for name in ("delta", "interval95", "p_value", "against", "crm_auc_same_rows", "reliability"):
+    for name in ("delta", "interval95", "p_value", "against", "crm_auc_same_rows"):
         own[name] = getattr(row, name)
+    if row.reliability:
+        own["reliability"] = row.reliability
     return replace(row, seeds=[own])
 
 
@@ -202,8 +204,16 @@ def write(path: Path, rows: Iterable[ResultRow], decimals: int | None = None) ->
         rows: what it holds afterwards.
         decimals: digits behind the point that are kept; None: all.
     """
-    lines = (json.dumps(_written(asdict(row), decimals), ensure_ascii=False) for row in rows)
+    lines = (json.dumps(_written(_as_kept(row), decimals), ensure_ascii=False) for row in rows)
     write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def _as_kept(row: ResultRow) -> dict[str, Any]:
+    """A row without reliability where none was measured: of ranks, and of rows from before it was."""
+    kept = asdict(row)
+    if not row.reliability:
+        del kept["reliability"]
+    return kept
 
 
 def in_order(rows: Iterable[ResultRow]) -> list[ResultRow]:
