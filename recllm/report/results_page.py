@@ -325,6 +325,16 @@ BLOCKS = {
         variant="paper",
         heading="CTR, first 30,000 test rows",
     ),
+    "ml-1m-smollm2": Block(
+        "ml-1m",
+        "ctr",
+        "test/uniform1000",
+        lines("sim lm lora blend"),
+        (metric("auc"), span("auc"), metric("logloss"), against("sim")),
+        variant="probe",
+        lm="smollm2-135m-instruct",
+        heading="CTR, 1,000 test rows",
+    ),
     "ml-1m-more-text": Block(
         "ml-1m",
         "ctr",
