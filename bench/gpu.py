@@ -25,16 +25,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.clock import REPOSITORY, keep
-from bench.lm import REPRESENTATION, Batch, prompts, tuning
+from bench.lm import Batch, adapter_config, prompts, tuning
 from bench.sizes import linear_weights
 from recllm.crm import CrmConfig, Fields, build
-from recllm.reclora import RecLoraConfig
+from recllm.text.collate import Ragged
 from recllm.training.precision import training_precision
 
 LIMITS = {"tests": 90, "tuning": 170, "alignment": 100, "crms": 60}
@@ -49,7 +49,6 @@ TINY = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 4_000,
 }  # fmt: skip
-TARGETS = ["q_proj", "v_proj"]
 BARS = {"embedding_dim": 32, "event_dim": 32, "mlp": [512, 256], "attention_mlp": [512, 256]}
 """DIN's shape in BARS (length 50 to 100, embedding 32 to 64)."""
 MATCHES = {"din": (50, 0), "sim": (50, 50)}
@@ -96,10 +95,7 @@ def llama(shape: dict[str, int]) -> Any:
 
 def adapted(kind: str, shape: dict[str, int]) -> Any:
     """The Llama with an adapter of the default size."""
-    config: Any = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
-    if kind == "reclora":
-        config = RecLoraConfig(r=8, num_meta=16, representation_dim=REPRESENTATION, target_modules=TARGETS)
-    return get_peft_model(llama(shape), config).to(device())
+    return get_peft_model(llama(shape), adapter_config(kind)).to(device())
 
 
 def stock(model: Any, ids: Tensor) -> Callable[[], Any]:
@@ -118,8 +114,6 @@ def stock(model: Any, ids: Tensor) -> Callable[[], Any]:
 
 def full_rows(count: int, length: int, vocabulary: int) -> Batch:
     """Sequences of one length, two a forward."""
-    from recllm.text.collate import Ragged
-
     tokens = np.random.default_rng(0).integers(1_000, vocabulary, count * length).astype(np.int32)
     return Batch(Ragged(tokens, np.arange(count + 1) * length), 2 * length, device())
 

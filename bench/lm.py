@@ -42,7 +42,8 @@ GOAL = 0.7
 """Wanted: tokens a second of tuning and of scoring, of those of the LM alone."""
 KINDS = ("lora", "reclora")
 LONGEST, PROMPTS = 320, 32
-REPRESENTATION = 64
+R, NUM_META, REPRESENTATION = 8, 16, 64
+TARGETS = ("q_proj", "v_proj")
 YES, NO = 100, 200
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed"}
 """Weights of the LM, and how the adapter computes with them."""
@@ -62,15 +63,18 @@ def open_lm(name: str, dtype: str) -> Any:
     return load_lm(config, folder)[0]
 
 
+def adapter_config(kind: str) -> Any:
+    """PEFT's configuration of an adapter of the default size."""
+    if kind == "reclora":
+        return RecLoraConfig(
+            r=R, num_meta=NUM_META, representation_dim=REPRESENTATION, target_modules=list(TARGETS)
+        )
+    return LoraConfig(r=R, lora_alpha=2 * R, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+
+
 def adapted(kind: str, name: str, dtype: str, device: str) -> Any:
     """The LM with an adapter of the default size."""
-    config: Any = {
-        "lora": LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"),
-        "reclora": RecLoraConfig(
-            r=8, num_meta=16, representation_dim=REPRESENTATION, target_modules=["q_proj", "v_proj"]
-        ),
-    }[kind]
-    return get_peft_model(open_lm(name, dtype).to(device), config).to(device)
+    return get_peft_model(open_lm(name, dtype).to(device), adapter_config(kind)).to(device)
 
 
 def prompts(count: int, vocabulary: int) -> Ragged:

@@ -22,9 +22,8 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PretrainedConfig, Qwen3Config
 
 from bench.clock import REPOSITORY, keep
-from bench.lm import REPRESENTATION, Batch, prompts, tuning
+from bench.lm import NUM_META, TARGETS, Batch, R, adapter_config, prompts, tuning
 from bench.stage2 import grown
-from recllm.reclora import RecLoraConfig
 from recllm.training.micro_batches import MEMORY_SHARE, token_bytes
 from recllm.training.precision import training_precision
 
@@ -59,8 +58,6 @@ GPU_BYTES, GPU_FLOPS, UTILIZATION = 80e9, 989e12, 0.4
 (402 of 989 TFLOP/s, Llama-3 8B, NVIDIA NeMo Automodel)."""
 ROWS, TOKENS, BATCH_SIZE = 70_000, 281, 128
 """The paper's tuning rows and batch; tokens of a MovieLens-1M prompt with SmolLM2's tokenizer, on average."""
-R, NUM_META = 8, 16
-TARGETS = ["q_proj", "v_proj"]
 SHORT, LONG = 1_000, 3_000
 """Tokens of the two forwards between which a token's bytes are measured."""
 
@@ -125,10 +122,7 @@ def measure(name: str) -> dict[str, float]:
     torch.set_num_threads(1)
     lm = LlamaForCausalLM(LlamaConfig(**MEASURED[name])).to(torch.bfloat16).requires_grad_(False)
     expected, linear = token_bytes(lm), linear_weights(lm)
-    config: Any = RecLoraConfig(
-        r=R, num_meta=NUM_META, representation_dim=REPRESENTATION, target_modules=list(TARGETS)
-    )
-    model: Any = get_peft_model(lm, config)
+    model: Any = get_peft_model(lm, adapter_config("reclora"))
 
     def step(count: int) -> tuple[Any, int]:
         batch = Batch(prompts(count, MEASURED[name]["vocab_size"]), 0, "cpu", even=True)

@@ -114,28 +114,32 @@ class Adapted(AdapterModule):
         return optimizer(self, whole.FIT, whole.STEPS)
 
 
+def micro_batched(tokens):
+    """Loaders whose steps are cut into forwards of so many tokens; rows have 1 to 7."""
+    x, y = whole.data()
+    stream = Stream(whole.ROWS, whole.FIT.batch_size, 0)
+    lengths = 1 + np.arange(whole.ROWS) % 7
+
+    def rows(indices):
+        return {"x": x[indices], "y": y[indices]}
+
+    def batch(step, rank, world):
+        indices = stream.indices(step, rank, world)
+        micro = stream.micro_batches(step, rank, world, tokens, lengths)
+        return [
+            rows(indices[part]) | {"loss_scale": scale, "place": place}
+            for place, (part, scale) in enumerate(micro)
+        ]
+
+    return Loaders(train=batch, steps=whole.STEPS, valid=[(rows, whole.ROWS)], valid_batch=16)
+
+
 @pytest.fixture
 def train(make_stage, monkeypatch):
-    """`train(name, module, tokens, parts)`: rows have 1 to 7 tokens."""
+    """`train(name, module, tokens, parts)`: a whole training in micro-batches."""
 
     def one(name, module, tokens, parts=1):
-        x, y = whole.data()
-        stream = Stream(whole.ROWS, whole.FIT.batch_size, 0)
-        lengths = 1 + np.arange(whole.ROWS) % 7
-
-        def rows(indices):
-            return {"x": x[indices], "y": y[indices]}
-
-        def batch(step, rank, world):
-            indices = stream.indices(step, rank, world)
-            micro = stream.micro_batches(step, rank, world, tokens, lengths)
-            return [
-                rows(indices[part]) | {"loss_scale": scale, "place": place}
-                for place, (part, scale) in enumerate(micro)
-            ]
-
-        made = Loaders(train=batch, steps=whole.STEPS, valid=[(rows, whole.ROWS)], valid_batch=16)
-        monkeypatch.setattr(whole, "loaders", lambda: made)
+        monkeypatch.setattr(whole, "loaders", lambda: micro_batched(tokens))
         run = whole.train(make_stage(f"stage2/{name}"), module, True, accumulate=parts)
         return whole.ended(run, module)
 

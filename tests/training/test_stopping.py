@@ -7,9 +7,8 @@ import lightning
 import pytest
 
 from recllm.training.callbacks import at_once_at_sigterm
-from recllm.training.loaders import Loaders, Stream
 from tests.training import test_fit as whole
-from tests.training.test_micro_batches import Adapted
+from tests.training.test_micro_batches import Adapted, micro_batched
 
 TOKENS = 12
 
@@ -98,23 +97,7 @@ def test_in_the_last_validation_the_checkpoint_before_stays(make_stage, uninterr
 @pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("step", [9, 12, 23])
 def test_a_step_that_was_cut_short_is_done_again(make_stage, monkeypatch, capsys, parts, step):
-    x, y = whole.data()
-    stream = Stream(whole.ROWS, whole.FIT.batch_size, 0)
-    lengths = 1 + whole.np.arange(whole.ROWS) % 7
-
-    def rows(indices):
-        return {"x": x[indices], "y": y[indices]}
-
-    def batch(step, rank, world):
-        indices = stream.indices(step, rank, world)
-        micro = stream.micro_batches(step, rank, world, TOKENS, lengths)
-        return [
-            rows(indices[part]) | {"loss_scale": scale, "place": place}
-            for place, (part, scale) in enumerate(micro)
-        ]
-
-    made = Loaders(train=batch, steps=whole.STEPS, valid=[(rows, whole.ROWS)], valid_batch=16)
-    monkeypatch.setattr(whole, "loaders", lambda: made)
+    monkeypatch.setattr(whole, "loaders", lambda: micro_batched(TOKENS))
 
     def train(name, module):
         run = whole.train(make_stage(name), module, accumulate=parts, checkpoint_every=50)
