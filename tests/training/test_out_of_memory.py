@@ -22,21 +22,20 @@ from recllm.training.loaders import Loaders, Stream
 from recllm.training.micro_batches import TokenBudget
 from recllm.training.optimizer import optimizer
 from tests.training import test_fit as whole
+from tests.training.test_micro_batches import Adapted
 
 REPOSITORY = Path(__file__).parents[2]
 LENGTHS = 1 + np.arange(whole.ROWS) % 7
 
 
-class Bounded(AdapterModule):
+class Bounded(Adapted):
     """A frozen base and a small part that trains, with dropout; memory does for so many tokens and no more.
 
     `fits`: step -> tokens. `late`: what fails is the backward pass.
     """
 
     def __init__(self, fits=lambda step: 10**9, late=False, dropout=0.3):
-        torch.manual_seed(2)
-        super().__init__(nn.ModuleDict({"base": nn.Linear(6, 6), "adapter": nn.Linear(6, 3)}))
-        self.model["base"].requires_grad_(False)
+        super().__init__()
         self.fits, self.late, self.dropout = fits, late, dropout
         self.failed = []
 
@@ -59,15 +58,6 @@ class Bounded(AdapterModule):
     def _fail(self, tokens):
         self.failed.append((self.global_step, tokens))
         raise torch.OutOfMemoryError(f"tried to allocate {tokens} tokens")
-
-    def validation_step(self, batch, index):
-        out = self.model["adapter"](self.model["base"](batch["x"])).sum(-1)
-        score = -((out - batch["y"]) ** 2).mean()
-        self.log("valid/auc", score, batch_size=len(out))
-        self.log("valid/hr@1", -score, batch_size=len(out))
-
-    def configure_optimizers(self):
-        return optimizer(self, whole.FIT, whole.STEPS)
 
 
 def loaders(tokens, budget):
@@ -156,6 +146,7 @@ from recllm import processes
 from recllm.console import is_first_process
 from recllm.training.fit import fit
 from tests.training import test_fit as whole
+from tests.training.test_micro_batches import Adapted
 from tests.training import test_out_of_memory as short
 
 torch.set_num_threads(1)
