@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.retrieval import RetrievalHitRate
 
-from recllm.config.stages import Stage1Config
+from recllm.config.stages import NewestConfig, Stage1Config
 from recllm.console import say
 from recllm.crm import Model, build, export
 from recllm.crm.inputs import CrmInputs, table_sizes
@@ -32,7 +32,7 @@ from recllm.training.callbacks import WEIGHTS
 from recllm.training.checkpoints import best_scores, load_best
 from recllm.training.crm_module import CrmTraining
 from recllm.training.fit import fit
-from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.loaders import Course, Loaders, NewestLast, Stream
 from recllm.training.precision import compile_model
 
 Batch = dict[str, Tensor]
@@ -41,9 +41,16 @@ Batch = dict[str, Tensor]
 class CrmModule(CrmTraining):
     """Binary cross-entropy on logits; or, for a ranker, softmax of the liked item among sampled negatives."""
 
-    def __init__(self, model: Model, config: Stage1Config, steps: int, compiles: bool = False) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: Stage1Config,
+        steps: int,
+        compiles: bool = False,
+        newest_steps: int = 0,
+    ) -> None:
         """Train `model`; `compiles`: with torch.compile, where that works."""
-        super().__init__(model, config, steps)
+        super().__init__(model, config, steps, newest_steps)
         self.compiles = compiles
         for table in model.id_tables():
             table.sparse = config.sparse_tables
@@ -99,11 +106,41 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
     return remaining
 
 
-def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int) -> Loaders:
-    """Batches of training samples in seeded order, and all validation rows of the row set."""
+def newest_rows(log: EventLog, config: NewestConfig, train: Rows) -> int:
+    """How many of the training rows, in time order, the last pass is over; 0: there is none.
+
+    Raises:
+        StageError: the log has no times.
+    """
+    if config.share and not log.timed:
+        raise StageError(
+            f"stage1.newest.share={config.share}, but the data set has no times to know the newest rows by; "
+            "wanted 0"
+        )
+    return round(config.share * len(train))
+
+
+def plan_course(log: EventLog, config: Stage1Config, train: Rows) -> Course:
+    """The steps of objective `ctr` over the training rows."""
+    fit = config.fit
+    newest = newest_rows(log, config.newest, train)
+    return Course.plan(len(train), newest, fit.batch_size, fit.epochs, fit.validations)
+
+
+def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int, newest_steps: int = 0) -> Loaders:
+    """Batches of training samples in seeded order, and all validation rows of the row set.
+
+    Args:
+        run: the stage.
+        inputs: what batches are made of.
+        train: the training rows in time order.
+        steps: of the training.
+        newest_steps: of them so many at the end, over the newest rows alone.
+    """
     config, log = run.config.stage1, inputs.log
-    valid = selection_rows(log, config.fit.valid_rows, "stage1.fit.valid_rows")
-    stream = Stream(len(train), config.fit.batch_size, run.config.seed)
+    valid = selection_rows(log, config.fit.valid_rows, "stage1.fit.valid_rows", config.cold_share)
+    newest = newest_rows(log, config.newest, train) if newest_steps else 0
+    stream = NewestLast(len(train), newest, steps - newest_steps, config.fit.batch_size, run.config.seed)
 
     def batch(step: int, rank: int, world: int) -> Batch:
         rows = train[stream.indices(step, rank, world)]
@@ -186,19 +223,31 @@ def train(
     rows = training_rows(log, "all" if config.objective == "ctr" else "1.0", config.hold_out)
     if config.objective == "ctr":
         size = config.fit.batch_size
-        steps, interval = plan_steps(len(rows), size, config.fit.epochs, config.fit.validations)
-        loaders = ctr_loaders(run, inputs, rows, steps)
+        course = plan_course(log, config, rows)
+        loaders = ctr_loaders(run, inputs, rows, course.steps, course.newest_steps)
     else:
         of_a_kind = config.negatives - config.negatives // 2  # they are drawn in two halves
         rows = with_new_items(log, rows[log.label[rows] == 1], of_a_kind, "stage1.negatives")
         size = max(1, config.fit.batch_size // (1 + config.negatives))
-        steps, interval = plan_steps(config.rank_rows, size, 1.0, config.fit.validations)
-        loaders = rank_loaders(run, inputs, rows, steps)
+        course = Course.plan(config.rank_rows, 0, size, 1.0, config.fit.validations)
+        loaders = rank_loaders(run, inputs, rows, course.steps)
     held_out = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
-    say(f"{len(rows):,} rows{held_out}, {steps:,} steps of {size}, validated every {interval}")
-    module = CrmModule(model, config, steps, run.config.trainer.compile)
-    trainer = fit(run, module, loaders, config.fit, interval, [config.monitor], callbacks=callbacks)
-    figures = {"steps": steps, "rows": len(rows), "hold_out": config.hold_out, "inputs": config.inputs}
+    say(f"{len(rows):,} rows{held_out}, {course.steps:,} steps of {size}, validated every {course.interval}")
+    if course.newest_steps:
+        num_newest = newest_rows(log, config.newest, rows)
+        say(f"the last {course.newest_steps:,} steps are over the {num_newest:,} newest rows alone")
+    module = CrmModule(model, config, course.steps, run.config.trainer.compile, course.newest_steps)
+    trainer = fit(
+        run,
+        module,
+        loaders,
+        config.fit,
+        course.interval,
+        [config.monitor],
+        callbacks=callbacks,
+        stops_after=course.stops_after,
+    )
+    figures = {"steps": course.steps, "rows": len(rows), "hold_out": config.hold_out, "inputs": config.inputs}
     return model, trainer, figures
 
 

@@ -71,6 +71,22 @@ class NextItemConfig:
 
 
 @dataclass(frozen=True)
+class NewestConfig:
+    """The last pass of a CRM's training, over the newest rows alone; of objective `ctr`."""
+
+    share: float = 0.0
+    """Share of the training rows, the latest of them, that are gone over once more behind all other passes
+    (0: none, as the papers do). Not where the log has no times."""
+    lr: float = 1.0
+    """Peak learning rate of this pass, as a multiple of `stage1.fit.lr`; it rises and falls as that one."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check(0 <= self.share <= 1, "stage1.newest.share", self.share, "a share from 0 to 1")
+        check(self.lr > 0, "stage1.newest.lr", self.lr, "more than 0")
+
+
+@dataclass(frozen=True)
 class Stage1Config:
     """The conventional recommendation model (CRM)."""
 
@@ -93,6 +109,10 @@ class Stage1Config:
     hold_out: str = "none"
     """Row set of the training split that is left out: none, uniform<n>, last<n> or a fraction. With
     `stage2.representation=out_of_fold` the plan sets it to `subsample`, in a folder of its own."""
+    newest: NewestConfig = field(default_factory=NewestConfig)
+    cold_share: float | None = None
+    """Share of validation rows with a cold user (no training sample) in what selects, as it is to be expected
+    in use: of the rows that are too many, a seeded draw is left out (null: rows as they are)."""
     fit: FitConfig = field(
         default_factory=lambda: FitConfig(batch_size=1024, warmup=0.02, clip=10.0, valid_rows="all")
     )
@@ -105,6 +125,8 @@ class Stage1Config:
         check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
         check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
         check_hold_out("stage1.hold_out", self.hold_out)
+        cold = self.cold_share
+        check(cold is None or 0 <= cold <= 1, "stage1.cold_share", cold, "null or a share from 0 to 1")
         retrieves = self.crm.name == "retriever"
         wanted = "next with stage1.crm.name=retriever, and with no other"
         check((self.objective == "next") == retrieves, "stage1.objective", self.objective, wanted)

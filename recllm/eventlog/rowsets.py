@@ -30,18 +30,21 @@ def check_ranking_rows(log: EventLog) -> None:
         )
 
 
-def selection_rows(log: EventLog, name: str, key: str) -> Rows:
+def selection_rows(log: EventLog, name: str, key: str, cold_share: float | None = None) -> Rows:
     """The row set `name` of the validation split, by whose AUC checkpoints are selected.
 
     Args:
         log: the event log.
         name: of the row set.
         key: where it is configured, e.g. `stage1.fit.valid_rows`.
+        cold_share: share of them with a cold user; None: as it is.
 
     Raises:
         StageError: all of them have the same label, so that there is no AUC.
     """
     rows = log.rows("valid", name)
+    if cold_share is not None:
+        rows = with_cold_share(log, rows, cold_share)
     label = log.label[rows]
     if label.min() != label.max():
         return rows
@@ -51,6 +54,39 @@ def selection_rows(log: EventLog, name: str, key: str) -> Rows:
         f"all {len(rows):,} validation rows ({key}={name}) have label {label[0]}, so there is no AUC to "
         f"select by; wanted both 0 and 1, e.g. by {mend}"
     )
+
+
+def with_cold_share(log: EventLog, rows: Rows, share: float) -> Rows:
+    """Validation rows of which a share has a cold user: one without a training sample.
+
+    Of the kind of row that is too many, those are left out that come last in the stored permutation of the
+    split, which the log's seed has drawn; all rows of the other kind stay.
+
+    Args:
+        log: the event log.
+        rows: of the validation split.
+        share: wanted, from 0 to 1.
+
+    Returns:
+        They, in the order of `rows`.
+
+    Raises:
+        StageError: one kind is wanted, and has no row.
+    """
+    permutation = log.rows("valid", "1.0")
+    drawn = permutation[np.isin(permutation, rows)]
+    is_warm = np.isin(log.user[drawn], log.user[log.rows("train", "all")])
+    cold, warm = drawn[~is_warm], drawn[is_warm]
+    if (share > 0 and not len(cold)) or (share < 1 and not len(warm)):
+        raise StageError(
+            f"stage1.cold_share={share}, but {len(cold):,} of {len(rows):,} validation rows have a cold "
+            f"user; wanted {1 if len(cold) else 0}, or null for the rows as they are"
+        )
+    if share * len(warm) < (1 - share) * len(cold):
+        cold = cold[: round(share / (1 - share) * len(warm))]
+    elif share > 0:
+        warm = warm[: round((1 - share) / share * len(cold))]
+    return rows[np.isin(rows, np.concatenate([cold, warm]))]
 
 
 def aligned_rows(log: EventLog, tuned: Rows, count: int) -> Rows:

@@ -44,7 +44,8 @@ def workload(
     if stage in ("stage1", "tune"):
         own = config["stage1"]
         model = own["crm"]["name"]
-        amount = own["fit"]["epochs"] * samples * (config["tune"]["trials"] if stage == "tune" else 1)
+        passes = own["fit"]["epochs"] + own["newest"]["share"]
+        amount = passes * samples * (config["tune"]["trials"] if stage == "tune" else 1)
     elif stage in ("stage2", "towers"):
         own = config["stage2"]
         model = f"{lm} {own['adapter']['kind']}" if stage == "stage2" else "towers"

@@ -370,7 +370,23 @@ class InStep(Callback):
 
 
 class Stop(EarlyStopping):
-    """Early stopping that a resumed run remembers, also if it was killed right after the last validation."""
+    """Early stopping that a resumed run remembers, also if it was killed right after the last validation.
+
+    Args:
+        monitor: the score, as Lightning names it.
+        after: validations up to this step stop nothing.
+        settings: further ones, of Lightning's `EarlyStopping`.
+    """
+
+    def __init__(self, monitor: str, after: int = 0, **settings: Any) -> None:
+        """See the class."""
+        super().__init__(monitor, **settings)
+        self.after = after
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        """Look at the score, where it may stop the training."""
+        if trainer.global_step > self.after:
+            super().on_validation_end(trainer, module)
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
         """Stop at once where the interrupted run had already decided to."""

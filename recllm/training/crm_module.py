@@ -18,14 +18,16 @@ class CrmTraining(lightning.LightningModule):
         model: what trains.
         config: of stage 1.
         steps: training steps.
+        newest_steps: of them so many at the end, over the newest rows alone (`stage1.newest`).
     """
 
-    def __init__(self, model: Model, config: Stage1Config, steps: int) -> None:
+    def __init__(self, model: Model, config: Stage1Config, steps: int, newest_steps: int = 0) -> None:
         """Keeps them."""
         super().__init__()
         self.model = model
         self.config = config
         self.steps = steps
+        self.newest_steps = newest_steps
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
@@ -38,4 +40,5 @@ class CrmTraining(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up and linear decay."""
-        return optimizer(self, self.config.fit, self.steps)
+        newest_lr = self.config.newest.lr
+        return optimizer(self, self.config.fit, self.steps, self.newest_steps, newest_lr)

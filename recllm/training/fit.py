@@ -51,6 +51,7 @@ def fit(
     monitors: list[str],
     first: bool = False,
     callbacks: Sequence[Callback] = (),
+    stops_after: int = 0,
 ) -> lightning.Trainer:
     """Train, or go on where a killed run left off.
 
@@ -67,6 +68,7 @@ def fit(
         monitors: scores of which the best checkpoint is kept, higher is better; the first one stops early.
         first: validate before the first step, so that the curve starts with what no training gives.
         callbacks: what else watches the training.
+        stops_after: steps up to which nothing stops early.
 
     Returns:
         The trainer; `best(run, monitor)` is where the checkpoints are. Behind it every process works alone.
@@ -97,7 +99,7 @@ def fit(
         say(f"ends at step {ends} of {loaders.steps:,}, as far as {chosen.name} was best on validation")
         selections: list[Callback] = [SaveAt({best(run, name): step for name, step in repeated.items()})]
     else:
-        selections = _selections(run, settings, monitors)
+        selections = _selections(run, settings, monitors, stops_after)
     in_step = InStep()
     watching: list[Callback] = [
         in_step,
@@ -167,10 +169,11 @@ def fit(
     return trainer
 
 
-def _selections(run: Run, settings: FitConfig, monitors: list[str]) -> list[Callback]:
+def _selections(run: Run, settings: FitConfig, monitors: list[str], stops_after: int) -> list[Callback]:
     """What stops early by the first monitor, and keeps the best checkpoint of each."""
     stop = Stop(
         monitors[0],
+        after=stops_after,
         mode="max",
         patience=settings.patience,
         min_delta=0.0,

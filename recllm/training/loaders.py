@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -113,6 +114,35 @@ class Stream:
         return len(range(rank, self.batch_size, world)) * world / self.batch_size
 
 
+class NewestLast:
+    """A stream over rows in time order, and from a step on another one over the newest of them alone.
+
+    Args:
+        count: rows, the newest last.
+        newest: so many of them are what the second stream is over; 0: there is none.
+        first: steps before it.
+        batch_size: rows of a global batch; none reaches from the first stream into the second.
+        seed: seed of both orders.
+    """
+
+    def __init__(self, count: int, newest: int, first: int, batch_size: int, seed: int) -> None:
+        """See the class."""
+        self.first = first
+        self.oldest = count - newest
+        self._all = Stream(count, batch_size, seed)
+        self._newest = Stream(newest, batch_size, seed + 1_000) if newest else None
+
+    def indices(self, step: int, rank: int = 0, world: int = 1) -> Rows:
+        """This process's share of the step's batch: indices int64 into the rows."""
+        if self._newest is None or step < self.first:
+            return self._all.indices(step, rank, world)
+        return self.oldest + self._newest.indices(step - self.first, rank, world)
+
+    def loss_scale(self, rank: int, world: int) -> float:
+        """As `Stream.loss_scale`."""
+        return self._all.loss_scale(rank, world)
+
+
 def plan_steps(count: int, batch_size: int, epochs: float, validations: int) -> tuple[int, int]:
     """Steps of a training and steps between two validations.
 
@@ -121,6 +151,32 @@ def plan_steps(count: int, batch_size: int, epochs: float, validations: int) -> 
     steps = max(1, math.ceil(epochs * count / batch_size))
     interval = math.ceil(steps / min(validations, steps))
     return interval * math.ceil(steps / interval), interval
+
+
+@dataclass(frozen=True)
+class Course:
+    """The steps of a training whose last ones may be over the newest rows alone.
+
+    Attributes:
+        steps: all of them.
+        interval: steps between validations; the last step is one.
+        newest_steps: steps at the end that are over the newest rows.
+    """
+
+    steps: int
+    interval: int
+    newest_steps: int
+
+    @classmethod
+    def plan(cls, count: int, newest: int, batch_size: int, epochs: float, validations: int) -> Course:
+        """Steps for `epochs` passes over `count` rows and one over the newest of them, as of `plan_steps`."""
+        steps, interval = plan_steps(count, batch_size, epochs + newest / count, validations)
+        return cls(steps, interval, min(math.ceil(newest / batch_size), steps - 1))
+
+    @property
+    def stops_after(self) -> int:
+        """Steps up to which nothing stops early: all before the newest rows, where they have steps."""
+        return self.steps - self.newest_steps if self.newest_steps else 0
 
 
 class StepLoader:

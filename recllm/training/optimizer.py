@@ -102,10 +102,25 @@ class RowAdamW(torch.optim.AdamW):
         table.index_copy_(0, rows, value.addcdiv_(mean, spread, value=-rate / (1 - first**step)))
 
 
-def optimizer(module: torch.nn.Module, fit: FitConfig, steps: int) -> dict[str, Any]:
+def rise_and_fall(step: int, steps: int, warmup: float) -> float:
+    """The learning rate of a step, as a share of its peak: it rises over the warm-up, and falls to 0."""
+    rise = max(1, round(warmup * steps))
+    return min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
+
+
+def optimizer(
+    module: torch.nn.Module, fit: FitConfig, steps: int, newest_steps: int = 0, newest_lr: float = 1.0
+) -> dict[str, Any]:
     """AdamW on everything that trains; the learning rate rises over the warm-up and falls linearly to 0.
 
     Biases, norms and other vectors get no weight decay. Tables with row-sparse gradients get `RowAdamW`.
+
+    Args:
+        module: what trains.
+        fit: peak learning rate, warm-up, weight decay.
+        steps: of the training.
+        newest_steps: of them so many at the end, in which the rate rises and falls once more.
+        newest_lr: its peak there, as a multiple of the one before.
     """
     trainable = {name: value for name, value in module.named_parameters() if value.requires_grad}
     vectors = {
@@ -125,8 +140,12 @@ def optimizer(module: torch.nn.Module, fit: FitConfig, steps: int) -> dict[str, 
     # Under mixed precision Lightning clips gradients only for optimizers that are not fused.
     fused = fit.precision.endswith("true")
     adam = kind([group for group in groups if group["params"]], lr=fit.lr, fused=fused)
-    rise = max(1, round(fit.warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda step: min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
-    )
+    first = steps - newest_steps
+
+    def rate(step: int) -> float:
+        if step < first or not newest_steps:
+            return rise_and_fall(step, first, fit.warmup)
+        return newest_lr * rise_and_fall(step - first, newest_steps, fit.warmup)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, rate)
     return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

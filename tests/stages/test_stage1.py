@@ -17,8 +17,8 @@ from recllm.pipeline.run import Run
 from recllm.systems.crm import crm_inputs
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
-from recllm.training.loaders import Stream, plan_steps
-from stages.stage1 import CrmModule, ctr_loaders, rank_loaders, training_rows
+from recllm.training.loaders import Stream
+from stages.stage1 import CrmModule, ctr_loaders, newest_rows, plan_course, rank_loaders, training_rows
 
 
 class Killed(BaseException):
@@ -44,17 +44,18 @@ def train(make_stage, demo_log):
         run = Run.start([str(folder), *(f"trainer.{key}={value}" for key, value in words.items())])
         try:
             stage1 = run.config.stage1
-            rows = training_rows(demo_log, "all", "none")
-            size = (stage1.fit.batch_size, stage1.fit.epochs, stage1.fit.validations)
-            steps, interval = plan_steps(len(rows), *size)
+            rows = training_rows(demo_log, "all", stage1.hold_out)
+            course = plan_course(demo_log, stage1, rows)
             torch.manual_seed(0)
             inputs = crm_inputs(demo_log, stage1.inputs, None)
-            module = CrmModule(
-                build(table_sizes(demo_log), stage1.crm), stage1, steps, run.config.trainer.compile
-            )
+            model = build(table_sizes(demo_log), stage1.crm)
+            compiles = run.config.trainer.compile
+            module = CrmModule(model, stage1, course.steps, compiles, course.newest_steps)
             if kill is not None:
                 module.on_train_batch_start = lambda batch, index: _killed(module, kill)
-            fit(run, module, ctr_loaders(run, inputs, rows, steps), stage1.fit, interval, ["valid/auc"])
+            loaders = ctr_loaders(run, inputs, rows, course.steps, course.newest_steps)
+            after = course.stops_after
+            fit(run, module, loaders, stage1.fit, course.interval, ["valid/auc"], stops_after=after)
         finally:
             run._lock.close()
         return module, run
@@ -204,3 +205,90 @@ def test_a_batch_of_the_ranker_that_reaches_into_the_next_pass_draws_there_anew(
         popular = negatives(demo_log, rows[part], "popular", 4, number)
         wanted = np.concatenate([demo_log.item[rows[part], None], uniform, popular], 1)
         np.testing.assert_array_equal(items[part], wanted)
+
+
+def rows_of_steps(log, inputs, loaders, monkeypatch):
+    """The training rows of each step's batch."""
+    asked = []
+    gather = inputs.gather
+    monkeypatch.setattr(inputs, "gather", lambda rows: asked.append(rows) or gather(rows))
+    for step in range(loaders.steps):
+        loaders.train(step, 0, 1)
+    return asked
+
+
+@pytest.mark.parametrize("hold_out", ["none", "last500", "uniform500"])
+def test_the_last_pass_is_over_the_newest_of_the_rows_that_train(demo_log, make_stage, monkeypatch, hold_out):
+    keys = {"newest.share": 0.25, "hold_out": hold_out, "fit.epochs": 1.0}
+    config = merge([], {**SMALL, **{f"stage1.{key}": value for key, value in keys.items()}})
+    run = Run.start([str(make_stage("stage1/din", {"stage1": asdict(config)["stage1"], "seed": 0}))])
+    stage1 = run.config.stage1
+    rows = training_rows(demo_log, "all", hold_out)
+    course = plan_course(demo_log, stage1, rows)
+    inputs = crm_inputs(demo_log, stage1.inputs, None)
+    loaders = ctr_loaders(run, inputs, rows, course.steps, course.newest_steps)
+    batches = rows_of_steps(demo_log, inputs, loaders, monkeypatch)
+    # By hand: a quarter of the rows, in batches of 64.
+    count = round(len(rows) / 4)
+    assert course.newest_steps == -(-count // 64)
+    newest = rows[-count:]
+    in_time = demo_log.timestamp[rows]
+    assert demo_log.timestamp[newest].min() >= np.sort(in_time)[-count]
+    first, last = batches[: -course.newest_steps], batches[-course.newest_steps :]
+    together = np.concatenate(last)
+    assert len(together) == 64 * course.newest_steps
+    assert sorted(together[:count]) == sorted(newest.tolist())
+    assert set(np.concatenate(first).tolist()) == set(rows.tolist())
+    # In no step a row of validation or test, or one that is held out.
+    every = np.concatenate(batches)
+    assert (demo_log.split[every] == 0).all()
+    if hold_out != "none":
+        held = demo_log.rows("train", hold_out)
+        assert not np.isin(every, held).any()
+        if hold_out == "last500":
+            assert demo_log.timestamp[newest].max() <= demo_log.timestamp[held].min()
+
+
+NEWEST = {"newest.share": 0.3, "newest.lr": 0.5, "fit.lr": 0.02, "fit.epochs": 0.5}
+
+
+def test_labels_of_validation_and_test_train_nothing(train, demo_log, monkeypatch):
+    """The weights behind the last step are the same to the bit, whatever was liked later."""
+    wanted, _ = train(**NEWEST)
+    label = demo_log.label.copy()
+    label[demo_log.split > 0] = 1 - label[demo_log.split > 0]
+    monkeypatch.setattr(demo_log, "label", label)
+    module, _ = train(name="stage1/flipped", **NEWEST)
+    for name, value in weights(wanted).items():
+        assert torch.equal(weights(module)[name], value), name
+
+
+@pytest.mark.parametrize("kill", [10, 40])  # of 48 steps, the last of them over the newest rows
+def test_with_a_last_pass_it_resumes_to_the_bit(train, kill, demo_log):
+    whole, run = train(**NEWEST)
+    rows = training_rows(demo_log, "all", "none")
+    course = plan_course(demo_log, run.config.stage1, rows)
+    assert (kill > course.stops_after) == (kill == 40)
+    with pytest.raises(Killed):
+        train(kill=kill, name="stage1/killed", **NEWEST)
+    resumed, again = train(name="stage1/killed", **NEWEST)
+    for name, value in weights(whole).items():
+        assert torch.equal(weights(resumed)[name], value), name
+    assert curve(run) == curve(again)
+
+
+def test_nothing_stops_before_the_last_pass(train):
+    """With a rate that spoils the model at once and no patience, it still comes to the newest rows."""
+    spoiled = {"newest.share": 0.3, "fit.epochs": 0.5, "fit.validations": 10, "fit.patience": 1}
+    _, run = train(**{**spoiled, "fit.lr": 3.0, "fit.clip": 0.0})
+    scored = [row for row in curve(run) if row["valid/auc"]]
+    assert len(scored) > 2
+
+
+def test_without_times_no_row_is_the_newest(demo_log, monkeypatch):
+    rows = training_rows(demo_log, "all", "none")
+    assert newest_rows(demo_log, merge([], {}).stage1.newest, rows) == 0
+    monkeypatch.setitem(demo_log.meta, "timed", False)
+    config = merge([], {"stage1.newest.share": 0.25}).stage1
+    with pytest.raises(StageError, match=r"^stage1.newest.share=0.25, but .* no times .*wanted 0"):
+        newest_rows(demo_log, config.newest, rows)

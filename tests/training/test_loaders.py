@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recllm.errors import StageError
-from recllm.training.loaders import Loaders, RowLoader, StepLoader, Stream, plan_steps
+from recllm.training.loaders import Course, Loaders, NewestLast, RowLoader, StepLoader, Stream, plan_steps
 
 sizes = st.integers(1, 40)
 
@@ -178,3 +178,48 @@ def test_rows_of_like_length_share_a_batch():
     window = 16 * 8
     assert set(sorted_.indices(0)) <= set(np.concatenate([plain.indices(step) for step in range(16)]))
     assert set(np.concatenate(one)[:window]) == set(np.concatenate([plain.indices(s) for s in range(16)]))
+
+
+def test_the_last_steps_are_over_the_newest_rows_by_hand():
+    """10 rows in batches of 2: after 6 steps, one pass and a fifth, 2 steps over the rows 6, 7, 8 and 9."""
+    stream = NewestLast(count=10, newest=4, first=6, batch_size=2, seed=5)
+    plain = Stream(10, 2, 5)
+    for step in range(6):
+        np.testing.assert_array_equal(stream.indices(step), plain.indices(step))
+    assert sorted(stream.indices(6).tolist() + stream.indices(7).tolist()) == [6, 7, 8, 9]
+    assert sorted(stream.indices(8).tolist() + stream.indices(9).tolist()) == [6, 7, 8, 9]  # and over again
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 40),
+    share=st.floats(0, 1),
+    first=st.integers(0, 20),
+    per_rank=st.integers(1, 9),
+    world=st.integers(1, 3),
+)
+def test_no_batch_behind_the_first_stream_holds_an_older_row(count, share, first, per_rank, world):
+    newest = round(share * count)
+    whole = NewestLast(count, newest, first, per_rank * world, 7)
+    plain = Stream(count, per_rank * world, 7)
+    for step in range(first + 3):
+        indices = whole.indices(step)
+        if step < first or not newest:
+            np.testing.assert_array_equal(indices, plain.indices(step))
+        else:
+            assert indices.min() >= count - newest
+            assert indices.max() < count
+        shares = [whole.indices(step, rank, world) for rank in range(world)]
+        for rank, of_rank in enumerate(shares):
+            np.testing.assert_array_equal(of_rank, indices[rank::world])
+
+
+def test_a_course_by_hand():
+    """1,000 rows and then 250 of them: 125 steps of 10, rounded up to 4 times 32, 25 of them the last."""
+    course = Course.plan(1000, 250, 10, 1.0, 4)
+    assert course == Course(steps=128, interval=32, newest_steps=25)
+    assert course.stops_after == 103
+    plain = Course.plan(1000, 0, 10, 1.0, 4)
+    assert (plain.steps, plain.interval) == plan_steps(1000, 10, 1.0, 4)
+    assert plain.newest_steps == plain.stops_after == 0
+    assert Course.plan(1000, 1000, 10, 0.001, 4).newest_steps == 100  # of 101: a step before them there is

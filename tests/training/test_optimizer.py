@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from recllm.training.optimizer import RowAdamW, clip_norm, merged
+from recllm.config.stages import FitConfig
+from recllm.training.optimizer import RowAdamW, clip_norm, merged, optimizer
 
 
 def table(rows=7, sparse=True, dtype=torch.float64):
@@ -155,3 +156,24 @@ def test_padding_is_never_trained():
     after, _ = trained(model, optimizer_of(model, RowAdamW), [IDS] * 3)
     assert (after[0] == 0).all()
     assert functional.embedding(torch.tensor(1), after).abs().sum() > 0
+
+
+def rates(**arguments):
+    """The learning rate of each of 8 steps."""
+    fit = FitConfig(lr=0.5, warmup=0.5)
+    plan = optimizer(nn.Linear(2, 2), fit, 8, **arguments)
+    adam, schedule = plan["optimizer"], plan["lr_scheduler"]["scheduler"]
+    found = []
+    for _ in range(8):
+        found.append(adam.param_groups[0]["lr"])
+        adam.step()
+        schedule.step()
+    return found
+
+
+def test_rates_by_hand():
+    """Up in 4 of 8 steps and down; with 4 last ones, up in 2 of 4 and down, twice, then a tenth as high."""
+    assert rates() == pytest.approx([0.125, 0.25, 0.375, 0.5, 0.5, 0.375, 0.25, 0.125])
+    once = [0.25, 0.5, 0.5, 0.25]
+    last = [0.1 * rate for rate in once]
+    assert rates(newest_steps=4, newest_lr=0.1) == pytest.approx(once + last)
