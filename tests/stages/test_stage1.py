@@ -277,14 +277,6 @@ def test_with_a_last_pass_it_resumes_to_the_bit(train, kill, demo_log):
     assert curve(run) == curve(again)
 
 
-def test_nothing_stops_before_the_last_pass(train):
-    """With a rate that spoils the model at once and no patience, it still comes to the newest rows."""
-    spoiled = {"newest.share": 0.3, "fit.epochs": 0.5, "fit.validations": 10, "fit.patience": 1}
-    _, run = train(**{**spoiled, "fit.lr": 3.0, "fit.clip": 0.0})
-    scored = [row for row in curve(run) if row["valid/auc"]]
-    assert len(scored) > 2
-
-
 def test_without_times_no_row_is_the_newest(demo_log, monkeypatch):
     rows = training_rows(demo_log, "all", "none")
     assert newest_rows(demo_log, merge([], {}).stage1.newest, rows) == 0

@@ -1,6 +1,7 @@
 """The real `fit` with a small module: killed anywhere and resumed, it ends as if nothing had happened."""
 
 import csv
+import dataclasses
 import os
 import re
 import subprocess
@@ -534,3 +535,16 @@ def test_the_learning_rate_rises_and_falls_linearly():
 def test_a_batch_that_cannot_be_dealt_to_the_devices_is_refused(make_stage):
     with pytest.raises(StageError, match="batch_size=8 cannot be dealt to 3 devices"):
         train(make_stage("stage1/sim"), Small(), devices=3)
+
+
+@pytest.mark.parametrize(("after", "steps"), [(0, 12), (6, 18), (12, 24)])
+def test_nothing_stops_up_to_a_step(make_stage, after, steps):
+    """Scores fall from step 6 on; without patience the second of those that count ends the training."""
+    module = Small(scores=[0.0, 0.9, 0.8, 0.7, 0.6])
+    run = start(make_stage("stage1/sim"))
+    try:
+        settings = dataclasses.replace(FIT, patience=1)
+        fit(run, module, loaders(), settings, INTERVAL, ["valid/auc", "valid/hr@1"], stops_after=after)
+    finally:
+        run._lock.close()
+    assert module.steps_done == list(range(steps))
