@@ -476,6 +476,23 @@ def test_lms_order_anew_what_was_retrieved(root):
     assert "evaluate/all" not in nodes
 
 
+@pytest.mark.parametrize(
+    ("key", "crm", "named"),
+    [
+        ("stage1.next.targets=liked", "retriever", "retriever+targets-liked"),
+        ("stage1.negatives=15", "ranker", "ranker+negatives-15"),
+    ],
+)
+def test_a_key_of_one_objective_reaches_no_crm_of_another(root, key, crm, named):
+    task = "next" if crm == "retriever" else ""
+    words = ["evaluate", "SYSTEM=lora", f"CRM={crm} sim", f"TASK={task}"]
+    plain, given = needed(*words), needed(*words, key)
+    assert of_stage(given, "stage1") == {f"stage1/{named}", "stage1/sim"}
+    assert of_stage(given, "stage2") == {"stage2/lora"}
+    for folder in ("stage1/sim", "stage2/lora"):
+        assert given[folder].file.sha256 == plain[folder].file.sha256
+
+
 def test_an_evaluation_is_reached_by_its_own_keys_only(root):
     """What is measured over the whole catalog leaves the other evaluation as it is, and vice versa."""
     words = "evaluate.next.seen=kept", "evaluate.ctr_rows=first100"
