@@ -355,9 +355,15 @@ class Plan:
         return (NamePart("crm", self.request.gate),) if self.request.gate != GATE else ()
 
     def _tower_system(self, system: str, seed: int, log: Node, sweep: SweepValue | None) -> Node:
-        encoder = self._node(STAGES["encoder"], "encoder", {Role.LOG: log})
-        parents = {Role.LOG: log, Role.ENCODER: encoder}
         files = (f"stage2/{system}.yaml",)
+        own = "encoder" in self.read(self.conf / files[0])  # all other systems of two towers share one
+        encoder = self._node(
+            STAGES["encoder"],
+            f"encoder+{system}" if own else "encoder",
+            {Role.LOG: log},
+            files=files if own else (),
+        )
+        parents = {Role.LOG: log, Role.ENCODER: encoder}
         return self._node(STAGES["towers"], f"stage2/{system}", parents, files=files, seed=seed, sweep=sweep)
 
     def _tuned_system(

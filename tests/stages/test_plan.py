@@ -222,6 +222,9 @@ def test_two_towers_need_an_encoder_and_no_lm_crm_or_neighbors(root):
     }  # fmt: skip
     assert set(node.parents["encoder"].parents) == {"log"}
     assert node.module == "stages.towers"
+    both = needed("stage2", "SYSTEM=ctr-bert ctr-bert-minilm")
+    assert both["stage2/ctr-bert"].parents["encoder"].folder == "encoder"
+    assert both["stage2/ctr-bert-minilm"].parents["encoder"].folder == "encoder+ctr-bert-minilm"
     nodes = needed("stage3", "SYSTEM=ctr-bert lora")
     evaluate = next(node for folder, node in nodes.items() if folder.startswith("evaluate/"))
     assert evaluate.systems["towers"]["ctr-bert"].folder == "stage2/ctr-bert"
