@@ -206,7 +206,7 @@ def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
         "lm/tiny/prompts"
     }
     shown = {name: nodes[f"stage2/{name}"].config["prompt"]["retrieved"] for name in systems}
-    assert [name for name in systems if not shown[name]] == ["ctr-bert", "tallrec"]
+    assert [name for name in systems if not shown[name]] == ["ctr-bert", "ctr-bert-minilm", "tallrec"]
     assert nodes["lm/tiny/prompts"].config["prompt"]["retrieved"] is True
     wide, gated = (nodes[f"stage2/{name}"].config["stage2"]["adapter"] for name in ("lora-wide", "reclora"))
     assert wide["r"] == gated["r"] * gated["num_meta"]
