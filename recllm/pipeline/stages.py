@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 REPEATED = ("stage1", "stage2", "stage3", "cascade")
 """Stages that `ALL_DATA=1` repeats as validation chose them: of each a finished one is a parent."""
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
 """Goals at whose end every system is evaluated and the table is printed."""
+OF_OBJECTIVE = {"rank": ("stage1.negatives", "stage1.rank_rows"), "next": ("stage1.next",)}
+"""`stage1.objective` -> keys of stage 1 that are read with this objective only."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Stage:
         module: its `work(run)` makes it; of `tables` it is the data set's recipe, which the plan finds.
         sections: sections of the configuration that reach it.
         unread: keys of these sections that do not, with all below them: no value of theirs makes it stale.
+        of_others: the same of keys that other folders of the stage read: they have their defaults here.
         seed_section: the section whose own seed it takes, so that all seeds share it; empty: `SEED=`, if any.
         shared: whether several processes may be at work in one of its folders; they see to it themselves.
         trains_lm: whether only its like runs beside it: an LM in training uses all cores well, small models
@@ -34,6 +38,7 @@ class Stage:
     module: str
     sections: tuple[str, ...]
     unread: tuple[str, ...] = ()
+    of_others: tuple[str, ...] = ()
     seed_section: str = ""
     shared: bool = False
     trains_lm: bool = False
@@ -48,7 +53,12 @@ class Stage:
         """Whether a value of this dotted key of the configuration can change what the stage makes."""
         if key.partition(".")[0] not in self.sections:
             return False
-        return not any(f"{key}.".startswith(f"{unread}.") for unread in self.unread)
+        return not any(f"{key}.".startswith(f"{unread}.") for unread in (*self.unread, *self.of_others))
+
+    def of_objective(self, objective: str) -> Stage:
+        """Stage 1, or its tuning, of CRMs that are trained for an objective: it reads no other's keys."""
+        others = [keys for name, keys in OF_OBJECTIVE.items() if name != objective]
+        return dataclasses.replace(self, of_others=tuple(key for keys in others for key in keys))
 
 
 _MADE_INTO_LM = ("lm.seed", "lm.tiny", "lm.training")

@@ -24,7 +24,7 @@ from recllm.text.prompts import Pieces, Prompts, fill
 def encoder(stage: Finished) -> tuple[Any, Any, int]:
     """The encoder of a finished stage, its tokenizer and context: trained there, or named there."""
     config = stage.config.encoder
-    return load_encoder(config, stage.export if config.path is None else None)
+    return load_encoder(config, stage.export if config.is_exported else None)
 
 
 def tower_prompts(config: Config, log: EventLog, tokenizer: Any, context: int) -> Prompts:

@@ -15,12 +15,12 @@ from recllm import processes
 from recllm.console import say
 from recllm.errors import StageError
 from recllm.files import load_weights
+from recllm.lm.forwards import is_out_of_memory
 from recllm.lm.logprobs import candidate_logps
 from recllm.metrics import ranking_values
 from recllm.pipeline.run import Run
 from recllm.training.callbacks import WEIGHTS, broken, part_of, rows_of
 from recllm.training.checkpoints import best
-from recllm.training.micro_batches import is_out_of_memory
 from recllm.training.sharding import ShardedStrategy, shard
 
 

@@ -19,6 +19,7 @@ from recllm.config.schema import TrainerConfig
 from recllm.config.stages import FitConfig
 from recllm.console import say
 from recllm.errors import StageError
+from recllm.lm.forwards import is_out_of_memory
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.training.adapter_module import AdapterModule
@@ -26,7 +27,6 @@ from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, St
 from recllm.training.checkpoints import Selected, best, forget_others, repeats, resumable
 from recllm.training.launch import backend, start_processes
 from recllm.training.loaders import Loaders
-from recllm.training.micro_batches import is_out_of_memory
 from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
 

