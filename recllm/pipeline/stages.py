@@ -9,7 +9,11 @@ REPEATED = ("stage1", "stage2", "stage3", "cascade")
 """Stages that `ALL_DATA=1` repeats as validation chose them: of each a finished one is a parent."""
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
 """Goals at whose end every system is evaluated and the table is printed."""
-OF_OBJECTIVE = {"rank": ("stage1.negatives", "stage1.rank_rows"), "next": ("stage1.next",)}
+OF_OBJECTIVE = {
+    "ctr": ("stage1.newest", "stage1.cold_share"),
+    "rank": ("stage1.negatives", "stage1.rank_rows"),
+    "next": ("stage1.next",),
+}
 """`stage1.objective` -> keys of stage 1 that are read with this objective only."""
 
 

@@ -496,6 +496,14 @@ def test_a_key_of_one_objective_reaches_no_crm_of_another(root, key, crm, named)
         assert given[folder].file.sha256 == plain[folder].file.sha256
 
 
+def test_the_newest_rows_reach_crms_of_the_label_alone(root):
+    words = ["evaluate", "SYSTEM=none", "CRM=retriever ranker sim", "TASK=next"]
+    plain, given = needed(*words), needed(*words, "stage1.newest.share=0.3", "stage1.cold_share=0.3")
+    changed = of_stage(given, "stage1") - of_stage(plain, "stage1")
+    assert changed == {"stage1/sim+cold_share-0.3+share-0.3"}
+
+
+
 def test_an_evaluation_is_reached_by_its_own_keys_only(root):
     """What is measured over the whole catalog leaves the other evaluation as it is, and vice versa."""
     words = "evaluate.next.seen=kept", "evaluate.ctr_rows=first100"
