@@ -27,10 +27,17 @@ def test_rows_of_a_row_set(row_set, rows):
 @pytest.mark.parametrize(
     ("stage", "config", "wanted"),
     [
-        ("stage1", {"stage1": {"crm": {"name": "din"}, "fit": {"epochs": 1.5}}}, ("stage1 din", 1500)),
+        (
+            "stage1",
+            {"stage1": {"crm": {"name": "din"}, "newest": {"share": 0.25}, "fit": {"epochs": 1.5}}},
+            ("stage1 din", 1750),
+        ),
         (
             "tune",
-            {"stage1": {"crm": {"name": "din"}, "fit": {"epochs": 2.0}}, "tune": {"trials": 3}},
+            {
+                "stage1": {"crm": {"name": "din"}, "newest": {"share": 0.0}, "fit": {"epochs": 2.0}},
+                "tune": {"trials": 3},
+            },
             ("tune din", 6000),
         ),
         (
