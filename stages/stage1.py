@@ -106,7 +106,7 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
     return remaining
 
 
-def newest_rows(log: EventLog, config: NewestConfig, train: Rows) -> int:
+def count_newest(log: EventLog, config: NewestConfig, train: Rows) -> int:
     """How many of the training rows, in time order, the last pass is over; 0: there is none.
 
     Raises:
@@ -123,7 +123,7 @@ def newest_rows(log: EventLog, config: NewestConfig, train: Rows) -> int:
 def plan_course(log: EventLog, config: Stage1Config, train: Rows) -> Course:
     """The steps of objective `ctr` over the training rows."""
     fit = config.fit
-    newest = newest_rows(log, config.newest, train)
+    newest = count_newest(log, config.newest, train)
     return Course.plan(len(train), newest, fit.batch_size, fit.epochs, fit.validations)
 
 
@@ -139,7 +139,7 @@ def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int, newest_ste
     """
     config, log = run.config.stage1, inputs.log
     valid = selection_rows(log, config.fit.valid_rows, "stage1.fit.valid_rows", config.cold_share)
-    newest = newest_rows(log, config.newest, train) if newest_steps else 0
+    newest = count_newest(log, config.newest, train) if newest_steps else 0
     stream = NewestLast(len(train), newest, steps - newest_steps, config.fit.batch_size, run.config.seed)
 
     def batch(step: int, rank: int, world: int) -> Batch:
@@ -234,7 +234,7 @@ def train(
     held_out = "" if config.hold_out == "none" else f" ({config.hold_out} held out)"
     say(f"{len(rows):,} rows{held_out}, {course.steps:,} steps of {size}, validated every {course.interval}")
     if course.newest_steps:
-        num_newest = newest_rows(log, config.newest, rows)
+        num_newest = count_newest(log, config.newest, rows)
         say(f"the last {course.newest_steps:,} steps are over the {num_newest:,} newest rows alone")
     module = CrmModule(model, config, course.steps, run.config.trainer.compile, course.newest_steps)
     trainer = fit(

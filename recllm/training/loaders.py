@@ -130,6 +130,7 @@ class NewestLast:
         self.first = first
         self.oldest = count - newest
         self._all = Stream(count, batch_size, seed)
+        # Another seed, or the same draws would order both.
         self._newest = Stream(newest, batch_size, seed + 1_000) if newest else None
 
     def indices(self, step: int, rank: int = 0, world: int = 1) -> Rows:

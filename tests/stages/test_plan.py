@@ -503,7 +503,6 @@ def test_the_newest_rows_reach_crms_of_the_label_alone(root):
     assert changed == {"stage1/sim+cold_share-0.3+share-0.3"}
 
 
-
 def test_an_evaluation_is_reached_by_its_own_keys_only(root):
     """What is measured over the whole catalog leaves the other evaluation as it is, and vice versa."""
     words = "evaluate.next.seen=kept", "evaluate.ctr_rows=first100"

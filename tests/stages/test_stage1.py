@@ -18,7 +18,7 @@ from recllm.systems.crm import crm_inputs
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Stream
-from stages.stage1 import CrmModule, ctr_loaders, newest_rows, plan_course, rank_loaders, training_rows
+from stages.stage1 import CrmModule, count_newest, ctr_loaders, plan_course, rank_loaders, training_rows
 
 
 class Killed(BaseException):
@@ -207,7 +207,7 @@ def test_a_batch_of_the_ranker_that_reaches_into_the_next_pass_draws_there_anew(
         np.testing.assert_array_equal(items[part], wanted)
 
 
-def rows_of_steps(log, inputs, loaders, monkeypatch):
+def rows_of_steps(inputs, loaders, monkeypatch):
     """The training rows of each step's batch."""
     asked = []
     gather = inputs.gather
@@ -227,7 +227,7 @@ def test_the_last_pass_is_over_the_newest_of_the_rows_that_train(demo_log, make_
     course = plan_course(demo_log, stage1, rows)
     inputs = crm_inputs(demo_log, stage1.inputs, None)
     loaders = ctr_loaders(run, inputs, rows, course.steps, course.newest_steps)
-    batches = rows_of_steps(demo_log, inputs, loaders, monkeypatch)
+    batches = rows_of_steps(inputs, loaders, monkeypatch)
     # By hand: a quarter of the rows, in batches of 64.
     count = round(len(rows) / 4)
     assert course.newest_steps == -(-count // 64)
@@ -263,7 +263,7 @@ def test_labels_of_validation_and_test_train_nothing(train, demo_log, monkeypatc
         assert torch.equal(weights(module)[name], value), name
 
 
-@pytest.mark.parametrize("kill", [10, 40])  # of 48 steps, the last of them over the newest rows
+@pytest.mark.parametrize("kill", [10, 40])  # before the newest rows, and among them
 def test_with_a_last_pass_it_resumes_to_the_bit(train, kill, demo_log):
     whole, run = train(**NEWEST)
     rows = training_rows(demo_log, "all", "none")
@@ -279,8 +279,8 @@ def test_with_a_last_pass_it_resumes_to_the_bit(train, kill, demo_log):
 
 def test_without_times_no_row_is_the_newest(demo_log, monkeypatch):
     rows = training_rows(demo_log, "all", "none")
-    assert newest_rows(demo_log, merge([], {}).stage1.newest, rows) == 0
+    assert count_newest(demo_log, merge([], {}).stage1.newest, rows) == 0
     monkeypatch.setitem(demo_log.meta, "timed", False)
     config = merge([], {"stage1.newest.share": 0.25}).stage1
     with pytest.raises(StageError, match=r"^stage1.newest.share=0.25, but .* no times .*wanted 0"):
-        newest_rows(demo_log, config.newest, rows)
+        count_newest(demo_log, config.newest, rows)
