@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,7 @@ from recllm.console import say
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.rowsets import selection_rows
 from recllm.files import load_weights
+from recllm.lm.forwards import rows_for_scoring
 from recllm.lm.tasks import Batch, TowerPairs, sort_by_length
 from recllm.lm.towers import TwoTowers
 from recllm.pipeline.run import Run
@@ -29,17 +29,28 @@ from recllm.systems.texts import encoder, tower_prompts
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
+from recllm.training.micro_batch_module import MicroBatchModule
+from recllm.training.micro_batches import token_budget
 from recllm.training.optimizer import optimizer
+from recllm.training.precision import device_of
+
+VALID_BATCH = 256
+"""Rows of a validation batch, at most."""
 
 
-class TowersModule(lightning.LightningModule):
-    """Binary cross-entropy of the CTR logit; every distinct item of a batch is read once."""
+class TowersModule(MicroBatchModule):
+    """Binary cross-entropy of the CTR logit; every distinct item of a forward is read once."""
 
     def __init__(self, model: TwoTowers, settings: FitConfig, steps: int) -> None:
         """Train all of `model`."""
-        super().__init__()
-        self.model, self.settings, self.steps = model, settings, steps
+        super().__init__(model)
+        self.settings, self.steps = settings, steps
         self.auc = BinaryAUROC()
+
+    @property
+    def transformer(self) -> Any:
+        """See `MicroBatchModule`."""
+        return self.model.encoder
 
     def logits(self, batch: Batch) -> Tensor:
         """CTR logits [B], float32."""
@@ -47,9 +58,8 @@ class TowersModule(lightning.LightningModule):
         logits: Tensor = self.model(users, items[batch["pair"]]).float()
         return logits
 
-    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
-        """The loss of a step: mean over the rows."""
-        self.model.train()
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a micro-batch: mean over its rows."""
         loss = F.binary_cross_entropy_with_logits(self.logits(batch), batch["label"])
         return {"loss": loss * batch["loss_scale"]}
 
@@ -63,14 +73,25 @@ class TowersModule(lightning.LightningModule):
         return optimizer(self, self.settings, self.steps)
 
 
-def loaders(train: TowerPairs, valid: TowerPairs, settings: FitConfig, seed: int, steps: int) -> Loaders:
-    """Training batches of rows with user texts of like length; validation rows by length."""
-    stream = Stream(len(train), settings.batch_size, seed, train.lengths())
+def loaders(run: Run, train: TowerPairs, valid: TowerPairs, model: TwoTowers, steps: int) -> Loaders:
+    """Micro-batches of rows with user texts of like length, as large as memory allows for `model`."""
+    settings, trainer = run.config.stage2.fit, run.config.trainer
+    stream = Stream(len(train), settings.batch_size, run.config.seed, train.lengths())
+    lengths = train.forward_lengths()
+    budget = token_budget(model, trainer, lengths, settings.batch_size)
 
-    def batch(step: int, rank: int, world: int) -> Batch:
-        return train(stream.indices(step, rank, world)) | {"loss_scale": stream.loss_scale(rank, world)}
+    def batch(step: int, rank: int, world: int) -> list[Batch]:
+        indices = stream.indices(step, rank, world)
+        parts = stream.micro_batches(step, rank, world, budget.tokens, lengths)
+        return [train(indices[part]) | {"loss_scale": loss_scale} for part, loss_scale in parts]
 
-    return Loaders(train=batch, steps=steps, valid=[sort_by_length(valid)], valid_batch=256)
+    return Loaders(
+        train=batch,
+        steps=steps,
+        valid=[sort_by_length(valid)],
+        valid_batch=rows_for_scoring(valid.forward_lengths(), VALID_BATCH, device_of(trainer).type),
+        budget=budget,
+    )
 
 
 def work(run: Run) -> None:
@@ -91,7 +112,7 @@ def work(run: Run) -> None:
     weights = sum(value.numel() for value in model.parameters())
     say(f"{len(train):,} rows, {steps:,} steps of {settings.batch_size}, {weights:,} weights train")
     module = TowersModule(model, settings, steps)
-    batches = loaders(train, valid, settings, run.config.seed, steps)
+    batches = loaders(run, train, valid, model, steps)
     trainer = fit(run, module, batches, settings, interval, ["valid/auc"])
     if not trainer.is_global_zero:
         return

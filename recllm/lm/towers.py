@@ -7,7 +7,6 @@ same for all users and is computed once, and a pair costs a few multiplications.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from recllm.eventlog.log import Rows
 from recllm.files import write_json
 from recllm.lm.config import EncoderConfig, TowersConfig
 from recllm.lm.encoder import load_encoder
+from recllm.lm.forwards import cut_for_scoring
 from recllm.text.collate import Ragged, pad_right
 from recllm.text.prompts import Prompts
 
@@ -153,11 +153,11 @@ def _encode_texts(
     Batches are dealt over the processes of a stage, all of which get all vectors.
     """
     device = next(model.parameters()).device
-    order = np.argsort(lengths, kind="stable")
-    vectors = np.zeros((len(order), int(model.encoder.config.hidden_size)), np.float32)
-    for number, is_own in processes.dealt(math.ceil(len(order) / size)):
+    forwards = cut_for_scoring(lengths, size, device.type)
+    vectors = np.zeros((len(lengths), int(model.encoder.config.hidden_size)), np.float32)
+    for number, is_own in processes.dealt(len(forwards)):
         if is_own:
-            indices = order[number * size : (number + 1) * size]
+            indices = forwards[number]
             texts = pad_right(make(indices), pad_id)
             encoded = model.encode({name: value.to(device) for name, value in texts.items()})
             vectors[indices] = encoded.float().cpu().numpy()

@@ -27,6 +27,7 @@ from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, St
 from recllm.training.checkpoints import Selected, best, forget_others, repeats, resumable
 from recllm.training.launch import backend, start_processes
 from recllm.training.loaders import Loaders
+from recllm.training.micro_batch_module import MicroBatchModule
 from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
 
@@ -142,7 +143,7 @@ def fit(
         inference_mode=False,
         default_root_dir=run.folder,
     )
-    if config.recompute and isinstance(module, AdapterModule):
+    if config.recompute and isinstance(module, MicroBatchModule):
         module.recompute()
     torch.manual_seed(run.config.seed or 0)
     try:
@@ -155,7 +156,7 @@ def fit(
         raise SystemExit(128 + signal.SIGTERM) from stopped
     except RuntimeError as error:
         keys = memory_keys(
-            loaders.step_rows or settings.batch_size, config, isinstance(module, AdapterModule)
+            loaders.step_rows or settings.batch_size, config, isinstance(module, MicroBatchModule)
         )
         if not (in_step.is_open and keys and is_out_of_memory(error)):
             raise

@@ -9,8 +9,9 @@ from torch import nn
 
 from recllm.config.trainer import TrainerConfig
 from recllm.training import micro_batches
-from recllm.training.adapter_module import AdapterModule, summed
+from recllm.training.adapter_module import AdapterModule
 from recllm.training.loaders import Loaders, Stream
+from recllm.training.micro_batch_module import summed
 from recllm.training.micro_batches import TokenBudget, cut, cut_alike, token_budget, token_bytes
 from recllm.training.optimizer import optimizer
 from tests.training import test_fit as whole
