@@ -59,8 +59,17 @@ def write_vectors(run: Run, log: EventLog) -> None:
             met = cooccurrence_vectors(log, config.svd_dim, config.seed, without, config.metric)
         return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        write_array(run.folder / VECTORS, np.stack(list(pool.map(make, range(folds)))))
+    threads = torch.get_num_threads()
+    vectors = []
+    try:  # a thread a fold, as half of the work has one only; torch must not split its half again
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done, part in enumerate(pool.map(make, range(folds)), 1):
+                vectors.append(part)
+                run.tick()
+                say(f"vectors of {done} of {folds} folds")
+    finally:
+        torch.set_num_threads(threads)
+    write_array(run.folder / VECTORS, np.stack(vectors))
 
 
 def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArray[np.integer]) -> list[Path]:

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import svds
 
 from recllm.console import Progress
 from recllm.eventlog.log import EventLog
 from recllm.retrieval.config import check_kind
+from recllm.retrieval.singular import fits, leading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -165,9 +165,9 @@ def cooccurrence_vectors(
       that the cosine is that of the items' residual columns at rank svd_dim. Half and whole stars are equally
       spaced codes, so the codes serve as ratings; a log without ratings uses the label.
 
-    The solver is ARPACK's Lanczos (`scipy.sparse.linalg.svds`), started from a seeded vector: exact, and on a
-    matrix of ML-25M's size (162k x 59k, 18M cells, one thread) it took 10 s against 30 s of a randomized SVD
-    with four power iterations, whose last singular values were still 4 % too small.
+    The solver is a block Lanczos (`recllm.retrieval.singular`), started from seeded vectors, that goes on
+    until the residuals are small: a randomized SVD with four power iterations leaves the last singular values
+    of a matrix of ML-25M's size 4 % too small, and takes longer.
 
     Args:
         log: only rows with `log.train_events()` are read.
@@ -188,8 +188,9 @@ def cooccurrence_vectors(
     users, user = _numbered(log.user.take(rows), log.n_users)
     items, item = _numbered(log.item.take(rows), log.n_items)
     shape = (len(users), len(items))
+    repeats = log.meta.get("repeats", 1) > 0  # a log from before they were counted may have some
 
-    seen = sparse.csr_matrix((np.ones(len(rows), np.float32), (user, item)), shape=shape)
+    seen = _matrix(np.ones(len(rows), np.float32), user, item, shape, repeats)
     seen.data[:] = 1  # a repeated event counts once
     out[items, :svd_dim] = scale(_item_factors(seen, svd_dim, 0.5, seed), metric)
     del seen
@@ -207,7 +208,7 @@ def cooccurrence_vectors(
     for group, size in ((item, len(items)), (user, len(users))):
         mean = np.bincount(group, value, size) / np.maximum(np.bincount(group, minlength=size), 1)
         value = value - mean[group]
-    residual = sparse.csr_matrix((value.astype(np.float32), (user, item)), shape=shape)
+    residual = _matrix(value.astype(np.float32), user, item, shape, repeats)
     out[items, svd_dim:] = scale(_item_factors(residual, svd_dim, 1.0, seed), metric)
     return out
 
@@ -220,24 +221,37 @@ def _numbered(ids: NDArray[np.int32], size: int) -> tuple[NDArray[np.int64], NDA
     return met, place.take(ids)
 
 
+def _matrix(
+    values: Vectors,
+    user: NDArray[np.int32],
+    item: NDArray[np.int32],
+    shape: tuple[int, int],
+    repeats: bool,
+) -> sparse.csr_matrix:
+    """A matrix of events that are sorted by user, as the log's are; values of repeated ones are added."""
+    starts = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=shape[0]))])
+    matrix = sparse.csr_matrix((values, item, starts.astype(np.int32)), shape=shape, copy=repeats)
+    if repeats:
+        matrix.sum_duplicates()
+    return matrix
+
+
 def _item_factors(matrix: sparse.csr_matrix, dim: int, power: float, seed: int) -> Vectors:
     """V S^power of the truncated SVD, largest singular value first: `[columns, dim]`."""
     out = np.zeros((matrix.shape[1], dim), np.float32)
-    rank = min(matrix.shape)
     if np.abs(matrix.data).max(initial=0) <= 1e-6:  # e.g. all ratings equal: nothing but float noise is left
         return out
-    if rank <= dim:  # Lanczos finds fewer than all triplets; such a matrix is small enough to take as dense
-        _, values, vectors = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    if fits(matrix.shape, dim):
+        values, vectors = leading(matrix, dim, seed)
     else:
-        start = np.random.default_rng(seed).standard_normal(rank).astype(np.float32)
-        _, values, vectors = svds(matrix, k=dim, v0=start, return_singular_vectors="vh")
-        values = values[::-1]
-        vectors = vectors[::-1]
+        _, values, rows = np.linalg.svd(matrix.toarray(), full_matrices=False)
+        values = values[:dim]
+        vectors = rows[:dim].T
     # Lanczos on M^T M knows singular values to the square root of float32's precision, 3e-4 of the largest:
     # what lies below is noise, which s^(1/2) would lift. So are rows that are zero but for rounding, which
     # length 1 would lift.
     values = np.where(values > 1e-3 * values.max(), values, 0)
-    out[:, : len(values)] = vectors.T * values**power
+    out[:, : len(values)] = vectors * values**power
     length = np.linalg.norm(out, axis=1)
     out[length <= 1e-5 * length.max()] = 0
     return out
