@@ -1,10 +1,10 @@
 """The leading singular vectors of a large sparse matrix: block Lanczos with thick restarts.
 
-A basis of X, M^T M X, (M^T M)^2 X, ... is built from a block X of some vectors, and M^T M, which is never made,
-is projected onto it (Golub and Underwood 1977). Where the basis is full, the best of what it holds, and the
-last block, begin the next one (Wu and Simon 2000). A product with eight vectors reads the matrix once, and
-takes little more than twice the time of one with a single vector, which is what ARPACK asks for; and it ends
-at a residual that no neighbor feels.
+A basis of X, M^T M X, (M^T M)^2 X, ... is built from a block X of some vectors, and M^T M, which is never
+made, is projected onto it (Golub and Underwood 1977). Where the basis is full, the best of what it holds, and
+the last block, begin the next one (Wu and Simon 2000). A product with eight vectors reads the matrix once,
+and takes little more than twice the time of one with a single vector, which is what ARPACK asks for; and it
+ends at a residual that no neighbor feels.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ before, and test AUC rose from .8076 to .8094.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import faiss
@@ -24,7 +26,7 @@ from scipy import sparse
 
 from recllm.console import Progress
 from recllm.eventlog.log import EventLog
-from recllm.retrieval.config import check_kind
+from recllm.retrieval.config import RetrievalConfig, check_kind
 from recllm.retrieval.singular import fits, leading
 
 if TYPE_CHECKING:
@@ -296,3 +298,44 @@ def item_vectors(
     if metric == "cosine":
         return normalize(vectors)
     return (vectors / (np.linalg.norm(vectors, axis=1).max(initial=0) or 1.0)).astype(np.float32)
+
+
+def vectors_of_folds(
+    log: EventLog,
+    config: RetrievalConfig,
+    fold: NDArray[np.integer],
+    text: Vectors | None,
+    on_fold: Callable[[int], None] = lambda done: None,
+) -> Vectors:
+    """The vectors that each group of users is searched with, as many groups at once as torch has threads.
+
+    Args:
+        log: the event log.
+        config: kind and sizes of the vectors.
+        fold: group of each dense user id, `[n_users]`; with one group there is co-occurrence of everybody.
+        text: `[n_items, p]` from `lm_vectors`; None where none are wanted.
+        on_fold: called with the number of groups that are done, after each.
+
+    Returns:
+        float32 `[folds, n_items, D]`.
+    """
+    folds = int(fold.max()) + 1
+
+    def make(left: int) -> Vectors:
+        met = None
+        if config.vectors in ("cooccurrence", "both"):
+            without = fold == left if folds > 1 else None
+            met = cooccurrence_vectors(log, config.svd_dim, config.seed, without, config.metric)
+        return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
+
+    vectors = []
+    threads = torch.get_num_threads()
+    try:
+        # Half of the work is NumPy's, which has one thread; torch must not split its half again.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done, part in enumerate(pool.map(make, range(folds)), 1):
+                vectors.append(part)
+                on_fold(done)
+    finally:
+        torch.set_num_threads(threads)
+    return np.stack(vectors)
