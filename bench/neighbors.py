@@ -1,8 +1,8 @@
-"""What neighbors of a large log cost: vectors of all groups of users, and the search, as the stage makes them.
+"""What neighbors of a large log cost: vectors of all groups of users, and the search, as the stage does it.
 
-`make bench-neighbors` takes a generated log (`bench/logs.py`) of 25 million events; ARGS=5000000 another one. The
-LM's part of the vectors is random, as the time depends on its width alone; nothing else differs from
-`stages/retrieve.py`. Parts are measured in CPU seconds, which other work on the machine does not count in.
+`make bench-neighbors` takes a generated log (`bench/logs.py`) of 25 million events; ARGS=5000000 another one.
+The LM's part of the vectors is random, as the time depends on its width alone; nothing else differs from
+`stages/retrieve.py`. Parts are measured in CPU seconds, in which other work on the machine does not count.
 """
 
 from __future__ import annotations

@@ -40,10 +40,11 @@ from recllm.retrieval.vectors import Vectors
 Rows = NDArray[np.int64]
 
 BLOCK = 1 << 12  # queries in a block: fewer gather the history of a user again
-TILE = 128  # queries in one product: more waste work above the diagonal, fewer multiply small matrices
+TILE = 256  # queries in one product: more waste work above the diagonal, fewer multiply small matrices
 CELLS = 1 << 16  # scores of a product, about: what fits the cache
-SPAN_BITS = 9  # beyond 512 numbers NumPy's partition takes five times as long for each
-SPAN = 1 << SPAN_BITS  # history events in one product: their places are the low bits of a key
+# History events in one product, a power of two: their places are the low bits of a key. Beyond 512 numbers NumPy's
+# partition takes five times as long for each.
+SPAN = 1 << 9
 GRID = 2.0**20  # scores closer than 2^-20 tie
 # Added to a float32 within 2^20, it rounds to a whole number that the low 22 bits hold, as a positive one.
 ROUND = 1.25 * 2.0**23
@@ -217,7 +218,7 @@ def _merged(best: Rows, keys: NDArray[np.int32], low: int) -> Rows:
         keys.partition(length - k, axis=2)
         keys = keys[..., -k:]
     wide = keys.astype(np.int64)
-    wide = ((wide >> SPAN_BITS) << 32) + (wide & (SPAN - 1)) + low
+    wide = ((wide >> (SPAN.bit_length() - 1)) << 32) + (wide & (SPAN - 1)) + low
     wide[keys == NONE] = NOWHERE
     if low or length < k:
         wide = np.concatenate([best, wide], axis=2)
