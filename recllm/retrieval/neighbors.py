@@ -42,8 +42,8 @@ Rows = NDArray[np.int64]
 BLOCK = 1 << 12  # queries in a block: fewer gather the history of a user again
 TILE = 256  # queries in one product: more waste work above the diagonal, fewer multiply small matrices
 CELLS = 1 << 16  # scores of a product, about: what fits the cache
-# History events in one product, a power of two: their places are the low bits of a key. Beyond 512 numbers NumPy's
-# partition takes five times as long for each.
+# History events in one product, a power of two: their places are the low bits of a key. Beyond 512 numbers
+# NumPy's partition takes five times as long for each.
 SPAN = 1 << 9
 GRID = 2.0**20  # scores closer than 2^-20 tie
 # Added to a float32 within 2^20, it rounds to a whole number that the low 22 bits hold, as a positive one.
@@ -152,13 +152,13 @@ class Neighbors:
             ends = np.where(real, end[which] - begin[:, None], 0)
             best = self._best(targets.ravel()[which], begin, ends, int(k))
             best = np.where(best >= 0, best + begin[:, None, None], -1)
-            nearest[which[real], : best.shape[2]] = best[real]
+            nearest[which[real]] = best[real]
         if positions == "time":
             nearest.sort(axis=1)  # -1 lies before every row: padding on the left
         return nearest.reshape(*targets.shape, k)
 
     def _best(self, targets: NDArray[np.integer], begin: Rows, ends: Rows, k: int) -> Rows:
-        """Places in the history, best first, -1 where there is none, `[U, Q, at most k]`.
+        """Places in the history, best first, -1 where there is none, `[U, Q, k]`.
 
         Args:
             targets: `[U, Q]`, the queries of U blocks.
