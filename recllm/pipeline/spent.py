@@ -43,5 +43,6 @@ def spent(rules: Path) -> list[str]:
             f"  {folder:<{width}}  {duration(manifest.seconds):>10}  {share:>4.0%}  {memory:>8}{gpu}"
         )
     most = max(manifest.peak_memory_gb for _, _, manifest in made)
-    lines.append(f"{len(made)} stages, {duration(whole)} one after another, {most:.1f} GB at most")
+    stages = "1 stage" if len(made) == 1 else f"{len(made)} stages"
+    lines.append(f"{stages}, {duration(whole)} one after another, {most:.1f} GB at most")
     return lines
