@@ -238,9 +238,11 @@ def _batches(start: Rows, end: Rows) -> Iterator[tuple[Rows, NDArray[np.bool_]]]
     first = np.flatnonzero(place % BLOCK == 0)
     count = np.diff(np.append(first, len(start)))
     length = end[first + count - 1] - start[first]
-    by_length = np.argsort(length, kind="stable")
-    cells = np.cumsum((np.minimum(length, SPAN) * np.minimum(count, TILE))[by_length]) // CELLS
-    for blocks in np.split(by_length, np.flatnonzero(np.diff(cells)) + 1):
+    tiles = -(-count // TILE)  # a block with few queries beside one with many would be mostly filling
+    by_size = np.lexsort((length, tiles))
+    cells = np.cumsum((np.minimum(length, SPAN) * np.minimum(count, TILE))[by_size]) // CELLS
+    cuts = np.flatnonzero((np.diff(cells) > 0) | (np.diff(tiles[by_size]) > 0)) + 1
+    for blocks in np.split(by_size, cuts):
         if len(blocks):
             column = np.arange(count[blocks].max())
             real = column < count[blocks, None]
