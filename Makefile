@@ -76,7 +76,7 @@ ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
-BENCHES := bench-data bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm bench-sizes bench-gpu \
+BENCHES := bench-data bench-neighbors bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm bench-sizes bench-gpu \
            bench-stage3 bench-recommend bench-lists bench-next bench-serve
 
 .PHONY: help env own-environment few2many sweep describe config recommend score bundle serve onnx $(WORK) $(BENCHES) status table quality nightly test test-all lint format types check clean
@@ -98,7 +98,8 @@ tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
-	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' $(RUN)
+	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' $(RUN) && \
+	  $(PYTHON) -m stages.plan spent "$$rules"
 $(wordlist 2,99,$(RUN)):
 	@:
 
@@ -199,6 +200,9 @@ check: lint types test  ## lint, types and fast tests
 
 bench-data: | $(READY)  ## preparation and neighbors of 5 to 25 million generated events (RAW: ml-1m too)
 	@$(PYTHON) -m bench.scale $(if $(RAW),--raw "$(RAW)")
+
+bench-neighbors: | $(READY)  ## neighbors of 25 million generated events, all groups of users, k = 30 (ARGS=events)
+	@$(PYTHON) -m bench.neighbors $(ARGS)
 
 bench-retrieval: | $(READY)  ## ways to search a history, side by side
 	@$(PYTHON) -m bench.retrieval

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 SILENCE = 30.0
 """Seconds without a line after which a long loop says how far it is."""
+LONGEST_SILENCE = 30.0
+"""Seconds without a line after which a stage says that it is still at work, whatever it does."""
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Where Lightning, torchrun and Slurm tell a process which one it is: the first is 0 in all that are set."""
@@ -30,9 +35,43 @@ def say(text: str) -> None:
     """Print a line for the user, once over all processes; the run's name tells it from those beside it."""
     global _last_line
     _last_line = time.monotonic()
+    _print(text)
+
+
+def _print(text: str) -> None:
     if is_first_process():
         # The end of the line in the same write: runs side by side share the terminal.
         print(f"[{_speaker}] {text}\n" if _speaker else f"{text}\n", end="", flush=True)
+
+
+@contextmanager
+def pulse(state: Callable[[], str], every: float = 1.0) -> Iterator[None]:
+    """Says `state()` wherever nothing was said for `LONGEST_SILENCE` seconds, until the block ends.
+
+    It is for work that has no loop of its own to tell of: sorts, decompositions, libraries. A loop that tells
+    how far it is does so as if this had said nothing.
+
+    Args:
+        state: what is said.
+        every: seconds between two looks at the clock.
+    """
+    ended = threading.Event()
+    last = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last
+        while not ended.wait(every):
+            if time.monotonic() - max(_last_line, last) >= LONGEST_SILENCE:
+                last = time.monotonic()
+                _print(state())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class Progress:

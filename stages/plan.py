@@ -4,13 +4,14 @@
 
 `write` validates the configuration of every stage before anything runs, writes `config.yaml` where it
 changed, and the rules to `artifacts/<dataset>/plans/`, and prints their path; `status` shows what is done,
-stale or missing.
+stale or missing; `spent RULES`, at the end of a command, where its time went.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -22,6 +23,7 @@ from recllm.paths import FORMATS
 from recllm.pipeline.expected import ahead, told
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.makefile import write
+from recllm.pipeline.spent import spent
 from recllm.text.formats import DESCRIPTION, PROFILE, check_formats, parse_format
 
 
@@ -66,8 +68,12 @@ def check_texts(plan: Plan) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `write` or `status`; a configuration that cannot be used is one line and status 2."""
+    """Run `write`, `status` or `spent`; a configuration that cannot be used is one line and status 2."""
     try:
+        if arguments[0] == "spent":
+            for line in spent(Path(arguments[1])):
+                print(line)
+            return 0
         plan = Plan(parse(arguments[1:]))
         if arguments[0] == "status":
             show(plan)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from recllm.console import say
+from recllm.console import Progress, say
 from recllm.eventlog.candidates import hard_lists
 from recllm.eventlog.ids import UNUSED
 from recllm.eventlog.log import EventLog
@@ -20,11 +18,10 @@ from recllm.pipeline.stage_file import Role
 from recllm.retrieval.neighbors import Neighbors, write_neighbors
 from recllm.retrieval.vectors import (
     Vectors,
-    cooccurrence_vectors,
     embed_items,
-    item_vectors,
     lm_vectors,
     user_folds,
+    vectors_of_folds,
 )
 from recllm.systems.lm import causal_lm
 from recllm.systems.texts import build_pieces
@@ -45,22 +42,21 @@ def text_vectors(run: Run, log: EventLog) -> Vectors:
 
 
 def write_vectors(run: Run, log: EventLog) -> None:
-    """Write `folds.npy` [n_users] and `vectors.npy` [folds, n_items, D]; as many folds at once as threads."""
+    """Write `folds.npy` [n_users] and `vectors.npy` [folds, n_items, D]."""
     config = run.config.retrieval
     text = text_vectors(run, log) if config.vectors in ("lm", "both") else None
-    folds = config.folds if config.vectors != "lm" else 1
+    training_events = int(np.count_nonzero(log.training))
+    folds = config.num_folds(training_events)
+    if not config.folds:
+        say(f"{folds} groups of users for {training_events:,} training events (retrieval.folds says others)")
     fold = user_folds(log.n_users, folds, config.seed)
     write_array(run.folder / FOLDS, fold)
 
-    def make(left: int) -> Vectors:
-        met = None
-        if config.vectors in ("cooccurrence", "both"):
-            without = fold == left if folds > 1 else None
-            met = cooccurrence_vectors(log, config.svd_dim, config.seed, without, config.metric)
-        return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
+    def report(done: int) -> None:
+        run.tick()
+        say(f"vectors of {done} of {folds} groups")
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        write_array(run.folder / VECTORS, np.stack(list(pool.map(make, range(folds)))))
+    write_array(run.folder / VECTORS, vectors_of_folds(log, config, fold, text, report))
 
 
 def write_hard_candidates(run: Run, log: EventLog, vectors: Vectors, fold: NDArray[np.integer]) -> list[Path]:
@@ -86,15 +82,17 @@ def work(run: Run) -> None:
     fold = load_array(run.folder / FOLDS, mapped=False)
     neighbors = Neighbors(log, vectors, fold)
     is_sample = log.split != UNUSED
-    num_rows = len(is_sample)
+    progress: list[Progress] = []
 
     def report(row: int) -> None:
         run.tick()
-        if row % (BLOCK * 64) == 0 or row == num_rows:
-            say(f"neighbors of {row:,} of {num_rows:,} rows")
+        if not progress:
+            progress.append(Progress("rows searched", len(is_sample), row))
+        progress[0].reached(row)
 
     path = run.folder / NEIGHBORS
     write_neighbors(neighbors, is_sample, config.k, path, run.fingerprint, BLOCK, report)
+    say(f"neighbors of {len(is_sample):,} rows")
     outputs = [run.folder / name for name in (VECTORS, FOLDS, NEIGHBORS)]
     if config.hard:
         outputs += write_hard_candidates(run, log, vectors, fold)

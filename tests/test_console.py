@@ -1,9 +1,12 @@
 """What long loops say, and when."""
 
+import itertools
+import threading
+
 import pytest
 
 from recllm import console
-from recllm.console import Progress, duration, say
+from recllm.console import Progress, duration, pulse, say
 
 
 @pytest.fixture
@@ -89,3 +92,36 @@ def test_one_process_over_all_machines_speaks(monkeypatch, capsys, ranks, first)
         monkeypatch.setenv(name, value)
     say("a line")
     assert (capsys.readouterr().out == "a line\n") == first
+
+
+def test_work_that_tells_nothing_is_told_of(monkeypatch, capsys):
+    """Each look at the clock finds it half a minute later; the block ends when it was told of twice."""
+    told = threading.Semaphore(0)
+    seconds = itertools.count(0, 30)
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
+
+    def state():
+        told.release()
+        return "at work"
+
+    with pulse(state, every=0.001):
+        assert told.acquire(timeout=30)
+        assert told.acquire(timeout=30)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 2
+    assert set(lines) == {"at work"}
+
+
+def test_what_says_something_itself_is_not_told_of(monkeypatch, capsys):
+    looks = threading.Semaphore(0)
+
+    def now():
+        looks.release()
+        return 1000.0
+
+    monkeypatch.setattr(console.time, "monotonic", now)
+    with pulse(lambda: "at work", every=0.001):
+        say("a line")
+        for _ in range(10):
+            assert looks.acquire(timeout=30)
+    assert capsys.readouterr().out == "a line\n"

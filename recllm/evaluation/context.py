@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recllm.config.schema import EvaluateConfig
+from recllm.console import say
 from recllm.evaluation.stacking import Blend, Refit, Stacked
 from recllm.eventlog.all_data import check_holds_out
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.names import sized
 from recllm.paths import ADAPTER, RANKING_ADAPTER
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Group, Role
@@ -165,6 +167,15 @@ class Evaluation:
     def config(self) -> EvaluateConfig:
         """What is measured."""
         return self.run.config.evaluate
+
+    @cached_property
+    def lm_rows(self) -> str:
+        """Row set of the test split on which LMs answer Yes or No; of a large log it is said how many."""
+        rows = len(self.log.rows("test", "all"))
+        name = sized(self.config.ctr_rows, rows)
+        if name not in (self.config.ctr_rows, "all"):
+            say(f"LMs answer on {name} of {rows:,} test rows (evaluate.ctr_rows=all: on all of them)")
+        return name
 
     @property
     def aligned(self) -> Sequence[AlignedLm]:

@@ -86,7 +86,7 @@ def ctr(evaluation: Evaluation) -> list[ResultRow]:
     counting += evaluation.of_unrated
     crms = [system for system in evaluation.crms if Task.CTR in system.tasks]
     of_all = "all"
-    of_lms = evaluation.config.ctr_rows
+    of_lms = evaluation.lm_rows
     systems: dict[str, list[System]] = {}
     if not evaluation.run.file.sweep:
         systems[of_all] = [*counting, *crms]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recllm.eventlog.names import sized
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -56,7 +58,8 @@ def workload(
         amount = config["stage3"]["fit"]["epochs"] * config["stage3"]["rows"]
     elif stage == "evaluate":
         model = lm
-        amount = size(config["evaluate"]["ctr_rows"], samples) * max(1, systems)
+        asked = sized(config["evaluate"]["ctr_rows"], log.get("test", samples))
+        amount = size(asked, samples) * max(1, systems)
     elif stage in ("lm-text", "lm-prompts"):
         model = lm
         training = config["lm"]["training"]

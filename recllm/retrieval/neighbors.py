@@ -3,10 +3,11 @@
 Exact and causal: the candidates of a row are the rows of its history in the log, and nothing else is read.
 
 The queries of a user are sorted by the end of their history and cut into blocks. Blocks of like size, of
-whatever users, are searched together: one batched matrix product of targets and histories in pieces of `SPAN`
-events. A score goes onto a grid of 2^-20, ten times coarser than the noise of a float32 product, and is
-packed with the event's place in its piece into one int32. That makes the stated rule (score, then recency)
-exact, and leaves the selection to NumPy's vectorized partition of integers.
+whatever users, are searched together: their history is gathered once, in pieces of `SPAN` events, and each
+piece is multiplied with `TILE` targets at a time, as only those that have it in their history need it. A
+score goes onto a grid of 2^-20, ten times coarser than the noise of a float32 product, and is packed with the
+event's place in its piece into one int32. That makes the stated rule (score, then recency) exact, and leaves
+the selection to NumPy's vectorized partition of integers.
 
 What was measured against it is in `bench/retrieval.py`, figures in results/data/retrieval.json: a product and
 `torch.topk` for each user; `faiss.knn` over the rows before a block, merged with the masked product inside of
@@ -38,13 +39,15 @@ from recllm.retrieval.vectors import Vectors
 
 Rows = NDArray[np.int64]
 
-BLOCK = 256  # queries in a block: more waste work above the diagonal, fewer gather the history again
-CELLS = 1 << 16  # scores of a batch of blocks, about: what fits the cache
-SPAN = 1 << 10  # history events in one product, a power of two: their places are the low bits of a key
+BLOCK = 1 << 12  # queries in a block: fewer gather the history of a user again
+TILE = 256  # queries in one product: more waste work above the diagonal, fewer multiply small matrices
+CELLS = 1 << 16  # scores of a product, about: what fits the cache
+# History events in one product, a power of two: their places are the low bits of a key. Beyond 512 numbers
+# NumPy's partition takes five times as long for each.
+SPAN = 1 << 9
 GRID = 2.0**20  # scores closer than 2^-20 tie
-ROUND = (
-    1.5 * 2.0**23
-)  # added to a float32 below 2^22, it rounds to a whole number that the low bits then hold
+# Added to a float32 within 2^20, it rounds to a whole number that the low 22 bits hold, as a positive one.
+ROUND = 1.25 * 2.0**23
 NONE = np.iinfo(np.int32).min  # the key of no event; below every other
 NOWHERE = np.iinfo(np.int64).min  # the same for keys that name a place in the whole history
 LONGEST = 1.001  # of a vector: a score must not leave [-1, 1] by more than the key's top bits can hold
@@ -149,13 +152,13 @@ class Neighbors:
             ends = np.where(real, end[which] - begin[:, None], 0)
             best = self._best(targets.ravel()[which], begin, ends, int(k))
             best = np.where(best >= 0, best + begin[:, None, None], -1)
-            nearest[which[real], : best.shape[2]] = best[real]
+            nearest[which[real]] = best[real]
         if positions == "time":
             nearest.sort(axis=1)  # -1 lies before every row: padding on the left
         return nearest.reshape(*targets.shape, k)
 
     def _best(self, targets: NDArray[np.integer], begin: Rows, ends: Rows, k: int) -> Rows:
-        """Places in the history, best first, -1 where there is none, `[U, Q, at most k]`.
+        """Places in the history, best first, -1 where there is none, `[U, Q, k]`.
 
         Args:
             targets: `[U, Q]`, the queries of U blocks.
@@ -165,28 +168,62 @@ class Neighbors:
         """
         line = self.fold.take(self.log.user.take(begin)) * self.log.n_items
         query = torch.from_numpy(self.vectors.take(line[:, None] + targets, axis=0)).mul_(GRID)
-        last = int(ends.max())
-        shared = int(ends.min())
-        best = np.empty((*ends.shape, 0), np.int64)
-        for low in range(0, last, SPAN):
-            place = np.arange(low, min(low + SPAN, last))
-            row = np.minimum(begin[:, None] + place, len(self.log.item) - 1)  # blocks differ in length
+        best = np.full((*ends.shape, k), NOWHERE)
+        last = ends.max(axis=0)
+        for low in range(0, int(last.max()), SPAN):
+            row = np.arange(low, min(low + SPAN, int(last.max())))
+            row = np.minimum(begin[:, None] + row, len(self.log.item) - 1)  # blocks differ in length
             history = torch.from_numpy(self.vectors.take(line[:, None] + self.log.item.take(row), axis=0))
-            score = torch.bmm(query, history.transpose(1, 2))
-            bits = score.add_(ROUND).view(torch.int32)
-            torch.add(torch.arange(len(place), dtype=torch.int32), bits, alpha=SPAN, out=bits)
-            keys = bits.numpy()
-            open_to_all = min(max(shared - low, 0), len(place))
-            later = place[open_to_all:] >= ends[..., None]
-            np.copyto(keys[..., open_to_all:], NONE, where=later)
-            if len(place) > k:
-                keys.partition(len(place) - k, axis=2)
-                keys = keys[..., -k:]
-            wide = keys.astype(np.int64)
-            # The grid score stays in the high half; below it the place, now in the whole history.
-            wide = np.where(keys == NONE, NOWHERE, (wide // SPAN << 32) + wide % SPAN + low)
-            best = np.sort(np.concatenate([best, wide], axis=2), axis=2)[..., -k:]
+            for first in range(0, ends.shape[1], TILE):
+                tile = slice(first, first + TILE)
+                length = min(int(last[tile].max()) - low, SPAN)
+                if length > 0:
+                    keys = _keys(query[:, tile], history[:, :length], ends[:, tile] - low)
+                    best[:, tile] = _merged(best[:, tile], keys, low)
         return np.where(best == NOWHERE, -1, best & 0xFFFFFFFF)[..., ::-1]
+
+
+def _keys(query: torch.Tensor, history: torch.Tensor, ends: Rows) -> NDArray[np.int32]:
+    """Of each query and event the score on the grid, and below it the event's place, in one number.
+
+    Args:
+        query: `[U, Q, D]`, already multiplied by `GRID`.
+        history: `[U, L, D]`, at most `SPAN` events of each block.
+        ends: how many of these events are history to a query `[U, Q]`; all others get `NONE`.
+
+    Returns:
+        int32 `[U, Q, L]`.
+    """
+    bits = torch.bmm(query, history.transpose(1, 2)).add_(ROUND).view(torch.int32)
+    length = history.shape[1]
+    torch.add(torch.arange(length, dtype=torch.int32), bits, alpha=SPAN, out=bits)
+    keys = bits.numpy()
+    shared = min(max(int(ends.min()), 0), length)
+    later = np.arange(shared, length) >= ends[..., None]
+    np.copyto(keys[..., shared:], NONE, where=later)
+    return keys
+
+
+def _merged(best: Rows, keys: NDArray[np.int32], low: int) -> Rows:
+    """The largest keys of those so far and of one more piece of history, ascending.
+
+    Args:
+        best: `[U, Q, k]`: the grid score in the high half, below it the place in the whole history.
+        keys: of the piece `[U, Q, L]`; their order is lost.
+        low: place of its first event.
+    """
+    k = best.shape[2]
+    length = keys.shape[2]
+    if length > k:
+        keys.partition(length - k, axis=2)
+        keys = keys[..., -k:]
+    wide = keys.astype(np.int64)
+    wide = ((wide >> (SPAN.bit_length() - 1)) << 32) + (wide & (SPAN - 1)) + low
+    wide[keys == NONE] = NOWHERE
+    if low or length < k:
+        wide = np.concatenate([best, wide], axis=2)
+    wide.sort(axis=2)
+    return wide[..., -k:]
 
 
 def _batches(start: Rows, end: Rows) -> Iterator[tuple[Rows, NDArray[np.bool_]]]:
@@ -201,9 +238,11 @@ def _batches(start: Rows, end: Rows) -> Iterator[tuple[Rows, NDArray[np.bool_]]]
     first = np.flatnonzero(place % BLOCK == 0)
     count = np.diff(np.append(first, len(start)))
     length = end[first + count - 1] - start[first]
-    by_length = np.argsort(length, kind="stable")
-    cells = np.cumsum((length * count)[by_length]) // CELLS
-    for blocks in np.split(by_length, np.flatnonzero(np.diff(cells)) + 1):
+    tiles = -(-count // TILE)  # a block with few queries beside one with many would be mostly filling
+    by_size = np.lexsort((length, tiles))
+    cells = np.cumsum((np.minimum(length, SPAN) * np.minimum(count, TILE))[by_size]) // CELLS
+    cuts = np.flatnonzero((np.diff(cells) > 0) | (np.diff(tiles[by_size]) > 0)) + 1
+    for blocks in np.split(by_size, cuts):
         if len(blocks):
             column = np.arange(count[blocks].max())
             real = column < count[blocks, None]

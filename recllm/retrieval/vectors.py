@@ -14,6 +14,8 @@ before, and test AUC rose from .8076 to .8094.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import faiss
@@ -25,7 +27,7 @@ from scipy.sparse.linalg import svds
 
 from recllm.console import Progress
 from recllm.eventlog.log import EventLog
-from recllm.retrieval.config import check_kind
+from recllm.retrieval.config import RetrievalConfig, check_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,8 +190,9 @@ def cooccurrence_vectors(
     users, user = _numbered(log.user.take(rows), log.n_users)
     items, item = _numbered(log.item.take(rows), log.n_items)
     shape = (len(users), len(items))
+    repeats = log.meta.get("repeats", 1) > 0  # a log from before they were counted may have some
 
-    seen = sparse.csr_matrix((np.ones(len(rows), np.float32), (user, item)), shape=shape)
+    seen = _matrix(np.ones(len(rows), np.float32), user, item, shape, repeats)
     seen.data[:] = 1  # a repeated event counts once
     out[items, :svd_dim] = scale(_item_factors(seen, svd_dim, 0.5, seed), metric)
     del seen
@@ -207,7 +210,7 @@ def cooccurrence_vectors(
     for group, size in ((item, len(items)), (user, len(users))):
         mean = np.bincount(group, value, size) / np.maximum(np.bincount(group, minlength=size), 1)
         value = value - mean[group]
-    residual = sparse.csr_matrix((value.astype(np.float32), (user, item)), shape=shape)
+    residual = _matrix(value.astype(np.float32), user, item, shape, repeats)
     out[items, svd_dim:] = scale(_item_factors(residual, svd_dim, 1.0, seed), metric)
     return out
 
@@ -218,6 +221,21 @@ def _numbered(ids: NDArray[np.int32], size: int) -> tuple[NDArray[np.int64], NDA
     place = np.zeros(size, np.int32)
     place[met] = np.arange(len(met))
     return met, place.take(ids)
+
+
+def _matrix(
+    values: Vectors,
+    user: NDArray[np.int32],
+    item: NDArray[np.int32],
+    shape: tuple[int, int],
+    repeats: bool,
+) -> sparse.csr_matrix:
+    """A matrix of events that are sorted by user, as the log's are; values of repeated ones are added."""
+    starts = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=shape[0]))])
+    matrix = sparse.csr_matrix((values, item, starts.astype(np.int32)), shape=shape, copy=repeats)
+    if repeats:
+        matrix.sum_duplicates()
+    return matrix
 
 
 def _item_factors(matrix: sparse.csr_matrix, dim: int, power: float, seed: int) -> Vectors:
@@ -282,3 +300,44 @@ def item_vectors(
     if metric == "cosine":
         return normalize(vectors)
     return (vectors / (np.linalg.norm(vectors, axis=1).max(initial=0) or 1.0)).astype(np.float32)
+
+
+def vectors_of_folds(
+    log: EventLog,
+    config: RetrievalConfig,
+    fold: NDArray[np.integer],
+    text: Vectors | None,
+    on_fold: Callable[[int], None] = lambda done: None,
+) -> Vectors:
+    """The vectors that each group of users is searched with, as many groups at once as torch has threads.
+
+    Args:
+        log: the event log.
+        config: kind and sizes of the vectors.
+        fold: group of each dense user id, `[n_users]`; with one group there is co-occurrence of everybody.
+        text: `[n_items, p]` from `lm_vectors`; None where none are wanted.
+        on_fold: called with the number of groups that are done, after each.
+
+    Returns:
+        float32 `[folds, n_items, D]`.
+    """
+    folds = int(fold.max()) + 1
+
+    def make(left: int) -> Vectors:
+        met = None
+        if config.vectors in ("cooccurrence", "both"):
+            without = fold == left if folds > 1 else None
+            met = cooccurrence_vectors(log, config.svd_dim, config.seed, without, config.metric)
+        return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
+
+    vectors = []
+    threads = torch.get_num_threads()
+    try:
+        # Half of the work is NumPy's, which has one thread; torch must not split its half again.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done, part in enumerate(pool.map(make, range(folds)), 1):
+                vectors.append(part)
+                on_fold(done)
+    finally:
+        torch.set_num_threads(threads)
+    return np.stack(vectors)

@@ -23,12 +23,12 @@ from recllm.lm.forwards import is_out_of_memory
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.training.adapter_module import AdapterModule
+from recllm.training.adapter_precision import AdapterPrecision
 from recllm.training.callbacks import Curves, InStep, Last, SaveAt, StepSeed, Stop, Waiting
 from recllm.training.checkpoints import Selected, best, forget_others, repeats, resumable
 from recllm.training.launch import backend, start_processes
 from recllm.training.loaders import Loaders
 from recllm.training.micro_batch_module import MicroBatchModule
-from recllm.training.precision import AdapterPrecision
 from recllm.training.sharding import ShardedStrategy
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.fabric.strategies import DDPStrategy
 
 from recllm import processes
 from recllm.config.trainer import TrainerConfig
@@ -32,6 +29,9 @@ def start_processes(config: TrainerConfig) -> None:
     if config.processes == 1 or config.strategy not in DEALING:
         return
     if not torch.distributed.is_initialized():
+        from lightning.fabric import Fabric  # seconds that a single process need not wait
+        from lightning.fabric.strategies import DDPStrategy
+
         _check_meeting(config)
         strategy = DDPStrategy(process_group_backend=backend(config))
         fabric = Fabric(
@@ -46,6 +46,8 @@ def start_processes(config: TrainerConfig) -> None:
 
 def _check_meeting(config: TrainerConfig) -> None:
     """Refuse several machines of which this one does not know where they meet."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
     needed = ("MASTER_ADDR", "MASTER_PORT")
     if config.num_nodes == 1 or SLURMEnvironment.detect() or all(name in os.environ for name in needed):
         return

@@ -1,4 +1,4 @@
-"""Device, precision and compilation."""
+"""Device, precision and compilation, also for what only scores: Lightning is not loaded for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.plugins.precision import HalfPrecision
 
 from recllm.config.schema import TrainerConfig
 from recllm.console import say
@@ -19,19 +18,6 @@ def device_of(trainer: TrainerConfig) -> torch.device:
     """Where work outside of training runs: the GPU where training would use one, else the CPU."""
     gpu = trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     return torch.device("cuda" if gpu else "cpu")
-
-
-class AdapterPrecision(HalfPrecision):
-    """Lightning's `bf16-true` for an LM with an adapter: its batches stay as they are.
-
-    The frozen LM and the adapter's A and B are converted. What reads a representation stays float32
-    (`recllm.reclora.heads.Head`), and so do representations and the log-probabilities of a reference, which
-    Lightning would round.
-    """
-
-    def convert_input(self, data: Any) -> Any:
-        """The batch, as it is."""
-        return data
 
 
 def training_precision(model: torch.nn.Module, precision: str) -> AbstractContextManager[Any]:

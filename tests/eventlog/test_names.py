@@ -1,7 +1,7 @@
 import pytest
 
 from recllm.errors import ConfigError
-from recllm.eventlog.names import CandidateKind, RowSet, check_hold_out, check_rows
+from recllm.eventlog.names import ENOUGH_ROWS, CandidateKind, RowSet, check_hold_out, check_rows, sized
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,17 @@ def test_a_kind_of_candidates_is_read_and_written(text, kind, size):
 def test_other_candidates_are_refused_in_one_line(text):
     with pytest.raises(ConfigError, match=r"candidates '.*' are unknown; wanted uniform<n>, popular<n> or"):
         CandidateKind.parse(text)
+
+
+def test_a_large_split_is_measured_on_as_many_rows_as_an_auc_needs():
+    assert sized("auto", 97_002) == sized("auto", ENOUGH_ROWS) == "all"
+    assert sized("auto", ENOUGH_ROWS + 1) == f"uniform{ENOUGH_ROWS}"
+    assert sized("all", 10**7) == "all"
+    assert sized("first30000", 10**7) == "first30000"
+    # Hanley and McNeil (1982), likes and dislikes n / 2 each, AUC A: half of the 95 % interval.
+    area = 0.8
+    one = area / (2 - area) - area**2
+    other = 2 * area**2 / (1 + area) - area**2
+    half = ENOUGH_ROWS / 2
+    variance = (area * (1 - area) + (half - 1) * (one + other)) / half**2
+    assert 0.0018 < 1.96 * variance**0.5 < 0.002

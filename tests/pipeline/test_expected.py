@@ -51,6 +51,8 @@ def test_rows_of_a_row_set(row_set, rows):
         ),
         ("stage3", {"lm": LM, "stage3": {"rows": 40, "fit": {"epochs": 2.0}}}, ("stage3 tiny", 80)),
         ("evaluate", {"lm": LM, "evaluate": {"ctr_rows": "uniform50"}}, ("evaluate tiny", 50 * 4)),
+        # `auto` is all of a small log.
+        ("evaluate", {"lm": LM, "evaluate": {"ctr_rows": "auto"}}, ("evaluate tiny", 1000 * 4)),
         ("lm-text", {"lm": LM}, ("lm-text tiny", 700)),
         ("lm-prompts", {"lm": LM}, ("lm-prompts tiny", 900)),
         ("neighbors", {"lm": LM}, ("neighbors tiny", 1000)),

@@ -63,6 +63,7 @@ def test_events_without_vector_rank_between_positive_and_negative(write_log):
 def test_equals_naive(write_log, monkeypatch, few_vectors):
     # Small blocks, batches and pieces, so that every boundary between them is crossed many times.
     monkeypatch.setattr(module, "BLOCK", 7)
+    monkeypatch.setattr(module, "TILE", 3)
     monkeypatch.setattr(module, "CELLS", 200)
     monkeypatch.setattr(module, "SPAN", 16)
     rng = np.random.default_rng(0)

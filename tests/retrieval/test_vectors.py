@@ -288,3 +288,11 @@ def test_cooccurrence_without_a_fold_knows_nothing_of_its_users(write_log):
     moved = [cooccurrence_vectors(x, 5, without=fold == 1) for x in (log, changed)]
     assert (kept[0] == kept[1]).all()
     assert np.abs(moved[0] - moved[1]).max() > 0.01
+
+
+def test_the_log_says_how_many_groups_of_users_there_are():
+    assert [RetrievalConfig().num_folds(events) for events in (800_000, 10_000_000, 10_000_001)] == [5, 5, 2]
+    assert RetrievalConfig(folds=3).num_folds(20_000_000) == 3
+    assert RetrievalConfig(vectors="lm", folds=3).num_folds(1_000) == 1
+    with pytest.raises(ValueError, match=r"retrieval\.folds=-1"):
+        RetrievalConfig(folds=-1)
