@@ -396,7 +396,7 @@ class TargetAttention(nn.Module):
 
 
 def _merged(marks: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Marks, ids [B, T] and outputs [n, h] each, of which neighbors with few values between them are one."""
+    """Marks, ids [B, T] and what sums over marks [n, h] each, of which neighbors with few values between them are one."""
     merged: list[tuple[Tensor, Tensor]] = []
     for ids, rows in marks:
         if merged and len(merged[-1][1]) * len(rows) <= MERGED:
@@ -437,16 +437,19 @@ class HistoryFields(nn.Module):
         mean_weight = mask.to(embeddings.rating.weight.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
         parts = embeddings.parts(batch, "recent")
         means = []
-        weights = torch.zeros((), device=mask.device)
+        weights = []
         weighing = [linear for linear in (self.of_rating, self.of_interval) if linear is not None]
         for (table, ids), weigh in zip(parts[2:], weighing, strict=True):
             means.append(weighted_sums(table, ids, mean_weight.unsqueeze(1)).squeeze(1))
-            # Once a value of few. A row more in front: the first one has no gradient, and events without a
-            # rating, of code 0, have a weight all the same.
-            weights = weights + rows_of(functional.pad(weigh(table.rows()), (0, 0, 1, 0)), ids + 1)
-        weights = (weights * mean_weight.unsqueeze(2)).transpose(1, 2)
-        pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
-        return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
+            weights.append((ids, weigh(table.rows())))
+        # Once a value of few. A row more in front: the first one has no gradient, and events without a
+        # rating, of code 0, have a weight all the same.
+        looked_up = [rows_of(functional.pad(rows, (0, 0, 1, 0)), ids + 1) for ids, rows in _merged(weights)]
+        of_events = sum(looked_up[1:], looked_up[0]).transpose(1, 2)
+        # Padding has weights too, but its rows are zero: the mean is taken of the sums, not of the weights.
+        pooled = [weighted_sums(table, ids, of_events) for table, ids in parts[:2]]
+        fields = torch.cat(pooled, dim=1) / mask.sum(1).clamp_min(1)[:, None, None]
+        return torch.cat([fields, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
 
 
 def aligned(batch: Batch, end: str) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
     Args:
         table: n rows of width d; row 0, which is zero, gets no gradient, whatever its weights.
         ids: integers [B, T].
-        weights: [B, C, T], 0 where `ids` is padding; events of code 0, as those without a rating, have some.
+        weights: [B, C, T], of any value where `ids` is 0.
 
     Returns:
         [B, C, d].
