@@ -48,18 +48,27 @@ class _Work:
     ) -> tuple[Tensor, list[Tensor]]:
         """First layers' matrices [c, d, h] and hidden layers [c T, h] after ReLU of a piece."""
         samples, length, _ = vectors[0].shape
-        matrix = torch.mul(query.unsqueeze(2), of_product, out=self.matrix[:samples]).add_(of_event)
+        matrix = torch.addcmul(of_event, query.unsqueeze(2), of_product, out=self.matrix[:samples])
         hidden = [layer[: samples * length] for layer in self.hidden]
         first = hidden[0].view(samples, length, -1)
-        first.copy_(constant.unsqueeze(1).expand_as(first))
-        for ids, rows in marks:
-            hidden[0].add_(torch.index_select(rows, 0, ids.view(-1), out=self.marked[: len(hidden[0])]))
+        if marks:
+            self._look_up(marks, hidden[0])
+            first.add_(constant.unsqueeze(1))
+        else:
+            first.copy_(constant.unsqueeze(1).expand_as(first))
         for part, columns in zip(vectors, self.columns, strict=True):
             first.baddbmm_(part, matrix[:, columns])
         hidden[0].relu_()
         for below, above, (weight, bias) in zip(hidden, hidden[1:], deeper, strict=False):
             torch.addmm(bias, below, weight.t(), out=above).relu_()
         return matrix, hidden
+
+    def _look_up(self, marks: Sequence[tuple[Tensor, Tensor]], out: Tensor) -> None:
+        """Sum of the rows that the marks name, `out` [c T, h]."""
+        (ids, rows), *others = marks
+        torch.index_select(rows, 0, ids.view(-1), out=out)
+        for ids, rows in others:
+            out.add_(torch.index_select(rows, 0, ids.view(-1), out=self.marked[: len(out)]))
 
 
 def _columns(vectors: Sequence[Tensor]) -> list[slice]:
