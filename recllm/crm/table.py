@@ -44,8 +44,8 @@ class Rows(torch.autograd.Function):
 class WeightedRows(torch.autograd.Function):
     """Weighted sums of a table's rows, of which no rows [B, T, d] are made.
 
-    Arguments of `apply`: table float [n, d]; ids, integers [B, T]; weights [B, C, T]. Returns [B, C, d]. Row 0
-    gets no gradient.
+    Arguments of `apply`: table float [n, d]; ids, integers [B, T]; weights [B, C, T]. Returns [B, C, d].
+    Row 0 gets no gradient.
 
     Forward and gradient of the table are PyTorch's embedding bags, which multiply and add rows as they read
     them: the bags of the one are samples and hold rows of the table, those of the other are rows of the table
