@@ -3,7 +3,7 @@
 The CRM has the shape of `conf/stage1/<crm>.yaml` and reads a generated log of MovieLens-1M's shape
 (`bench/loader.py`). A step is cut into its parts, from the order of the rows to the optimizer, each with its
 share; of forward and backward the operators that take most, by PyTorch's profiler. Beside it stands what this
-machine can do at best: one large product of matrices in float32, and a copy of more memory than a cache holds.
+machine can do at best: one large product of matrices in float32, and a copy of more memory than caches hold.
 
 Events that SIM reads as nearest ones are the latest here: finding them is no part of a step, and what the
 model does with them is the same.

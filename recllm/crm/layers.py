@@ -396,7 +396,7 @@ class TargetAttention(nn.Module):
 
 
 def _merged(marks: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Marks as ids [B, T] and what a sum over marks takes of each value [n, h]; few values together are one."""
+    """Marks as ids [B, T] and what a sum over marks takes of each value [n, h]; few values become one."""
     merged: list[tuple[Tensor, Tensor]] = []
     for ids, rows in marks:
         if merged and len(merged[-1][1]) * len(rows) <= MERGED:
