@@ -391,7 +391,7 @@ class TargetAttention(nn.Module):
                 *marks,
                 *(value.to(dtype) for value in deeper),
             )
-            sums = [weighted_sums(*mark, weights.unsqueeze(1)).squeeze(1) for mark in events.marks]
+        sums = [weighted_sums(*mark, weights.unsqueeze(1)).squeeze(1) for mark in events.marks]
         return torch.cat([interest, *sums], dim=1)
 
 
