@@ -84,6 +84,8 @@ def steps(log: EventLog, config: Stage1Config, parts: Parts) -> Iterator[tuple[M
         table.sparse = config.sparse_tables
     inputs, statistics = inputs_of(log, config)
     rows = log.rows("train", "all")
+    if statistics is not None:
+        statistics(rows)  # as in a training under way, all rows' codes are kept from now on
     stream = Stream(len(rows), config.fit.batch_size, seed=0)
     adam = optimizer(model, config.fit, 1_000)["optimizer"]
     for number in itertools.count():
