@@ -76,8 +76,8 @@ ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 
-BENCHES := bench-data bench-neighbors bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm bench-sizes bench-gpu \
-           bench-stage3 bench-recommend bench-lists bench-next bench-serve
+BENCHES := profile bench-data bench-neighbors bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm \
+           bench-sizes bench-gpu bench-stage3 bench-recommend bench-lists bench-next bench-serve
 
 .PHONY: help env own-environment few2many sweep describe config recommend score bundle serve onnx $(WORK) $(BENCHES) status table quality nightly test test-all lint format types check clean
 
@@ -221,6 +221,9 @@ FUXICTR_COMMIT := 0245987fdc1d43c36164ea496a02324885a8557a
 	@git clone --quiet --bare $(FUXICTR_GIT) $(@D)/repository
 	@git --git-dir $(@D)/repository archive $(FUXICTR_COMMIT) model_zoo | tar x -C $(@D) --strip-components 1
 	@rm -rf $(@D)/repository && touch $@
+
+profile: | $(READY)  ## where a training step of a CRM goes, beside the best this machine can do (CRM=sim)
+	@$(PYTHON) -m bench.profile $(or $(CRM),sim)
 
 bench-tables: | $(READY)  ## a step of DIN by rows with tables of 1 and 6 million rows: time and memory
 	@$(PYTHON) -m bench.tables

@@ -39,5 +39,5 @@ class DIN(FieldModel):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logit [B] and representation [B, d_c] of a batch, float."""
         sample, query = self.embeddings.sample(batch)
-        interest = self.attention(query, *self.embeddings.events(batch, "recent"))
+        interest = self.attention(query, self.embeddings.history(batch, "recent"))
         return self.tower(torch.cat([sample, interest], dim=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,6 +22,9 @@ Batch = Mapping[str, Tensor]
 RANK_BUCKETS = 16
 """Buckets of a retrieved event's rank by similarity: 0 padding, else 1 + floor(log2(rank))."""
 
+MERGED = 4096
+"""Most pairs of values of two marks, such as a rating and a time interval, that are looked up as one."""
+
 POSITIONS = 256
 """Positions that sequential models tell apart, counted from the latest event."""
 
@@ -28,6 +32,22 @@ POSITIONS = 256
 def _identifying(sizes: Sequence[int]) -> list[int]:
     """Fields with at least half as many values as field 0: they name the user or item nearly as its id."""
     return [index for index, size in enumerate(sizes) if 2 * size >= sizes[0]]
+
+
+@dataclass(frozen=True)
+class Events:
+    """A list of history events, in parts."""
+
+    vectors: list[Tensor]
+    """[B, T, d] each, laid out as the query: item, category and, with `config.text_dim`, text."""
+    marks: list[tuple[Table, Tensor]]
+    """What a target lacks, each one's table, of few rows, and ids [B, T]: rating, interval, rank."""
+    mask: Tensor
+    """[B, T] bool, true where an event is; elsewhere vectors are zero and ids 0."""
+
+    def joined(self) -> Tensor:
+        """The parts side by side [B, T, d_e]."""
+        return torch.cat([*self.vectors, *(table(ids) for table, ids in self.marks)], dim=-1)
 
 
 class Embeddings(nn.Module):
@@ -140,8 +160,8 @@ class Embeddings(nn.Module):
             parts.append((self.interval, batch[f"{kind}_interval"]))
         return [(table, ids.masked_fill(padding, 0)) for table, ids in parts]
 
-    def events(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
-        """Embeds one list of history events: item, category, text, rating, interval (and rank) joined.
+    def history(self, batch: Batch, kind: str) -> Events:
+        """Embeds one list of history events, as far as attention wants them embedded.
 
         Args:
             batch: `<kind>_item` [B, T, F_i], `<kind>_rating` and `<kind>_interval` [B, T], integers;
@@ -150,24 +170,38 @@ class Embeddings(nn.Module):
             kind: `recent` or `retrieved`.
 
         Returns:
+            Vectors: item, category, text, which a target has too; marks: rating, interval, rank.
+        """
+        mask = batch[f"{kind}_mask"]
+        item, category, *marks = self.parts(batch, kind)
+        vectors = [table(ids) for table, ids in (item, category)]
+        if self.text is not None:
+            vectors += self._texts(batch[f"{kind}_dense"].masked_fill(~mask, 0))
+        if kind == "retrieved":
+            marks.append(self.ranks(batch["retrieved_rank"].masked_fill(~mask, 0)))
+        return Events(vectors, marks, mask)
+
+    def events(self, batch: Batch, kind: str) -> tuple[Tensor, Tensor]:
+        """Embeds one list of history events: item, category, text, rating, interval (and rank) joined.
+
+        Args:
+            batch: as for `history`.
+            kind: `recent` or `retrieved`.
+
+        Returns:
             Events [B, T, event_dim] (retrieved ones [B, T, retrieved_dim]), float, whose first columns are
             laid out as the query of `sample`; zero where the mask is false, whatever ids stand there; and the
             mask.
         """
-        mask = batch[f"{kind}_mask"]
-        vectors = [table(ids) for table, ids in self.parts(batch, kind)]
-        if self.text is not None:
-            vectors[2:2] = self._texts(batch[f"{kind}_dense"].masked_fill(~mask, 0))
-        if kind == "retrieved":
-            vectors.append(self.ranks(batch["retrieved_rank"].masked_fill(~mask, 0)))
-        return torch.cat(vectors, dim=-1), mask
+        events = self.history(batch, kind)
+        return events.joined(), events.mask
 
-    def ranks(self, rank: Tensor) -> Tensor:
-        """Embeds ranks by similarity, 1 the best and 0 padding, int64 of any shape [...]: [..., e] float."""
+    def ranks(self, rank: Tensor) -> tuple[Table, Tensor]:
+        """The table of ranks by similarity, 1 the best and 0 padding, and its ids; int64 of any shape."""
         assert self.rank is not None  # the model was built to read retrieved events
         # Whole numbers are compared: ONNX's logarithm to base 2 is no whole number at the powers of 2.
         bounds = 2 ** torch.arange(RANK_BUCKETS - 1, device=rank.device)
-        return self.rank(torch.bucketize(rank.long(), bounds, right=True))
+        return self.rank, torch.bucketize(rank.long(), bounds, right=True)
 
     def l2(self, batch: Batch) -> Tensor:
         """Squared norm of the rows that identify the users and target items, mean over samples; scalar.
@@ -261,10 +295,11 @@ class TargetAttention(nn.Module):
     describes an item as q does (rating and interval, which a target lacks, come after it). Its first layer is
     linear in that vector, so with W = [W_e, W_q, W_d, W_p] it factors into
 
-        W [e, q, e' - q, e' * q] = (W_e + [W_d, 0]) e + W_p (e' * q) + (W_q - W_d) q
+        W [e, q, e' - q, e' * q] = (W_e + [W_d, 0] + [W_p diag(q), 0]) e + (W_q - W_d) q
 
-    whose last term is computed once a sample: the [B, T, 4 d] tensor is never made. As in the paper the
-    weights are not normalized by a softmax, so that the sum keeps how strongly the history speaks.
+    whose matrix and last term are computed once a sample: the [B, T, 4 d] tensor is never made. What the
+    matrix makes of an event's marks, which do not meet q, is looked up. As in the paper the weights are not
+    normalized by a softmax, so that the sum keeps how strongly the history speaks.
 
     Differences: element-wise product in the unit's input, as in the authors' code (the paper's figure has the
     outer product); ReLU for Dice.
@@ -289,7 +324,7 @@ class TargetAttention(nn.Module):
         self.rest = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
 
     def scores(self, query: Tensor, events: Tensor, mask: Tensor) -> Tensor:
-        """Weights of the events, 0 where the mask is false.
+        """Weights of the events, 0 where the mask is false, by operations on the whole batch.
 
         Args:
             query: [B, d_q].
@@ -318,18 +353,58 @@ class TargetAttention(nn.Module):
         of_event = of_event + functional.pad(of_difference, (0, 0, 0, event_dim - width))
         return constant, of_event.contiguous(), of_product.contiguous()
 
-    def forward(self, query: Tensor, events: Tensor, mask: Tensor) -> Tensor:
-        """Sum of the events by weight [B, d_e]; shapes as in `scores`. An empty history gives zeros."""
+    def forward(self, query: Tensor, events: Events) -> Tensor:
+        """Sum of the events by weight [B, d_e]; an empty history gives zeros.
+
+        Args:
+            query: [B, d_q].
+            events: of which the vectors are at least d_q wide.
+        """
         if torch.compiler.is_compiling():  # the compiler fuses the plain formula better than pieces
-            weights = self.scores(query, events, mask)
-            return torch.bmm(weights.unsqueeze(1), events).squeeze(1)
+            joined = events.joined()
+            weights = self.scores(query, joined, events.mask)
+            return torch.bmm(weights.unsqueeze(1), joined).squeeze(1)
+        constant, of_event, of_product = self._first(query)
+        widths = [table.embedding_dim for table, _ in events.marks]
+        of_event, *of_marks = of_event.split([len(of_event) - sum(widths), *widths])
+        outputs = [
+            (ids, table.rows() @ weight) for (table, ids), weight in zip(events.marks, of_marks, strict=True)
+        ]
+        beyond = len(of_event) - query.shape[1]
         device = query.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+        marks = [value for ids, rows in _merged(outputs) for value in (ids, rows.to(dtype))]
+        inputs = [
+            events.mask,
+            functional.pad(query, (0, beyond)),
+            constant,
+            of_event,
+            functional.pad(of_product, (0, 0, 0, beyond)),
+            *events.vectors,
+        ]
         deeper = [value for layer in self.rest for value in (layer.weight, layer.bias)]
-        inputs = (events, query, mask, *self._first(query), *deeper)
         with torch.autocast(device, enabled=False):
-            interest: Tensor = Attend.apply(*(value.to(dtype) for value in inputs))
-        return interest
+            interest, weights = Attend.apply(
+                len(events.vectors),
+                len(marks) // 2,
+                *(value.to(dtype) for value in inputs),
+                *marks,
+                *(value.to(dtype) for value in deeper),
+            )
+        sums = [weighted_sums(*mark, weights.unsqueeze(1)).squeeze(1) for mark in events.marks]
+        return torch.cat([interest, *sums], dim=1)
+
+
+def _merged(marks: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Marks as ids [B, T] and what a sum over marks takes of each value [n, h]; few values become one."""
+    merged: list[tuple[Tensor, Tensor]] = []
+    for ids, rows in marks:
+        if merged and len(merged[-1][1]) * len(rows) <= MERGED:
+            before, outputs = merged.pop()
+            ids = before * len(rows) + ids
+            rows = (outputs.unsqueeze(1) + rows).flatten(0, 1)
+        merged.append((ids, rows))
+    return merged
 
 
 class HistoryFields(nn.Module):
@@ -362,16 +437,19 @@ class HistoryFields(nn.Module):
         mean_weight = mask.to(embeddings.rating.weight.dtype) / mask.sum(1, keepdim=True).clamp_min(1)
         parts = embeddings.parts(batch, "recent")
         means = []
-        weights = torch.zeros((), device=mask.device)
+        weights = []
         weighing = [linear for linear in (self.of_rating, self.of_interval) if linear is not None]
         for (table, ids), weigh in zip(parts[2:], weighing, strict=True):
             means.append(weighted_sums(table, ids, mean_weight.unsqueeze(1)).squeeze(1))
-            # Once a value of few. A row more in front: the first one has no gradient, and events without a
-            # rating, of code 0, have a weight all the same.
-            weights = weights + rows_of(functional.pad(weigh(table.rows()), (0, 0, 1, 0)), ids + 1)
-        weights = (weights * mean_weight.unsqueeze(2)).transpose(1, 2)
-        pooled = [weighted_sums(table, ids, weights) for table, ids in parts[:2]]
-        return torch.cat([*pooled, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
+            weights.append((ids, weigh(table.rows())))
+        # Once a value of few. A row more in front: the first one has no gradient, and events without a
+        # rating, of code 0, have a weight all the same.
+        looked_up = [rows_of(functional.pad(rows, (0, 0, 1, 0)), ids + 1) for ids, rows in _merged(weights)]
+        of_events = sum(looked_up[1:], looked_up[0]).transpose(1, 2)
+        # Padding has weights too, but its rows are zero: the mean is taken of the sums, not of the weights.
+        pooled = [weighted_sums(table, ids, of_events) for table, ids in parts[:2]]
+        fields = torch.cat(pooled, dim=1) / mask.sum(1).clamp_min(1)[:, None, None]
+        return torch.cat([fields, self.join(torch.cat(means, dim=1)).unsqueeze(1)], dim=1)
 
 
 def aligned(batch: Batch, end: str) -> dict[str, Tensor]:

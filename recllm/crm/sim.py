@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Batch, FieldModel, TargetAttention, Tower, aligned
+from recllm.crm.layers import Batch, Events, FieldModel, TargetAttention, Tower, aligned
 from recllm.crm.table import Table, products, weighted_sums
 
 
@@ -119,23 +119,24 @@ class SIM(FieldModel):
             recent = {name: batch[name][:, latest] for name in batch if name.startswith("recent_")}
             batch = {**batch, **recent}
         elif "retrieved_item" in batch:
-            retrieved = self.embeddings.events(batch, "retrieved")
+            retrieved = self.embeddings.history(batch, "retrieved")
         else:
             raise ValueError(
                 "got a batch without retrieved_item; wanted CrmInputs(retrieved=30, stored=...); "
                 "run `make stage1 CRM=sim`, which retrieves first"
             )
-        long_term = self.attention_retrieved(query, *retrieved)
-        short_term = self.attention_recent(query, *self.embeddings.events(batch, "recent"))
+        long_term = self.attention_retrieved(query, retrieved)
+        short_term = self.attention_recent(query, self.embeddings.history(batch, "recent"))
         return self.tower(torch.cat([sample, long_term, short_term], dim=1))
 
-    def _search_softly(self, search: SoftSearch, query: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Events of the search unit, with ranks, and their mask; keeps the logit of the unit's click."""
+    def _search_softly(self, search: SoftSearch, query: Tensor, batch: Batch) -> Events:
+        """Events of the search unit, with ranks; keeps the logit of the unit's click."""
         parts = self.embeddings.parts(batch, "recent")
         places, mask, self._click = search(query, parts, batch["recent_mask"])
-        vectors = [table(ids.gather(1, places)) for table, ids in parts]
+        item, category, *marks = [(table, ids.gather(1, places)) for table, ids in parts]
         rank = torch.arange(1, places.shape[1] + 1, device=places.device) * mask
-        return torch.cat([*vectors, self.embeddings.ranks(rank)], dim=2), mask
+        vectors = [table(ids) for table, ids in (item, category)]
+        return Events(vectors, [*marks, self.embeddings.ranks(rank)], mask)
 
     def l2(self, batch: Batch) -> Tensor:
         """What to add to the loss: the regularizer and, with soft retrieval, the search unit's loss; scalar.

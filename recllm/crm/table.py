@@ -41,6 +41,57 @@ class Rows(torch.autograd.Function):
         return of_table, None
 
 
+class WeightedRows(torch.autograd.Function):
+    """Weighted sums of a table's rows, of which no rows [B, T, d] are made.
+
+    Arguments of `apply`: table float [n, d]; ids, integers [B, T]; weights [B, C, T]. Returns [B, C, d].
+    Row 0 gets no gradient.
+
+    Forward and gradient of the table are PyTorch's embedding bags, which multiply and add rows as they read
+    them: the bags of the one are samples and hold rows of the table, those of the other are rows of the table
+    and hold samples. With two sets of weights that takes half of the time of lookups and products (61,000
+    ids, 3,700 rows of 32 values).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """See the class."""
+        ctx.save_for_backward(table, ids, weights)
+        samples, length = ids.shape
+        flat = ids.reshape(-1)
+        starts = torch.arange(0, samples * length, length, dtype=ids.dtype)
+        sums = [_bags(table, flat, starts, one) for one in _sets(weights, table.dtype)]
+        return torch.stack(sums, 1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        """Gradients of the table [n, d] and of the weights [B, C, T]."""
+        table, ids, weights = ctx.saved_tensors
+        length = ids.shape[1]
+        flat = ids.reshape(-1)
+        place = flat.sort(stable=True).indices
+        counts = torch.bincount(flat, minlength=len(table))
+        starts = counts.cumsum(0) - counts
+        sample = place // length
+        of_table = torch.zeros_like(table)
+        for number, one in enumerate(_sets(weights, table.dtype)):
+            of_table += _bags(grad[:, number].contiguous(), sample, starts, one[place])
+        of_table[0] = 0.0
+        of_weights = torch.bmm(grad, functional.embedding(ids, table).transpose(1, 2))
+        return of_table, None, of_weights.to(weights.dtype)
+
+
+def _sets(weights: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Each set of weights [B, C, T], in the order of flat ids: [B T]."""
+    return [one.reshape(-1).to(dtype) for one in weights.unbind(1)]
+
+
+def _bags(rows: Tensor, ids: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+    """Sums of weighted rows, of the ids from each start up to the next."""
+    return functional.embedding_bag(ids, rows, starts, mode="sum", per_sample_weights=weights)
+
+
 def rows_of(table: Tensor, ids: Tensor) -> Tensor:
     """`Rows` on a CPU; what PyTorch has for it on a GPU, and for the compiler."""
     if table.device.type != "cpu" or torch.compiler.is_compiling():
@@ -90,7 +141,7 @@ def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
     Args:
         table: n rows of width d; row 0, which is zero, gets no gradient, whatever its weights.
         ids: integers [B, T].
-        weights: [B, C, T], 0 where `ids` is padding; events of code 0, as those without a rating, have some.
+        weights: [B, C, T], of any value where `ids` is 0.
 
     Returns:
         [B, C, d].
@@ -99,4 +150,7 @@ def weighted_sums(table: Table, ids: Tensor, weights: Tensor) -> Tensor:
     if table.counts(length):
         often = weights.new_zeros(samples, weights.shape[1], table.num_embeddings)
         return often.scatter_add(2, ids.long().unsqueeze(1).expand_as(weights), weights) @ table.rows()
-    return torch.bmm(weights, table(ids))
+    if table.sparse or ids.device.type != "cpu" or torch.compiler.is_compiling() or not len(ids):
+        return torch.bmm(weights, table(ids))
+    sums: Tensor = WeightedRows.apply(table.weight, ids, weights)
+    return sums

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recllm.crm.config import CrmConfig, Fields
-from recllm.crm.layers import Embeddings, TargetAttention, Tower
+from recllm.crm.layers import Embeddings, Events, TargetAttention, Tower
 
 # User field 2 (size 9 of 12) and item field 1 (10 of 10) name the user and the item nearly as well as the id.
 FIELDS = Fields(user_sizes=(12, 4, 9), item_sizes=(10, 10, 4), rating_levels=5, category=2)
@@ -120,7 +120,7 @@ def test_factored_attention_equals_the_literal_one(hidden: list[int]) -> None:
     wanted = literal_scores(attention, query, events, mask)
     torch.testing.assert_close(attention.scores(query, events, mask), wanted, rtol=1e-9, atol=1e-12)
     pooled = (wanted[:, :, None] * events).sum(1)
-    torch.testing.assert_close(attention(query, events, mask), pooled, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(attention(query, Events([events], [], mask)), pooled, rtol=1e-9, atol=1e-12)
 
 
 def test_factored_attention_has_the_literal_gradients() -> None:
@@ -138,7 +138,8 @@ def test_factored_attention_has_the_literal_gradients() -> None:
 
 def test_attention_over_nothing_is_zero() -> None:
     attention = TargetAttention(6, 9, [5])
-    pooled = attention(torch.randn(3, 6), torch.randn(3, 8, 9), torch.zeros(3, 8, dtype=torch.bool))
+    events = Events([torch.randn(3, 8, 9)], [], torch.zeros(3, 8, dtype=torch.bool))
+    pooled = attention(torch.randn(3, 6), events)
     assert torch.equal(pooled, torch.zeros(3, 9))
 
 

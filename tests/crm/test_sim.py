@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from recllm.crm import CrmConfig, Fields, build
 from recllm.crm.inputs import CrmInputs
+from recllm.crm.layers import Events
 from recllm.crm.sim import SoftSearch
 from recllm.crm.table import COUNTED, Table
 from recllm.retrieval.category import SameCategory
@@ -83,8 +84,10 @@ def test_hard_sim_equals_attention_over_what_a_loop_finds(demo_log):
             parts.append(tables.interval.weight[min(1 + int(np.log2(1.0 + seconds)), 31)])
             parts.append(tables.rank.weight[1 + int(np.log2(rank))])
             event = torch.cat(parts)[None, None]
-            long_term += model.attention_retrieved(query, event, torch.ones(1, 1, dtype=torch.bool))
-        short_term = model.attention_recent(query, *tables.events(one, "recent"))
+            long_term += model.attention_retrieved(
+                query, Events([event], [], torch.ones(1, 1, dtype=torch.bool))
+            )
+        short_term = model.attention_recent(query, tables.history(one, "recent"))
         wanted, _ = model.tower(torch.cat([sample, long_term, short_term], 1))
         torch.testing.assert_close(logit[b], wanted[0], rtol=1e-9, atol=1e-12)
     assert len(found) > 0

@@ -28,6 +28,15 @@ def test_a_range_holds_the_events_of_its_group_before_its_place(events, queries,
         assert sorted(found.values[low:high].tolist()) == inside
 
 
+@given(events=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=30))
+def test_before_each_event_is_what_a_query_of_it_finds(events):
+    group, place = np.array(events).T
+    found = Groups(group, place, 10, np.arange(len(events)))
+    first, end = found.before_each()
+    for bounds, wanted in zip((first, end), found.before(group, place), strict=True):
+        assert bounds.tolist() == wanted.tolist()
+
+
 def test_numbered_anew_the_ranges_are_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     group, place = rng.integers(0, 50, 300), rng.integers(0, 20, 300)

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from recllm.eventlog.statistics import LEVELS, PRIOR, STATISTICS, Statistics, words
+from recllm.eventlog import statistics
+from recllm.eventlog.statistics import LEVELS, OWN_ROWS, PRIOR, STATISTICS, Statistics, words
 
 
 def hand_log(**changed):
@@ -73,6 +74,20 @@ def test_a_log_without_times_knows_nothing_of_items():
     found = Statistics(hand_log(timestamp=np.zeros(6, np.int64)))(np.arange(6))
     assert set(map(tuple, found[:, 2:4].tolist())) == {(1, 24)}
     assert found[3, 0] == 5  # the user's history has its stated order
+
+
+@pytest.mark.parametrize("all_rows", [False, True])
+def test_all_rows_at_once_have_the_codes_that_each_has_alone(demo_log, monkeypatch, all_rows):
+    monkeypatch.setattr(statistics, "CHUNK", 700)
+    log = demo_log
+    rows = np.random.default_rng(1).permutation(log.n_events)
+    if not all_rows:
+        rows = rows[: log.n_events // OWN_ROWS - 1]
+    known = Statistics(log)
+    found = known(rows)
+    assert found.dtype == np.int32
+    assert ("_own" in vars(known)) == all_rows
+    assert np.array_equal(found, known(rows, log.item[rows]))
 
 
 @pytest.mark.parametrize("others", [False, True])
