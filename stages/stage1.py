@@ -68,7 +68,7 @@ class CrmModule(CrmTraining):
         """The loss of a step: mean over the batch, and the embeddings' regularizer."""
         logit, _ = self.model(batch)
         if self.config.objective == "ctr":
-            loss = F.binary_cross_entropy_with_logits(logit, batch["label"])
+            loss = F.binary_cross_entropy_with_logits(logit, batch["label"], batch.get("weight"))
         else:
             scores = logit.view(-1, 1 + self.config.negatives)
             loss = F.cross_entropy(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
@@ -106,18 +106,36 @@ def training_rows(log: EventLog, name: str, hold_out: str) -> Rows:
     return remaining
 
 
+def check_timed(log: EventLog, key: str, share: float) -> None:
+    """Refuse a key that asks for the newest rows where the log has no times.
+
+    Raises:
+        StageError: it has none.
+    """
+    if share and not log.timed:
+        raise StageError(f"{key}={share}, but the data set has no times to know the newest rows by; wanted 0")
+
+
 def count_newest(log: EventLog, config: NewestConfig, train: Rows) -> int:
     """How many of the training rows, in time order, the last pass is over; 0: there is none.
 
     Raises:
         StageError: the log has no times.
     """
-    if config.share and not log.timed:
-        raise StageError(
-            f"stage1.newest.share={config.share}, but the data set has no times to know the newest rows by; "
-            "wanted 0"
-        )
+    check_timed(log, "stage1.newest.share", config.share)
     return round(config.share * len(train))
+
+
+def age_weights(count: int, half_life: float) -> Tensor:
+    """Weights in the loss of rows in time order, float32 `[count]`, with mean 1.
+
+    Args:
+        count: rows.
+        half_life: share of them over which a weight halves.
+    """
+    age = torch.arange(count - 1, -1, -1, dtype=torch.float64) / count
+    weight = 0.5 ** (age / half_life)
+    return (weight / weight.mean()).float()
 
 
 def plan_course(log: EventLog, config: Stage1Config, train: Rows) -> Course:
@@ -142,9 +160,15 @@ def ctr_loaders(run: Run, inputs: CrmInputs, train: Rows, steps: int, newest_ste
     newest = count_newest(log, config.newest, train) if newest_steps else 0
     stream = NewestLast(len(train), newest, steps - newest_steps, config.fit.batch_size, run.config.seed)
 
+    check_timed(log, "stage1.half_life", config.half_life)
+    weights = age_weights(len(train), config.half_life) if config.half_life else None
+
     def batch(step: int, rank: int, world: int) -> Batch:
-        rows = train[stream.indices(step, rank, world)]
-        return inputs.gather(rows) | {"loss_scale": torch.tensor(stream.loss_scale(rank, world))}
+        indices = stream.indices(step, rank, world)
+        gathered = inputs.gather(train[indices])
+        if weights is not None:
+            gathered["weight"] = weights[indices]
+        return gathered | {"loss_scale": torch.tensor(stream.loss_scale(rank, world))}
 
     return Loaders(
         train=batch,

@@ -110,6 +110,9 @@ class Stage1Config:
     """Row set of the training split that is left out: none, uniform<n>, last<n> or a fraction. With
     `stage2.representation=out_of_fold` the plan sets it to `subsample`, in a folder of its own."""
     newest: NewestConfig = field(default_factory=NewestConfig)
+    half_life: float = 0.0
+    """Share of the training rows, in time order, over which a row's weight in the loss halves with its age;
+    the mean weight is 1 (0: all rows weigh the same, as in the papers). Not where the log has no times."""
     cold_share: float | None = None
     """Share of validation rows with a cold user (no training sample) in what selects, as it is to be expected
     in use: of the rows that are too many, a seeded draw is left out (null: rows as they are)."""
@@ -125,6 +128,7 @@ class Stage1Config:
         check(self.retrieved >= least, "stage1.retrieved", self.retrieved, f"at least {least} events")
         check(self.negatives >= 1, "stage1.negatives", self.negatives, "at least 1 item")
         check_hold_out("stage1.hold_out", self.hold_out)
+        check(self.half_life >= 0, "stage1.half_life", self.half_life, "0 or a share of the training rows")
         cold = self.cold_share
         check(cold is None or 0 <= cold <= 1, "stage1.cold_share", cold, "null or a share from 0 to 1")
         retrieves = self.crm.name == "retriever"

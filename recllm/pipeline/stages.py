@@ -10,7 +10,7 @@ REPEATED = ("stage1", "stage2", "stage3", "cascade")
 ENDS_WITH_TABLE = ("stage3", "evaluate", "report")
 """Goals at whose end every system is evaluated and the table is printed."""
 OF_OBJECTIVE = {
-    "ctr": ("stage1.newest", "stage1.cold_share"),
+    "ctr": ("stage1.newest", "stage1.half_life", "stage1.cold_share"),
     "rank": ("stage1.negatives", "stage1.rank_rows"),
     "next": ("stage1.next",),
 }

@@ -1,6 +1,7 @@
 """Stage 1: which samples it trains on, and its ways of training."""
 
 import csv
+import dataclasses
 import importlib.util
 from dataclasses import asdict
 
@@ -18,7 +19,16 @@ from recllm.systems.crm import crm_inputs
 from recllm.training.checkpoints import best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Stream
-from stages.stage1 import CrmModule, count_newest, ctr_loaders, plan_course, rank_loaders, training_rows
+from stages.stage1 import (
+    CrmModule,
+    age_weights,
+    check_timed,
+    count_newest,
+    ctr_loaders,
+    plan_course,
+    rank_loaders,
+    training_rows,
+)
 
 
 class Killed(BaseException):
@@ -284,3 +294,38 @@ def test_without_times_no_row_is_the_newest(demo_log, monkeypatch):
     config = merge([], {"stage1.newest.share": 0.25}).stage1
     with pytest.raises(StageError, match=r"^stage1.newest.share=0.25, but .* no times .*wanted 0"):
         count_newest(demo_log, config.newest, rows)
+
+
+def test_weights_by_age_by_hand():
+    """Of 4 rows the newest is 0 old, the oldest 3 quarters: 1.5 halvings where a half halves."""
+    raw = np.array([0.5**1.5, 0.5, 0.5**0.5, 1.0])
+    np.testing.assert_allclose(age_weights(4, 0.5).numpy(), raw / raw.mean(), rtol=1e-6)
+    assert float(age_weights(1000, 0.25).mean()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_step_weighs_its_rows_by_age(demo_log, make_stage):
+    """The loss of a batch is the mean of weight times loss of a row, computed here row by row."""
+    config = merge([], {**SMALL, **{f"stage1.{key}": value for key, value in UNDRAWN.items()}})
+    config = dataclasses.replace(config.stage1, half_life=0.25)
+    folder = make_stage("stage1/din", {"stage1": asdict(config), "seed": 0})
+    run = Run.start([str(folder)])
+    rows = training_rows(demo_log, "all", "none")
+    inputs = crm_inputs(demo_log, config.inputs, None)
+    torch.manual_seed(0)
+    module = CrmModule(build(table_sizes(demo_log), config.crm), config, 10)
+    batch = inputs.expand(ctr_loaders(run, inputs, rows, 10).train(2, 0, 1))
+    indices = Stream(len(rows), 64, 0).indices(2)
+    torch.testing.assert_close(batch["weight"], age_weights(len(rows), 0.25)[indices])
+    loss = module.training_step(batch, 0)["data"]
+    with torch.no_grad():
+        probability = torch.sigmoid(module.model(batch)[0]).double().numpy()
+    label = demo_log.label[rows[indices]]
+    of_rows = -np.log(np.where(label == 1, probability, 1 - probability))
+    assert float(loss) == pytest.approx(float((batch["weight"].numpy() * of_rows).mean()), rel=1e-5)
+
+
+def test_without_times_no_row_has_an_age(demo_log, monkeypatch):
+    monkeypatch.setitem(demo_log.meta, "timed", False)
+    check_timed(demo_log, "stage1.half_life", 0.0)
+    with pytest.raises(StageError, match=r"^stage1.half_life=0.25, but .* no times .*wanted 0"):
+        check_timed(demo_log, "stage1.half_life", 0.25)
