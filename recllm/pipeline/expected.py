@@ -72,8 +72,7 @@ def _workload(node: Node, figures: Mapping[str, Mapping[str, Any]]) -> Workload 
     log = node.parents.get(Role.LOG, node)
     if log.folder not in figures:
         return None
-    systems = sum(len(group) for group in node.systems.values())
-    return workload(node.stage.name, node.config, figures[log.folder], systems)
+    return workload(node.stage.name, node.config, figures[log.folder], node.systems)
 
 
 def told(expected: Iterable[Expected], done: int) -> list[str]:

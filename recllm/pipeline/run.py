@@ -179,8 +179,7 @@ class Run(StageFolder):
         write_json(self.folder / paths.METRICS, metrics)
         files = [*outputs, self.folder / paths.METRICS]
         log = self.parents[Role.LOG].manifest.metrics if Role.LOG in self.parents else metrics
-        systems = sum(len(group) for group in self.systems.values())
-        work = workload(self.stage, self.file.config, log, systems)
+        work = workload(self.stage, self.file.config, log, self.systems)
         manifest = Manifest(
             stage=self.stage,
             dataset=self.file.dataset,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from recllm.eventlog.names import sized
+from recllm.pipeline.stage_file import Group
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,18 @@ class Workload:
 
 
 def workload(
-    stage: str, config: Mapping[str, Any], log: Mapping[str, Any], systems: int = 0
+    stage: str,
+    config: Mapping[str, Any],
+    log: Mapping[str, Any],
+    systems: Mapping[Group, Sized] = MappingProxyType({}),
 ) -> Workload | None:
     """What a stage has to do.
 
     Args:
         stage: its name.
         config: the sections that reach it, as plain values.
-        log: figures of the event log that it reads: `train` samples.
-        systems: of an evaluation, how many it asks.
+        log: figures of the event log that it reads: `train` and `test` samples.
+        systems: of an evaluation, those that it asks. Where LMs are among them, nothing else takes long.
 
     Returns:
         None for a stage whose time depends on something else: a download.
@@ -57,9 +62,14 @@ def workload(
         model = lm
         amount = config["stage3"]["fit"]["epochs"] * config["stage3"]["rows"]
     elif stage == "evaluate":
-        model = lm
-        asked = sized(config["evaluate"]["ctr_rows"], log.get("test", samples))
-        amount = size(asked, samples) * max(1, systems)
+        rows = log.get("test", samples)
+        num_crms = len(systems.get(Group.CRMS, ()))
+        num_lms = sum(len(group) for group in systems.values()) - num_crms
+        if num_lms:
+            model = lm
+            amount = size(sized(config["evaluate"]["ctr_rows"], rows), rows) * num_lms
+        else:
+            amount = float(rows * max(1, num_crms))
     elif stage in ("lm-text", "lm-prompts"):
         model = lm
         training = config["lm"]["training"]

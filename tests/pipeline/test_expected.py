@@ -9,10 +9,11 @@ from recllm.pipeline.expected import Expected, ahead, rates, told
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.makefile import write
 from recllm.pipeline.manifest import processor
+from recllm.pipeline.stage_file import Group
 from recllm.pipeline.workload import Workload, size, workload
 from tests.stages.plans import finish
 
-LOG = {"train": 1000}
+LOG = {"train": 1000, "test": 200}
 LM = {"model": {"name": "tiny"}, "training": {"text_tokens": 700, "prompt_tokens": 900}}
 
 
@@ -52,7 +53,7 @@ def test_rows_of_a_row_set(row_set, rows):
         ("stage3", {"lm": LM, "stage3": {"rows": 40, "fit": {"epochs": 2.0}}}, ("stage3 tiny", 80)),
         ("evaluate", {"lm": LM, "evaluate": {"ctr_rows": "uniform50"}}, ("evaluate tiny", 50 * 4)),
         # `auto` is all of a small log.
-        ("evaluate", {"lm": LM, "evaluate": {"ctr_rows": "auto"}}, ("evaluate tiny", 1000 * 4)),
+        ("evaluate", {"lm": LM, "evaluate": {"ctr_rows": "auto"}}, ("evaluate tiny", 200 * 4)),
         ("lm-text", {"lm": LM}, ("lm-text tiny", 700)),
         ("lm-prompts", {"lm": LM}, ("lm-prompts tiny", 900)),
         ("neighbors", {"lm": LM}, ("neighbors tiny", 1000)),
@@ -60,11 +61,17 @@ def test_rows_of_a_row_set(row_set, rows):
     ],
 )
 def test_what_a_stage_has_to_do(stage, config, wanted):
-    assert workload(stage, config, LOG, systems=4) == Workload(*wanted)
+    assert workload(
+        stage, config, LOG, {Group.CRMS: ["sim"], Group.TUNED: ["a", "b"], Group.ALIGNED: "cd"}
+    ) == (Workload(*wanted))
 
 
 def test_what_a_download_takes_nobody_knows():
     assert workload("tables", {}, LOG) is None
+    # CRMs alone are asked of all rows, and in no time beside LMs: a kind of its own.
+    crms = {Group.CRMS: ["din", "sim"], Group.TUNED: []}
+    config = {"lm": LM, "evaluate": {"ctr_rows": "uniform50"}}
+    assert workload("evaluate", config, LOG, crms) == Workload("evaluate", 2 * 200)
     assert workload("stage1", {"stage1": {}}, {}) is None
 
 
