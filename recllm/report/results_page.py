@@ -329,11 +329,20 @@ BLOCKS = {
         "ml-1m",
         "ctr",
         "test/uniform1000",
-        lines("sim lm lora blend"),
-        (metric("auc"), span("auc"), metric("logloss"), against("sim")),
+        [*lines("sim sim-heldout lm lora reclora"), *STACKED],
+        (metric("auc"), metric("logloss"), against("sim"), against("blend")),
         variant="probe",
         lm="smollm2-135m-instruct",
         heading="CTR, 1,000 test rows",
+    ),
+    "ml-1m-sim-lm": Block(
+        "ml-1m",
+        "ctr",
+        "test/all",
+        lines("sim-lm"),
+        (metric("auc"), metric("logloss"), difference()),
+        lm="smollm2-135m-instruct",
+        heading="CTR, 97,002 test rows",
     ),
     "ml-1m-more-text": Block(
         "ml-1m",
@@ -518,6 +527,24 @@ BLOCKS = {
         lines(CATALOG.replace("popularity-7-days ", "") + " retriever"),
         next_item("catalog"),
         heading="Industrial and Scientific, 4,533 test rows",
+    ),
+    "lastfm-titles": Block(
+        "sdpo-lastfm",
+        "ranking",
+        "test/2495",
+        [
+            *lines("popularity cooccurrence cooccurrence-directed din crm-ranker lm sft sft-continued"),
+            Line("dpo", k=1),
+            Line("s-dpo", "`s-dpo`, K = 3", k=3),
+        ],
+        (
+            metric("hr@1", candidates="given20"),
+            metric("ndcg@10", candidates="given20"),
+            metric("valid_ratio", "valid ratio", candidates="given20"),
+            difference(candidates="given20"),
+        ),
+        variant="din+lora+next-title+stage2.fit.epochs-0.3",
+        heading="20 given artists, 2,495 test rows",
     ),
 }
 """Name of a block on the page -> what stands in it."""

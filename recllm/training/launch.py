@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 
 import torch
@@ -41,7 +42,14 @@ def start_processes(config: TrainerConfig) -> None:
             num_nodes=config.num_nodes,
         )
         fabric.launch()
+        atexit.register(_part)
     processes.join()
+
+
+def _part() -> None:
+    """Leave the group before the interpreter ends: threads of gloo that outlive it abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _check_meeting(config: TrainerConfig) -> None:

@@ -169,11 +169,11 @@ def test_a_read_only_folder_can_be_evaluated_and_reported_from(
     for path in (demo.root, *demo.root.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
     before = snapshot(demo.root)
-    own = environment(RECLLM_PARENTS=str(finished), RECLLM_CACHE=str(tmp_path / "cache"))
+    inherited = environment(RECLLM_PARENTS=str(finished), RECLLM_CACHE=str(tmp_path / "cache"))
 
     def run(*words):
         command = [sys.executable, "-m", "tests.unprivileged", *words]
-        done = subprocess.run(command, cwd=REPOSITORY, env=own, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=REPOSITORY, env=inherited, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 

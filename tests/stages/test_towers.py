@@ -175,37 +175,6 @@ def test_an_encoder_of_a_package_lies_in_its_stage_and_only_its_folder_will_do(
     assert figures(two)["encoder"] == "some-lm"
 
 
-def test_a_step_that_is_cut_trains_as_a_whole_one(made, capsys):
-    one, two = made
-    assert work(encoder, one) == 0
-    named = one.parent / "named"  # the same without dropout, which differs from forward to forward
-    shutil.copytree(one / "export", named)
-    shape = json.loads((named / "config.json").read_text())
-    shape |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (named / "config.json").write_text(json.dumps(shape))
-    content = OmegaConf.load(one / "config.yaml")
-    content.config.encoder.path = str(named)
-    OmegaConf.save(content, one / "config.yaml")
-    assert work(encoder, one) == 0
-    content = OmegaConf.load(two / "config.yaml")
-    content.config.towers.dropout = 0.0
-    OmegaConf.save(content, two / "config.yaml")
-    ended = []
-    for tokens in (10**6, 400):
-        capsys.readouterr()
-        assert main(towers.work, [str(two), *WORDS, f"trainer.tokens_per_forward={tokens}"]) == 0
-        assert ("is cut into forwards of 400 at most" in capsys.readouterr().out) == (tokens == 400)
-        ended.append(TwoTowers.load(two / "export")[0].state_dict())
-        gc.collect()
-        for name in ("manifest.json", "metrics.json"):
-            (two / name).unlink()
-        for name in ("checkpoints", "export"):
-            shutil.rmtree(two / name)
-    whole, cut = ended
-    for name, value in whole.items():
-        torch.testing.assert_close(cut[name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
 def texts_of(log, tiny_lm, **keys):
     return encoder.texts_of(log, tiny_lm.pieces, keys.get("history", 10), keys.get("context", 512))
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from lightning import fabric
 
 from recllm.config.trainer import TrainerConfig
 from recllm.errors import ConfigError, StageError
-from recllm.training import launch
 from recllm.training.launch import start_processes
 
 
@@ -21,7 +21,7 @@ def test_machines_that_do_not_know_where_they_meet_are_refused(monkeypatch):
     "config", [TrainerConfig(accelerator="cpu"), TrainerConfig(devices=2, strategy="ddp_spawn")]
 )
 def test_one_process_and_those_started_otherwise_are_left_alone(monkeypatch, config):
-    monkeypatch.setattr(launch, "Fabric", lambda **_: pytest.fail("started"))
+    monkeypatch.setattr(fabric, "Fabric", lambda **_: pytest.fail("started"))
     start_processes(config)
     assert not torch.distributed.is_initialized()
 
