@@ -148,8 +148,12 @@ class Run(StageFolder):
         return float(clock.read_text().partition(" ")[2]) if same else 0.0
 
     def tick(self) -> None:
-        """Keep the wall time so far, so that a resumed run can tell the whole."""
+        """Keep the wall time so far beside what is done, for a run of the same fingerprint that goes on."""
         (self.folder / CLOCK).write_text(f"{self.fingerprint} {self.seconds:.1f}")
+
+    def resume_clock(self, seconds: float) -> None:
+        """Count the wall time of earlier attempts, in seconds, as the checkpoint that is resumed tells it."""
+        self._seconds_before = seconds
 
     @property
     def seconds(self) -> float:

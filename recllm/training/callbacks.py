@@ -280,17 +280,16 @@ class Last(Checkpoint):
     def _save(self, trainer: lightning.Trainer) -> None:
         _save(trainer, self.path)
         self._written = time.monotonic()
-        if trainer.is_global_zero:
-            self.run.tick()
 
     def _is_late(self, trainer: lightning.Trainer) -> bool:
         # Processes write together: one clock decides.
         return bool(trainer.strategy.broadcast(time.monotonic() - self._written > self.seconds))
 
     def on_save_checkpoint(self, trainer: lightning.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Say how many parts the steps so far were computed in, and what comes next."""
+        """Say how many parts the steps so far were computed in, how long they took, and what comes next."""
         parts = trainer.accumulate_grad_batches
         checkpoint["accumulate"] = parts
+        checkpoint["seconds"] = self.run.seconds
         fit_loop = checkpoint["loops"]["fit_loop"]
         batches = fit_loop["epoch_loop.batch_progress"]
         if batches["total"]["processed"] < batches["total"]["ready"]:  # in the middle of a step
@@ -308,6 +307,7 @@ class Last(Checkpoint):
 
         A checkpoint is written behind the last part of a step, whose batch may not count as completed yet.
         """
+        self.run.resume_clock(checkpoint.get("seconds", 0.0))
         parts = checkpoint.get("accumulate", 1)
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (batches["total"], batches["current"]):

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning
@@ -277,6 +278,22 @@ module.train(Path({str(folder)!r}), Gone())
     got = ended(run, module)
     for name, value in uninterrupted[False].items():
         assert same(got[name], value), name
+
+
+def test_wall_time_adds_up_over_the_attempts_that_a_checkpoint_comes_from(make_stage):
+    begun = time.monotonic()
+    folder = make_stage("stage1/sim")
+    run = start(folder)
+    run._clock -= 100  # it began 100 seconds ago
+    with pytest.raises(Killed):
+        fit(run, Small(kill_step=9), loaders(), FIT, INTERVAL, ["valid/auc", "valid/hr@1"])
+    run._lock.close()
+    resumed = train(folder, Small())
+    assert 100 <= resumed.seconds <= 100 + time.monotonic() - begun
+    # One that is finished is taken up again where only what is made of it has to be made anew.
+    module = Small()
+    assert 100 <= train(folder, module).seconds <= 100 + time.monotonic() - begun
+    assert not module.steps_done
 
 
 def test_another_configuration_starts_anew(make_stage, capsys):
