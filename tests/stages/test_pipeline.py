@@ -203,7 +203,7 @@ def test_a_bundle_of_models_that_were_trained_on_all_data(finished, tmp_path):
     artifacts = tmp_path / "artifacts"
     shutil.copytree(finished, artifacts)
     line, options = command(artifacts, "bundle", "SYSTEM=s-dpo", "ALL_DATA=1")
-    line[-1] += " cascade.retrieved=40 cascade.ranked=6 cascade.valid_rows=30"
+    line[-1] += " cascade.retrieved=40 cascade.ranked=6 cascade.valid_rows=200"
     done = subprocess.run(line, stdout=subprocess.PIPE, timeout=1500, **options)
     assert done.returncode == 0, done.stdout[-3000:]
     (bundle,) = (artifacts / "demo" / "bundle").iterdir()
