@@ -15,15 +15,14 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
-from bench.clock import REPOSITORY, keep
+from bench.clock import REPOSITORY, fastest, keep
 from bench.loader import PLACE, make_log
 from recllm.config.merge import load_yaml, merge
 from recllm.config.stages import Stage1Config
@@ -124,26 +123,18 @@ def operators(model: Model, batch: Batch) -> dict[str, float]:
     return {event.key: round(event.self_cpu_time_total / whole, 3) for event in events[:OPERATORS]}
 
 
-def seconds_of(work: Callable[[], Any], rounds: int = 5) -> float:
-    """CPU seconds, the least of some rounds after an uncounted one."""
-    work()
-    spans = []
-    for _ in range(rounds):
-        begin = time.process_time()
-        work()
-        spans.append(time.process_time() - begin)
-    return min(spans)
-
-
 def roofline() -> dict[str, float]:
     """What one thread does at best: GFLOP/s of a large float32 product, GB/s read and written by a copy."""
     left = torch.randn(WIDTH, WIDTH)
     right = torch.randn(WIDTH, WIDTH)
     source = torch.zeros(COPIED, dtype=torch.uint8)
     target = torch.empty_like(source)
-    product = 2 * WIDTH**3 / seconds_of(lambda: left @ right)
-    copied = 2 * COPIED / seconds_of(lambda: target.copy_(source))
-    return {"product_gflops": round(product / 1e9, 1), "copy_gb_a_second": round(copied / 1e9, 1)}
+    products = fastest(lambda: left @ right, 1, rounds=5)["cpu"]
+    copies = fastest(lambda: target.copy_(source), 1, rounds=5)["cpu"]
+    return {
+        "product_gflops": round(2 * WIDTH**3 * products / 1e9, 1),
+        "copy_gb_a_second": round(2 * COPIED * copies / 1e9, 1),
+    }
 
 
 def main(crm: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from bench.clock import keep
+from bench.clock import fastest, keep
 from recllm.eventlog.queries import Queries
 from recllm.retrieval.index import ItemIndex, Vectors
 from recllm.serving.recommender import Recommender
@@ -37,14 +37,8 @@ K = 500
 
 
 def users_a_second(ask: Callable[[], Any], users: int, rounds: int = 3) -> float:
-    """Of the fastest of some rounds, after one that is not counted."""
-    ask()
-    spans = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        ask()
-        spans.append(time.perf_counter() - start)
-    return users / min(spans)
+    """Of wall time, in the fastest of some rounds."""
+    return fastest(ask, users, rounds)["wall"]
 
 
 def peak_memory() -> float:

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SILENCE = 30.0
-"""Seconds without a line after which a long loop says how far it is."""
-LONGEST_SILENCE = 30.0
-"""Seconds without a line after which a stage says that it is still at work, whatever it does."""
+"""Seconds without a line after which a long loop says how far it is, and a stage that it is still at work."""
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Where Lightning, torchrun and Slurm tell a process which one it is: the first is 0 in all that are set."""
@@ -46,7 +44,7 @@ def _print(text: str) -> None:
 
 @contextmanager
 def pulse(state: Callable[[], str], every: float = 1.0) -> Iterator[None]:
-    """Says `state()` wherever nothing was said for `LONGEST_SILENCE` seconds, until the block ends.
+    """Says `state()` wherever nothing was said for `SILENCE` seconds, until the block ends.
 
     It is for work that has no loop of its own to tell of: sorts, decompositions, libraries. A loop that tells
     how far it is does so as if this had said nothing.
@@ -61,7 +59,7 @@ def pulse(state: Callable[[], str], every: float = 1.0) -> Iterator[None]:
     def beat() -> None:
         nonlocal last
         while not ended.wait(every):
-            if time.monotonic() - max(_last_line, last) >= LONGEST_SILENCE:
+            if time.monotonic() - max(_last_line, last) >= SILENCE:
                 last = time.monotonic()
                 _print(state())
 

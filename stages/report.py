@@ -66,13 +66,13 @@ def quality(root: Path) -> None:
     except StageError as error:
         raise SystemExit(f"error: {error}") from None
     rows = read(root / RESULTS)
-    held = [hold(threshold, rows) for threshold in thresholds]
-    for is_met, line in held:
+    answers = [hold(threshold, rows) for threshold in thresholds]
+    for is_met, line in answers:
         print(f"{'ok' if is_met else 'WORSE':<5} {line}")
-    failed = sum(not is_met for is_met, _ in held)
+    failed = sum(not is_met for is_met, _ in answers)
     if failed:
         raise SystemExit(
-            f"error: {failed} of {len(held)} figures of {root / RESULTS} are worse than "
+            f"error: {failed} of {len(answers)} figures of {root / RESULTS} are worse than "
             f"results/{THRESHOLDS} allows; wanted none"
         )
 

@@ -75,9 +75,11 @@ class TowersModule(MicroBatchModule):
 
 def loaders(run: Run, train: TowerPairs, valid: TowerPairs, model: TwoTowers, steps: int) -> Loaders:
     """Micro-batches of rows with user texts of like length, as large as memory allows for `model`."""
-    settings, trainer = run.config.stage2.fit, run.config.trainer
-    stream = Stream(len(train), settings.batch_size, run.config.seed, train.lengths())
-    lengths = train.forward_lengths()
+    settings = run.config.stage2.fit
+    trainer = run.config.trainer
+    user_lengths = train.lengths()
+    stream = Stream(len(train), settings.batch_size, run.config.seed, user_lengths)
+    lengths = user_lengths + train.item_lengths()
     budget = token_budget(model, trainer, lengths, settings.batch_size)
 
     def batch(step: int, rank: int, world: int) -> list[Batch]:
@@ -85,11 +87,12 @@ def loaders(run: Run, train: TowerPairs, valid: TowerPairs, model: TwoTowers, st
         parts = stream.micro_batches(step, rank, world, budget.tokens, lengths)
         return [train(indices[part]) | {"loss_scale": loss_scale} for part, loss_scale in parts]
 
+    valid_lengths = valid.lengths() + valid.item_lengths()
     return Loaders(
         train=batch,
         steps=steps,
         valid=[sort_by_length(valid)],
-        valid_batch=rows_for_scoring(valid.forward_lengths(), VALID_BATCH, device_of(trainer).type),
+        valid_batch=rows_for_scoring(valid_lengths, VALID_BATCH, device_of(trainer).type),
         budget=budget,
     )
 

@@ -49,9 +49,9 @@ class Threshold:
 
     def row(self, rows: Iterable[ResultRow]) -> ResultRow | None:
         """The line that it is about; None: nobody measured it."""
-        own = (self.task, self.system, self.row_set, self.candidates or "", self.variant or "")
+        table = (self.task, self.variant or "", self.row_set, self.candidates or "")
         for row in rows:
-            if (row.task, row.system, row.row_set, row.candidates or "", row.variant or "") == own:
+            if row.table == table and row.system == self.system:
                 return row
         return None
 

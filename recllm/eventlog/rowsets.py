@@ -76,7 +76,8 @@ def with_cold_share(log: EventLog, rows: Rows, share: float) -> Rows:
     permutation = log.rows("valid", "1.0")
     drawn = permutation[np.isin(permutation, rows)]
     is_warm = np.isin(log.user[drawn], log.user[log.rows("train", "all")])
-    cold, warm = drawn[~is_warm], drawn[is_warm]
+    cold = drawn[~is_warm]
+    warm = drawn[is_warm]
     if (share > 0 and not len(cold)) or (share < 1 and not len(warm)):
         raise StageError(
             f"stage1.cold_share={share}, but {len(cold):,} of {len(rows):,} validation rows have a cold "

@@ -22,8 +22,8 @@ PRIOR = 5.0
 """How many events the wider share counts as that a share is shrunk to."""
 
 OWN_ROWS = 8
-"""Once an eighth of the log's rows were asked for, by whatever batches, all are computed and kept: in order a
-row takes about an eighth of its time alone."""
+"""After one in so many of the log's rows was asked for, all are computed and kept: in order, a row takes
+about so much less time than alone."""
 
 CHUNK = 2**16
 """Rows that are computed at once."""

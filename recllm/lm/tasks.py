@@ -83,10 +83,10 @@ class TowerPairs:
         """Tokens of each row's user text `[n]`."""
         return self.prompts.users(self.rows, self.history).lengths
 
-    def forward_lengths(self) -> NDArray[np.int64]:
-        """Tokens that both towers read of each row `[n]`, if no other row of the forward has its item."""
+    def item_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row's item text `[n]`, which a forward reads once for all its rows of the item."""
         distinct, item = np.unique(self.prompts.log.item[self.rows], return_inverse=True)
-        return self.lengths() + self.prompts.items(distinct).lengths[item]
+        return self.prompts.items(distinct).lengths[item]
 
     def count_cut(self) -> int:
         """How many user texts lose their oldest events, as they are longer than the context."""

@@ -81,8 +81,8 @@ def workload(
 
 def size(row_set: str, rows: int) -> float:
     """Rows of a row set, e.g. `last2000`, `0.1` or `all`, of a split of so many."""
-    sized = re.fullmatch(r"[a-z]+(\d+)", row_set)
-    if sized:
-        return float(min(int(sized[1]), rows))
+    counted = re.fullmatch(r"[a-z]+(\d+)", row_set)
+    if counted:
+        return float(min(int(counted[1]), rows))
     share = re.fullmatch(r"[\d.]+", row_set)
     return float(share[0]) * rows if share else float(rows)

@@ -42,12 +42,12 @@ def start_processes(config: TrainerConfig) -> None:
             num_nodes=config.num_nodes,
         )
         fabric.launch()
-        atexit.register(_part)
+        atexit.register(_leave_group)
     processes.join()
 
 
-def _part() -> None:
-    """Leave the group before the interpreter ends: threads of gloo that outlive it abort the process."""
+def _leave_group() -> None:
+    """Before the interpreter ends: threads of gloo that outlive it would abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
