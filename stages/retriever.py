@@ -23,6 +23,7 @@ from recllm.crm.sequences import Sequences
 from recllm.errors import StageError
 from recllm.eventlog.ids import VALID
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.rowsets import validation_rows
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.systems.crm import crm_inputs
@@ -190,21 +191,20 @@ def target_events(log: EventLog, config: Stage1Config) -> np.ndarray[Any, np.dty
     return is_target
 
 
-def validation_rows(log: EventLog, config: Stage1Config) -> Rows:
+def findable_rows(log: EventLog, config: Stage1Config) -> Rows:
     """Rows whose item is to be found, of the validation split's row set.
 
     Raises:
         StageError: there is none.
     """
-    name = config.fit.valid_rows
-    rows = log.rows("valid", name)
+    name, key = config.fit.valid_rows, "stage1.fit.valid_rows"
+    rows = validation_rows(log, name, key)
     rows = rows[~log.is_drawn(rows)]
     if config.next.targets == "liked":
         rows = rows[log.label[rows] == 1]
     if not len(rows):
         raise StageError(
-            f"no row of the validation split (stage1.fit.valid_rows={name}) is to be found; "
-            "wanted some, e.g. ARGS=stage1.fit.valid_rows=all"
+            f"no row of the validation split ({key}={name}) is to be found; wanted some, e.g. ARGS={key}=all"
         )
     return rows
 
@@ -250,7 +250,7 @@ def train(
     check_held_items(log, config)
     is_target = target_events(log, config)
     sequences = Sequences(log, config.recent, is_target)
-    valid = validation_rows(log, config)
+    valid = findable_rows(log, config)
     steps, interval = plan_steps(
         len(sequences), config.fit.batch_size, config.fit.epochs, config.fit.validations
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from recllm.errors import check, check_choices
-from recllm.eventlog.names import AUTO, check_rows
+from recllm.eventlog.names import check_rows, check_sized_rows
 
 CATALOG_BASELINES = ("popularity", "popularity-7-days", "transitions", "item-knn", "ease", "als")
 """What is counted or solved for over the whole catalog."""
@@ -93,8 +93,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.ctr_rows != AUTO:
-            check_rows("evaluate.ctr_rows", self.ctr_rows)
+        check_sized_rows("evaluate.ctr_rows", self.ctr_rows)
         check_rows("evaluate.aligned_rows", self.aligned_rows)
         check_rows("evaluate.blend_rows", self.blend_rows)
         lists = [

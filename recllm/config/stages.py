@@ -8,7 +8,7 @@ from typing import Any, Literal
 from recllm.crm.config import CrmConfig
 from recllm.errors import check, check_choices
 from recllm.eventlog.config import RejectedFrom
-from recllm.eventlog.names import check_hold_out, check_rows
+from recllm.eventlog.names import AUTO, check_hold_out, check_sized_rows
 from recllm.lm.config import AdapterConfig, Precision
 
 
@@ -36,7 +36,7 @@ class FitConfig:
     """Lightning's precision; `mixed` keeps the trained weights in float32, `bf16-true` a gate alone."""
     valid_rows: str = "uniform2000"
     """Row set of the validation split that selects the checkpoint: all, first<n>, last<n>, uniform<n>, a
-    fraction. Not of stage 3, which selects on stored validation lists."""
+    fraction; `auto`: all, or 200,000 drawn of more. Not of stage 3, which selects on stored lists."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -46,7 +46,7 @@ class FitConfig:
         check(self.lr > 0, "lr", self.lr, "more than 0")
         check(0 <= self.warmup < 1, "warmup", self.warmup, "a share from 0 to below 1")
         check(self.validations >= 1, "validations", self.validations, "at least 1")
-        check_rows("valid_rows", self.valid_rows)
+        check_sized_rows("valid_rows", self.valid_rows)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Stage1Config:
     """Share of validation rows with a cold user (no training sample) in what selects, as it is to be expected
     in use: of the rows that are too many, a seeded draw is left out (null: rows as they are)."""
     fit: FitConfig = field(
-        default_factory=lambda: FitConfig(batch_size=1024, warmup=0.02, clip=10.0, valid_rows="all")
+        default_factory=lambda: FitConfig(batch_size=1024, warmup=0.02, clip=10.0, valid_rows=AUTO)
     )
 
     def __post_init__(self) -> None:

@@ -23,7 +23,7 @@ CANDIDATE_KINDS = "uniform<n>, popular<n> or hard<n>, e.g. uniform20; given<n> w
 """What a kind of candidate lists may be called, for messages."""
 
 AUTO = "auto"
-"""For a row set of the test split: as many rows as a figure needs, see `sized`."""
+"""For a row set that a figure is measured on: as many rows as it needs, see `sized`."""
 ENOUGH_ROWS = 200_000
 """Rows on which an AUC of .8 is known to .002, with a confidence of 95 %: 1.96 * sqrt(.2 / 200,000), by the
 formula of Hanley and McNeil (1982) for as many likes as dislikes. More rows buy nothing that tables show."""
@@ -75,6 +75,12 @@ class RowSet:
         """Whether it is a prefix of the stored permutation, rather than a part of the time order."""
         return self.kind in ("uniform", "fraction")
 
+    def __contains__(self, other: RowSet) -> bool:
+        """Whether all rows of another set are in this one, in a split of any size."""
+        if self.kind == "all" or self == other:
+            return True
+        return self.kind == other.kind and self.amount >= other.amount
+
     def count(self, total: int) -> int:
         """How many rows the set has in a split of `total` rows; one that is larger is the whole split."""
         if self.kind in ("all", "fraction"):
@@ -111,6 +117,12 @@ class CandidateKind:
     def __str__(self) -> str:
         """The text that `parse` reads as this kind."""
         return f"{self.kind}{self.size}"
+
+
+def check_sized_rows(key: str, got: str) -> None:
+    """Refuse a configured value that is neither `auto` nor a name of a row set, as `check_rows` does."""
+    if got != AUTO:
+        check_rows(key, got)
 
 
 def check_rows(key: str, got: str) -> None:

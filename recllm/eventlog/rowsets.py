@@ -10,6 +10,7 @@ from recllm.console import say
 from recllm.errors import StageError
 from recllm.eventlog.candidates import KINDS, candidate_lists, count_new_items, have_new_items, met_before
 from recllm.eventlog.log import EventLog, Rows
+from recllm.eventlog.names import sized
 
 
 def has_ranking_rows(log: EventLog) -> bool:
@@ -30,6 +31,21 @@ def check_ranking_rows(log: EventLog) -> None:
         )
 
 
+def validation_rows(log: EventLog, name: str, key: str) -> Rows:
+    """The row set `name` of the validation split; where `auto` is not all of it, that is said.
+
+    Args:
+        log: the event log.
+        name: of the row set.
+        key: where it is configured, e.g. `stage1.fit.valid_rows`.
+    """
+    total = len(log.rows("valid", "all"))
+    chosen = sized(name, total)
+    if chosen not in (name, "all"):
+        say(f"{chosen} of {total:,} validation rows select the checkpoint ({key}=all: all of them)")
+    return log.rows("valid", chosen)
+
+
 def selection_rows(log: EventLog, name: str, key: str, cold_share: float | None = None) -> Rows:
     """The row set `name` of the validation split, by whose AUC checkpoints are selected.
 
@@ -42,7 +58,7 @@ def selection_rows(log: EventLog, name: str, key: str, cold_share: float | None 
     Raises:
         StageError: all of them have the same label, so that there is no AUC.
     """
-    rows = log.rows("valid", name)
+    rows = validation_rows(log, name, key)
     if cold_share is not None:
         rows = with_cold_share(log, rows, cold_share)
     label = log.label[rows]

@@ -27,6 +27,7 @@ from recllm.config.schema import Config, check_own
 from recllm.config.sweep import SweepValue, covering, fewest
 from recllm.crm.config import CrmConfig
 from recllm.errors import ConfigError, StageError
+from recllm.eventlog.names import RowSet
 from recllm.files import digest
 from recllm.pipeline.manifest import Manifest
 from recllm.pipeline.node import NamePart, Node, of_arguments, suffix
@@ -515,10 +516,11 @@ class Plan:
     def _held_out(self, gate: Node, rows: str, seed: int, sweep: SweepValue | None) -> Node:
         """The gate's CRM with the same settings, trained without the samples that stage 2 tunes on.
 
-        Its folder names the rows, so that two subsamples never share one. Where `stage1.hold_out` is given,
-        every CRM leaves those rows out, and stage 2 checks that they cover its own.
+        Its folder names the rows, so that two subsamples never share one. Where every CRM leaves them out
+        (`stage1.hold_out`), the gate is that CRM already.
         """
-        if gate.config["stage1"]["hold_out"] != "none":
+        left_out = gate.config["stage1"]["hold_out"]
+        if left_out != "none" and RowSet.parse(rows) in RowSet.parse(left_out):
             return gate
         crm = self.request.gate
         return self._node(

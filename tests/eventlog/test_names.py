@@ -85,3 +85,20 @@ def test_a_large_split_is_measured_on_as_many_rows_as_an_auc_needs():
     half = ENOUGH_ROWS / 2
     variance = (area * (1 - area) + (half - 1) * (one + other)) / half**2
     assert 0.0018 < 1.96 * variance**0.5 < 0.002
+
+
+@pytest.mark.parametrize(
+    ("larger", "smaller", "holds"),
+    [
+        ("all", "last5", True),
+        ("uniform70000", "uniform70000", True),
+        ("uniform80000", "uniform70000", True),
+        ("uniform60000", "uniform70000", False),
+        ("0.2", "0.1", True),
+        ("last10", "last20", False),
+        ("last20", "uniform10", False),
+        ("0.1", "uniform10", False),  # of 50 rows .1 is 5
+    ],
+)
+def test_a_row_set_holds_another_where_it_does_in_a_split_of_any_size(larger, smaller, holds):
+    assert (RowSet.parse(smaller) in RowSet.parse(larger)) is holds

@@ -196,6 +196,14 @@ def test_crms_that_all_leave_rows_out_need_no_other_gate(root):
     assert nodes["stage1/sim+hold_out-0.2"].config["stage1"]["hold_out"] == "0.2"
 
 
+@pytest.mark.parametrize("left_out", ["0.05", "uniform70000", "last70000"])
+def test_an_out_of_fold_gate_is_trained_where_what_all_leave_out_need_not_hold_the_subsample(root, left_out):
+    nodes = needed("stage2", "SYSTEM=reclora", f"stage1.hold_out={left_out}")  # the subsample is 0.1
+    gate = nodes[next(folder for folder in nodes if folder.startswith("stage2/"))].parents["stage1"]
+    assert gate.config["stage1"]["hold_out"] == "0.1"
+    assert gate.folder.startswith("stage1/sim+heldout-0.1")
+
+
 def test_every_system_is_tuned_on_the_same_lm_whatever_its_prompts_show(root):
     systems = sorted(file.stem for file in (REPOSITORY / "conf" / "stage2").glob("*.yaml"))
     assert len(systems) > 15

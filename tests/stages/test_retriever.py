@@ -14,7 +14,7 @@ from recllm.errors import ConfigError, StageError
 from recllm.pipeline.run import Run
 from recllm.systems.crm import crm_inputs
 from stages import retriever
-from stages.retriever import RetrieverModule, target_events, validation_rows
+from stages.retriever import RetrieverModule, findable_rows, target_events
 from tests.conftest import REPOSITORY
 
 SMALL = {
@@ -119,7 +119,7 @@ def test_a_log_without_likes_has_nothing_to_find(demo_log, monkeypatch):
     with pytest.raises(StageError, match=r"no training event is to be found \(stage1.next.targets=liked\)"):
         target_events(demo_log, config)
     with pytest.raises(StageError, match=r"stage1\.fit\.valid_rows=all"):
-        validation_rows(demo_log, config)
+        findable_rows(demo_log, config)
 
 
 def test_only_a_retriever_is_trained_to_find_the_next_item():
