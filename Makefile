@@ -75,6 +75,9 @@ WORK := prepare stage1 stage2 stage3 evaluate report tune cascade
 ASKED := $(filter $(WORK) describe,$(MAKECMDGOALS))
 # Writes what Make follows, and prints where; a wrong key, value or name ends it before anything runs.
 PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
+# Follows it: a live view on a terminal, at the end where the time went.
+FOLLOW = $(PYTHON) -m stages.follow "$$rules" \
+         $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)'
 
 BENCHES := profile bench-data bench-neighbors bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm \
            bench-sizes bench-gpu bench-stage3 bench-recommend bench-lists bench-next bench-serve
@@ -98,8 +101,7 @@ tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
-	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' $(RUN) && \
-	  $(PYTHON) -m stages.plan spent "$$rules"
+	@rules=$$($(PLAN)) && exec $(FOLLOW) $(RUN)
 $(wordlist 2,99,$(RUN)):
 	@:
 
@@ -112,13 +114,12 @@ sweep:         ## the same over any key of stage 1 or 2: KEY=stage2.adapter.num_
 	@$(MAKE) --no-print-directory report KEY="$(KEY)" VALUES="$(VALUES)"
 
 describe: | $(READY) ## look at the data: splits, histories, popularity, prompts and their tokens; describe.html
-	@rules=$$($(PLAN)) && $(MAKE) --no-print-directory -f "$$rules" describe
+	@rules=$$($(PLAN)) && $(FOLLOW) describe
 	@$(PYTHON) -m stages.describe $(CHOICE)
 
 onnx: | $(READY)  ## CRMs as ONNX, the retriever's two towers too, checked: artifacts/<DATASET>/onnx/<crm> (CRM=sim)
 	@$(PYTHON) -m stages.onnx check
-	@rules=$$($(PYTHON) -m stages.plan write stage1 $(CHOICE)) && \
-	  $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' stage1
+	@rules=$$($(PYTHON) -m stages.plan write stage1 $(CHOICE)) && $(FOLLOW) stage1
 	@$(PYTHON) -m stages.onnx $(CHOICE)
 
 config: | $(READY)  ## every key with value, meaning and origin (of one CRM and one SYSTEM; KEY=stage2: keys that begin so)
@@ -129,8 +130,7 @@ status: | $(READY)  ## what is done, stale or missing, and by which commit
 
 # What `make recommend` and `make score` ask of a cascade, or of a BUNDLE.
 ASKS = $(foreach v,USERS PAIRS OUT K HISTORIES TIME ON_UNKNOWN ITEMS EXCLUDE KEEP_SEEN BUNDLE,$(if $($v),$v="$($v)"))
-MAKE_CASCADE = rules=$$($(PYTHON) -m stages.plan write cascade $(CHOICE)) && \
-  $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)' cascade
+MAKE_CASCADE = rules=$$($(PYTHON) -m stages.plan write cascade $(CHOICE)) && $(FOLLOW) cascade
 
 recommend: | $(READY)  ## recommend to the users of a file: USERS=users.parquet K=20 OUT=recs.parquet (csv, jsonl)
 	@$(if $(and $(USERS),$(OUT)),,$(error wanted USERS and OUT, e.g. make recommend USERS=users.parquet K=20 OUT=recs.parquet))

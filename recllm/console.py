@@ -1,18 +1,25 @@
-"""What is printed for the user, once over all processes."""
+"""What is printed for the user, once over all processes; and what a live view of several runs is told."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 SILENCE = 30.0
 """Seconds without a line after which a long loop says how far it is, and a stage that it is still at work."""
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 """Where Lightning, torchrun and Slurm tell a process which one it is: the first is 0 in all that are set."""
+
+LIVE = "RECLLM_LIVE"
+"""Names the folder where runs tell a live view how far they are, each in a file; not set: nobody looks."""
+LIVE_EVERY = 1.0
+"""Seconds between two writings of such a file."""
 
 _last_line = time.monotonic()
 _speaker = ""  # name of the run that this process is at, once there is one
@@ -40,6 +47,25 @@ def _print(text: str) -> None:
     if is_first_process():
         # The end of the line in the same write: runs side by side share the terminal.
         print(f"[{_speaker}] {text}\n" if _speaker else f"{text}\n", end="", flush=True)
+
+
+def _live_file() -> Path | None:
+    folder = os.environ.get(LIVE)
+    return Path(folder, f"{_speaker}.json") if folder and _speaker and is_first_process() else None
+
+
+@contextmanager
+def seen_live() -> Iterator[None]:
+    """Until the block ends a live view shows this run, also while it has no loop to tell of."""
+    file = _live_file()
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"share": None, "text": ""}))
+    try:
+        yield
+    finally:
+        if file is not None:
+            file.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -87,6 +113,7 @@ class Progress:
         self.total = total
         self.begun_at = done
         self.start = time.monotonic()
+        self._shown = self.start
 
     @property
     def seconds(self) -> float:
@@ -104,13 +131,21 @@ class Progress:
             done: of `total`.
             figures: what else the line says.
         """
-        if not self.is_due() or done <= self.begun_at:
+        if done <= self.begun_at:
             return
+        if self.is_due():
+            say(self._line(done, figures))
+        file = _live_file()
+        if file is not None and time.monotonic() - self._shown >= LIVE_EVERY:
+            self._shown = time.monotonic()
+            file.write_text(json.dumps({"share": done / self.total, "text": self._line(done)}))
+
+    def _line(self, done: int, figures: str = "") -> str:
         seconds = self.seconds / (done - self.begun_at)
         rate = f"{1 / seconds:,.1f} a second" if seconds < 1 else f"{seconds:.1f} s each"
         rest = f"{duration((self.total - done) * seconds)} left"
         parts = [f"{done:,} of {self.total:,} {self.what}", figures, rate, rest]
-        say(", ".join(part for part in parts if part))
+        return ", ".join(part for part in parts if part)
 
 
 def duration(seconds: float) -> str:

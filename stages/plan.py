@@ -3,15 +3,14 @@
     python -m stages.plan write GOAL... DATASET=demo CRM="din sim" SYSTEM="lora reclora" ... key=value ...
 
 `write` validates the configuration of every stage before anything runs, writes `config.yaml` where it
-changed, and the rules to `artifacts/<dataset>/plans/`, and prints their path; `status` shows what is done,
-stale or missing; `spent RULES`, at the end of a command, where its time went.
+changed, and the rules to `artifacts/<dataset>/plans/`, and prints their path (`python -m stages.follow` runs
+them); `status` shows what is done, stale or missing.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -20,10 +19,9 @@ from recllm.errors import ConfigError, StageError
 from recllm.eventlog.statistics import STATISTICS
 from recllm.files import write_text
 from recllm.paths import FORMATS
-from recllm.pipeline.expected import ahead, told
+from recllm.pipeline.expected import ahead, keep, told
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.makefile import write
-from recllm.pipeline.spent import spent
 from recllm.text.formats import DESCRIPTION, PROFILE, check_formats, parse_format
 
 
@@ -68,19 +66,17 @@ def check_texts(plan: Plan) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run `write`, `status` or `spent`; a configuration that cannot be used is one line and status 2."""
+    """Run `write` or `status`; a configuration that cannot be used is one line and status 2."""
     try:
-        if arguments[0] == "spent":
-            for line in spent(Path(arguments[1])):
-                print(line)
-            return 0
         plan = Plan(parse(arguments[1:]))
         if arguments[0] == "status":
             show(plan)
         else:
             check_texts(plan)
             rules = write(plan)
-            for line in told(*ahead(plan)):
+            expected, done = ahead(plan)
+            keep(rules, expected)
+            for line in told(expected, done):
                 print(line, file=sys.stderr)
             print(rules)
     except (ConfigError, StageError, ValueError) as error:

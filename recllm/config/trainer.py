@@ -41,8 +41,6 @@ class TrainerConfig:
     """Optimizer steps between two writes of last.ckpt, from which a killed stage resumes."""
     checkpoint_minutes: float = 5.0
     """Most minutes between two such writes, where steps are long."""
-    progress: bool = False
-    """Whether a progress bar is drawn."""
     tensorboard: bool = False
     """Whether curves are written for TensorBoard beside logs/metrics.csv."""
     wandb: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 
 from recllm import paths
 from recllm.console import duration
+from recllm.files import write_json
 from recllm.pipeline.graph import Plan
 from recllm.pipeline.manifest import processor
 from recllm.pipeline.node import Node
@@ -73,6 +74,17 @@ def _workload(node: Node, figures: Mapping[str, Mapping[str, Any]]) -> Workload 
     if log.folder not in figures:
         return None
     return workload(node.stage.name, node.config, figures[log.folder], node.systems)
+
+
+def keep(rules: Path, expected: Iterable[Expected]) -> None:
+    """Write what a command will run beside the rules that it follows: folder -> seconds, null if unknown."""
+    write_json(rules.with_suffix(".json"), {stage.folder: stage.seconds for stage in expected})
+
+
+def kept(rules: Path) -> list[Expected]:
+    """What `keep` has written."""
+    stages = json.loads(rules.with_suffix(".json").read_text())
+    return [Expected(folder, seconds) for folder, seconds in stages.items()]
 
 
 def told(expected: Iterable[Expected], done: int) -> list[str]:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from recllm import paths
 from recllm.cache import Cache
 from recllm.config.schema import Config
-from recllm.console import duration, is_first_process, pulse, say, speak_as
+from recllm.console import duration, is_first_process, pulse, say, seen_live, speak_as
 from recllm.errors import Busy, ConfigError, StageError
 from recllm.files import digest, now, write_json
 from recllm.pipeline.finished import Finished, check_lineage
@@ -227,7 +227,8 @@ def main(work: Callable[[Run], None], arguments: Sequence[str]) -> int:
     try:
         run = Run.start(arguments)
         if not run.done:
-            with pulse(lambda: f"at work for {duration(run.seconds)}, {peak_memory_gb():.1f} GB at most"):
+            at_work = pulse(lambda: f"at work for {duration(run.seconds)}, {peak_memory_gb():.1f} GB at most")
+            with seen_live(), at_work:
                 work(run)
     except (StageError, ConfigError, ValueError, FileNotFoundError) as error:
         if os.environ.get("RECLLM_TRACEBACK"):

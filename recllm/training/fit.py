@@ -136,7 +136,7 @@ def fit(
         logger=_loggers(run),
         deterministic=config.deterministic or None,
         num_sanity_val_steps=0,
-        enable_progress_bar=config.progress,
+        enable_progress_bar=False,  # `recllm.console.Progress` tells how far it is
         enable_model_summary=False,
         use_distributed_sampler=False,
         # Validation before the first step and in training share metric states: no inference tensors.
