@@ -15,9 +15,9 @@ from recllm.errors import ConfigError, check
 RowSetKind = Literal["all", "first", "last", "uniform", "fraction"]
 CandidateDraw = Literal["uniform", "popular", "hard", "given"]
 
-ROW_SETS = "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1"
+ROW_SETS = "all, first<n>, last<n>, uniform<n> or a fraction such as 0.1 or 0.1max70000"
 """What a row set may be called, for messages."""
-HOLD_OUTS = "none, uniform<n>, last<n> or a fraction such as 0.1"
+HOLD_OUTS = "none, uniform<n>, last<n> or a fraction such as 0.1 or 0.1max70000"
 """What a row set that is held out may be called, for messages."""
 CANDIDATE_KINDS = "uniform<n>, popular<n> or hard<n>, e.g. uniform20; given<n> where the data set has lists"
 """What a kind of candidate lists may be called, for messages."""
@@ -29,7 +29,7 @@ ENOUGH_ROWS = 200_000
 formula of Hanley and McNeil (1982) for as many likes as dislikes. More rows buy nothing that tables show."""
 
 _COUNTED = re.compile(r"(first|last|uniform)(\d+)")
-_FRACTION = re.compile(r"0?\.\d+|1\.0+")
+_FRACTION = re.compile(r"(0?\.\d+|1\.0+)(?:max(\d+))?")
 _CANDIDATES = re.compile(r"(uniform|popular|hard|given)(\d+)")
 
 
@@ -41,14 +41,16 @@ class RowSet:
         kind: `all` in time order; `first` or `last` of that order; `uniform` or `fraction`, a prefix of the
             split's stored permutation, so that a smaller set lies in a larger one of either kind.
         amount: a number of rows; of the split's rows the fraction for `fraction`, and 1.0 for `all`.
+        most: of a fraction, the most rows that it has; None: as many as it is.
     """
 
     kind: RowSetKind
     amount: int | float
+    most: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> RowSet:
-        """Reads `all`, `first30000`, `last70000`, `uniform500`, `0.1`, `.1` or `1.0`.
+        """Reads `all`, `first30000`, `last70000`, `uniform500`, `0.1`, `.1`, `1.0` or `0.1max70000`.
 
         Raises:
             ConfigError: the text is no name of a row set.
@@ -58,8 +60,9 @@ class RowSet:
         counted = _COUNTED.fullmatch(text)
         if counted:
             return cls(cast(RowSetKind, counted[1]), int(counted[2]))
-        if _FRACTION.fullmatch(text):
-            return cls("fraction", float(text))
+        fraction = _FRACTION.fullmatch(text)
+        if fraction:
+            return cls("fraction", float(fraction[1]), int(fraction[2]) if fraction[2] else None)
         raise ConfigError(f"row set {text!r} is unknown; wanted {ROW_SETS}")
 
     def __str__(self) -> str:
@@ -67,7 +70,8 @@ class RowSet:
         if self.kind == "all":
             return "all"
         if self.kind == "fraction":
-            return f"{Decimal(str(self.amount)):f}"  # a float's own text may be 1e-05
+            fraction = f"{Decimal(str(self.amount)):f}"  # a float's own text may be 1e-05
+            return fraction if self.most is None else f"{fraction}max{self.most}"
         return f"{self.kind}{self.amount}"
 
     @property
@@ -79,12 +83,17 @@ class RowSet:
         """Whether all rows of another set are in this one, in a split of any size."""
         if self.kind == "all" or self == other:
             return True
-        return self.kind == other.kind and self.amount >= other.amount
+        if self.kind == "uniform" and other.most is not None:
+            return self.amount >= other.most
+        if self.kind != other.kind or self.amount < other.amount:
+            return False
+        return self.most is None or (other.most is not None and self.most >= other.most)
 
     def count(self, total: int) -> int:
         """How many rows the set has in a split of `total` rows; one that is larger is the whole split."""
         if self.kind in ("all", "fraction"):
-            return round(self.amount * total)
+            count = round(self.amount * total)
+            return count if self.most is None else min(count, self.most)
         return min(int(self.amount), total)
 
 

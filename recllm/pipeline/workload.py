@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from recllm.eventlog.names import sized
+from recllm.eventlog.names import RowSet, sized
 from recllm.pipeline.stage_file import Group
 
 
@@ -57,7 +56,7 @@ def workload(
         own = config["stage2"]
         model = f"{lm} {own['adapter']['kind']}" if stage == "stage2" else "towers"
         passes = own["fit"]["epochs"] * (2 if own.get("mixed_prompts") else 1)
-        amount = passes * size(config["subsample"], samples)
+        amount = passes * RowSet.parse(config["subsample"]).count(samples)
     elif stage == "stage3":
         model = lm
         amount = config["stage3"]["fit"]["epochs"] * config["stage3"]["rows"]
@@ -67,7 +66,7 @@ def workload(
         num_lms = sum(len(group) for group in systems.values()) - num_crms
         if num_lms:
             model = lm
-            amount = size(sized(config["evaluate"]["ctr_rows"], rows), rows) * num_lms
+            amount = float(RowSet.parse(sized(config["evaluate"]["ctr_rows"], rows)).count(rows) * num_lms)
         else:
             amount = float(rows * max(1, num_crms))
     elif stage in ("lm-text", "lm-prompts"):
@@ -77,12 +76,3 @@ def workload(
     elif stage in ("lm-named", "neighbors", "next", "cascade"):
         model = lm
     return Workload(f"{stage} {model}".strip(), amount)
-
-
-def size(row_set: str, rows: int) -> float:
-    """Rows of a row set, e.g. `last2000`, `0.1` or `all`, of a split of so many."""
-    counted = re.fullmatch(r"[a-z]+(\d+)", row_set)
-    if counted:
-        return float(min(int(counted[1]), rows))
-    share = re.fullmatch(r"[\d.]+", row_set)
-    return float(share[0]) * rows if share else float(rows)

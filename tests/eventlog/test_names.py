@@ -30,7 +30,16 @@ def test_row_sets_that_are_the_same_are_equal(text, short):
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("all", 70), ("first20", 20), ("last90", 70), ("uniform0", 0), ("0.25", 18), ("1.0", 70)],
+    [
+        ("all", 70),
+        ("first20", 20),
+        ("last90", 70),
+        ("uniform0", 0),
+        ("0.25", 18),
+        ("1.0", 70),
+        ("0.25max20", 18),
+        ("0.25max9", 9),
+    ],
 )
 def test_how_many_of_70_rows(text, count):
     assert RowSet.parse(text).count(70) == count  # a quarter is 17.5, and the even neighbor is taken
@@ -98,6 +107,12 @@ def test_a_large_split_is_measured_on_as_many_rows_as_an_auc_needs():
         ("last10", "last20", False),
         ("last20", "uniform10", False),
         ("0.1", "uniform10", False),  # of 50 rows .1 is 5
+        ("0.1", "0.1max10", True),
+        ("0.1max10", "0.1", False),
+        ("0.2max10", "0.1max10", True),
+        ("0.2max9", "0.1max10", False),
+        ("uniform10", "0.1max10", True),
+        ("uniform9", "0.1max10", False),
     ],
 )
 def test_a_row_set_holds_another_where_it_does_in_a_split_of_any_size(larger, smaller, holds):

@@ -10,19 +10,11 @@ from recllm.pipeline.graph import Plan
 from recllm.pipeline.makefile import write
 from recllm.pipeline.manifest import processor
 from recllm.pipeline.stage_file import Group
-from recllm.pipeline.workload import Workload, size, workload
+from recllm.pipeline.workload import Workload, workload
 from tests.stages.plans import finish
 
 LOG = {"train": 1000, "test": 200}
 LM = {"model": {"name": "tiny"}, "training": {"text_tokens": 700, "prompt_tokens": 900}}
-
-
-@pytest.mark.parametrize(
-    ("row_set", "rows"),
-    [("all", 1000), ("last20", 20), ("uniform2000", 1000), ("first7", 7), ("0.1", 100), (".25", 250)],
-)
-def test_rows_of_a_row_set(row_set, rows):
-    assert size(row_set, 1000) == rows
 
 
 @pytest.mark.parametrize(
