@@ -79,7 +79,7 @@ PLAN = $(PYTHON) -m stages.plan write $(ASKED) $(CHOICE)
 FOLLOW = $(PYTHON) -m stages.follow "$$rules" \
          $(MAKE) --no-print-directory -j$(JOBS) -f "$$rules" SHARE='$(SHARE)'
 
-BENCHES := profile bench-data bench-neighbors bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm \
+BENCHES := profile bench-data bench-whole bench-neighbors bench-retrieval bench-loader bench-stage1 bench-tables bench-stage2 bench-lm \
            bench-sizes bench-gpu bench-stage3 bench-recommend bench-lists bench-next bench-serve
 
 .PHONY: help env own-environment few2many sweep describe config recommend score bundle serve onnx $(WORK) $(BENCHES) status table quality nightly test test-all lint format types check clean
@@ -203,6 +203,9 @@ bench-data: | $(READY)  ## preparation and neighbors of 5 to 25 million generate
 
 bench-neighbors: | $(READY)  ## neighbors of 25 million generated events, all groups of users, k = 30 (ARGS=events)
 	@$(PYTHON) -m bench.neighbors $(ARGS)
+
+bench-whole: | $(READY)  ## make stage1 stage2 stage3 on 25 million generated events, whole (ARGS="--events 1000000 --kills 120 300")
+	@$(PYTHON) -m bench.whole $(ARGS)
 
 bench-retrieval: | $(READY)  ## ways to search a history, side by side
 	@$(PYTHON) -m bench.retrieval
