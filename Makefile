@@ -101,7 +101,7 @@ tune: | $(READY)     ## search stage 1's settings on validation (CRM=din)
 cascade: | $(READY)  ## retrieve, rank, re-rank over the whole catalog: fit the steps' weights (SYSTEM=reclora, or none)
 RUN := $(filter $(WORK),$(MAKECMDGOALS))
 $(firstword $(RUN)):
-	@rules=$$($(PLAN)) && exec $(FOLLOW) $(RUN)
+	+@rules=$$($(PLAN)) && exec $(FOLLOW) $(RUN)
 $(wordlist 2,99,$(RUN)):
 	@:
 
