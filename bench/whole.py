@@ -2,8 +2,8 @@
 
 `make stage1 stage2 stage3` runs in a folder of its own (`.bench/whole/<events>`), with the defaults of the
 data set. On the way it is killed by SIGKILL, with all that it started, as often as is asked, and started
-again; at the end it runs once more, when there is nothing to do. Of each stage stand seconds over all attempts
-and peak memory, from the manifests; of the command wall time, the attempts added.
+again; at the end it runs once more, when there is nothing to do. Of each stage stand seconds over all
+attempts and peak memory, from the manifests; of the command wall time, the attempts added.
 
     make bench-whole                                # 25 million generated events in MovieLens-25M's layout
     make bench-whole ARGS="--events 1000000 --kills 120 300 -- CRM=sim"

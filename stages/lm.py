@@ -15,7 +15,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -37,6 +36,7 @@ from recllm.systems.texts import build_pieces, check_fit, tiny_tokenizer
 from recllm.text import documents
 from recllm.text.pieces import Pieces
 from recllm.text.prompts import Prompts
+from recllm.training.blocked_cross_entropy import blocked_cross_entropy
 from recllm.training.checkpoints import best, best_scores
 from recllm.training.fit import fit
 from recllm.training.loaders import Loaders, Stream, plan_steps
@@ -69,9 +69,9 @@ class PretrainModule(lightning.LightningModule):
         ids, weights = batch["ids"], batch["weights"][:, 1:]
         scored = weights > 0
         hidden = self.model.get_decoder()(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[scored]
-        logits = self.model.get_output_embeddings()(hidden)
-        losses = F.cross_entropy(logits.float(), ids[:, 1:][scored], reduction="none")
-        return (losses * weights[scored]).sum() / (weights.numel() * self.mean_weight)
+        head = self.model.get_output_embeddings().weight
+        loss = blocked_cross_entropy(hidden, head, ids[:, 1:][scored], weights[scored])
+        return loss / (weights.numel() * self.mean_weight)
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> dict[str, Tensor]:
         """The loss of a step."""

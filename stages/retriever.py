@@ -28,8 +28,8 @@ from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
 from recllm.systems.crm import crm_inputs
 from recllm.systems.item_texts import text_vectors
+from recllm.training.blocked_cross_entropy import blocked_cross_entropy
 from recllm.training.callbacks import WEIGHTS
-from recllm.training.catalog_softmax import catalog_cross_entropy
 from recllm.training.checkpoints import best_scores, load_best
 from recllm.training.crm_module import CrmTraining
 from recllm.training.fit import fit
@@ -106,7 +106,7 @@ class RetrieverModule(CrmTraining):
 
     def _full(self, users: Tensor, target: Tensor) -> Tensor:
         """Sum of negative log-likelihoods of targets `[n]` among all candidates, users `[n, hidden]`."""
-        return catalog_cross_entropy(users, self.model.item_vectors(self.candidates), self.place[target])
+        return blocked_cross_entropy(users, self.model.item_vectors(self.candidates), self.place[target])
 
     def _sampled(self, users: Tensor, target: Tensor) -> Tensor:
         """The same among the target and sampled items, whose sum is an estimate of that over all others.
