@@ -10,18 +10,8 @@ from pathlib import Path
 
 import requests
 import urllib3
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from recllm.console import say
+from recllm.console import Progress, say
 
 ATTEMPTS = 5
 """Tries in a row that bring no byte before a download is given up."""
@@ -29,6 +19,7 @@ TIMEOUT = (10, 60)
 """Seconds to connect, and to wait for the next byte."""
 BLOCK = 1 << 20
 """Bytes read at a time."""
+MB = 1_000_000
 BUSY = (408, 429, 500, 502, 503, 504)
 """HTTP statuses that may be gone in a while."""
 BROKEN = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
@@ -100,37 +91,31 @@ def digest(path: Path, like: str) -> str:
 
 def _receive(url: str, part: Path, wanted: str, wait: float) -> None:
     """Bring `part` to the length that the server tells, over as many connections as it takes."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as progress:
-        bar = progress.add_task(part.stem)
-        failures = 0
-        while True:
-            before = _size(part)
-            try:
-                return _continue(url, part, wanted, progress, bar)
-            except BROKEN as error:
-                reason = _reason(error)
-                hopeless = False
-            except requests.HTTPError as error:
-                status = getattr(error.response, "status_code", 0)
-                reason = f"status {status}"
-                hopeless = status not in BUSY
-            have = _size(part)
-            failures = 1 if have > before else failures + 1
-            if hopeless or failures >= ATTEMPTS:
-                raise ValueError(
-                    f"{url} cannot be had ({reason}; {have:,} bytes so far); run the same command again to "
-                    "go on, or download it by hand and give RAW=<folder or zip>"
-                )
-            pause = wait * 2 ** (failures - 1)
-            say(f"{part.stem}: {reason} after {have:,} bytes; going on in {pause:g} s")
-            time.sleep(pause)
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            return _continue(url, part, wanted)
+        except BROKEN as error:
+            reason = _reason(error)
+            hopeless = False
+        except requests.HTTPError as error:
+            status = getattr(error.response, "status_code", 0)
+            reason = f"status {status}"
+            hopeless = status not in BUSY
+        have = _size(part)
+        failures = 1 if have > before else failures + 1
+        if hopeless or failures >= ATTEMPTS:
+            raise ValueError(
+                f"{url} cannot be had ({reason}; {have:,} bytes so far); run the same command again to "
+                "go on, or download it by hand and give RAW=<folder or zip>"
+            )
+        pause = wait * 2 ** (failures - 1)
+        say(f"{part.stem}: {reason} after {have:,} bytes; going on in {pause:g} s")
+        time.sleep(pause)
 
 
-def _continue(url: str, part: Path, wanted: str, progress: Progress, bar: TaskID) -> None:
+def _continue(url: str, part: Path, wanted: str) -> None:
     """One connection: from where `part` ends, if the server still has the same file, else from the start."""
     tag = part.with_suffix(".tag")  # what the server calls the version that `part` is of
     version = tag.read_text() if tag.is_file() else ""
@@ -158,13 +143,14 @@ def _continue(url: str, part: Path, wanted: str, progress: Progress, bar: TaskID
             )
         whence = f" from {have:,} on" if have else ""
         say(f"downloading {url}{whence}" + (f", {rest:,} bytes" if rest else ""))
-        progress.update(bar, total=have + rest if rest else None, completed=have)
+        progress = Progress(f"MB of {part.stem}", (have + rest) // MB, have // MB)
         with part.open("r+b" if have else "wb") as file:
             file.seek(have)
             tag.write_text(_version(response))  # not before what is of another version is gone
             for block in response.raw.stream(BLOCK, decode_content=False):
                 file.write(block)
-                progress.advance(bar, len(block))
+                if rest:
+                    progress.reached(file.tell() // MB)
 
 
 def _version(response: requests.Response) -> str:
