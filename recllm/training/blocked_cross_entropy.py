@@ -28,7 +28,8 @@ def blocked_cross_entropy(
         weight: float `[n]`; None: 1 for each row.
 
     Returns:
-        float32 scalar. Under autocast the products are computed in its dtype, and all else in float32.
+        Scalar, float32 (float64 of such vectors). Under autocast the products are computed in its dtype, and
+        all else in float32.
     """
     return cast(Tensor, _CrossEntropy.apply(vectors, classes, target, weight))
 
@@ -36,15 +37,16 @@ def blocked_cross_entropy(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, classes: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
-        loss = torch.zeros((), device=vectors.device)
-        of_vectors = torch.empty_like(vectors, dtype=torch.float32)
-        of_classes = torch.zeros_like(classes, dtype=torch.float32)
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        loss = torch.zeros((), dtype=wide, device=vectors.device)
+        of_vectors = torch.empty_like(vectors, dtype=wide)
+        of_classes = torch.zeros_like(classes, dtype=wide)
         size = max(1, BLOCK // len(classes))
         for low in range(0, len(vectors), size):
             rows = slice(low, low + size)
             block = vectors[rows]
             own = target[rows, None]
-            scores = (block @ classes.t()).float()
+            scores = (block @ classes.t()).to(wide)
             own_scores = scores.gather(1, own)
             highest = scores.amax(1, keepdim=True)
             odds = scores.sub_(highest).exp_()
