@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recllm import processes
 from recllm.cache import Cache, Hasher
+from recllm.console import Progress
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -148,6 +149,7 @@ def _fill(
     """Write logits and representations of all pairs, 0 at first, batch by batch."""
     logits, vectors = out
     device = next(model.parameters()).device
+    progress = Progress("rows scored by the CRM", len(rows))
     training = model.training
     if training:  # a walk through all modules, which a pair or two would feel
         model.eval()
@@ -162,6 +164,7 @@ def _fill(
                 logit, vector = model(batch)
                 logits[part] = logit.float().cpu().numpy()
                 vectors[part] = vector.float().cpu().numpy()
+                progress.reached(min(part.stop, len(rows)))
     finally:
         if training:
             model.train()
