@@ -296,8 +296,8 @@ BLOCKS = {
         "ml-1m",
         "ctr",
         "test/all",
-        lines("popularity deepfm autoint dcnv2 gru4rec caser sasrec din"),
-        (metric("auc"), metric("logloss"), difference(), PAPER),
+        lines("popularity deepfm autoint dcnv2 gru4rec caser sasrec din sim"),
+        (metric("auc"), span("auc"), metric("logloss"), difference(), PAPER),
         heading="CTR, all 97,002 test rows",
     ),
     "ml-1m-items": Block(
