@@ -41,7 +41,11 @@ def attempt(command: list[str], artifacts: Path, seconds: float | None) -> tuple
         subprocess.CalledProcessError: it failed.
     """
     begun = time.perf_counter()
-    environment = {**os.environ, "RECLLM_ARTIFACTS": str(artifacts)}
+    # Not what the make above this one was given: its ARGS are this script's.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
+    environment["RECLLM_ARTIFACTS"] = str(artifacts)
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
     try:
         status = process.wait(seconds)
