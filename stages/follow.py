@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -22,14 +22,21 @@ from recllm.pipeline.expected import kept
 from recllm.pipeline.spent import spent
 
 
-def start(command: Sequence[str], **options: object) -> subprocess.Popen[str]:
+def start(
+    command: Sequence[str],
+    stdout: int | None = None,
+    stderr: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
     """Start Make, to which SIGTERM is handed on; Ctrl-C reaches it by the terminal.
 
     Args:
         command: what to run.
-        options: of `subprocess.Popen`.
+        stdout: as `subprocess.Popen` has it.
+        stderr: likewise.
+        env: likewise.
     """
-    child: subprocess.Popen[str] = subprocess.Popen(command, text=True, **options)  # type: ignore[call-overload]
+    child = subprocess.Popen(command, text=True, stdout=stdout, stderr=stderr, env=env)
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)
@@ -45,11 +52,11 @@ def follow_live(rules: Path, command: Sequence[str]) -> int:
 
     from recllm.pipeline.live import LiveView
 
-    with tempfile.TemporaryDirectory(prefix="recllm-") as told:
+    with tempfile.TemporaryDirectory(prefix="recllm-") as progress_folder:
         errors = subprocess.STDOUT if sys.stderr.isatty() else None
-        environment = {**os.environ, LIVE: told}
+        environment = {**os.environ, LIVE: progress_folder}
         child = start(command, stdout=subprocess.PIPE, stderr=errors, env=environment)
-        with LiveView(Path(told), rules.parent.parent, kept(rules), Console()) as view:
+        with LiveView(Path(progress_folder), rules.parent.parent, kept(rules), Console()) as view:
             assert child.stdout is not None
             for line in child.stdout:
                 view.say(line.rstrip("\n"))

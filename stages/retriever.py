@@ -197,7 +197,8 @@ def findable_rows(log: EventLog, config: Stage1Config) -> Rows:
     Raises:
         StageError: there is none.
     """
-    name, key = config.fit.valid_rows, "stage1.fit.valid_rows"
+    name = config.fit.valid_rows
+    key = "stage1.fit.valid_rows"
     rows = validation_rows(log, name, key)
     rows = rows[~log.is_drawn(rows)]
     if config.next.targets == "liked":

@@ -38,15 +38,15 @@ class AtWork:
     text: str
 
 
-def at_work(told: Path) -> list[AtWork]:
+def at_work(progress_folder: Path) -> list[AtWork]:
     """The stages that run now, by name, from the files that they write (`recllm.console.seen_live`)."""
     running = []
-    for file in sorted(told.rglob("*.json")):
+    for file in sorted(progress_folder.rglob("*.json")):
         try:
             state = json.loads(file.read_text())
         except (FileNotFoundError, json.JSONDecodeError):  # it ended, or is about to be written
             continue
-        running.append(AtWork(str(file.relative_to(told).with_suffix("")), **state))
+        running.append(AtWork(str(file.relative_to(progress_folder).with_suffix("")), **state))
     return running
 
 
@@ -93,15 +93,17 @@ class LiveView:
     """The lines that stages print, and below them a bar for each stage at work and one for all.
 
     Args:
-        told: folder where stages tell how far they are.
+        progress_folder: folder where stages tell how far they are.
         root: `artifacts/<dataset>`.
         expected: the stages that the command will run.
         console: the terminal.
     """
 
-    def __init__(self, told: Path, root: Path, expected: Sequence[Expected], console: Console) -> None:
+    def __init__(
+        self, progress_folder: Path, root: Path, expected: Sequence[Expected], console: Console
+    ) -> None:
         """Nothing is drawn yet."""
-        self.told = told
+        self.progress_folder = progress_folder
         self.remaining = Remaining(root, expected)
         self.console = console
         self._live = Live(get_renderable=self.draw, console=console, refresh_per_second=2, transient=True)
@@ -123,7 +125,7 @@ class LiveView:
 
     def draw(self) -> Group:
         """A line for each stage at work, and one for the whole command."""
-        running = at_work(self.told)
+        running = at_work(self.progress_folder)
         remaining = self.remaining
         total = len(remaining.expected)
         done = total - len(remaining.open())
