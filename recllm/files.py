@@ -74,9 +74,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_array(path: Path, values: NDArray[Any]) -> None:
-    """Publish an array as `.npy`."""
+    """Publish an array as `.npy`, in C order: the rows of a mapped array lie together."""
     with publish(path) as temporary:
-        np.save(temporary, values)
+        np.save(temporary, np.asarray(values, order="C"))
 
 
 def load_array(path: Path, mapped: bool = True) -> NDArray[Any]:

@@ -19,8 +19,8 @@ import polars as pl
 
 from recllm.errors import StageError
 from recllm.eventlog import draws
-from recllm.eventlog.build import crm_ids
 from recllm.eventlog.config import PrepareConfig
+from recllm.eventlog.fields import trained_fields
 from recllm.eventlog.ids import FIRST_ID, SPLITS, TRAIN, UNUSED
 from recllm.eventlog.log import EventLog, Rows
 from recllm.files import write_array, write_text
@@ -52,24 +52,18 @@ def write_all_data(log: EventLog, folder: Path, config: PrepareConfig) -> dict[s
     for stale in folder.glob("*.npy"):
         stale.unlink()
     training = np.arange(len(log.user)) < log.n_events
-    item_count = np.bincount(log.item[training], minlength=log.n_items).astype(np.int32)
-    user_count = np.bincount(log.user[training], minlength=log.n_users)
-    liked = log.item[training & (log.label == 1)]
     items = pl.read_parquet(log.folder / "items.parquet")[FIRST_ID:]
     users = pl.read_parquet(log.folder / "users.parquet")[FIRST_ID:]
     changed = {
         "split": np.where(log.split == UNUSED, UNUSED, TRAIN).astype(np.int8),
         "training": training,
-        "user_fields": crm_ids(users, "user", config.user_fields, user_count[FIRST_ID:] > 0),
-        "item_fields": crm_ids(items, "item", config.item_fields, item_count[FIRST_ID:] > 0),
-        "item_count": item_count,
-        "item_likes": np.bincount(liked, minlength=log.n_items).astype(np.int32),
+        **trained_fields(log.user, log.item, log.label, training, users, items, config),
     }
     order = all_samples(log)
     changed["order_train"] = order
     changed["permutation_train"] = draws.permutation(draws.derive(config.seed, "permutation", "train"), order)
     for name, values in changed.items():
-        write_array(folder / f"{name}.npy", np.ascontiguousarray(values))
+        write_array(folder / f"{name}.npy", values)
     for path in sorted(log.folder.glob("*.npy")):
         if path.stem not in changed:
             shutil.copyfile(path, folder / path.name)

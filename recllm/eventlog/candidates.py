@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from recllm.eventlog import draws
+from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.names import CandidateDraw
 
 Rows = npt.NDArray[np.int64]
@@ -176,6 +178,19 @@ def _count_new_items(log: Histories, rows: Rows, catalog: Catalog) -> Rows:
     end = np.searchsorted(ordered, of_users + stands)
     is_new = is_offered[log.item[rows]] & ~met_before(log, rows)
     return len(catalog.items) - (running[end] - running[first]) - is_new
+
+
+def most_new_items(log: Histories, rows: Rows, external: pl.Series) -> tuple[int, object]:
+    """The most items that are new to the user of one of the rows, and that user's own id.
+
+    Args:
+        log: the event log.
+        rows: rows of the log `[R]`.
+        external: own ids of the users, from dense id 2 on.
+    """
+    new_items = count_new_items(log, rows)
+    best = int(new_items.argmax())
+    return int(new_items[best]), external[int(log.user[rows[best]]) - FIRST_ID]
 
 
 def have_new_items(log: Histories, rows: Rows, wanted: int) -> npt.NDArray[np.bool_]:
