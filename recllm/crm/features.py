@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +16,9 @@ from recllm.cache import Cache, Hasher
 from recllm.console import Progress
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+LOGITS = "logits"
+REPRESENTATIONS = "representations"
 
 
 class Inputs(Protocol):
@@ -51,22 +55,49 @@ def representations(
     rows, targets = _checked(rows, targets)
     logits = np.zeros(len(rows), np.float32)
     vectors = np.zeros((len(rows), _width(model)), np.float32)
-    _fill(model, inputs, rows, targets, batch_size, (logits, vectors))
+    _fill(model, inputs, rows, targets, batch_size, logits, vectors)
     return logits, vectors
 
 
+def score(
+    model: nn.Module,
+    inputs: Inputs,
+    rows: NDArray[np.int64],
+    targets: NDArray[np.int32] | None = None,
+    batch_size: int = 4096,
+) -> NDArray[np.float32]:
+    """The logits of `representations` alone, float32 [n]; arguments as there.
+
+    A representation is hundreds of numbers a pair: of millions of pairs they would be gigabytes.
+    """
+    rows, targets = _checked(rows, targets)
+    logits = np.zeros(len(rows), np.float32)
+    _fill(model, inputs, rows, targets, batch_size, logits)
+    return logits
+
+
 class Features(Protocol):
-    """What gives logits and representations of pairs, from a store or anew."""
+    """What gives logits and representations of pairs, from a store or anew.
+
+    Arguments are those of `representations`.
+    """
 
     model: nn.Module
     inputs: Inputs
 
-    def get(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None) -> Arrays:
-        """Logits float32 [n] and representations float32 [n, d_c]; arguments as in `representations`."""
+    def logits(
+        self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """Logits float32 [n]."""
+
+    def representations(
+        self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """Representations float32 [n, d_c]."""
 
 
 class Uncached:
-    """Computes `representations` each time: for what is asked once, such as queries.
+    """Computes features each time: for what is asked once, such as queries.
 
     Args:
         model: the CRM.
@@ -80,16 +111,25 @@ class Uncached:
         self.inputs = inputs
         self.batch_size = batch_size
 
-    def get(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None) -> Arrays:
+    def logits(
+        self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
         """See `Features`."""
-        return representations(self.model, self.inputs, rows, targets, self.batch_size)
+        return score(self.model, self.inputs, rows, targets, self.batch_size)
+
+    def representations(
+        self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """See `Features`."""
+        return representations(self.model, self.inputs, rows, targets, self.batch_size)[1]
 
 
 class FeatureCache:
-    """Keeps `representations` of each set of (row, target) pairs that was asked for.
+    """Keeps features of each set of (row, target) pairs that was asked for, memory-mapped read-only.
 
     What a set is found by covers the model's weights, `identity`, rows and targets, so that a retrained CRM
-    never answers with the old one's features.
+    never answers with the old one's features. Who asks for representations gets the logits computed as well;
+    who asks for logits alone, of millions of rows as it may be, no representations.
 
     Args:
         cache: where they are kept.
@@ -111,27 +151,37 @@ class FeatureCache:
         for name, value in sorted(model.state_dict().items()):
             self._made_of.add(name, value.detach().cpu().numpy())
 
-    def get(self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None) -> Arrays:
-        """Features of (row, target) pairs, memory-mapped read-only; arguments as in `representations`.
+    def logits(
+        self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """See `Features`."""
+        return self._kept(rows, targets, {LOGITS: ()})[LOGITS]
 
-        Returns:
-            Logits float32 [n] and representations float32 [n, d_c].
-        """
+    def representations(
+        self, rows: NDArray[np.int64], targets: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """See `Features`."""
+        widths = {LOGITS: (), REPRESENTATIONS: (_width(self.model),)}
+        return self._kept(rows, targets, widths)[REPRESENTATIONS]
+
+    def _kept(
+        self,
+        rows: NDArray[np.int64],
+        targets: NDArray[np.int32] | None,
+        widths: Mapping[str, tuple[int, ...]],
+    ) -> dict[str, NDArray[np.float32]]:
+        """Arrays of one set of pairs; `widths`: name -> shape of a pair's value."""
         rows, targets = _checked(rows, targets)
         made_of = self._made_of.copy().add("rows", rows)
         if targets is not None:
             made_of.add("targets", targets)
-        shapes = {
-            "logits": ((len(rows),), np.float32),
-            "representations": ((len(rows), _width(self.model)), np.float32),
-        }
+        shapes = {name: ((len(rows), *width), np.float32) for name, width in widths.items()}
 
         def fill(arrays: dict[str, NDArray[np.float32]]) -> None:
-            out = arrays["logits"], arrays["representations"]
-            _fill(self.model, self.inputs, rows, targets, self.batch_size, out)
+            vectors = arrays.get(REPRESENTATIONS)
+            _fill(self.model, self.inputs, rows, targets, self.batch_size, arrays[LOGITS], vectors)
 
-        features = self.cache.arrays("crm", made_of.hexdigest(), shapes, fill)
-        return features["logits"], features["representations"]
+        return self.cache.arrays("crm", made_of.hexdigest(), shapes, fill)
 
 
 def _width(model: nn.Module) -> int:
@@ -144,10 +194,10 @@ def _fill(
     rows: NDArray[np.int64],
     targets: NDArray[np.int32] | None,
     batch_size: int,
-    out: Arrays,
+    logits: NDArray[np.float32],
+    vectors: NDArray[np.float32] | None = None,
 ) -> None:
-    """Write logits and representations of all pairs, 0 at first, batch by batch."""
-    logits, vectors = out
+    """Write logits, and where they are wanted representations, of all pairs, 0 at first, batch by batch."""
     device = next(model.parameters()).device
     progress = Progress("rows scored by the CRM", len(rows))
     training = model.training
@@ -163,13 +213,15 @@ def _fill(
                 batch = {name: value.to(device) for name, value in batch.items()}
                 logit, vector = model(batch)
                 logits[part] = logit.float().cpu().numpy()
-                vectors[part] = vector.float().cpu().numpy()
+                if vectors is not None:
+                    vectors[part] = vector.float().cpu().numpy()
                 progress.reached(min(part.stop, len(rows)))
     finally:
         if training:
             model.train()
     processes.complete(logits)
-    processes.complete(vectors)
+    if vectors is not None:
+        processes.complete(vectors)
 
 
 def _checked(rows: object, targets: object) -> tuple[NDArray[np.int64], NDArray[np.int32] | None]:

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from recllm.crm.features import representations
+from recllm.crm.features import score
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import Rows
 from recllm.eventlog.queries import LogRows, Queries
@@ -70,9 +70,7 @@ class CrmStep:
         for low in range(0, len(place), PAIRS):
             part = slice(low, low + PAIRS)
             cells = (place[part], column[part])
-            scores[cells], _ = representations(
-                crm.model, crm.cache.inputs, requests.rows[cells[0]], items[cells]
-            )
+            scores[cells] = score(crm.model, crm.cache.inputs, requests.rows[cells[0]], items[cells])
         return scores
 
 

@@ -111,9 +111,9 @@ class Crm:
         if self.gate_input == "user":
             targets = np.full(len(rows), UNKNOWN, np.int32)
         if targets is None or targets.ndim == 1:
-            vectors = np.array(self.cache.get(rows, targets)[1])
+            vectors = np.array(self.cache.representations(rows, targets))
         else:
-            flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[1]
+            flat = self.cache.representations(np.repeat(rows, targets.shape[1]), targets.ravel())
             vectors = np.array(flat).reshape(*targets.shape, -1).mean(1)
         if self.gate_input == "shuffled":
             # The next one on a random circle through all rows: no row keeps its own.
@@ -143,8 +143,8 @@ class Crm:
     def logits(self, rows: Rows, targets: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """float32 `[n]` for pairs, `[n, C]` for targets `[n, C]`."""
         if targets is None or targets.ndim == 1:
-            return np.array(self.cache.get(rows, targets)[0])
-        flat = self.cache.get(np.repeat(rows, targets.shape[1]), targets.ravel())[0]
+            return np.array(self.cache.logits(rows, targets))
+        flat = self.cache.logits(np.repeat(rows, targets.shape[1]), targets.ravel())
         return np.array(flat).reshape(targets.shape)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from recllm import crm
 from recllm.cache import Cache
 from recllm.crm import CrmConfig, Fields
-from recllm.crm.features import FeatureCache, representations
+from recllm.crm.features import FeatureCache, representations, score
 
 FIELDS = Fields(user_sizes=(100,), item_sizes=(90, 5), rating_levels=5, category=1)
 
@@ -80,17 +80,30 @@ def test_targets_are_aligned_with_rows(model: torch.nn.Module) -> None:
 def test_cache_equals_direct_and_computes_once(model: torch.nn.Module, tmp_path: Path) -> None:
     inputs, rows = ToyInputs(), np.arange(25)
     cache = FeatureCache(Cache(tmp_path / "features"), model, inputs, batch_size=10)
-    got = cache.get(rows)
+    vectors = cache.representations(rows)
+    assert isinstance(vectors, np.memmap)
     assert inputs.calls == 3
+    got = cache.logits(rows), vectors
+    assert inputs.calls == 3  # the logits were kept with them
     direct = representations(model, ToyInputs(), rows, batch_size=10)
     for one, other in zip(got, direct, strict=True):
-        assert isinstance(one, np.memmap)
         assert not one.flags.writeable
         np.testing.assert_array_equal(one, other)
-    again = FeatureCache(Cache(tmp_path / "features"), model, inputs, batch_size=10).get(rows)
+    again = FeatureCache(Cache(tmp_path / "features"), model, inputs, batch_size=10).representations(rows)
     assert inputs.calls == 3
-    np.testing.assert_array_equal(again[1], direct[1])
+    np.testing.assert_array_equal(again, direct[1])
     assert len(list((tmp_path / "features").iterdir())) == 2  # logits and representations, nothing else
+
+
+def test_whoever_asks_for_logits_keeps_no_representations(model: torch.nn.Module, tmp_path: Path) -> None:
+    inputs, rows = ToyInputs(), np.arange(25)
+    cache = FeatureCache(Cache(tmp_path), model, inputs, batch_size=10)
+    logits = cache.logits(rows)
+    np.testing.assert_array_equal(logits, representations(model, ToyInputs(), rows, batch_size=10)[0])
+    np.testing.assert_array_equal(logits, score(model, ToyInputs(), rows, batch_size=10))
+    assert [path.name.rpartition("-")[0] for path in tmp_path.iterdir()] == ["crm-logits"]
+    cache.logits(rows)
+    assert inputs.calls == 3
 
 
 def test_cache_tells_rows_targets_models_and_identities_apart(model: torch.nn.Module, tmp_path: Path) -> None:
@@ -103,16 +116,16 @@ def test_cache_tells_rows_targets_models_and_identities_apart(model: torch.nn.Mo
         (rows, items + 1),
     ]
     for asked in sets:
-        got = cache.get(*asked)
-        np.testing.assert_array_equal(got[0], representations(model, ToyInputs(), *asked)[0])
-    assert len(list(tmp_path.iterdir())) == 8
-    FeatureCache(Cache(tmp_path), model, inputs, identity="other neighbors").get(rows)
-    assert len(list(tmp_path.iterdir())) == 10
+        got = cache.logits(*asked)
+        np.testing.assert_array_equal(got, representations(model, ToyInputs(), *asked)[0])
+    assert len(list(tmp_path.iterdir())) == 4
+    FeatureCache(Cache(tmp_path), model, inputs, identity="other neighbors").logits(rows)
+    assert len(list(tmp_path.iterdir())) == 5
     with torch.no_grad():
         next(model.parameters())[7] += 1.0
-    retrained = FeatureCache(Cache(tmp_path), model, inputs).get(rows)
-    np.testing.assert_array_equal(retrained[0], representations(model, ToyInputs(), rows)[0])
-    assert len(list(tmp_path.iterdir())) == 12
+    retrained = FeatureCache(Cache(tmp_path), model, inputs).logits(rows)
+    np.testing.assert_array_equal(retrained, representations(model, ToyInputs(), rows)[0])
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_a_failure_leaves_nothing_behind(model: torch.nn.Module, tmp_path: Path) -> None:
@@ -125,11 +138,11 @@ def test_a_failure_leaves_nothing_behind(model: torch.nn.Module, tmp_path: Path)
             return super().__call__(rows, targets)
 
     with pytest.raises(RuntimeError, match="killed"):
-        FeatureCache(Cache(tmp_path), model, Broken(), batch_size=10).get(np.arange(25))
+        FeatureCache(Cache(tmp_path), model, Broken(), batch_size=10).representations(np.arange(25))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_rows_are_no_features(model: torch.nn.Module, tmp_path: Path) -> None:
-    logits, vectors = FeatureCache(Cache(tmp_path), model, ToyInputs()).get(np.arange(0))
-    assert logits.shape == (0,)
-    assert vectors.shape == (0, 6)
+    cache = FeatureCache(Cache(tmp_path), model, ToyInputs())
+    assert cache.logits(np.arange(0)).shape == (0,)
+    assert cache.representations(np.arange(0)).shape == (0, 6)
