@@ -46,7 +46,9 @@ class RetrieverModule(CrmTraining):
     Attributes:
         candidates: ids of the item table with a training event, int64 `[n]`.
         place: of each id of the table its place among them, -1 of what is none, int64 `[rows]`.
-        log_drawn: log of the probability with which each is drawn, float32 `[n]`.
+        offered: ids that a validation row's item is looked for among, int64 `[m]`.
+        offered_place: as `place`, among those.
+        log_drawn: log of the probability with which each candidate is drawn, float32 `[n]`.
         cumulative: how often they are to be found, as a cumulative share, float64 `[n]`.
 
     Args:
@@ -55,6 +57,7 @@ class RetrieverModule(CrmTraining):
         steps: training steps.
         candidates: ids of the item table with a training event, int64 `[n]`, ascending.
         counts: how often each id of the table is to be found in a pass, `[rows]`.
+        offered: ids that a validation row's item is looked for among: those that can be recommended.
     """
 
     model: Retriever
@@ -72,12 +75,11 @@ class RetrieverModule(CrmTraining):
         steps: int,
         candidates: Tensor,
         counts: Tensor,
-        offered: Tensor | None = None,
+        offered: Tensor,
     ) -> None:
         """See the class."""
         super().__init__(model, config, steps)
         self.samples = len(candidates) > config.next.full_softmax
-        offered = candidates if offered is None else offered
         for name, items in (("", candidates), ("offered_", offered)):
             place = torch.full((len(counts),), -1)
             place[items] = torch.arange(len(items))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
 from recllm.console import say
 from recllm.errors import StageError
-from recllm.eventlog.candidates import KINDS, candidate_lists, count_new_items, have_new_items, met_before
+from recllm.eventlog.candidates import KINDS, candidate_lists, have_new_items, met_before, most_new_items
+from recllm.eventlog.external import ExternalIds
+from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.names import sized
 
@@ -139,13 +140,11 @@ def with_new_items(log: EventLog, rows: Rows, wanted: int, key: str) -> Rows:
     if enough.all():
         return rows
     if not enough.any():
-        new_items = count_new_items(log, rows)
-        best = int(new_items.argmax())
-        user = int(log.user[rows[best]])
-        external = pl.read_parquet(log.folder / "users.parquet", columns=["external"])["external"]
+        users = ExternalIds.open(log.folder, "user")
+        most, user = most_new_items(log, rows, users.by_dense_id[FIRST_ID:])
         raise StageError(
             f"none of the {len(rows):,} liked training rows has {wanted} items that are new to its user; the "
-            f"most, {new_items[best]}, has user {external[user]!r}; lower {key}"
+            f"most, {most}, has user {user!r}; lower {key}"
         )
     say(
         f"{(~enough).sum():,} of {len(rows):,} liked training rows are left out, as fewer than {wanted} "

@@ -86,7 +86,7 @@ class LmTrainingConfig:
     ratings that the LM has not read; otherwise stage 2 meets an LM that knows its rows better than those it
     will be asked about. Running statistics still count them."""
     text_tokens: int = 4_500_000
-    """Tokens of the first phase (item cards, timelines, questions with answers)."""
+    """Tokens of the first phase (item descriptions, timelines, questions with answers)."""
     prompt_tokens: int = 6_000_000
     """Tokens of the second phase (prompts with retrieved histories)."""
     batch_tokens: int = 3_584
@@ -141,8 +141,8 @@ class EncoderTrainingConfig:
     batch_tokens: int = 3_584
     """Tokens of one optimizer step, about."""
     mask_share: float = 0.3
-    """Share of the tokens of titles, cards and ratings that are to be guessed; of those, 80 % are masked,
-    10 % are any other token, 10 % stay. Template and profile are never guessed."""
+    """Share of the tokens of titles, descriptions and ratings that are to be guessed; of those, 80 % are
+    masked, 10 % are any other token, 10 % stay. Template and profile are never guessed."""
     label_weight: float = 4.0
     """Loss weight of a rating token; a title token weighs 1."""
     lr: float = 2e-3

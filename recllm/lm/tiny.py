@@ -42,7 +42,8 @@ def train_tokenizer(
         config: `vocabulary` bounds the number of tokens; small data use fewer.
         wording: The dataset's words.
         rating_levels: Text of the rating codes 1, 2, ...
-        texts: Items' names, their cards, users' profiles; repeated ones add up, empty ones count for nothing.
+        texts: Items' names, their descriptions, users' profiles; repeated ones add up, empty ones count for
+            nothing.
         counts: How often each text occurs in training; a text weighs the square root of it.
         shows_labels: Whether two codes follow the ratings', see `Wording.ratings`.
 

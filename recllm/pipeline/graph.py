@@ -37,7 +37,7 @@ from recllm.tables.config import SourceConfig
 
 VECTORS = "both"
 """Default of `retrieval.vectors`."""
-RETRIEVER = "stages.retriever"
+RETRIEVER_MODULE = "stages.retriever"
 """What trains a CRM to find the next item."""
 ALL_DATA = NamePart("data", "all-data")
 """What the names of stages say that are made from the samples of all splits."""
@@ -493,7 +493,7 @@ class Plan:
         objective = merge(self.layers(*files), self.request.overrides).stage1.objective
         stage = STAGES["stage1"].of_objective(objective)
         node = self._node(stage, name, {Role.LOG: log}, files=files, seed=seed, sweep=sweep)
-        module = RETRIEVER if objective == "next" else node.module
+        module = RETRIEVER_MODULE if objective == "next" else node.module
         if not CrmConfig(**node.config["stage1"]["crm"]).reads_vectors:
             node = dataclasses.replace(node, module=module)
             self.nodes[node.folder] = node

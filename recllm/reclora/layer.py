@@ -128,7 +128,7 @@ class RecLoraLinear(nn.Module, BaseTunerLayer):
 
         Args:
             adapter_name: The adapter.
-            weights: What `weigh` or `uniform` returned, without batch and segment axes.
+            weights: What `weigh` or `uniform_weights` returned, without batch and segment axes.
         """
         config = self.configs[adapter_name]
         a, b = plain_lora(self.reclora_A[adapter_name], self.reclora_B[adapter_name], weights, config)

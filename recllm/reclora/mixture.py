@@ -25,7 +25,7 @@ MISSING = (
 
 
 def weigh(gate: Tensor, config: RecLoraConfig) -> Tensor:
-    """Brings what a gate gives into the form that `mix` and `plain` take; the scale is in it.
+    """Brings what a gate gives into the form that `mix` and `plain_lora` take; the scale is in it.
 
     Args:
         gate: alpha `[..., num_meta]`, or for `core` G `[..., r, r]`.

@@ -26,7 +26,7 @@ def training_precision(model: torch.nn.Module, precision: str) -> AbstractContex
     Args:
         model: the model, on its device. Of a `-true` precision its weights are converted at once, as `fit`
             would.
-        precision: Lightning's name: `32-true`, `bf16-mixed`, `bf16-true`, `16-mixed`, `16-true`. What reads a
+        precision: Lightning's name: `32-true`, `bf16-mixed`, `bf16-true`, `16-mixed`. What reads a
             representation stays float32 in all of them.
     """
     dtypes = {"bf16": torch.bfloat16, "16": torch.float16}

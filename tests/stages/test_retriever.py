@@ -40,7 +40,7 @@ def module():
         config = configured(**keys).stage1
         crm = CrmConfig(**{**asdict(config.crm), "embedding_std": 1.0})
         model = build(Fields((3,), (8,), 5, 0), crm)
-        return RetrieverModule(model, config, 10, CANDIDATES, COUNTS)
+        return RetrieverModule(model, config, 10, CANDIDATES, COUNTS, CANDIDATES)
 
     return make
 

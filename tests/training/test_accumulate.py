@@ -151,7 +151,8 @@ def test_a_retriever(demo_log):
     torch.manual_seed(0)
     model = build(table_sizes(demo_log), config.crm)
     candidates = torch.from_numpy(np.flatnonzero(demo_log.item_count))
-    module = retriever.RetrieverModule(model, config, 10, candidates, torch.from_numpy(sequences.counts()))
+    counts = torch.from_numpy(sequences.counts())
+    module = retriever.RetrieverModule(model, config, 10, candidates, counts, candidates)
     loaders = retriever.loaders(run, inputs, sequences, demo_log.rows("valid", "uniform20"), 10)
     # Parts differ in events to find; their share of them is rounded to float32.
     check_step(module, loaders, rtol=1e-5, atol=1e-7)
