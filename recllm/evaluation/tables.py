@@ -43,6 +43,8 @@ LOWER_IS_BETTER = ("logloss", "ece", "milliseconds")
 NEITHER_IS_BETTER = ("popularity_bias@10",)
 SAID_IF_ABSENT = ("ctr", "ranking")
 """Tasks of which it is said where nothing was measured, unless the whole catalog was."""
+LEAST_P = 0.001999
+"""The least p-value of the tracked figures, rounded up: 2 / 1,001, where none of 1,000 draws is beyond 0."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def _slice_heading(row: ResultRow, name: str) -> str:
 
 
 def print_table(rows: Sequence[ResultRow], console: Console | None = None) -> None:
-    """Print the CTR and the ranking tables: 100 columns, plain text when piped (best marked by `*`).
+    """Print the tables of all tasks: 100 columns, plain text when piped (best marked by `*`).
 
     Args:
         rows: any rows.
@@ -222,3 +224,22 @@ def interval(delta: float | None, interval95: Sequence[float] | None) -> str:
         return ""
     bounds = "" if interval95 is None else f"[{', '.join(number(b, '+') for b in interval95)}]"
     return f"{number(delta, '+')} {bounds}".strip()
+
+
+def p_values(values: Sequence[float | None]) -> str:
+    """`p = .004`, or over seeds `p .004 to .046`, the least and the largest; see `p_value`."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    least, largest = p_value(min(known)), p_value(max(known))
+    if least != largest:
+        return f"p {least} to {largest}"
+    return f"p {largest}" if largest.startswith("<=") else f"p = {largest}"
+
+
+def p_value(value: float) -> str:
+    """Two places, three below a tenth; `<= .002` where the bootstrap's draws can tell no smaller one."""
+    if value <= LEAST_P:
+        return f"<= {LEAST_P:.3f}".replace("0.", ".")
+    text = f"{value:.3f}" if value < 0.0995 else f"{value:.2f}"
+    return text.removeprefix("0")

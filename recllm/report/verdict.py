@@ -10,8 +10,7 @@ from typing import NamedTuple
 from matplotlib.ticker import MaxNLocator
 
 from recllm.evaluation.results import HEADLINE, ResultRow, by_table
-from recllm.evaluation.tables import COLUMNS, interval, number, table_title
-from recllm.report.results_page import p_values
+from recllm.evaluation.tables import COLUMNS, interval, number, p_values, table_title
 
 LM_STAGES = ("lm", "stage2", "stage3")
 """Stages whose systems are language models, untuned, tuned and aligned."""

@@ -1,8 +1,10 @@
 import pytest
 
 from recllm.evaluation.results import ResultRow, of_seed, write
+from recllm.evaluation.tables import p_values
 from recllm.report import results_page
-from recllm.report.results_page import Block, Line, against, difference, fill, metric, p_values, span
+from recllm.report.blocks import Block, Line, against, difference, metric, span
+from recllm.report.results_page import fill
 
 
 def row(system, auc, seed=0, **others):
