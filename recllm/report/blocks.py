@@ -130,14 +130,21 @@ def three_places(name: str, heading: str) -> Column:
     return Column(heading, show)
 
 
-def count(name: str, heading: str, unit: float = 1, places: int = 0, system: str = "{}") -> Column:
+def count(
+    name: str,
+    heading: str,
+    unit: float = 1,
+    places: int = 0,
+    system: str = "{}",
+    candidates: str | None = None,
+) -> Column:
     """A column of a cost (rows, weights, tokens, seconds), in multiples of `unit`."""
 
     def show(row: ResultRow) -> str:
         value = row.metrics.get(name)
         return "" if value is None else f"{value / unit:,.{places}f}"
 
-    return Column(heading, show, system=system)
+    return Column(heading, show, system=system, candidates=candidates)
 
 
 def auc_and_loss(system: str, lm: str) -> Column:
@@ -224,3 +231,18 @@ def next_item(candidates: str, untied: bool = False) -> tuple[Column, ...]:
     figures = [metric(name, heading, candidates=candidates) for name, heading in names.items()]
     coverage = metric("coverage@10", "coverage@10", candidates=candidates)
     return *figures, coverage, difference(candidates, "difference in NDCG@10")
+
+
+def cascade(candidates: str) -> tuple[Column, ...]:
+    """Columns of what orders anew what a retriever found.
+
+    Args:
+        candidates: as in the file.
+    """
+    return (
+        metric("hr@10", "HR@10", candidates=candidates),
+        metric("ndcg@10", candidates=candidates),
+        count("milliseconds", "ms a user", places=1, candidates=candidates),
+        difference(candidates, "difference in NDCG@10"),
+        against("retriever", candidates, further=True),
+    )

@@ -18,6 +18,7 @@ from recllm.report.blocks import (
     Line,
     against,
     auc_and_loss,
+    cascade,
     count,
     difference,
     each_seed,
@@ -54,6 +55,8 @@ ITEMS = "lm-vectors+hard-0+prepare.split-items+stage1.fit.epochs-0.4"
 UNRATED = "popularity popularity-by-category text-knn din din-lm sim sim-lm"
 """What is asked about them."""
 NO_GATE = "ranker+lora+preference"
+CASCADE = "args-be236c37"
+"""Variant of the rows of retriever, SIM and LMs that order liked films anew."""
 
 
 BLOCKS = {
@@ -292,9 +295,21 @@ BLOCKS = {
         "ml-1m",
         "next",
         "test/all/liked",
-        lines(CATALOG),
+        [*lines(CATALOG), Line("retriever", variant=CASCADE)],
         next_item("unseen"),
         heading="MovieLens-1M by time, next liked film, 52,739 test rows",
+    ),
+    "ml-1m-next-cascade": Block(
+        "ml-1m",
+        "next",
+        "test/uniform10000/liked",
+        [
+            *lines("transitions retriever retriever+sim retriever+sim+lm retriever+sim+sft"),
+            Line("retriever+sim+s-dpo", "`retriever+sim+s-dpo`, K = 3", k=3),
+        ],
+        cascade("unseen"),
+        variant=CASCADE,
+        heading="MovieLens-1M by time, next liked film, 5,433 test rows",
     ),
     "beauty-next": Block(
         "amazon14-beauty",
@@ -311,6 +326,18 @@ BLOCKS = {
         lines(CATALOG.replace("popularity-7-days ", "") + " retriever"),
         next_item("catalog"),
         heading="Industrial and Scientific, 4,533 test rows",
+    ),
+    "industrial-next-lm": Block(
+        "minionerec-industrial",
+        "next",
+        "test/uniform2000/any",
+        [
+            *lines("transitions retriever retriever+lm retriever+sft"),
+            Line("retriever+s-dpo", "`retriever+s-dpo`, K = 3", k=3),
+        ],
+        cascade("catalog"),
+        variant="retriever+lora+next-title+stage2.fit.epochs-0.1",
+        heading="Industrial and Scientific, 990 test rows",
     ),
     "lastfm-titles": Block(
         "sdpo-lastfm",

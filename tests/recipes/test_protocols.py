@@ -23,7 +23,7 @@ SHARED = REPOSITORY.parent / "shared" / "datasets"
 def prepared(name, folder):
     """Metrics and log of a data set as its YAML says."""
     if not (SHARED / name).is_dir():
-        pytest.skip(f"{name} is not at hand; its licence keeps it out of here")
+        pytest.skip(f"{name} is not at hand; its license keeps it out of here")
     file = REPOSITORY / "conf" / "dataset" / f"{name}.yaml"
     config = merge([(str(file), load_yaml(file))], {})
     recipe.make(folder / "tables", SHARED / name, config.source)

@@ -17,7 +17,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "datasets" / "ml-1m"
 
 
 @pytest.mark.skipif(
-    not SHARED.exists(), reason="MovieLens-1M is not at hand; its licence keeps it out of here"
+    not SHARED.exists(), reason="MovieLens-1M is not at hand; its license keeps it out of here"
 )
 def test_a_thousand_random_samples_have_the_neighbors_of_a_naive_search(tmp_path):
     importlib.import_module("data.ml_1m.recipe").make(tmp_path / "tables", SHARED)
