@@ -49,9 +49,11 @@ def attempt(command: list[str], artifacts: Path, seconds: float | None) -> tuple
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
     try:
         status = process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    except BaseException as stop:  # Ctrl-C too, which a session of its own does not get
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if not isinstance(stop, subprocess.TimeoutExpired):
+            raise
         return time.perf_counter() - begun, False
     if status:
         raise subprocess.CalledProcessError(status, command)

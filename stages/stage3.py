@@ -214,6 +214,24 @@ def loaders(
     )
 
 
+def check_negatives(config: Stage3Config, num_candidates: int) -> None:
+    """Refuse more rejected titles than a row has other candidates; a loss that rejects none reads no K.
+
+    Args:
+        config: of the stage.
+        num_candidates: candidates of a row, the chosen one included.
+
+    Raises:
+        StageError: what to set.
+    """
+    others = num_candidates - 1
+    if config.loss != "sft" and config.negatives > others:
+        raise StageError(
+            f"stage3.negatives={config.negatives}, but a row has {others} other candidates; wanted "
+            f"stage3.negatives={others} or fewer, or prepare.candidates={config.negatives + 1} or more"
+        )
+
+
 def check_comparable(valid: CandidateTask) -> None:
     """Refuse validation rows that rank nothing: none has a title to choose and another text to reject.
 
@@ -264,6 +282,7 @@ def work(run: Run) -> None:
     config = run.config.stage3
     compatibility.check_same_prompts(run.parents[Role.START], run.config)
     log = EventLog.open(run.parents[Role.LOG].folder)
+    check_negatives(config, log.meta["candidates"])
     check_ranking_rows(log)
     retrieval = Retrieval.open(run.parents[Role.NEIGHBORS].folder, log)
     start = adapter_folder(

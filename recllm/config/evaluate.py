@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Literal
 
 from recllm.errors import check, check_choices
-from recllm.eventlog.names import check_rows, check_sized_rows
+from recllm.eventlog.names import check_candidates, check_rows, check_sized_rows
 
 CATALOG_BASELINES = ("popularity", "popularity-7-days", "transitions", "item-knn", "ease", "als")
 """What is counted or solved for over the whole catalog."""
@@ -96,7 +95,5 @@ class EvaluateConfig:
         check_sized_rows("evaluate.ctr_rows", self.ctr_rows)
         check_rows("evaluate.aligned_rows", self.aligned_rows)
         check_rows("evaluate.blend_rows", self.blend_rows)
-        lists = [
-            kind for kind in self.candidates if not re.fullmatch(r"(uniform|popular|hard|given)\d+", kind)
-        ]
-        check(not lists, "evaluate.candidates", lists, "uniform20, popular20 or hard20, or given20")
+        for kind in self.candidates:
+            check_candidates("evaluate.candidates", kind)

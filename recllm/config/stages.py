@@ -211,13 +211,13 @@ class Stage3Config:
     label_smoothing: float = 0.0
     """Probability, below 0.5, that a rejected title is in truth the better one."""
     negatives: int = 3
-    """Rejected titles K of a row, drawn anew in every pass."""
+    """Rejected titles K of a row, drawn anew in every pass; fewer than `prepare.candidates`."""
     negatives_from: RejectedFrom = "random"
     """Which K of a row's candidates: `random`; hard ones, which the `reference` or the gate's `crm` scores
     highest; `half`: half of them the reference's highest, the others random."""
     lists: Literal["mixed", "uniform", "popular"] = "mixed"
-    """How the 19 other candidates of a row are drawn: `uniform`, `popular` (in proportion to training events)
-    or `mixed` (by turns)."""
+    """How the other candidates of a row, `prepare.candidates` - 1, are drawn: `uniform`, `popular` (in
+    proportion to training events) or `mixed` (by turns)."""
     rows: int = 4000
     """Liked training rows to align on, disjoint from the stage-2 subsample where the data suffice."""
     valid_lists: int = 0
@@ -234,7 +234,7 @@ class Stage3Config:
         if self.gate == "item":
             wanted = "list where a title's likelihood is learned: its own gate names the item"
             check(self.loss != "sft" and self.sft_weight == 0, "stage3.gate", self.gate, wanted)
-        check(1 <= self.negatives <= 19, "stage3.negatives", self.negatives, "1 to 19 rejected titles")
+        check(self.negatives >= 1, "stage3.negatives", self.negatives, "at least 1 rejected title")
         check(self.beta > 0, "stage3.beta", self.beta, "more than 0")
         check(self.sft_weight >= 0, "stage3.sft_weight", self.sft_weight, "0 or more")
         smoothing = self.label_smoothing

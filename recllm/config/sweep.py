@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 from recllm.config.merge import LEAVES, parse_overrides
 from recllm.errors import ConfigError, check
-from recllm.eventlog.names import check_hold_out
+from recllm.eventlog.names import RowSet, check_hold_out
 
 SECTIONS = ("subsample", "prompt", "stage1", "stage2")
 """Sections whose keys may be swept: what stage 2 makes anew on the same LM, neighbors and test rows."""
@@ -85,15 +86,14 @@ def parse_sweep(key: str, values: str) -> tuple[SweepValue, ...]:
         for word in words:
             check_hold_out("VALUES", word)
             check(word != "none", "VALUES", word, "uniform<n>, last<n> or a fraction such as 0.1")
-        if len({_amount(word)[0] for word in words}) > 1:
-            raise ConfigError(f"VALUES='{values}' mixes kinds of row sets; wanted one, as they nest")
+        _check_nesting(words)
     return tuple(sweep_values)
 
 
 def fewest(sweep_values: Iterable[SweepValue]) -> str | None:
     """The smallest subsample of a sweep over subsamples; None of any other sweep."""
     row_sets = [sweep_value.text for sweep_value in sweep_values if sweep_value.key == ROWS]
-    return min(row_sets, key=_amount, default=None)
+    return _by_size(row_sets)[0] if row_sets else None
 
 
 def covering(sweep_values: Iterable[SweepValue], configured: str) -> str:
@@ -101,17 +101,33 @@ def covering(sweep_values: Iterable[SweepValue], configured: str) -> str:
 
     Args:
         sweep_values: of a sweep over subsamples.
-        configured: `subsample` without the sweep; it is taken if it is of the same kind and larger.
+        configured: `subsample` without the sweep, or another row set that is held out, or `none`; it is taken
+            if it can be held out and holds them all.
     """
-    row_sets = [sweep_value.text for sweep_value in sweep_values]
-    kind, _ = _amount(row_sets[0])
-    is_sized = re.fullmatch(r"(uniform|last)\d+|0?\.\d+", configured)
-    if is_sized and _amount(configured)[0] == kind:
-        row_sets.insert(0, configured)
-    return max(row_sets, key=lambda row_set: _amount(row_set)[1])
+    largest = _by_size([sweep_value.text for sweep_value in sweep_values])[-1]
+    if configured == "none":
+        return largest
+    row_set = RowSet.parse(configured)
+    return configured if row_set.can_be_held_out and RowSet.parse(largest) in row_set else largest
 
 
-def _amount(row_set: str) -> tuple[str, float]:
-    """Kind of a row set, and how much it is: ("", 0.1), ("uniform", 20000) or ("last", 20000)."""
-    kind = row_set.rstrip("0123456789.")
-    return kind, float(row_set.removeprefix(kind))
+def _check_nesting(row_sets: list[str]) -> None:
+    """Refuse row sets of which two overlap, or may in a split of some size.
+
+    Raises:
+        ConfigError: it names the first two.
+    """
+    for text, other in itertools.combinations(row_sets, 2):
+        row_set = RowSet.parse(text)
+        other_set = RowSet.parse(other)
+        if row_set not in other_set and other_set not in row_set:
+            raise ConfigError(
+                f"VALUES='{' '.join(row_sets)}' do not nest: neither {text} nor {other} holds the other in a "
+                "split of any size; wanted row sets of one kind, e.g. '0.05 0.1'"
+            )
+
+
+def _by_size(row_sets: list[str]) -> list[str]:
+    """Row sets that nest, the smallest first."""
+    parsed = [RowSet.parse(text) for text in row_sets]
+    return sorted(row_sets, key=lambda text: sum(other in RowSet.parse(text) for other in parsed))

@@ -71,7 +71,8 @@ def given_columns(frame: pl.DataFrame) -> dict[str, Array]:
         columns["given_split"] = frame["split"].fill_null(UNUSED).to_numpy()
     if "candidates" in frame.columns:
         has_list = frame["candidates"].is_not_null()
-        columns["given_rows"] = np.flatnonzero(has_list.to_numpy())
         lists = frame["candidates"].filter(has_list).to_list()
-        columns["given_lists"] = np.array(lists, np.int32).reshape(len(lists), -1)
+        if lists:  # of none it is not known how long they would be
+            columns["given_rows"] = np.flatnonzero(has_list.to_numpy())
+            columns["given_lists"] = np.array(lists, np.int32)
     return columns

@@ -79,6 +79,11 @@ class RowSet:
         """Whether it is a prefix of the stored permutation, rather than a part of the time order."""
         return self.kind in ("uniform", "fraction")
 
+    @property
+    def can_be_held_out(self) -> bool:
+        """Whether fewer rows of its kind lie in more, and some of the split are left."""
+        return self.kind in ("uniform", "last") or (self.kind == "fraction" and self.amount < 1)
+
     def __contains__(self, other: RowSet) -> bool:
         """Whether all rows of another set are in this one, in a split of any size."""
         if self.kind == "all" or self == other:
@@ -167,7 +172,21 @@ def check_hold_out(key: str, got: str) -> None:
     Raises:
         ConfigError: it is neither `none` nor such a row set.
     """
-    check(got == "none" or _nests(_read(got)), key, got, HOLD_OUTS)
+    row_set = _read(got)
+    check(got == "none" or (row_set is not None and row_set.can_be_held_out), key, got, HOLD_OUTS)
+
+
+def check_candidates(key: str, got: str) -> None:
+    """Refuse a configured value that is no kind of candidate lists.
+
+    Args:
+        key: of the configuration, for the message.
+        got: its value.
+
+    Raises:
+        ConfigError: `CandidateKind.parse` does not read it.
+    """
+    check(_CANDIDATES.fullmatch(got) is not None, key, got, CANDIDATE_KINDS)
 
 
 def _read(text: str) -> RowSet | None:
@@ -175,9 +194,3 @@ def _read(text: str) -> RowSet | None:
         return RowSet.parse(text)
     except ConfigError:
         return None
-
-
-def _nests(row_set: RowSet | None) -> bool:
-    if row_set is None:
-        return False
-    return row_set.kind in ("uniform", "last") or (row_set.kind == "fraction" and row_set.amount < 1)

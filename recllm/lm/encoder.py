@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recllm.lm.config import EncoderConfig, LmConfig, TinyConfig
 from recllm.lm.hub import loading_error, locate
-from recllm.lm.load import fit_tokenizer, load_tokenizer
+from recllm.lm.load import LOADING_ERRORS, fit_tokenizer, load_tokenizer
 from recllm.lm.tiny import shape_arguments
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def load_encoder(
         raise ValueError(f"encoder.path {source!r} has a decoder too; wanted an encoder alone, e.g. a BERT")
     try:
         model, missing = _load_weights(source, options)
-    except (OSError, ImportError, ValueError, RuntimeError) as error:
+    except LOADING_ERRORS as error:
         raise loading_error(as_lm, source, error, "encoder") from error
     if missing:
         raise ValueError(f"encoder.path {source!r} has no weights {missing[0]!r}: choose another encoder")

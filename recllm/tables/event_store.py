@@ -159,6 +159,9 @@ def read_events(engine: Engine, received: int = 0) -> Iterator[pl.DataFrame]:
     wanted = sa.select(*EVENT_COLUMNS).where(EVENTS.c.received >= received)
     wanted = wanted.order_by(EVENTS.c.timestamp, EVENTS.c.id)
     with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            # Of many events the sort alone may take longer than a statement of the service may.
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
         result = connection.execution_options(yield_per=BATCH).execute(wanted)
         for rows in result.partitions():
             yield pl.DataFrame([tuple(row) for row in rows], schema=SCHEMA, orient="row")

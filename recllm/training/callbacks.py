@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from recllm import paths
 from recllm.console import Progress, say
 from recllm.errors import StageError
+from recllm.files import publish
 from recllm.pipeline.run import Run
 
 FILE_ONLY = ("reward_chosen", "reward_rejected", "reward_accuracy", "margin", "rejected_logp", "gate_entropy")
@@ -173,9 +174,8 @@ class Curves(Callback):
         text = "  ".join(f"{name} {value:.4f}" for name, value in {**losses, **printed}.items())
         say(f"step {trainer.global_step:>5}  {text}  ({time.monotonic() - self._clock:.0f} s)")
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             names = list(dict.fromkeys(name for row in self.rows for name in row))
-            with self.path.open("w", newline="") as stream:
+            with publish(self.path) as temporary, temporary.open("w", newline="") as stream:
                 writer = csv.DictWriter(stream, names)
                 writer.writeheader()
                 writer.writerows(self.rows)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from recllm import paths
 from recllm.console import is_first_process, say
 from recllm.errors import StageError
-from recllm.files import load_weights
+from recllm.files import load_weights, write_json
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Role
@@ -123,9 +123,8 @@ def resumable(run: Run, folder: Path) -> Path | None:
         _mend_swap(folder)
         if folder.exists() and _made_for(folder).get("fingerprint") != run.fingerprint:
             _put_aside(folder, mine)
-        if not folder.exists():
-            folder.mkdir(parents=True)
-        (folder / MADE_FOR).write_text(json.dumps(mine))
+        if _made_for(folder) != json.loads(json.dumps(mine)):  # tuples are read as lists
+            write_json(folder / MADE_FOR, mine)
     if not last.exists() or _made_for(folder).get("fingerprint") != run.fingerprint:
         return None
     step = load_weights(last, mapped=True)["global_step"]

@@ -200,7 +200,6 @@ def test_a_wrong_type_in_a_layer_names_key_and_source():
         ("stage1.negatives", 0),
         ("stage1.crm.name", "dinn"),
         ("stage3.negatives", 0),
-        ("stage3.negatives", 20),
         ("stage3.beta", 0),
         ("stage3.rows", 0),
         ("stage3.fit.valid_rows", "uniform100"),  # nothing would read it

@@ -33,8 +33,9 @@ def test_points_of_a_key():
         ("lm.tiny.hidden", "32", "KEY=lm.tiny.hidden cannot be swept"),
         ("stage2.adapter.target_modules", "[q_proj]", "can name no folder"),
         ("stage2.adapter.kind", "a/b", "can name no folder"),
-        ("subsample", "0.1 uniform200", "mixes kinds of row sets"),
-        ("subsample", "last100 uniform200", "mixes kinds of row sets"),
+        ("subsample", "0.1 uniform200", "do not nest"),
+        ("subsample", "last100 uniform200", "do not nest"),
+        ("subsample", "0.1max500 0.05", "neither 0.1max500 nor 0.05 holds the other"),  # of 20,000 rows
         ("subsample", "first300", "VALUES=first300"),  # no prefix of the permutation: it does not nest
         ("subsample", "none", "VALUES=none"),
     ],
@@ -59,3 +60,10 @@ def test_subsamples_nest_so_the_largest_covers_all():
     assert fewest(latest) == "last900"
     assert covering(latest, "last20000") == "last20000"
     assert fewest(parse_sweep("prompt.history", "5 10")) is None
+    at_most = parse_sweep("subsample", "0.1max70000 0.05max70000")
+    assert fewest(at_most) == "0.05max70000"
+    assert covering(at_most, "0.1max60000") == covering(at_most, "none") == "0.1max70000"
+    assert covering(at_most, "0.1") == "0.1"
+    assert fewest(parse_sweep("subsample", "0.1 0.05max70000")) == "0.05max70000"
+    mixed = parse_sweep("subsample", "uniform70000 0.1max70000 uniform90000")
+    assert (fewest(mixed), covering(mixed, "0.2max99999")) == ("0.1max70000", "uniform90000")

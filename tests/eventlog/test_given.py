@@ -126,6 +126,12 @@ def test_only_samples_with_a_list_are_ranked_where_a_split_has_lists(tmp_path):
     assert sorted(log.ranking("valid", "uniform3")[0].tolist()) == [3, 6]
 
 
+def test_a_column_without_any_list_gives_none(tmp_path):
+    _, log = build(tmp_path, lists=[None] * len(ROWS))
+    assert log.candidate_kinds == ("uniform3", "popular3")
+    assert sorted(log.ranking("test", "uniform3")[0].tolist()) == [4, 7]
+
+
 def test_lists_of_another_length_than_drawn_ones_are_refused(tmp_path):
     config = PrepareConfig(**{**vars(CONFIG), "candidates": 4})
     with pytest.raises(

@@ -1,7 +1,15 @@
 import pytest
 
 from recllm.errors import ConfigError
-from recllm.eventlog.names import ENOUGH_ROWS, CandidateKind, RowSet, check_hold_out, check_rows, sized
+from recllm.eventlog.names import (
+    ENOUGH_ROWS,
+    CandidateKind,
+    RowSet,
+    check_candidates,
+    check_hold_out,
+    check_rows,
+    sized,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +82,15 @@ def test_what_does_not_nest_or_is_all_may_not(text):
 def test_a_kind_of_candidates_is_read_and_written(text, kind, size):
     assert CandidateKind.parse(text) == CandidateKind(kind, size)
     assert str(CandidateKind(kind, size)) == text
+    check_candidates("evaluate.candidates", text)
 
 
 @pytest.mark.parametrize("text", ["", "uniform", "20", "random20", "hard20 ", "hard-20"])
 def test_other_candidates_are_refused_in_one_line(text):
     with pytest.raises(ConfigError, match=r"candidates '.*' are unknown; wanted uniform<n>, popular<n> or"):
         CandidateKind.parse(text)
+    with pytest.raises(ConfigError, match=r"^evaluate\.candidates=.*wanted uniform<n>, popular<n> or"):
+        check_candidates("evaluate.candidates", text)
 
 
 def test_a_large_split_is_measured_on_as_many_rows_as_an_auc_needs():

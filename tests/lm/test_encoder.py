@@ -108,3 +108,6 @@ def test_what_is_no_encoder_is_one_line(saved, tiny_lm, tmp_path):
     shape = json.loads((bare / "config.json").read_text())
     (bare / "config.json").write_text(json.dumps(shape | {"num_hidden_layers": 3}))
     assert "has no weights 'encoder.layer.2." in refused(bare)
+    weights = bare / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "cannot be loaded" in refused(bare)

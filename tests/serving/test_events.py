@@ -21,7 +21,15 @@ from recllm.serving.server.events import (
     StoreUnavailable,
     UserEvent,
 )
-from recllm.tables.event_store import EVENTS, IMPRESSIONS, open_store, parse_url, shown
+from recllm.tables.event_store import (
+    EVENTS,
+    IMPRESSIONS,
+    WAIT,
+    open_store,
+    parse_url,
+    read_events,
+    shown,
+)
 
 NOW = 1_700_000_000
 
@@ -321,6 +329,22 @@ class TestPostgres(Contract):
                     got = own.exec_driver_sql("SHOW synchronous_commit").scalar()
                 strict.close()
                 assert got == {"off": "on", "local": "local"}[setting]
+        engine.dispose()
+
+    def test_reading_all_events_may_take_long_and_nothing_else_may(self, store, url):
+        store.append([UserEvent("ann", "tea")])
+        engine = open_store(url)
+        limits = []
+
+        @sa.event.listens_for(engine, "before_cursor_execute")
+        def look(connection, cursor, statement, *_):
+            if "ORDER BY" in statement:
+                limits.append(connection.connection.execute("SHOW statement_timeout").fetchone()[0])
+
+        assert sum(len(part) for part in read_events(engine)) == 1
+        assert limits == ["0"]
+        with engine.connect() as connection:
+            assert connection.exec_driver_sql("SHOW statement_timeout").scalar() == f"{WAIT}s"
         engine.dispose()
 
     def test_a_crash_of_the_server(self, store, postgres):

@@ -24,7 +24,15 @@ from recllm.losses import preference_loss
 from recllm.pipeline.stage_file import Role
 from recllm.systems.lm import Lm
 from stages import stage3
-from stages.stage3 import AlignModule, Compared, answerable, check_comparable, loaders, reference
+from stages.stage3 import (
+    AlignModule,
+    Compared,
+    answerable,
+    check_comparable,
+    check_negatives,
+    loaders,
+    reference,
+)
 
 
 @pytest.fixture
@@ -253,6 +261,23 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_row(task
     finally:
         stage3.candidate_logps = original
     assert representation is None
+
+
+def test_more_rejected_titles_than_other_candidates_are_refused():
+    check_negatives(Stage3Config(negatives=4), 5)
+    check_negatives(Stage3Config(negatives=99), 100)
+    check_negatives(Stage3Config(negatives=5, loss="sft"), 5)  # it rejects nothing
+    wanted = r"stage3\.negatives=5, .* 4 other .*negatives=4 or fewer, or prepare\.candidates=6 or more"
+    with pytest.raises(StageError, match=wanted):
+        check_negatives(Stage3Config(negatives=5), 5)
+
+
+def test_they_are_refused_before_any_work(tmp_path, demo_log, monkeypatch):
+    run = run_of(tmp_path, Stage3Config(negatives=20))
+    run.parents[Role.LOG].folder = demo_log.folder
+    monkeypatch.setattr(stage3.compatibility, "check_same_prompts", lambda *_: None)
+    with pytest.raises(StageError, match=r"prepare\.candidates=21 or more"):
+        stage3.work(run)
 
 
 def test_validation_rows_that_rank_nothing_are_refused(task):

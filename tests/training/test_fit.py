@@ -253,6 +253,47 @@ def test_killed_while_last_is_written_leaves_the_one_before(make_stage, monkeypa
         assert same(got[name], value), name
 
 
+def test_killed_while_the_mark_of_the_checkpoints_is_written(make_stage, monkeypatch, uninterrupted):
+    """Half a mark would end every later start."""
+    folder = make_stage("stage1/sim")
+    write_text = Path.write_text
+
+    def dies(self, *arguments, **options):
+        if "made-for" in self.name:
+            write_text(self, "{")
+            raise Killed
+        return write_text(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", dies)
+    with pytest.raises(Killed):
+        train(folder, Small())
+    monkeypatch.setattr(Path, "write_text", write_text)
+    with pytest.raises(Killed):
+        train(folder, Small(kill_step=9))
+    monkeypatch.setattr(Path, "write_text", dies)  # a resumed training has nothing else to mark
+    module = Small()
+    got = ended(train(folder, module), module)
+    assert module.steps_done[0] == 8
+    for name, value in uninterrupted[False].items():
+        assert same(got[name], value), name
+
+
+def test_killed_while_the_curve_is_written_leaves_the_one_before(make_stage, monkeypatch):
+    folder = make_stage("stage1/sim")
+    writerows = csv.DictWriter.writerows
+
+    def dies(self, rows):
+        if rows[-1]["step"] == 12:
+            raise Killed
+        writerows(self, rows)
+
+    monkeypatch.setattr(csv.DictWriter, "writerows", dies)
+    with pytest.raises(Killed):
+        train(folder, Small())
+    with (folder / "logs" / "metrics.csv").open(newline="") as stream:
+        assert [int(row["step"]) for row in csv.DictReader(stream)] == list(range(1, 7))
+
+
 def test_a_process_that_is_gone_at_once_resumes_too(make_stage, uninterrupted):
     """As a kill -9: no exception handler, no exit hook runs."""
     folder = make_stage("stage1/sim")
