@@ -194,7 +194,7 @@ def work(run: Run) -> None:
         outputs = [unpacked(run)] if config.package else []
         named, tokenizer, context = load_encoder(config, *outputs)
         prompts = tower_prompts(run.config, log, tokenizer, context)
-        prompts.items(np.flatnonzero(log.item_count))  # refuses a text that is too long
+        prompts.item_matrix(np.flatnonzero(log.item_count))  # refuses a text that is too long
         name = config.package.partition("==")[0] or Path(config.path).name
         run.finish(outputs, {**facts, "name": name, "ratings_as_text": 0, **_size(named)})
         return

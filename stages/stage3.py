@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from recllm.cache import Hasher
 from recllm.config.stages import Stage3Config
 from recllm.console import say
 from recllm.errors import StageError
@@ -141,16 +142,18 @@ def reference(run: Run, model: Any, task: CandidateTask) -> Compared:
     """
     made_of = [run.parents[role].identity for role in (Role.START, Role.LM, Role.CRM, Role.LOG)]
     pieces = task.prompts.pieces
-    tokens = [pieces.table.tokens.tolist(), pieces.table.offsets.tolist(), task.prompts.max_length]
     config = run.config.stage3
     form = [run.file.config["prompt"], config.task, config.gate, task.lists_candidates, config.fit.precision]
+    # Hashed as arrays: the tokens of a large catalog take gigabytes as JSON.
+    arrays = Hasher().add("tokens", pieces.table.tokens).add("offsets", pieces.table.offsets)
+    arrays.add("rows", task.rows).add("candidates", task.candidates)
 
     def compute() -> NDArray[Any]:
         model.eval().to(device_of(run.config.trainer))
         with training_precision(model, config.fit.precision):
             return candidate_scores(model, task, BATCH[config.task])
 
-    identity = [made_of, tokens, form, task.rows.tolist(), task.candidates.tolist()]
+    identity = [made_of, form, task.prompts.max_length, arrays.hexdigest()]
     logps = torch.from_numpy(np.array(run.cache.array("reference", identity, compute)))
     if not (finite := logps.isfinite().all(1)).all():
         rows = ", ".join(map(str, task.rows[~finite.numpy()][:10]))

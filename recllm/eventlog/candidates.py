@@ -10,7 +10,7 @@ is itself near the target: then 4 %, where a guess has 5 %.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,7 @@ Items = npt.NDArray[np.int32]
 
 KINDS: tuple[CandidateDraw, ...] = ("uniform", "popular")
 _NEVER = np.iinfo(np.int64).min  # the key of an item that must not be drawn
+_BYTES = 1 << 26  # of the rows whose negatives are drawn at once, about; bounds memory
 _ROUNDS = 16  # rejection rounds; what is open after them is drawn exactly, over the whole catalog
 
 
@@ -245,6 +246,7 @@ def negatives(
     drawn = np.zeros((len(rows), n), dtype=np.int32)
     for catalog in Catalog.of(log, rows):
         own = rows[catalog.places]
+        weight = (catalog.events if kind == "popular" else np.ones(len(catalog.items))).astype(np.float64)
         drawing = _Drawing(
             log,
             own,
@@ -253,7 +255,8 @@ def negatives(
             exclude_target=exclude_target,
             seed=draws.derive(seed, "negatives", kind),
             catalog=catalog.items,
-            weight=(catalog.events if kind == "popular" else np.ones(len(catalog.items))).astype(np.float64),
+            weight=weight,
+            cumulative=np.cumsum(weight) / weight.sum(),
         )
         drawn[catalog.places] = _drawn(drawing, n)
     return drawn
@@ -272,6 +275,7 @@ class _Drawing:
         seed: of these draws.
         catalog: items of the rows' `Catalog`, ascending `[I]`.
         weight: float64 `[I]`, in proportion to which they are drawn.
+        cumulative: float64 `[I]`, running sum of the weights over all of them.
     """
 
     log: Histories
@@ -282,15 +286,28 @@ class _Drawing:
     seed: int
     catalog: Items
     weight: npt.NDArray[np.float64]
+    cumulative: npt.NDArray[np.float64]
 
 
 def _drawn(drawing: _Drawing, n: int) -> Items:
-    """Negatives `[R, n]`: drawn and rejected, and what is still open drawn exactly."""
+    """Negatives `[R, n]`, a part of the rows at a time, as none looks at another one."""
     chosen = np.zeros((len(drawing.rows), n), dtype=np.int32)
+    # Each of a row's 2 n draws is held against its n chosen items, a byte each, and stands in about eight
+    # arrays of eight bytes.
+    size = max(1, _BYTES // max(1, 2 * n * (n + 64)))
+    for first in range(0, len(chosen), size):
+        part = slice(first, first + size)
+        rows = replace(drawing, rows=drawing.rows[part], stands=drawing.stands[part])
+        _draw_rows(rows, chosen[part])
+    return chosen
+
+
+def _draw_rows(drawing: _Drawing, chosen: Items) -> None:
+    """Fills `chosen` `[R, n]`: drawn and rejected, and what is still open drawn exactly."""
+    n = chosen.shape[1]
     filled = _draw_and_reject(drawing, chosen)
     for place in np.flatnonzero(filled < n):
         chosen[place, filled[place] :] = _draw_exactly(drawing, int(place), chosen[place, : filled[place]], n)
-    return chosen
 
 
 def _draw_and_reject(drawing: _Drawing, chosen: Items) -> Rows:
@@ -301,7 +318,7 @@ def _draw_and_reject(drawing: _Drawing, chosen: Items) -> Rows:
     log = drawing.log
     rows = drawing.rows
     n = chosen.shape[1]
-    cumulative = np.cumsum(drawing.weight) / drawing.weight.sum()
+    cumulative = drawing.cumulative
     filled = np.zeros(len(rows), dtype=np.int64)
     width = 2 * n  # draws a row and round
     left = np.arange(len(rows))

@@ -15,8 +15,6 @@ from recllm.eventlog.log import EventLog
 
 Array = npt.NDArray[Any]
 
-_CHUNK = 1 << 18  # liked samples whose negatives are drawn at once; bounds memory
-
 
 def with_sampled_negatives(
     log: EventLog,
@@ -49,10 +47,7 @@ def with_sampled_negatives(
     has_negatives[liked] = True
     seed = draws.derive(config.seed, "sampled")
     seen = candidates.Seen(log)
-    items = np.empty((len(liked), count), np.int32)
-    for first in range(0, len(liked), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        items[part] = candidates.negatives(log, liked[part], config.sampled_by, count, seed, seen=seen)
+    items = candidates.negatives(log, liked, config.sampled_by, count, seed, seen=seen)
     anchor = np.repeat(liked, count)
     columns = {
         "user": log.user[anchor],

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from recllm.eventlog.log import EventLog, Rows
 from recllm.lm.layout import SHARED, title_batch
-from recllm.text.collate import Ragged, pad_left, pad_right
+from recllm.text.collate import pad_left, pad_right
 from recllm.text.prompts import Prompts
 
 Batch = dict[str, Any]
@@ -41,11 +41,11 @@ class YesNoPrompts:
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row's prompt `[n]`."""
-        return self.prompts.ctr(self.rows, self.history).lengths
+        return self.prompts.ctr_lengths(self.rows, self.history)
 
     def count_cut(self) -> int:
         """How many prompts lose their oldest events, as they are longer than the context."""
-        return _count_cut(self.prompts.ctr(self.rows, self.history))
+        return int(self.prompts.ctr_matrix(self.rows, self.history)[1].sum())
 
     def __call__(self, indices: Rows) -> Batch:
         """`prompt` (left padded), `label` and `row` `[B]`, `representation` `[B, d_c]` or None."""
@@ -81,16 +81,16 @@ class TowerPairs:
 
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row's user text `[n]`."""
-        return self.prompts.users(self.rows, self.history).lengths
+        return self.prompts.user_lengths(self.rows, self.history)
 
     def item_lengths(self) -> NDArray[np.int64]:
         """Tokens of each row's item text `[n]`, which a forward reads once for all its rows of the item."""
         distinct, item = np.unique(self.prompts.log.item[self.rows], return_inverse=True)
-        return self.prompts.items(distinct).lengths[item]
+        return self.prompts.item_lengths(distinct)[item]
 
     def count_cut(self) -> int:
         """How many user texts lose their oldest events, as they are longer than the context."""
-        return _count_cut(self.prompts.users(self.rows, self.history))
+        return int(self.prompts.user_matrix(self.rows, self.history)[1].sum())
 
     def __call__(self, indices: Rows) -> Batch:
         """Batch of the rows, int64 `[B]`.
@@ -161,7 +161,7 @@ class NextTitleLists:
 
     def lengths(self, scored: bool = True) -> NDArray[np.int64]:
         """Tokens of each row `[n]`: its prompt, and all its candidates' titles where `scored`."""
-        lengths = self._prompts().lengths
+        lengths = self.prompts.pieces.count_tokens(self._matrix()[0])
         if scored:
             pieces = self.prompts.pieces
             lengths = lengths + pieces.lengths[pieces.item[self.candidates]].sum(1)
@@ -173,11 +173,13 @@ class NextTitleLists:
 
     def count_cut(self) -> int:
         """How many prompts lose their oldest events, as they are longer than the context."""
-        return _count_cut(self._prompts())
+        return int(self._matrix()[1].sum())
 
-    def _prompts(self) -> Ragged:
+    def _matrix(self) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Piece ids of all prompts, and which of them were cut, bool `[n]`."""
         listed = self.candidates if self.lists_candidates else None
-        return self.prompts.ranking(self.rows, self.history, listed, self.prompts.room(self.candidates))
+        room = self.prompts.room(self.candidates)
+        return self.prompts.ranking_matrix(self.rows, self.history, listed, room)
 
     @property
     def texts(self) -> NDArray[np.int32]:
@@ -308,7 +310,7 @@ class YesNoCandidates:
 
     def lengths(self, scored: bool = True) -> NDArray[np.int64]:
         """Tokens of each row `[n]`: of all its candidates' prompts where `scored`, else of the longest."""
-        tokens = self._prompts().lengths.reshape(self.candidates.shape)
+        tokens = self.prompts.pieces.count_tokens(self._matrix()[0]).reshape(self.candidates.shape)
         return tokens.sum(1) if scored else tokens.max(1, initial=0)
 
     def forward_lengths(self, count: int) -> NDArray[np.int64]:
@@ -317,11 +319,13 @@ class YesNoCandidates:
 
     def count_cut(self) -> int:
         """How many of all candidates' prompts lose their oldest events, as they exceed the context."""
-        return _count_cut(self._prompts())
+        return int(self._matrix()[1].sum())
 
-    def _prompts(self) -> Ragged:
+    def _matrix(self) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Piece ids of all candidates' prompts, and which of them were cut, bool `[n * C]`."""
         row = np.repeat(np.arange(len(self)), self.candidates.shape[1])
-        return self.prompts.ctr(self.rows[row], self.history.reshape(len(row), -1), self.candidates.ravel())
+        history = self.history.reshape(len(row), -1)
+        return self.prompts.ctr_matrix(self.rows[row], history, self.candidates.ravel())
 
     @property
     def texts(self) -> NDArray[np.int32]:
@@ -379,11 +383,6 @@ class YesNoCandidates:
             "row": torch.from_numpy(np.asarray(self.rows[indices])),
             "representation": None if self.representation is None else self.representation[row, column],
         }
-
-
-def _count_cut(prompts: Ragged) -> int:
-    assert prompts.cut is not None
-    return int(prompts.cut.sum())
 
 
 def _places(log: EventLog, rows: Rows, candidates: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -136,8 +136,8 @@ def tower_scores(
     def user_texts(indices: Rows) -> Ragged:
         return prompts.users(rows[indices], history[indices])
 
-    item_vectors = _encode_texts(model, prompts.items(distinct).lengths, item_texts, pad_id, size)
-    user_vectors = _encode_texts(model, prompts.users(rows, history).lengths, user_texts, pad_id, size)
+    item_vectors = _encode_texts(model, prompts.item_lengths(distinct), item_texts, pad_id, size)
+    user_vectors = _encode_texts(model, prompts.user_lengths(rows, history), user_texts, pad_id, size)
     logits = [torch.zeros(0)]
     for start in range(0, len(user), PAIRS):
         users = user_vectors[user[start : start + PAIRS]]

@@ -286,9 +286,8 @@ def answer_lengths(prompts: Prompts, split: str, rows: Rows, history: Rows, limi
         history: the events that each prompt shows `[n, k]`.
         limit: tokens that the LM takes.
     """
-    lengths = prompts.pieces.lengths
-    whole = lengths[prompts.ctr_matrix(rows, history)[0]].sum(1)
-    bare = lengths[prompts.ctr_matrix(rows, history[:, :0])[0]].sum(1)
+    whole = prompts.ctr_lengths(rows, history)
+    bare = prompts.ctr_lengths(rows, history[:, :0])
     return PromptLengths("yes or no", split, whole, bare, limit)
 
 
@@ -296,10 +295,9 @@ def title_lengths(
     prompts: Prompts, split: str, rows: Rows, history: Rows, limit: int, listed: NDArray[np.int32] | None
 ) -> PromptLengths:
     """Count the tokens of next-title prompts with the row's own title; `listed`: items in the prompt."""
-    lengths = prompts.pieces.lengths
     title = prompts.room(prompts.log.item[rows][:, None])
-    whole = lengths[prompts.ranking_matrix(rows, history, listed, reserve=0)[0]].sum(1) + title
-    bare = lengths[prompts.ranking_matrix(rows, history[:, :0], listed, reserve=0)[0]].sum(1) + title
+    whole = prompts.ranking_lengths(rows, history, listed, reserve=0) + title
+    bare = prompts.ranking_lengths(rows, history[:, :0], listed, reserve=0) + title
     return PromptLengths("next title", split, whole, bare, limit)
 
 

@@ -332,6 +332,10 @@ class Pieces:
         sentence = tuple(zip(columns, load_array(folder / "sentence.npy"), strict=True))
         return cls(table=table, statistics_sentence=sentence, **arrays, **constants)
 
+    def count_tokens(self, matrix: Ints) -> NDArray[np.int64]:
+        """Lengths i64 [B] of what `assemble(matrix)` gives, without a token of it."""
+        return self.lengths[np.asarray(matrix)].sum(1)
+
     def assemble(self, matrix: Ints) -> Ragged:
         """Tokens of rows of pieces: piece ids [B, P] -> B sequences, the row's pieces one after another."""
         pieces = np.asarray(matrix)

@@ -100,7 +100,7 @@ class Prompts:
         Raises:
             ValueError: A text without any history is longer than `max_length`.
         """
-        matrix, cut = self._fit(rows, history, [self.pieces.eos], self.max_length)
+        matrix, cut = self.user_matrix(rows, history)
         return replace(self.pieces.assemble(matrix), cut=cut)
 
     def items(self, items: Ints) -> Ragged:
@@ -109,19 +109,25 @@ class Prompts:
         Raises:
             ValueError: One is longer than `max_length`.
         """
-        pieces = self.pieces
-        item = np.asarray(items)
-        head = np.full(len(item), pieces.head, np.int32)
-        eos = np.full(len(item), pieces.eos, np.int32)
-        texts = pieces.assemble(np.stack([head, pieces.item[item], pieces.description[item], eos], 1))
-        if len(item) and texts.lengths.max() > self.max_length:
-            longest = int(item[np.argmax(texts.lengths)])
-            external = pl.read_parquet(self.log.folder / "items.parquet")["external"][longest]
-            raise ValueError(
-                f"the text of item {external} has {texts.lengths.max()} tokens, {self.max_length} are free: "
-                "shorten dataset.description or the item's texts, or raise the encoder's context"
-            )
-        return texts
+        return self.pieces.assemble(self.item_matrix(items))
+
+    def ctr_lengths(self, rows: Ints, history: Ints, targets: Ints | None = None) -> NDArray[np.int64]:
+        """Tokens of each prompt of `ctr`, i64 [B], of which none is gathered."""
+        return self.pieces.count_tokens(self.ctr_matrix(rows, history, targets)[0])
+
+    def ranking_lengths(
+        self, rows: Ints, history: Ints, candidates: Ints | None = None, reserve: Ints | int | None = None
+    ) -> NDArray[np.int64]:
+        """Tokens of each prompt of `ranking`, i64 [B], of which none is gathered."""
+        return self.pieces.count_tokens(self.ranking_matrix(rows, history, candidates, reserve)[0])
+
+    def user_lengths(self, rows: Ints, history: Ints) -> NDArray[np.int64]:
+        """Tokens of each text of `users`, i64 [B], of which none is gathered."""
+        return self.pieces.count_tokens(self.user_matrix(rows, history)[0])
+
+    def item_lengths(self, items: Ints) -> NDArray[np.int64]:
+        """Tokens of each text of `items`, i64 [n], of which none is gathered."""
+        return self.pieces.count_tokens(self.item_matrix(items))
 
     def ctr_matrix(
         self, rows: Ints, history: Ints, targets: Ints | None = None
@@ -157,6 +163,27 @@ class Prompts:
         if reserve is None:
             reserve = self.room(self.log.item[np.asarray(rows)][:, None])
         return self._fit(rows, history, after, self.max_length - np.asarray(reserve))
+
+    def user_matrix(self, rows: Ints, history: Ints) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+        """Piece ids [B, 2 k + 4] of what a user's tower reads, and which of the texts were cut, bool [B]."""
+        return self._fit(rows, history, [self.pieces.eos], self.max_length)
+
+    def item_matrix(self, items: Ints) -> NDArray[np.int32]:
+        """Piece ids [n, 4] of what an item's tower reads; refuses as `items` does."""
+        pieces = self.pieces
+        item = np.asarray(items)
+        head = np.full(len(item), pieces.head, np.int32)
+        eos = np.full(len(item), pieces.eos, np.int32)
+        matrix = np.stack([head, pieces.item[item], pieces.description[item], eos], 1)
+        lengths = pieces.count_tokens(matrix)
+        if len(item) and lengths.max() > self.max_length:
+            longest = int(item[np.argmax(lengths)])
+            external = pl.read_parquet(self.log.folder / "items.parquet")["external"][longest]
+            raise ValueError(
+                f"the text of item {external} has {lengths.max()} tokens, {self.max_length} are free: "
+                "shorten dataset.description or the item's texts, or raise the encoder's context"
+            )
+        return matrix
 
     def statistics_sentence(self, rows: Ints, targets: Ints) -> NDArray[np.int32]:
         """Piece ids [B, parts] of the sentence about the rows' statistics; without one no columns.

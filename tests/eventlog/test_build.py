@@ -563,9 +563,9 @@ def test_a_liked_sample_whose_user_knows_everything_has_no_negatives(tmp_path):
         build_log(folder, tmp_path / "log", config)
 
 
-def test_sampled_negatives_do_not_depend_on_the_chunk(tmp_path, monkeypatch):
+def test_sampled_negatives_do_not_depend_on_how_many_are_drawn_at_once(tmp_path, monkeypatch):
     whole, _ = random_log(tmp_path / "whole", sampled_negatives=2)
-    monkeypatch.setattr("recllm.eventlog.sampled_negatives._CHUNK", 7)
+    monkeypatch.setattr("recllm.eventlog.candidates._BYTES", 7 * 2 * 2 * (2 + 64))
     parts, _ = random_log(tmp_path / "parts", sampled_negatives=2)
     np.testing.assert_array_equal(whole.item, parts.item)
     other, _ = random_log(tmp_path / "other", sampled_negatives=2, seed=1)

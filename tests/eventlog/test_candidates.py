@@ -1,3 +1,4 @@
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,6 +64,27 @@ def test_draws_depend_on_seed_and_row_only(log, kind):
     np.testing.assert_array_equal(negatives(log, some, kind, 10, seed=1), drawn[some])
     np.testing.assert_array_equal(negatives(log, some, kind, 10, seed=1, seen=Seen(log)), drawn[some])
     assert (negatives(log, rows, kind, 10, seed=2) != drawn).mean() > 0.5
+
+
+@pytest.mark.parametrize("kind", ["uniform", "popular"])
+@pytest.mark.parametrize("size", [0, 7 * 2 * 25 * (25 + 64)])
+def test_draws_do_not_depend_on_how_many_rows_are_drawn_at_once(log, kind, size, monkeypatch):
+    rows = np.arange(len(log.user))
+    whole = negatives(log, rows, kind, 25, seed=1)  # more than many users' rejections fill
+    monkeypatch.setattr("recllm.eventlog.candidates._BYTES", size)
+    np.testing.assert_array_equal(negatives(log, rows, kind, 25, seed=1), whole)
+
+
+def test_memory_of_long_lists_does_not_grow_with_the_rows():
+    big = log_of([[2 + user] for user in range(1500)], 3000)
+    rows = np.arange(1500)
+    tracemalloc.start()
+    drawn = negatives(big, rows, "uniform", 300, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # All rows at once: 1500 * 600 * 300 bytes, that is 270 MB.
+    assert peak < 120e6
+    np.testing.assert_array_equal(drawn[[700]], negatives(big, rows[[700]], "uniform", 300, seed=0))
 
 
 def test_what_lies_below_the_row_changes_nothing():

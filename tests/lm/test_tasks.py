@@ -6,13 +6,15 @@ import torch
 
 from recllm.lm.logprobs import candidate_logps
 from recllm.lm.predict import answer_scores, candidate_scores
-from recllm.lm.tasks import NextTitleLists, YesNoCandidates, YesNoPrompts
+from recllm.lm.tasks import NextTitleLists, TowerPairs, YesNoCandidates, YesNoPrompts
 from recllm.retrieval.neighbors import Neighbors
 from recllm.retrieval.stored import Retrieval
 from recllm.retrieval.vectors import normalize
 from recllm.systems.crm import Crm
 from recllm.systems.lm import Lm
 from recllm.text.collate import pad_left
+from recllm.text.pieces import Pieces
+from recllm.text.prompts import Prompts
 
 
 class Representations:
@@ -304,10 +306,46 @@ def test_rows_that_memory_does_not_do_for_are_scored_in_halves(demo_log, tiny_lm
 
 
 def test_cut_prompts_are_counted(demo_log, tiny_lm):
-    from recllm.text.prompts import Prompts
-
     rows = demo_log.rows("valid", "uniform5")
     short = Prompts(demo_log, tiny_lm.pieces, 48)
     task = YesNoPrompts(short, rows, demo_log.recent(rows, 10), None)
     lengths = tiny_lm.prompts.ctr(rows, task.history).lengths
     assert task.count_cut() == (lengths > 48).sum() > 0
+
+
+@pytest.mark.parametrize("limit", [40, 1000])
+def test_lengths_and_cuts_are_those_of_the_texts_of_which_no_token_is_gathered(
+    demo_log, tiny_lm, ranking, monkeypatch, limit
+):
+    rows, candidates = ranking
+    prompts = Prompts(demo_log, tiny_lm.pieces, limit)
+    history = demo_log.recent(rows, 10)
+    flat = np.repeat(rows, 20)
+    each = np.repeat(history, 20, 0)
+    room = prompts.room(candidates)
+    titles = prompts.pieces.lengths[prompts.pieces.item[candidates]].sum(1)
+    answers = prompts.ctr(rows, history)
+    users = prompts.users(rows, history)
+    items = prompts.items(demo_log.item[rows])
+    next_titles = prompts.ranking(rows, history, None, room)
+    verdicts = prompts.ctr(flat, each, candidates.ravel())
+    texts = [answers, users, next_titles, verdicts]
+    assert [bool(text.cut.any()) for text in texts] == [limit == 40] * 4
+
+    def gathered(*_):
+        raise AssertionError("a token was gathered")
+
+    monkeypatch.setattr(Pieces, "assemble", gathered)
+    towers = TowerPairs(prompts, rows, history, 0)
+    ranked = NextTitleLists(prompts, demo_log, rows, history, candidates, None)
+    asked = YesNoCandidates(prompts, demo_log, rows, each.reshape(len(rows), 20, -1), candidates, None)
+    tasks = [YesNoPrompts(prompts, rows, history, None), towers, ranked, asked]
+    assert [task.count_cut() for task in tasks] == [int(text.cut.sum()) for text in texts]
+    wanted = [answers.lengths, users.lengths, next_titles.lengths + titles]
+    wanted.append(verdicts.lengths.reshape(-1, 20).sum(1))
+    for task, lengths in zip(tasks, wanted, strict=True):
+        assert task.lengths().dtype == np.int64
+        np.testing.assert_array_equal(task.lengths(), lengths)
+    np.testing.assert_array_equal(ranked.lengths(scored=False), next_titles.lengths)
+    np.testing.assert_array_equal(asked.lengths(scored=False), verdicts.lengths.reshape(-1, 20).max(1))
+    np.testing.assert_array_equal(towers.item_lengths(), items.lengths)

@@ -1,6 +1,8 @@
 """Stage 3: the cached reference, rows that teach nothing, what is drawn, and numbers that are none."""
 
 import copy
+import dataclasses
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -95,19 +97,53 @@ def test_whatever_shapes_the_reference_is_in_its_name(tmp_path, task, model):
     assert count() == 3
     reference(run_of(tmp_path), model, task.keep(np.arange(len(task)) < 30))
     assert count() == 4
-    other = copy.copy(task)
-    other.prompts = copy.copy(task.prompts)
-    other.prompts.pieces = copy.copy(task.prompts.pieces)
-    table = copy.copy(other.prompts.pieces.table)
-    object.__setattr__(table, "tokens", table.tokens.copy())
-    table.tokens[-1] += 1  # another tokenizer
-    object.__setattr__(other.prompts.pieces, "table", table)
-    reference(run_of(tmp_path), model, other)
+    tokens = task.prompts.pieces.table.tokens.copy()
+    tokens[-1] += 1  # another tokenizer
+    reference(run_of(tmp_path), model, with_table(task, tokens=tokens))
     assert count() == 5
+    others = copy.copy(task)
+    others.candidates = task.candidates.copy()
+    others.candidates[-1, [0, 1]] = others.candidates[-1, [1, 0]]
+    reference(run_of(tmp_path), model, others)
+    assert count() == 6
+    shorter = copy.copy(task)
+    shorter.prompts = copy.copy(task.prompts)
+    shorter.prompts.max_length -= 1
+    reference(run_of(tmp_path), model, shorter)
+    assert count() == 7
     # K, loss and draws are not.
     again = reference(run_of(tmp_path, Stage3Config(loss="dmpo", negatives=7, beta=0.1)), model, task)
-    assert count() == 5
+    assert count() == 7
     assert again.logps.numpy().tobytes() in made
+
+
+def with_table(task, **arrays):
+    """The task with other arrays of its pieces' table; the pieces' lengths stay."""
+    changed = copy.copy(task)
+    changed.prompts = copy.copy(task.prompts)
+    changed.prompts.pieces = copy.copy(task.prompts.pieces)
+    table = dataclasses.replace(task.prompts.pieces.table, **arrays)
+    object.__setattr__(changed.prompts.pieces, "table", table)
+    return changed
+
+
+def test_text_of_the_same_tokens_with_other_boundaries_is_another_reference(tmp_path, task, monkeypatch):
+    monkeypatch.setattr(stage3, "candidate_scores", lambda *_: np.zeros(task.candidates.shape, np.float32))
+    offsets = np.array(task.prompts.pieces.table.offsets)
+    offsets[3] += 1
+    for given in (task, with_table(task, offsets=offsets)):
+        reference(run_of(tmp_path), torch.nn.Linear(1, 1), given)
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
+
+
+def test_the_name_of_a_reference_costs_no_copy_of_a_large_catalogs_tokens(tmp_path, task, monkeypatch):
+    monkeypatch.setattr(stage3, "candidate_scores", lambda *_: np.zeros(task.candidates.shape, np.float32))
+    large = with_table(task, tokens=np.arange(1_000_000, dtype=np.int32))
+    tracemalloc.start()
+    reference(run_of(tmp_path), torch.nn.Linear(1, 1), large)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4e6  # as much as the tokens themselves; as a list and JSON they take 40 MB more
 
 
 def test_a_reference_that_is_no_number_names_its_rows(tmp_path, task, model):
