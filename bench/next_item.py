@@ -34,12 +34,13 @@ from recllm.cache import Cache
 from recllm.errors import StageError
 from recllm.evaluation import bootstrap
 from recllm.evaluation.bootstrap import Resampled
-from recllm.evaluation.next import TOP, by_coldness, by_ties, is_tied, means, of_lists, values_of_ranks
+from recllm.evaluation.next import GAINS, HITS, TOP, by_coldness, by_ties, is_tied, of_lists
 from recllm.evaluation.results import HEADLINE, ResultRow, merge, of_seed, read, write
 from recllm.evaluation.tables import print_table
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.queries import LogRows
 from recllm.files import now
+from recllm.metrics import means, values_by_place
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.manifest import commit, hardware
 from recllm.systems.cascade import places_in, retrieve
@@ -191,7 +192,7 @@ def measure(split: Split, items: NDArray[np.int32]) -> tuple[dict[str, float], N
     log = split.log
     own = log.item[split.test]
     columns = places_in(items, own)
-    values = values_of_ranks(columns)
+    values = values_by_place(columns, HITS, GAINS)
     figures = means(values)
     figures[f"recall@{LISTED}"] = float((columns >= 0).mean())
     figures |= of_lists(log, items[:, :TOP])

@@ -7,7 +7,7 @@ themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -223,6 +223,26 @@ def ranking_values(scores: ArrayLike, target: ArrayLike) -> dict[str, Floats]:
         expected = (total[through] - total[better]) / (through - better)
         # Without a tie the gain itself, so that hits stay exactly 0 or 1.
         values[name] = np.where(through - better == 1, gain[better], expected)
+    return values
+
+
+def values_by_place(places: ArrayLike, hits: Sequence[int], gains: Sequence[int]) -> dict[str, Floats]:
+    """Ranking metrics of every row by the place of its target in a list, without ties; see `ranking_values`.
+
+    Args:
+        places: int64 `[R]`, p - 1; -1: the target is not in the list, and all metrics are 0.
+        hits: cutoffs of the hit rate.
+        gains: cutoffs of NDCG.
+
+    Returns:
+        `hr@k`, `ndcg@k` and `mrr`, each `[R]`.
+    """
+    columns = np.asarray(places, dtype=np.int64)
+    found = columns >= 0
+    place = np.where(found, columns + 1, 1).astype(np.float64)
+    values = {f"hr@{k}": (found & (place <= k)).astype(np.float64) for k in hits}
+    values |= {f"ndcg@{k}": np.where(found & (place <= k), 1.0 / np.log2(1.0 + place), 0.0) for k in gains}
+    values["mrr"] = np.where(found, 1.0 / place, 0.0)
     return values
 
 

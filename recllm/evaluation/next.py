@@ -32,6 +32,7 @@ from recllm.eventlog.all_data import check_holds_out
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.queries import LogRows
+from recllm.metrics import means, values_by_place
 from recllm.pipeline.run import Run
 from recllm.pipeline.stage_file import Group, Role
 from recllm.retrieval.stored import Retrieval
@@ -291,7 +292,7 @@ def _table(
         f"{tied.sum():,} of {len(rows):,} targets ({name}) share their second with another event of their "
         "user: another order of ties could change them"
     )
-    values = {system: values_of_ranks(answer.columns) for system, answer in answers.items()}
+    values = {system: values_by_place(answer.columns, HITS, GAINS) for system, answer in answers.items()}
     headline = HEADLINE[Task.NEXT]
     resampled = {
         system: bootstrap.of_mean(of_rows[headline], log.user[rows], evaluation.run.config.evaluate.bootstrap)
@@ -329,32 +330,6 @@ def _table(
             )
         )
     return table
-
-
-def values_of_ranks(columns: Rows) -> dict[str, Floats]:
-    """Metrics of each row, by the place of its own item in its list.
-
-    HR@k = [p <= k], NDCG@k = [p <= k] / log2(1 + p), reciprocal rank = 1 / p, at place p (1 is best); all 0
-    where the item is not in the list.
-
-    Args:
-        columns: int64 `[R]`, p - 1; -1: it is not in the list.
-    """
-    found = columns >= 0
-    place = np.where(found, columns + 1, 1).astype(np.float64)
-    values = {f"hr@{k}": (found & (place <= k)).astype(np.float64) for k in HITS}
-    values |= {f"ndcg@{k}": np.where(found & (place <= k), 1.0 / np.log2(1.0 + place), 0.0) for k in GAINS}
-    values["mrr"] = np.where(found, 1.0 / place, 0.0)
-    return values
-
-
-def means(values: Mapping[str, Floats], rows: NDArray[np.bool_] | None = None) -> dict[str, float]:
-    """Means of metrics over all rows, or some; NaN over none."""
-    result = {}
-    for name, of_rows in values.items():
-        chosen = of_rows if rows is None else of_rows[rows]
-        result[name] = float(chosen.mean()) if len(chosen) else float("nan")
-    return result
 
 
 def is_tied(log: EventLog, rows: Rows) -> NDArray[np.bool_]:

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.queries import queries_of_rows
+from recllm.metrics import means, values_by_place
 from recllm.serving.opening import Fitted
 from recllm.systems.cascade import Cascade, fit, scored
 from recllm.systems.catalog import Excluded
 
-CUTOFFS = (1, 10, 50)
+HITS = (1, 10, 50)
 """Lengths of lists at which hit rates are measured."""
+GAINS = (10,)
+"""Lengths of lists at which NDCG is measured."""
 
 
 def fit_weights(
@@ -67,11 +70,8 @@ def fit_weights(
 
 
 def _figures(step: str, places: NDArray[np.int64], seconds: float) -> dict[str, float]:
-    figures = {}
-    for cutoff in CUTOFFS:
-        figures[f"{step}/hr@{cutoff}"] = float(((places >= 0) & (places < cutoff)).mean())
-    gain = np.where((places >= 0) & (places < 10), 1 / np.log2(2.0 + np.maximum(places, 0)), 0.0)
-    figures[f"{step}/ndcg@10"] = float(gain.mean())
+    measured = means(values_by_place(places, HITS, GAINS))
+    figures = {f"{step}/{name}": value for name, value in measured.items() if name != "mrr"}
     figures[f"{step}/ms"] = 1000 * seconds / max(1, len(places))
     return figures
 

@@ -9,9 +9,10 @@ import pytest
 
 from recllm.errors import StageError
 from recllm.evaluation import next as evaluation_next
-from recllm.evaluation.next import NextEvaluation, by_ties, is_tied, next_items, values_of_ranks
+from recllm.evaluation.next import GAINS, HITS, NextEvaluation, by_ties, is_tied, next_items
 from recllm.evaluation.tables import result_tables
 from recllm.eventlog.ids import FIRST_ID
+from recllm.metrics import values_by_place
 from recllm.systems.catalog import NO_ITEM
 from tests.systems.finished_demo import FinishedDemo
 from tests.systems.test_counting import EVENTS, make_log
@@ -47,7 +48,7 @@ def make_evaluation(tmp_path_factory, demo_log, demo_config, tiny_lm):
 
 
 def test_figures_of_places_by_hand():
-    values = values_of_ranks(np.array([0, 4, 9, 10, 99, 100, -1]))
+    values = values_by_place(np.array([0, 4, 9, 10, 99, 100, -1]), HITS, GAINS)
     assert values["hr@1"].tolist() == [1, 0, 0, 0, 0, 0, 0]
     assert values["hr@5"].tolist() == [1, 1, 0, 0, 0, 0, 0]
     assert values["hr@10"].tolist() == [1, 1, 1, 0, 0, 0, 0]
