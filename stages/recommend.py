@@ -21,9 +21,10 @@ import polars as pl
 from recllm import paths
 from recllm.config.request import parse
 from recllm.errors import ConfigError, StageError
+from recllm.eventlog.ids import FIRST_ID
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.graph import Plan
-from recllm.serving.batch import Options, recommend_file, score_file
+from recllm.serving.batch import ENDINGS, Options, recommend_file, scan, score_file
 from recllm.serving.bundle import write_bundle
 from recllm.serving.recommender import Recommender
 
@@ -78,11 +79,20 @@ def items(asked: dict[str, str], name: str) -> list[str] | None:
     if text is None:
         return None
     path = Path(text)
-    if path.suffix == ".parquet":
-        return pl.read_parquet(path)["item"].cast(pl.String).to_list()
-    if path.suffix == ".csv":
-        return pl.read_csv(path, infer_schema=False)["item"].to_list()
-    return [part.strip() for part in text.split(",")]
+    if path.suffix not in ENDINGS and not path.is_file():
+        return [part.strip() for part in text.split(",")]
+    table = scan(path)
+    columns = table.collect_schema().names()
+    if "item" not in columns:
+        raise ValueError(f"{name}={text} has columns {', '.join(columns)}; wanted one named item")
+    return table.select(pl.col("item").cast(pl.String)).collect()["item"].to_list()
+
+
+def say_unknown(recommender: Recommender, name: str, given: list[str] | None) -> None:
+    """Say how many of the items that were given are none of the log: they change nothing."""
+    unknown = int((recommender.maker.items.dense(given or []) < FIRST_ID).sum())
+    if unknown:
+        print(f"{name}: {unknown:,} of {len(given or []):,} items are not in the log")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -111,6 +121,8 @@ def main(arguments: Sequence[str]) -> int:
         settings = options(asked)
         folder = Path(asked["BUNDLE"]) if "BUNDLE" in asked else cascade_folder(choice)
         recommender = Recommender.load(folder)
+        say_unknown(recommender, "ITEMS", settings.items_to_recommend)
+        say_unknown(recommender, "EXCLUDE", settings.exclude)
         source, out = Path(asked[wanted]), Path(asked["OUT"])
         histories = Path(asked["HISTORIES"]) if "HISTORIES" in asked else None
         if command == "recommend":
@@ -119,7 +131,7 @@ def main(arguments: Sequence[str]) -> int:
             score_file(recommender, source, out, settings.time, histories)
         counted = ", ".join(f"{name} {count:,}" for name, count in recommender.counts.items() if count)
         print(counted)
-    except (ConfigError, StageError, ValueError, OSError) as error:
+    except (ConfigError, StageError, ValueError, OSError, pl.exceptions.PolarsError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

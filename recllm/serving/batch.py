@@ -139,9 +139,14 @@ def score_file(
 def _asked(recommender: Recommender, part: Part, time: Time | None, histories: Path | None) -> Asked:
     """What a part asks; problems of its inputs are told beside it."""
     own = part.histories
+    problems = dict(part.problems)
     if histories is not None:
+        if own is not None:
+            wanted = "the line has a history, and a file of histories is given; wanted one of the two"
+            for place in own["query"].unique().to_list():
+                problems.setdefault(place, wanted)
         users = part.table["user"]
-        events = _scan(histories)
+        events = scan(histories)
         names = pl.LazyFrame({"user": users.cast(pl.String)}).unique()
         events = events.with_columns(pl.col("user").cast(pl.String))
         own = events.join(names, on="user", how="semi").collect()
@@ -153,7 +158,7 @@ def _asked(recommender: Recommender, part: Part, time: Time | None, histories: P
         asked = Asked(asked.users, asked.seconds, own.sort("query", maintain_order=True), asked.problems)
     else:
         asked = recommender.ask(table, time, own, distinct=False)
-    asked.problems.update(part.problems)
+    asked.problems.update(problems)
     return asked
 
 
@@ -176,13 +181,11 @@ def _answer_file(
         if path.suffix not in ENDINGS:
             raise ValueError(f"{path} ends with {path.suffix!r}; wanted one of {', '.join(ENDINGS)}")
     total = count_inputs(source)
+    if not total:
+        raise ValueError(f"{source} has no line to answer; wanted one with {', '.join(columns)}")
     folder = out.with_name(f"{out.name}.parts")
-    facts = {
-        "made_of": digest(
-            [recommender.name, str(recommender.dataset), vars(options), _stamp(source), part_size]
-            + ([_stamp(histories)] if histories else [])
-        )
-    }
+    read = [_stamp(path) for path in (source, histories) if path is not None]
+    facts = {"made_of": digest([recommender.version, columns, vars(options), read, part_size])}
     failed = _resume(folder, facts)
     start = clock.monotonic()
     done = answered = sum(part["inputs"] for part in failed.values())
@@ -228,7 +231,7 @@ def _stamp(path: Path) -> list[Any]:
 # ---- reading
 
 
-def _scan(path: Path) -> pl.LazyFrame:
+def scan(path: Path) -> pl.LazyFrame:
     """A table of events or users; of CSV everything is text, as ids may be."""
     if path.suffix == ".parquet":
         return pl.scan_parquet(path)
@@ -244,7 +247,7 @@ def count_inputs(path: Path) -> int:
     if path.suffix == ".jsonl":
         with path.open("rb") as stream:
             return sum(1 for line in stream if line.strip())
-    return int(_scan(path).select(pl.len()).collect().item())
+    return int(scan(path).select(pl.len()).collect().item())
 
 
 def _parts(path: Path, columns: tuple[str, ...], size: int) -> Iterator[Part]:
@@ -252,7 +255,7 @@ def _parts(path: Path, columns: tuple[str, ...], size: int) -> Iterator[Part]:
     if path.suffix == ".jsonl":
         yield from _json_parts(path, columns, size)
         return
-    table = _scan(path)
+    table = scan(path)
     names = table.collect_schema().names()
     for name in columns:
         if name not in names:

@@ -18,7 +18,7 @@ from typing import Any
 from recllm import __version__, paths
 from recllm.errors import StageError
 from recllm.eventlog.log import ARRAYS, OPTIONAL_ARRAYS
-from recllm.files import now, write_json, write_text
+from recllm.files import digest, now, write_json, write_text
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.manifest import Manifest
 from recllm.pipeline.stage_file import Role
@@ -35,6 +35,14 @@ _LOG = {f"{name}.npy" for name in (*ARRAYS, *OPTIONAL_ARRAYS)} | {
     "items.parquet",
     "users.parquet",
 }
+
+
+def version_of(folder: Path) -> str:
+    """Hash of all that a bundle holds, or of what a finished cascade was made of."""
+    path = folder / paths.BUNDLE
+    if path.exists():
+        return digest(json.loads(path.read_text(encoding="utf-8"))["files"])
+    return digest((folder / paths.MANIFEST).read_text(encoding="utf-8"))
 
 
 def write_bundle(cascade: Finished, folder: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from recllm.eventlog.log import EventLog, Rows
 from recllm.eventlog.queries import Queries, QueryMaker
 from recllm.pipeline.finished import Finished
 from recllm.retrieval.vectors import normalize
-from recllm.serving.bundle import check_bundle
+from recllm.serving.bundle import check_bundle, version_of
 from recllm.serving.opening import Parts, open_finished
 from recllm.systems.cascade import Cascade, Lists
 from recllm.systems.catalog import NO_ITEM, CatalogScorer, Excluded
@@ -30,6 +30,8 @@ OnUnknown = Literal["popular", "error", "skip"]
 Ids = Sequence[Any] | NDArray[Any] | pl.Series
 Time = int | float | str | date | datetime
 
+LAST_SECOND = 253_402_300_799
+"""The last second of the year 9999."""
 BLOCK = 256
 """Users that are recommended to at once; bounds memory."""
 
@@ -171,13 +173,15 @@ class Recommender:
         parts: log and steps.
         name: of the folder, e.g. `cascade/reclora`.
         dataset: name of the data set.
+        version: hash of what it was made of: another model of the same name has another one.
     """
 
-    def __init__(self, parts: Parts, name: str, dataset: str) -> None:
+    def __init__(self, parts: Parts, name: str, dataset: str, version: str = "") -> None:
         """Reads ids and titles."""
         self.parts = parts
         self.name = name
         self.dataset = dataset
+        self.version = version
         self.log = parts.log
         self.cascade = parts.cascade
         self.maker = QueryMaker(parts.log)
@@ -203,7 +207,7 @@ class Recommender:
             stage = Finished.open(folder / check_bundle(folder, verify))
         else:
             stage = Finished.open(folder)
-        return cls(open_finished(stage), stage.name, stage.file.dataset)
+        return cls(open_finished(stage), stage.name, stage.file.dataset, version_of(folder))
 
     # ---- what users call
 
@@ -334,7 +338,7 @@ class Recommender:
             raise ValueError(f"k is {k}; wanted 1 to {most}, the other items that have a vector")
         tables = []
         size = max(1, (1 << 24) // len(vectors))
-        for low in range(0, len(dense), size):
+        for low in range(0, max(1, len(dense)), size):  # of no items too, for an empty table
             part = dense[low : low + size]
             score = vectors[part] @ vectors.T
             score[:, ~is_there] = -np.inf
@@ -710,28 +714,33 @@ def _column(table: pl.DataFrame, name: str, what: str) -> pl.Series:
     return table[name]
 
 
-def second_of(time: Time) -> int:
+def second_of(time: object) -> int:
     """A time as Unix seconds; a date begins at midnight UTC, as does text without a zone.
 
+    Args:
+        time: seconds, ISO text, or a date.
+
     Raises:
-        ValueError: the text is no time.
+        ValueError: it is no time, or one that is thousands of years away.
     """
-    if isinstance(time, int | float | np.integer | np.floating):
-        return int(time)
+    wanted = f"time={time!r}; wanted Unix seconds or ISO text, e.g. 2026-01-31T12:00"
     if isinstance(time, str):
-        if time.strip().lstrip("-").isdigit():
-            return int(time)
+        text = time.strip()
         try:
-            time = datetime.fromisoformat(time.strip())
+            time = int(text) if text.lstrip("-").isdigit() else datetime.fromisoformat(text)
         except ValueError:
-            raise ValueError(
-                f"time={time!r}; wanted Unix seconds or ISO text, e.g. 2026-01-31T12:00"
-            ) from None
-    if not isinstance(time, datetime):
+            raise ValueError(wanted) from None
+    if isinstance(time, date) and not isinstance(time, datetime):
         time = datetime(time.year, time.month, time.day)
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=UTC)
-    return int(time.timestamp())
+    if isinstance(time, datetime):
+        second = (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    elif isinstance(time, bool) or not isinstance(time, int | float | np.integer | np.floating):
+        raise ValueError(wanted)
+    else:
+        second = time if isinstance(time, int) else float(time)
+    if not -LAST_SECOND <= second <= LAST_SECOND:  # nor is a NaN
+        raise ValueError(f"time={time}; wanted a second before the year 10000")
+    return int(second)
 
 
 def _seconds(column: pl.Series) -> pl.Series:

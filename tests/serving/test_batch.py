@@ -7,6 +7,7 @@ import pytest
 
 from recllm.serving import batch
 from recllm.serving.batch import Options, recommend_file, score_file
+from recllm.serving.recommender import Recommender
 
 
 @pytest.fixture
@@ -120,6 +121,54 @@ def test_other_options_begin_anew(recommender, tmp_path, quiet):
     assert pl.read_csv(tmp_path / "out.csv").height == 1
 
 
+def test_another_model_of_the_same_name_begins_anew(recommender, tmp_path, monkeypatch, quiet):
+    (tmp_path / "users.csv").write_text("user\n1\n2\n")
+    arguments = (tmp_path / "users.csv", tmp_path / "out.csv", Options(k=1), None, quiet.append, 1)
+    remade = Recommender(recommender.parts, recommender.name, recommender.dataset, "remade")
+    assert recommender.version not in ("", "remade")
+    written = []
+    write = batch._write
+
+    def full_disk(path, *rest):
+        if path.name == "part-000001.csv" and len(written) == 1:
+            raise OSError(28, "No space left on device")
+        written.append(path.name)
+        write(path, *rest)
+
+    monkeypatch.setattr(batch, "_write", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        recommend_file(recommender, *arguments)
+    recommend_file(remade, *arguments)
+    assert written == ["part-000000.csv", "part-000000.csv", "part-000001.csv"]
+
+
+@pytest.mark.parametrize("time", ["[1]", "1e400", "1e30", '"1e3"', "true", "{}"])
+def test_a_time_that_is_none_spoils_its_own_line_only(recommender, tmp_path, quiet, time):
+    lines = [
+        f'{{"user": 1, "time": {time}}}',
+        f'{{"user": 2, "history": [{{"item": 5, "timestamp": {time}}}]}}',
+        '{"user": 3}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out.jsonl"
+    assert recommend_file(recommender, tmp_path / "in.jsonl", out, Options(k=1), None, quiet.append) == 2
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["error"] is None for answer in answers] == [False, False, True]
+
+
+def test_a_line_with_a_history_beside_a_file_of_them(recommender, tmp_path, quiet):
+    (tmp_path / "in.jsonl").write_text('{"user": 901, "history": [5]}\n{"user": 902}\n')
+    (tmp_path / "events.csv").write_text("user,item\n901,5\n902,6\n")
+    out = tmp_path / "out.jsonl"
+    failed = recommend_file(
+        recommender, tmp_path / "in.jsonl", out, Options(k=1), tmp_path / "events.csv", quiet.append
+    )
+    assert failed == 1
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert "wanted one of the two" in answers[0]["error"]
+    assert answers[1]["output"][0]["crm"] is not None
+
+
 def test_pairs_are_scored(recommender, tmp_path, quiet):
     (tmp_path / "pairs.csv").write_text("user,item\n1,5\n1,777777\n2,6\n")
     failed = score_file(recommender, tmp_path / "pairs.csv", tmp_path / "out.jsonl", None, None, quiet.append)
@@ -152,6 +201,7 @@ def test_histories_of_a_file(recommender, tmp_path, quiet):
         ("in.csv", "name\n1\n", "out.csv", "columns name; wanted one named user"),
         ("in.csv", "user\n1\n", "out.xls", "out.xls ends with '.xls'"),
         ("in.csv", None, "out.csv", "in.csv is not there"),
+        ("in.csv", "user\n", "out.parquet", "in.csv has no line to answer"),
     ],
 )
 def test_files_that_cannot_be_used(recommender, tmp_path, name, content, out, line):

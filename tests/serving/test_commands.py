@@ -25,6 +25,19 @@ def test_words_become_options(tmp_path):
     assert items({}, "ITEMS") is None
 
 
+def test_items_of_a_file(tmp_path):
+    (tmp_path / "seen.jsonl").write_text('{"item": 5}\n{"item": 7}\n')
+    (tmp_path / "seen.csv").write_text("item\n05\n")
+    (tmp_path / "names.csv").write_text("name\n5\n")
+    (tmp_path / "seen.txt").write_text("5\n")
+    assert items({"EXCLUDE": str(tmp_path / "seen.jsonl")}, "EXCLUDE") == ["5", "7"]
+    assert items({"EXCLUDE": str(tmp_path / "seen.csv")}, "EXCLUDE") == ["05"]
+    with pytest.raises(ValueError, match="columns name; wanted one named item"):
+        items({"EXCLUDE": str(tmp_path / "names.csv")}, "EXCLUDE")
+    with pytest.raises(ValueError, match=r"ends with '\.txt'"):
+        items({"EXCLUDE": str(tmp_path / "seen.txt")}, "EXCLUDE")
+
+
 @pytest.mark.parametrize(
     ("asked", "line"),
     [

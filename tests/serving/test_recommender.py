@@ -115,6 +115,9 @@ def test_similar_items(recommender):
     assert table["rank"].to_list() == [1, 2, 3] * 2
     assert (table["item"] != table["target_item"]).all()
     assert table["score"].is_between(-1.001, 1.001).all()
+    empty = recommender.similar_items([], k=3)
+    assert empty.is_empty()
+    assert empty.columns == table.columns
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, WithJsonSchema
 
-from recllm.serving.recommender import second_of
+from recllm.serving.recommender import LAST_SECOND, second_of
 
 LARGEST_ID = 2**63 - 1
 LARGEST_FLOAT = 2**53
 """Up to it every whole number is a float of its own."""
 LONGEST_ID = 200
 LONGEST_TIME = 40
-LAST_SECOND = 253_402_300_799
-"""The last second of the year 9999."""
 
 
 def _whole(value: object) -> object:
@@ -60,13 +58,12 @@ def _second(value: object) -> int:
         raise ValueError(wanted)
     if isinstance(value, str) and len(value) > LONGEST_TIME:
         raise ValueError(wanted)
-    try:
-        second = second_of(value)
-    except (OverflowError, ValueError):
-        raise ValueError(wanted) from None
-    if not -LAST_SECOND <= second <= LAST_SECOND:
+    if isinstance(value, int) and not -LAST_SECOND <= value <= LAST_SECOND:
         raise ValueError("wanted a second before the year 10000")
-    return second
+    try:
+        return second_of(value)
+    except ValueError:
+        raise ValueError(wanted) from None
 
 
 def _time_schema(earliest: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import polars as pl
 from recllm import __version__, paths
 from recllm.eventlog.ids import FIRST_ID
 from recllm.eventlog.queries import last_second
-from recllm.files import digest, now
+from recllm.files import now
 from recllm.serving.recommender import Recommender
 
 LENGTH = 12
@@ -57,12 +57,8 @@ class Served:
         path = folder / paths.BUNDLE
         made = None
         if path.exists():
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            made = facts.get("made")
-            bundle = digest(facts["files"])
-        else:
-            bundle = digest((folder / paths.MANIFEST).read_text(encoding="utf-8"))
-        served = cls(recommender, bundle[:LENGTH], made, now())
+            made = json.loads(path.read_text(encoding="utf-8")).get("made")
+        served = cls(recommender, recommender.version[:LENGTH], made, now())
         served.warm()
         return served
 

@@ -125,7 +125,7 @@ class Service:
             served = await asyncio.to_thread(self._load)
         except Exception as error:
             line = f"it cannot be loaded ({type(error).__name__})"
-            if isinstance(error, StageError | ConfigError | OSError):
+            if isinstance(error, StageError | ConfigError | OSError | ValueError):
                 line = " ".join(str(error).split())
             self.metrics.reloads.labels("refused").inc()
             tell("bundle refused", level=logging.ERROR, error=error, reason=line)
