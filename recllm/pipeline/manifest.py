@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from recllm.errors import StageError
 from recllm.files import digest, write_json
 from recllm.paths import MANIFEST, repository
 
@@ -128,13 +129,11 @@ class Manifest:
         """Read `manifest.json` of a finished stage, or a manifest of another name.
 
         Raises:
-            FileNotFoundError: where the stage is not finished.
+            StageError: the stage is not finished.
         """
         path = folder / name
         if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is missing, so that stage is not finished; run its make target first"
-            )
+            raise StageError(f"{path} is missing, so that stage is not finished; run its make target first")
         return cls(**json.loads(path.read_text()))
 
     def missing_output(self, folder: Path) -> str | None:

@@ -80,7 +80,7 @@ def gate_sections(stages: Iterable[Finished], missing: list[str]) -> list[GateSe
             continue
         try:
             folder = stage.parent(Role.LOG).folder
-        except (StageError, FileNotFoundError) as error:
+        except StageError as error:
             missing.append(f"What the gate of {stage.name} does cannot be told: {error}")
             continue
         if folder not in logs:

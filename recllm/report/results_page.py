@@ -327,6 +327,15 @@ BLOCKS = {
         next_item("catalog"),
         heading="Industrial and Scientific, 4,533 test rows",
     ),
+    "industrial-next-known": Block(
+        "minionerec-industrial",
+        "next",
+        "test/all/any",
+        lines(CATALOG.replace("popularity-7-days ", "") + " retriever"),
+        next_item("catalog"),
+        variant="events.path-train_known.csv",
+        heading="without the guessed rows, 4,533 test rows",
+    ),
     "industrial-next-lm": Block(
         "minionerec-industrial",
         "next",

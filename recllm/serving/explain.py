@@ -308,6 +308,9 @@ class _Asked:
         if whole.problems:
             raise ValueError(whole.problems[0])
         start, end = (int(bound[0]) for bound in whole.all_events())
+        log = whole.log
+        columns = [column[start:end] for column in (log.item, log.timestamp, log.rating, log.label)]
+        self.whole = np.stack([np.asarray(column, np.int64) for column in columns], 1)
         for place in self.removed:
             if not 0 <= place < end - start:
                 raise ValueError(f"event {place} is removed; wanted 0 to {end - start - 1}, the history's")
@@ -318,9 +321,12 @@ class _Asked:
     def changed(self, change: Change) -> _Asked:
         """The same with one event more or less."""
         history = self.history
+        removed = self.removed
         if change.add is not None:
             history = change.add if history is None else pl.concat([history, change.add], how="diagonal")
-        removed = self.removed
+            added = _added_place(self, _Asked(self.recommender, self.user, history, self.time, []))
+            if added is not None:  # it may be dated, and stand before events that were removed
+                removed = [place + (place >= added) for place in removed]
         if change.remove is not None:
             if change.remove in removed:
                 raise ValueError(f"event {change.remove} is removed already; wanted another")
@@ -502,9 +508,19 @@ def _changed_event(change: Change, before: _Asked, after: _Asked) -> Event | Non
     if change.remove is not None:
         place = int(np.searchsorted(before.places, change.remove))
         return before.events(np.array([before.start + place]))[0]
-    if len(after.places) == len(before.places):
+    added = _added_place(before, after)
+    if added is None:
         return None
-    return after.events(np.array([after.end - 1]))[0]
+    return after.events(np.array([after.start + int(np.searchsorted(after.places, added))]))[0]
+
+
+def _added_place(before: _Asked, after: _Asked) -> int | None:
+    """Place of the event that `before` lacks among all events of `after`; None: it lacks none."""
+    length = len(before.whole)
+    if len(after.whole) == length:
+        return None
+    differs = np.flatnonzero((after.whole[:length] != before.whole).any(1))
+    return int(differs[0]) if len(differs) else length
 
 
 def _over_modules(alpha: torch.Tensor) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from recllm.errors import StageError
 from recllm.files import digest, write_json
 from recllm.pipeline import manifest
 from recllm.pipeline.manifest import Manifest, describe_outputs
@@ -59,7 +60,7 @@ def test_a_manifest_comes_back_and_has_the_designed_keys(tmp_path):
     made = finished(tmp_path, "stage1/sim")
     assert Manifest.read(tmp_path / "stage1/sim") == made
     assert set(DESIGNED) <= set(json.loads((tmp_path / "stage1/sim/manifest.json").read_text()))
-    with pytest.raises(FileNotFoundError, match="not finished"):
+    with pytest.raises(StageError, match="not finished"):
         Manifest.read(tmp_path / "stage1")
 
 

@@ -92,6 +92,23 @@ def test_an_added_event_is_one_of_the_request(recommender):
     assert explain(recommender, 1, added, removed=[event.place], k=6) == alone
 
 
+def test_an_added_event_may_be_dated_before_removed_ones(recommender):
+    log = recommender.log
+    (dense,) = recommender.maker.users.dense([1])
+    first = int(log.offsets[dense])
+    removed = explain(recommender, 1, most=7).length - 2
+    item = recommender.maker.items.external(log.item[first + removed : first + removed + 1])[0]
+    added = pl.DataFrame({"item": [20], "rating": [5.0], "timestamp": [int(log.timestamp[first]) - 10]})
+    before = explain(recommender, 1, removed=[removed], most=100)
+    changed = explain(recommender, 1, removed=[removed], change=Change(add=added), most=100)
+    assert (changed.effect.event.item, changed.effect.event.place) == (20, 0)
+    kept = [(event.item, event.second) for event in before.history[-20:]]
+    assert [(event.item, event.second) for event in changed.history[-20:]] == kept
+    assert (item, int(log.timestamp[first + removed])) not in kept
+    places = [event.place + 1 for event in before.history[-20:]]
+    assert [event.place for event in changed.history[-20:]] == places
+
+
 def test_an_item_that_is_not_known_changes_nothing(recommender):
     unknown = pl.DataFrame({"item": [999_999], "rating": [5.0]})
     changed = explain(recommender, 1, change=Change(add=unknown), k=4)
