@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import faiss
@@ -323,6 +324,9 @@ def vectors_of_folds(
     """
     folds = int(fold.max()) + 1
 
+    vectors = np.empty((0, 0, 0), np.float32)
+    allocating = Lock()
+
     def make(left: int) -> Vectors:
         met = None
         if config.vectors in ("cooccurrence", "both"):
@@ -330,14 +334,23 @@ def vectors_of_folds(
             met = cooccurrence_vectors(log, config.svd_dim, config.seed, without, config.metric)
         return item_vectors(config.vectors, text, met, config.content_weight, config.metric)
 
-    vectors = []
+    def fill(left: int) -> None:
+        nonlocal vectors
+        part = make(left)
+        if folds == 1:
+            vectors = part[None]
+            return
+        with allocating:  # whichever part is made first tells how wide all are
+            if not len(vectors):
+                vectors = np.empty((folds, *part.shape), np.float32)
+        vectors[left] = part
+
     threads = torch.get_num_threads()
     try:
         # Half of the work is NumPy's, which has one thread; torch must not split its half again.
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for done, part in enumerate(pool.map(make, range(folds)), 1):
-                vectors.append(part)
+            for done, _ in enumerate(pool.map(fill, range(folds)), 1):
                 on_fold(done)
     finally:
         torch.set_num_threads(threads)
-    return np.stack(vectors)
+    return vectors

@@ -1,5 +1,7 @@
 """Item vectors: hand arithmetic, the split's boundary, PCA, and the LM's masked mean."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from recllm.retrieval.vectors import (
     normalize,
     scale,
     user_folds,
+    vectors_of_folds,
 )
 
 SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -288,6 +291,43 @@ def test_cooccurrence_without_a_fold_knows_nothing_of_its_users(write_log):
     moved = [cooccurrence_vectors(x, 5, without=fold == 1) for x in (log, changed)]
     assert (kept[0] == kept[1]).all()
     assert np.abs(moved[0] - moved[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["lm", "cooccurrence", "both"])
+@pytest.mark.parametrize("folds", [1, 3])
+def test_vectors_of_all_folds_are_those_of_each(write_log, kind, folds):
+    rng = np.random.default_rng(0)
+    log = write_log([list(2 + rng.permutation(20)[:8]) for _ in range(30)], 22)
+    config = RetrievalConfig(vectors=kind, svd_dim=4)
+    fold = user_folds(log.n_users, folds)
+    text = None if kind == "cooccurrence" else normalize(rng.normal(size=(22, 3)).astype(np.float32))
+    done = []
+    found = vectors_of_folds(log, config, fold, text, done.append)
+    parts = []
+    for number in range(folds):
+        without = fold == number if folds > 1 else None
+        met = None if kind == "lm" else cooccurrence_vectors(log, 4, config.seed, without, config.metric)
+        parts.append(item_vectors(kind, text, met, config.content_weight, config.metric))
+    np.testing.assert_allclose(found, np.stack(parts), rtol=1e-5, atol=1e-6)  # threads may move a last bit
+    assert found.dtype == np.float32
+    assert done == [*range(1, folds + 1)]
+
+
+def test_vectors_of_all_folds_stand_in_memory_once(monkeypatch):
+    def drawn(log, svd_dim, seed, without, metric):
+        left = int(np.flatnonzero(without)[0])
+        return np.random.default_rng(left).normal(size=(4000, 2 * svd_dim)).astype(np.float32)
+
+    monkeypatch.setattr("recllm.retrieval.vectors.cooccurrence_vectors", drawn)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)  # one part in the making
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    config = RetrievalConfig(vectors="cooccurrence", svd_dim=32)
+    tracemalloc.start()
+    found = vectors_of_folds(None, config, np.arange(16), None)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.shape == (16, 4000, 64)  # 16 MB; a part and what it is made of take four of one
+    assert peak < 1.5 * found.nbytes
 
 
 def test_the_log_says_how_many_groups_of_users_there_are():
