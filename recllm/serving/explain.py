@@ -21,7 +21,6 @@ from recllm.reclora.model import RecLoraModel
 from recllm.serving.recommender import Recommender, seen
 from recllm.systems.cascade import Lists
 from recllm.systems.catalog import NO_ITEM
-from recllm.systems.catalog_counting import CatalogPopularity
 
 NEAREST = 10
 """Events that are shown as the nearest to an item, where no language model says how many it reads."""
@@ -370,7 +369,7 @@ class _Walk:
         exclude = seen(queries)
         cascade = recommender.cascade
         if self.is_popular:
-            items, scores = CatalogPopularity(recommender.log).best(queries.log, queries.rows, k, exclude)
+            items, scores = recommender.popularity.best(queries.log, queries.rows, k, exclude)
             self.lists = [Lists(items, scores.astype(np.float64), {})]
             self.names = ["popularity"]
             return

@@ -188,7 +188,7 @@ class Recommender:
         self.counts: Counter[str] = Counter()
         items = pl.read_parquet(parts.log.folder / "items.parquet")
         self.item_titles = items["title"] if "title" in items.columns else None
-        self._popular = CatalogPopularity(parts.log)
+        self.popularity = CatalogPopularity(parts.log)
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> Recommender:
@@ -325,7 +325,7 @@ class Recommender:
         if (dense < FIRST_ID).any():
             first = int(np.flatnonzero(dense < FIRST_ID)[0])
             raise ValueError(f"item {given[first]!r} is not in the log; wanted one of its items")
-        vectors = self._unit_vectors()
+        vectors = self._unit_vectors
         is_there: NDArray[np.bool_] = np.asarray(vectors.any(1), np.bool_)
         is_there[:FIRST_ID] = False
         if not is_there[dense].all():
@@ -493,7 +493,7 @@ class Recommender:
             without = queries.lengths == 0
             first = filters.restrict(self.cascade.first, low, len(queries))
             cascade = replace(self.cascade, first=first)
-            popular = filters.restrict(self._popular, low, len(queries))
+            popular = filters.restrict(self.popularity, low, len(queries))
             lists = self._empty_lists(len(queries), longest)
             for scorer, which in ((cascade, ~without), (popular, without)):
                 chosen = np.flatnonzero(which & ~is_left_out)
@@ -661,6 +661,7 @@ class Recommender:
     def _title_column(self, items: NDArray[np.integer]) -> dict[str, pl.Series]:
         return {} if self.item_titles is None else {"title": self.item_titles[np.asarray(items, np.int64)]}
 
+    @cached_property
     def _unit_vectors(self) -> NDArray[np.float32]:
         """Item vectors of length 1, `[n_items, d]`; zero where there is none."""
         if self.parts.retriever is not None:
