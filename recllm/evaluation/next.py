@@ -275,10 +275,14 @@ def _cascaded(evaluation: NextEvaluation, rows: Rows, answers: dict[System, Answ
 
 
 def _milliseconds(cascade: CascadeSystem, rows: Rows, before: Lists) -> float:
-    """Time a row of an LM's step, on a few rows of which nothing is kept."""
-    few = slice(min(TIMED_ROWS, len(rows)))
-    lists = before.items[few, : cascade.reranker.depth]
-    return cascade.system.milliseconds(rows[few], lists)
+    """Time a row of an LM's step, on a few rows with the longest lists, of which nothing is kept."""
+    lists = before.items[:, : cascade.reranker.depth]
+    lengths = (lists != NO_ITEM).sum(axis=1)
+    longest = int(lengths.max(initial=0))
+    if longest == 0:
+        return 0.0  # nothing is scored
+    few = np.flatnonzero(lengths == longest)[:TIMED_ROWS]
+    return cascade.system.milliseconds(rows[few], lists[few, :longest])
 
 
 def _table(

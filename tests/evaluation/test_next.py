@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,22 @@ SMALL = {
     "baselines": BASELINES,
 }
 WITH_LMS = ("evaluate", "TASK=next", "CRM=retriever sim", "SYSTEM=lora reclora s-dpo-k7")
+
+
+@pytest.mark.parametrize(
+    ("lists", "rows", "timed"),
+    [
+        ([[5, 6, 7], [5, NO_ITEM, NO_ITEM], [8, 9, 5]], [10, 12], [[5, 6], [8, 9]]),
+        ([[5, NO_ITEM, NO_ITEM], [6, NO_ITEM, NO_ITEM]], [10, 11], [[5], [6]]),
+    ],
+)
+def test_an_lm_is_timed_on_items_alone(lists, rows, timed):
+    asked = []
+    system = SimpleNamespace(milliseconds=lambda *given: asked.extend(given) or 1.0)
+    cascade = SimpleNamespace(reranker=SimpleNamespace(depth=2), system=system)
+    before = SimpleNamespace(items=np.array(lists, np.int32))
+    assert evaluation_next._milliseconds(cascade, np.arange(10, 10 + len(lists)), before) == 1.0
+    assert [part.tolist() for part in asked] == [rows, timed]
 
 
 @pytest.fixture(scope="module")
