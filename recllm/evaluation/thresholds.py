@@ -28,6 +28,8 @@ class Threshold:
         seeds: whose figures count.
         candidates: see `task`; None: there are none.
         variant: see `task`; None: all is the default.
+        k: number of rejected candidates in training; None: any, where one line has the rest.
+        lm: the language model; None: likewise.
     """
 
     dataset: str
@@ -40,20 +42,44 @@ class Threshold:
     seeds: tuple[int, ...]
     candidates: str | None = None
     variant: str | None = None
+    k: int | None = None
+    lm: str | None = None
 
     @property
     def name(self) -> str:
         """What it is about, as a line says it."""
-        parts = (self.task, self.row_set, self.candidates, self.variant, self.system, self.metric)
+        k = None if self.k is None else f"k={self.k}"
+        parts = (
+            self.task,
+            self.row_set,
+            self.candidates,
+            self.variant,
+            self.lm,
+            self.system,
+            k,
+            self.metric,
+        )
         return " ".join(part for part in parts if part)
 
     def row(self, rows: Iterable[ResultRow]) -> ResultRow | None:
-        """The line that it is about; None: nobody measured it."""
+        """The line that it is about; None: nobody measured it.
+
+        Raises:
+            StageError: several lines are meant, which differ by k or LM.
+        """
         table = (self.task, self.variant or "", self.row_set, self.candidates or "")
-        for row in rows:
-            if row.table == table and row.system == self.system:
-                return row
-        return None
+        meant = [
+            row
+            for row in rows
+            if row.table == table
+            and row.system == self.system
+            and self.k in (None, row.k)
+            and self.lm in (None, row.lm)
+        ]
+        if len(meant) > 1:
+            there = ", ".join(f"k={row.k} lm={row.lm}" for row in meant)
+            raise StageError(f"{self.name} means {len(meant)} lines ({there}); wanted one: say k or lm too")
+        return meant[0] if meant else None
 
 
 def read_thresholds(path: Path, dataset: str) -> list[Threshold]:
@@ -68,7 +94,7 @@ def read_thresholds(path: Path, dataset: str) -> list[Threshold]:
     """
     entries = json.loads(path.read_text())
     known = {field.name for field in fields(Threshold)}
-    optional = {"candidates", "variant"}
+    optional = {"candidates", "variant", "k", "lm"}
     for number, entry in enumerate(entries):
         wrong = sorted((set(entry) - known) | (known - optional - set(entry)))
         if wrong:

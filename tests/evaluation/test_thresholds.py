@@ -33,6 +33,16 @@ def wanted(**keys):
     return Threshold(**WANTED | {"seeds": (0, 1)} | keys)
 
 
+def test_of_lines_that_differ_by_k_or_lm_the_one_that_is_said_counts():
+    rows = [measured(0.9, 0.9, k=1, lm="a"), measured(0.5, 0.5, k=4, lm="a"), measured(0.7, 0.7, k=4, lm="b")]
+    with pytest.raises(StageError, match=r"means 3 lines .*; wanted one: say k or lm too"):
+        hold(wanted(), rows)
+    assert wanted(k=1).row(rows) is rows[0]
+    assert wanted(lm="b").row(rows) is rows[2]
+    assert wanted(k=4, lm="a").row(rows) is rows[1]
+    assert wanted(k=2).row(rows) is None
+
+
 @pytest.mark.parametrize(
     ("figures", "is_met"),
     [
