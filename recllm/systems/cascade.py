@@ -57,7 +57,7 @@ class CrmStep:
         name: of the step.
     """
 
-    def __init__(self, crm: Crm, name: str = "crm") -> None:
+    def __init__(self, crm: Crm, name: str) -> None:
         """See the class."""
         self.crm = crm
         self.name = name
@@ -296,6 +296,12 @@ def above_cut(
     return [np.where(there, step[:, :depth], -np.inf) for step in steps.values()]
 
 
+def _names(before: CatalogScorer | CascadeSystem, step: Step) -> list[str]:
+    """Name of each step of a cascade that ends with `step`."""
+    first = before.names if isinstance(before, CascadeSystem) else [before.name]
+    return [*first, step.name]
+
+
 class CascadeSystem(System):
     """A cascade up to one of its steps, as a line of the table.
 
@@ -311,7 +317,7 @@ class CascadeSystem(System):
 
     def __init__(self, before: CatalogScorer | CascadeSystem, step: Step, system: System, depth: int) -> None:
         """See the class; it is fitted before it is asked."""
-        super().__init__(f"{before.name}+{step.name}", made_by=system.made_by, lm=system.lm, k=system.k)
+        super().__init__("+".join(_names(before, step)), made_by=system.made_by, lm=system.lm, k=system.k)
         self.before = before
         self.system = system
         self.reranker = Reranker(step, depth)
@@ -327,12 +333,16 @@ class CascadeSystem(System):
         return self.before.retriever if isinstance(self.before, CascadeSystem) else self.before
 
     @property
+    def names(self) -> list[str]:
+        """Name of each step, the first one first."""
+        return _names(self.before, self.reranker.step)
+
+    @property
     def weights(self) -> dict[str, float]:
         """Name of each step -> how much its score weighs; empty before it is fitted."""
         if self.reranker.weights is None:
             return {}
-        names = [self.retriever.name, *self.name.removeprefix(f"{self.retriever.name}+").split("+")]
-        return dict(zip(names, self.reranker.weights.tolist(), strict=True))
+        return dict(zip(self.names, self.reranker.weights.tolist(), strict=True))
 
     def fit(self, rows: LogRows, before: Lists, own: NDArray[np.integer]) -> Lists:
         """Fit the weights; what the cascade recommends for these rows.
