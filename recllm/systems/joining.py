@@ -108,9 +108,7 @@ def join(scores: Sequence[NDArray[np.floating]], weights: NDArray[np.floating]) 
     return joined
 
 
-def reorder(
-    joined: NDArray[np.floating], length: int, ids: NDArray[np.integer] | None = None
-) -> NDArray[np.intp]:
+def reorder(joined: NDArray[np.floating], length: int, ids: NDArray[np.integer]) -> NDArray[np.intp]:
     """Where the items of a list come to stand when its first ones are ordered anew.
 
     Items below the cut keep their order, behind those above.
@@ -118,16 +116,12 @@ def reorder(
     Args:
         joined: `[R, M]`, the joined scores of the first M items of each list.
         length: of the lists, M or more.
-        ids: `[R, M]`, of these items: of equal scores the smaller id comes first; None: they keep their
-            order.
+        ids: `[R, M]`, of these items: of equal scores the smaller id comes first.
 
     Returns:
         `[R, length]`, the former place of the item at each new place.
     """
     n_rows, n_above = joined.shape
     places = np.tile(np.arange(length), (n_rows, 1))
-    if ids is None:
-        places[:, :n_above] = np.argsort(-joined, axis=1, kind="stable")
-    else:
-        places[:, :n_above] = np.lexsort((ids, -joined), axis=1)
+    places[:, :n_above] = np.lexsort((ids, -joined), axis=1)
     return places

@@ -73,4 +73,5 @@ def test_joined_scores_by_hand():
 
 def test_what_is_below_the_cut_keeps_its_order_behind_what_is_above():
     joined = np.array([[0.1, 0.9, 0.5], [1.0, 1.0, NEVER]])
-    assert reorder(joined, 5).tolist() == [[1, 2, 0, 3, 4], [0, 1, 2, 3, 4]]
+    ids = np.array([[7, 8, 9], [8, 7, 9]])
+    assert reorder(joined, 5, ids).tolist() == [[1, 2, 0, 3, 4], [1, 0, 2, 3, 4]]
