@@ -187,6 +187,7 @@ def _answer_file(
     read = [_stamp(path) for path in (source, histories) if path is not None]
     facts = {"made_of": digest([recommender.version, columns, vars(options), read, part_size])}
     failed = _resume(folder, facts)
+    recommender.counts.clear()
     start = clock.monotonic()
     done = answered = sum(part["inputs"] for part in failed.values())
     for number, part in enumerate(_parts(source, columns, part_size)):
@@ -308,7 +309,7 @@ def _json_part(lines: list[str], columns: tuple[str, ...], seen: set[str]) -> Pa
     for place, line in enumerate(lines):
         try:
             content = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             content = line.rstrip("\n")
             problems[place] = f"the line is no JSON ({error})"
         given.append(content)
@@ -363,7 +364,7 @@ def _json_events(history: Any, place: int, problems: dict[int, str]) -> list[dic
                     "timestamp": None if at is None else second_of(at),
                 }
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):  # the last: more digits than a float has
             problems.setdefault(place, f"event {json.dumps(event)} of the history cannot be read")
             return []
     return events

@@ -167,7 +167,7 @@ class Recommender:
     """Recommends items of a catalog to users: `Recommender.load(folder)`, then `recommend`.
 
     `counts` says of the last call how many users, histories and lists were what: unknown, without history,
-    shorter than k, and so on.
+    shorter than k, and so on; of a file that a call went on with, of the parts that it answered.
 
     Args:
         parts: log and steps.

@@ -156,6 +156,19 @@ def test_a_time_that_is_none_spoils_its_own_line_only(recommender, tmp_path, qui
     assert [answer["error"] is None for answer in answers] == [False, False, True]
 
 
+def test_numbers_and_nesting_beyond_measure_spoil_their_own_line_only(recommender, tmp_path, quiet):
+    lines = [
+        f'{{"user": 1, "history": [{{"item": 5, "rating": {"9" * 400}}}]}}',
+        "[" * 100_000,
+        '{"user": 3}',
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out.jsonl"
+    assert recommend_file(recommender, tmp_path / "in.jsonl", out, Options(k=1), None, quiet.append) == 2
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["error"] is None for answer in answers] == [False, False, True]
+
+
 def test_a_line_with_a_history_beside_a_file_of_them(recommender, tmp_path, quiet):
     (tmp_path / "in.jsonl").write_text('{"user": 901, "history": [5]}\n{"user": 902}\n')
     (tmp_path / "events.csv").write_text("user,item\n901,5\n902,6\n")

@@ -164,7 +164,7 @@ def evaluated(recommender, cascades, tmp_path):
     open_lm = OpenLm(run, parts.log, parts.retrieval, [CrmSystem("gate", gate)])
     lm = TunedLm("lm", UntunedLm(open_lm), tuned)
     sim = Crm.open(stage.parent(Role.CRM), parts.log, parts.retrieval, run.cache)
-    return [(CrmStep(sim), CrmSystem("sim", sim)), (SystemStep(lm), lm)]
+    return [(CrmStep(sim, "crm"), CrmSystem("sim", sim)), (SystemStep(lm), lm)]
 
 
 def test_rows_and_queries_have_the_same_lists_and_scores(recommender, evaluated):
