@@ -24,7 +24,7 @@ from recllm.errors import ConfigError, StageError
 from recllm.eventlog.ids import FIRST_ID
 from recllm.pipeline.finished import Finished
 from recllm.pipeline.graph import Plan
-from recllm.serving.batch import ENDINGS, Options, recommend_file, scan, score_file
+from recllm.serving.batch import ENDINGS, Options, reading, recommend_file, scan, score_file
 from recllm.serving.bundle import write_bundle
 from recllm.serving.recommender import Recommender
 
@@ -81,11 +81,12 @@ def items(asked: dict[str, str], name: str) -> list[str] | None:
     path = Path(text)
     if path.suffix not in ENDINGS and not path.is_file():
         return [part.strip() for part in text.split(",")]
-    table = scan(path)
-    columns = table.collect_schema().names()
-    if "item" not in columns:
-        raise ValueError(f"{name}={text} has columns {', '.join(columns)}; wanted one named item")
-    return table.select(pl.col("item").cast(pl.String)).collect()["item"].to_list()
+    with reading(path):
+        table = scan(path)
+        columns = table.collect_schema().names()
+        if "item" not in columns:
+            raise ValueError(f"{name}={text} has columns {', '.join(columns)}; wanted one named item")
+        return table.select(pl.col("item").cast(pl.String)).collect()["item"].to_list()
 
 
 def say_unknown(recommender: Recommender, name: str, given: list[str] | None) -> None:

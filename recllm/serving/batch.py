@@ -14,6 +14,7 @@ import json
 import shutil
 import time as clock
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,8 @@ def _asked(recommender: Recommender, part: Part, time: Time | None, histories: P
         events = scan(histories)
         names = pl.LazyFrame({"user": users.cast(pl.String)}).unique()
         events = events.with_columns(pl.col("user").cast(pl.String))
-        own = events.join(names, on="user", how="semi").collect()
+        with reading(histories):
+            own = events.join(names, on="user", how="semi").collect()
     table = part.table
     if time is not None and "time" in table.columns:
         raise ValueError("time is given, and a column time as well; wanted one of the two")
@@ -243,12 +245,27 @@ def scan(path: Path) -> pl.LazyFrame:
     raise ValueError(f"{path} ends with {path.suffix!r}; wanted one of {', '.join(ENDINGS)}")
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tell which file cannot be read.
+
+    Raises:
+        ValueError: within, a file's content is not what its name says.
+    """
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        why = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read ({why}); wanted a whole {path.suffix} file") from error
+
+
 def count_inputs(path: Path) -> int:
     """Lines of a table, or of JSON."""
     if path.suffix == ".jsonl":
         with path.open("rb") as stream:
             return sum(1 for line in stream if line.strip())
-    return int(scan(path).select(pl.len()).collect().item())
+    with reading(path):
+        return int(scan(path).select(pl.len()).collect().item())
 
 
 def _parts(path: Path, columns: tuple[str, ...], size: int) -> Iterator[Part]:

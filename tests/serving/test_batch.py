@@ -215,6 +215,7 @@ def test_histories_of_a_file(recommender, tmp_path, quiet):
         ("in.csv", "user\n1\n", "out.xls", "out.xls ends with '.xls'"),
         ("in.csv", None, "out.csv", "in.csv is not there"),
         ("in.csv", "user\n", "out.parquet", "in.csv has no line to answer"),
+        ("in.parquet", "user\n1\n", "out.csv", "in.parquet cannot be read"),
     ],
 )
 def test_files_that_cannot_be_used(recommender, tmp_path, name, content, out, line):
