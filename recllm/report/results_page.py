@@ -286,7 +286,11 @@ BLOCKS = {
         "ml-1m",
         "next",
         "test/all/any",
-        lines(CATALOG + " als retriever"),
+        [
+            *lines(CATALOG + " als"),
+            Line("sasrec-rectools", "RecTools' SASRec, one seed"),
+            Line("retriever"),
+        ],
         next_item("unseen", untied=True),
         variant="leave-one-out",
         heading="MovieLens-1M, leave-one-out, 6,040 test rows",
