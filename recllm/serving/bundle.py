@@ -176,11 +176,11 @@ def _sha256(path: Path) -> str:
 
 
 def model_card(cascade: Finished, stages: Iterable[Finished]) -> str:
-    """A page about the bundle: data, steps, figures, licence, use."""
+    """A page about the bundle: data, steps, figures, license, use."""
     by_stage = {stage.name: stage for stage in stages}
     log = next(stage for stage in by_stage.values() if stage.file.stage in LOGS).manifest.metrics
     chosen = cascade.file.parents.get(Role.CHOSEN)
-    licence = next(
+    license = next(
         (stage.config.stage2.license for stage in by_stage.values() if stage.file.stage == "stage2"), ""
     )
     lines = [
@@ -213,7 +213,7 @@ def model_card(cascade: Finished, stages: Iterable[Finished]) -> str:
     for stage in by_stage.values():
         manifest: Manifest = stage.manifest
         lines.append(f"| {stage.name} | {manifest.commit} | {manifest.finished[:19].replace('T', ' ')} |")
-    lines += ["", "## Licence", "", licence or "Not stated (`stage2.license`).", ""]
+    lines += ["", "## License", "", license or "Not stated (`stage2.license`).", ""]
     return "\n".join(lines)
 
 
