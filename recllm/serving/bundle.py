@@ -80,15 +80,27 @@ def write_bundle(cascade: Finished, folder: Path) -> dict[str, Any]:
             "files": files,
         }
         write_json(making / paths.BUNDLE, facts)
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.replace(old)
-        making.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(making, folder)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return facts
+
+
+def put_in_place(making: Path, folder: Path) -> None:
+    """Put a whole folder where another one may stand, which neither an error nor a kill loses."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # killed between the two moves
+        old.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.replace(old)
+    try:
+        making.replace(folder)
+    except OSError:
+        if old.exists():
+            old.replace(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_bundle(folder: Path, verify: bool = True) -> str:

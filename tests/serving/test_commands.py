@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from recllm.errors import ConfigError
-from recllm.serving.bundle import write_bundle
+from recllm.serving.bundle import put_in_place, write_bundle
 from stages.recommend import items, main, options
 
 
@@ -68,6 +68,25 @@ def test_a_bundle_answers_files(cascades, tmp_path, capsys):
     (bundle / "log" / "item.npy").unlink()
     assert main(["recommend", *words]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_bundle_that_was_there_outlives_errors_and_kills(tmp_path):
+    folder = tmp_path / "sim"
+    folder.mkdir()
+    (folder / "version").write_text("first")
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "not made", folder)
+    assert (folder / "version").read_text() == "first"
+    folder.replace(tmp_path / ".sim.old")  # as a kill between the two moves leaves it
+    with pytest.raises(FileNotFoundError):
+        put_in_place(tmp_path / "not made", folder)
+    assert (folder / "version").read_text() == "first"
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "version").write_text("second")
+    put_in_place(made, folder)
+    assert (folder / "version").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["sim"]
 
 
 def test_where_a_cascade_lies(capsys):
