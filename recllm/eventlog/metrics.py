@@ -75,7 +75,8 @@ def measure(
 def _shown_in_histories(log: EventLog) -> dict[str, Any]:
     """Shares of the events whose label their rating does not tell, or that have none, and what shows it."""
     events = slice(log.n_events)
-    code, label = log.rating[events], log.label[events]
+    code = log.rating[events]
+    label = log.label[events]
     levels = len(log.meta["rating_levels"])
     is_rated = (code > 0) & (code <= levels)
     liked, disliked = (

@@ -195,10 +195,12 @@ def against(other: str, candidates: str | None = None, further: bool = False) ->
         if further and row.paired_with == other:
             return ""
         if row.paired_with == other and row.delta is not None:
-            delta, bounds = row.delta, row.interval95
+            delta = row.delta
+            bounds = row.interval95
             p = p_values([entry.get("p_value") for entry in row.seeds])
         elif other in row.against:
-            delta, bounds = row.against[other]["delta"], row.against[other]["interval95"]
+            delta = row.against[other]["delta"]
+            bounds = row.against[other]["interval95"]
             p = p_values([entry["against"][other]["p_value"] for entry in row.seeds])
         else:
             return ""

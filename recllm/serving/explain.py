@@ -323,14 +323,21 @@ class _Asked:
         removed = self.removed
         if change.add is not None:
             history = change.add if history is None else pl.concat([history, change.add], how="diagonal")
-            added = _added_place(self, _Asked(self.recommender, self.user, history, self.time, []))
-            if added is not None:  # it may be dated, and stand before events that were removed
-                removed = [place + (place >= added) for place in removed]
+            removed = self._removed_of(history)
         if change.remove is not None:
             if change.remove in removed:
                 raise ValueError(f"event {change.remove} is removed already; wanted another")
             removed = [*removed, change.remove]
         return _Asked(self.recommender, self.user, history, self.time, removed)
+
+    def _removed_of(self, history: pl.DataFrame) -> list[int]:
+        """The removed places in a history with one event more, which may be dated and stand before them."""
+        if not self.removed:
+            return []
+        added = _added_place(self, _Asked(self.recommender, self.user, history, self.time, []))
+        if added is None:
+            return self.removed
+        return [place + (place >= added) for place in self.removed]
 
     def events(
         self, rows: NDArray[np.integer], similarity: NDArray[np.floating] | None = None

@@ -16,6 +16,16 @@ def quiet():
     return lines
 
 
+def answers_to(recommender, folder, lines):
+    """What each of some JSON lines is answered, one item a list."""
+    (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
+    out = folder / "out.jsonl"
+    failed = recommend_file(recommender, folder / "in.jsonl", out, Options(k=1), None, lambda line: None)
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert failed == sum(answer["error"] is not None for answer in answers)
+    return answers
+
+
 def test_parquet_in_and_out(recommender, tmp_path, quiet):
     users = [1, 2, 3, 4, 5]
     pl.DataFrame({"user": users}).write_parquet(tmp_path / "users.parquet")
@@ -143,29 +153,23 @@ def test_another_model_of_the_same_name_begins_anew(recommender, tmp_path, monke
 
 
 @pytest.mark.parametrize("time", ["[1]", "1e400", "1e30", '"1e3"', "true", "{}"])
-def test_a_time_that_is_none_spoils_its_own_line_only(recommender, tmp_path, quiet, time):
+def test_a_time_that_is_none_spoils_its_own_line_only(recommender, tmp_path, time):
     lines = [
         f'{{"user": 1, "time": {time}}}',
         f'{{"user": 2, "history": [{{"item": 5, "timestamp": {time}}}]}}',
         '{"user": 3}',
     ]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
-    out = tmp_path / "out.jsonl"
-    assert recommend_file(recommender, tmp_path / "in.jsonl", out, Options(k=1), None, quiet.append) == 2
-    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    answers = answers_to(recommender, tmp_path, lines)
     assert [answer["error"] is None for answer in answers] == [False, False, True]
 
 
-def test_numbers_and_nesting_beyond_measure_spoil_their_own_line_only(recommender, tmp_path, quiet):
+def test_numbers_and_nesting_beyond_measure_spoil_their_own_line_only(recommender, tmp_path):
     lines = [
         f'{{"user": 1, "history": [{{"item": 5, "rating": {"9" * 400}}}]}}',
         "[" * 100_000,
         '{"user": 3}',
     ]
-    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
-    out = tmp_path / "out.jsonl"
-    assert recommend_file(recommender, tmp_path / "in.jsonl", out, Options(k=1), None, quiet.append) == 2
-    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    answers = answers_to(recommender, tmp_path, lines)
     assert [answer["error"] is None for answer in answers] == [False, False, True]
 
 
